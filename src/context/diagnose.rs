@@ -1,0 +1,182 @@
+//! Pure: what one exit means.
+
+use std::time::Duration;
+
+use crate::error::{Captured, Cause, RawFrame, ResourceUsage, Status, Traceback};
+use crate::sys::process::{Exit, ExitStatus};
+use crate::sys::signal::Signal;
+use crate::wire::slot::{FaultRecord, State};
+
+/// What is known about the end of a worker besides its exit status.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence {
+    /// How far it had come; a report that turned out to be damaged counts as not written.
+    pub(super) state: State,
+    pub(super) overflowed: bool,
+    /// Kills for want of memory that the kernel counted since the start.
+    pub(super) oom_kills: u64,
+    /// The last signal that the program sent it through its context.
+    pub(super) sent_by_program: Option<Signal>,
+    /// The strongest signal that the teardown sent it.
+    pub(super) sent_by_teardown: Option<Signal>,
+}
+
+/// In one word how it ended, and what probably ended it.
+pub(super) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status, Option<Cause>) {
+    let status = match (evidence.state, exit) {
+        (State::Raised, _) => Status::Raised,
+        (State::Returned, None | Some(ExitStatus::Code(0))) => Status::Succeeded,
+        (_, None) => Status::Lost,
+        (_, Some(ExitStatus::Code(code))) => Status::Exited { code },
+        (_, Some(ExitStatus::Signal { signal, core_dumped })) => Status::Signaled { signal, core_dumped },
+    };
+    (status, cause(status, evidence))
+}
+
+fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
+    let signal = match status {
+        Status::Signaled { signal, .. } => Some(signal),
+        Status::Exited { .. } | Status::Lost => None,
+        _ => return None,
+    };
+    if signal.is_some() && signal == evidence.sent_by_program {
+        return Some(Cause::SignalledByLauncher);
+    }
+    if signal.is_some() && signal == evidence.sent_by_teardown {
+        return None;
+    }
+    if signal == Some(Signal::KILL) && evidence.oom_kills > 0 {
+        return Some(Cause::OutOfMemory { kills: evidence.oom_kills });
+    }
+    if evidence.overflowed {
+        return Some(Cause::StackOverflow);
+    }
+    match (evidence.state, signal) {
+        (State::Empty, Some(Signal::KILL | Signal::TERM)) => None,
+        (State::Empty, _) => Some(Cause::NeverReachedInit),
+        (State::Refused, _) => Some(Cause::CouldNotBegin),
+        (State::Reporting, _) => Some(Cause::ReportCutShort),
+        (State::Returned, _) => Some(Cause::FailedAfterReturning),
+        (State::Running, None) => Some(Cause::ExitedBeforeReturning),
+        (State::Begun | State::Running | State::Raised, _) => None,
+    }
+}
+
+/// How near to the stack pointer the failing address of a stack overflow lies: a frame touches its pages in
+/// order, from the last one that was there.
+const PROBE_REACH: u64 = 64 * 1024;
+
+/// Whether the fault was a step over the end of the stack.
+pub(super) fn is_stack_overflow(fault: &FaultRecord) -> bool {
+    fault.signal == Signal::SEGV && fault.address != 0 && fault.address.abs_diff(fault.stack) <= PROBE_REACH
+}
+
+/// Where a fatal signal met the worker.
+pub(super) fn traceback_of(fault: &FaultRecord) -> Traceback {
+    let frames = fault.frames.iter().map(|&address| RawFrame::new(address, &fault.modules));
+    Traceback::new(Captured::Addresses(frames.collect()))
+}
+
+/// What a worker had used. A child's count of its peak begins with its launcher's (`floor_kib`), since exec
+/// passes that on; below it only the worker's own count is true.
+pub(super) fn usage(exit: Option<Exit>, own_peak_kib: u64, floor_kib: u64) -> ResourceUsage {
+    let from_kernel = exit.map(|exit| exit.max_rss_kib).filter(|&kib| kib > floor_kib);
+    let from_worker = (own_peak_kib > 0).then_some(own_peak_kib);
+    ResourceUsage {
+        user: exit.map_or(Duration::ZERO, |exit| exit.user),
+        system: exit.map_or(Duration::ZERO, |exit| exit.system),
+        peak_memory: from_kernel.or(from_worker).map(|kib| kib * 1024),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Evidence = Evidence {
+        state: State::Running,
+        overflowed: false,
+        oom_kills: 0,
+        sent_by_program: None,
+        sent_by_teardown: None,
+    };
+
+    fn killed(signal: Signal) -> Option<ExitStatus> {
+        Some(ExitStatus::Signal { signal, core_dumped: false })
+    }
+
+    fn cause_of(exit: Option<ExitStatus>, evidence: Evidence) -> Option<Cause> {
+        diagnose(exit, &evidence).1
+    }
+
+    #[test]
+    fn success_needs_a_result_and_exit_zero() {
+        let in_state = |state, code| diagnose(Some(ExitStatus::Code(code)), &Evidence { state, ..PLAIN });
+        assert_eq!(in_state(State::Returned, 0), (Status::Succeeded, None));
+        assert_eq!(
+            in_state(State::Returned, 3),
+            (Status::Exited { code: 3 }, Some(Cause::FailedAfterReturning))
+        );
+        assert_eq!(
+            in_state(State::Running, 0),
+            (Status::Exited { code: 0 }, Some(Cause::ExitedBeforeReturning))
+        );
+        assert_eq!(in_state(State::Empty, 0), (Status::Exited { code: 0 }, Some(Cause::NeverReachedInit)));
+        assert_eq!(in_state(State::Refused, 70), (Status::Exited { code: 70 }, Some(Cause::CouldNotBegin)));
+    }
+
+    #[test]
+    fn whole_error_report_wins_over_the_exit_status() {
+        let raised = Evidence { state: State::Raised, ..PLAIN };
+        assert_eq!(diagnose(killed(Signal::KILL), &raised), (Status::Raised, None));
+    }
+
+    #[test]
+    fn report_cut_short_and_lost_status_are_told() {
+        let reporting = Evidence { state: State::Reporting, ..PLAIN };
+        assert_eq!(cause_of(killed(Signal::KILL), reporting), Some(Cause::ReportCutShort));
+        assert_eq!(diagnose(None, &PLAIN).0, Status::Lost);
+        assert_eq!(diagnose(None, &Evidence { state: State::Returned, ..PLAIN }).0, Status::Succeeded);
+    }
+
+    #[test]
+    fn kill_is_for_memory_only_when_the_kernel_counted_and_nobody_sent_it() {
+        let counted = Evidence { oom_kills: 2, ..PLAIN };
+        assert_eq!(cause_of(killed(Signal::KILL), counted), Some(Cause::OutOfMemory { kills: 2 }));
+        assert_eq!(cause_of(killed(Signal::TERM), counted), None);
+        assert_eq!(cause_of(killed(Signal::KILL), PLAIN), None);
+        let ours = Evidence { sent_by_teardown: Some(Signal::KILL), ..counted };
+        assert_eq!(cause_of(killed(Signal::KILL), ours), None);
+        let program = Evidence { sent_by_program: Some(Signal::KILL), ..counted };
+        assert_eq!(cause_of(killed(Signal::KILL), program), Some(Cause::SignalledByLauncher));
+    }
+
+    #[test]
+    fn stack_overflow_is_a_fault_beside_the_stack_pointer() {
+        let fault = |address, stack| FaultRecord {
+            signal: Signal::SEGV,
+            address,
+            stack,
+            frames: vec![],
+            modules: vec![],
+        };
+        assert!(is_stack_overflow(&fault(0x7fff_0000_0ff8, 0x7fff_0000_1000)));
+        assert!(!is_stack_overflow(&fault(0, 0x7fff_0000_1000)));
+        assert!(!is_stack_overflow(&fault(0x5555_0000_0000, 0x7fff_0000_1000)));
+    }
+
+    #[test]
+    fn peak_memory_below_the_launchers_is_the_workers_own() {
+        let exit = |max_rss_kib| {
+            Some(Exit {
+                status: ExitStatus::Code(0),
+                user: Duration::ZERO,
+                system: Duration::ZERO,
+                max_rss_kib,
+            })
+        };
+        assert_eq!(usage(exit(900), 70, 500).peak_memory, Some(900 * 1024));
+        assert_eq!(usage(exit(500), 70, 500).peak_memory, Some(70 * 1024));
+        assert_eq!(usage(exit(500), 0, 500).peak_memory, None);
+    }
+}

@@ -1,0 +1,184 @@
+//! `ProcessContext`: the user's handle on the workers of one call.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::crew::{Crew, Progress};
+use crate::error::{Error, Outcome, Status};
+use crate::sys::clock::Moment;
+use crate::sys::signal::Signal;
+use crate::wire::codec;
+
+/// N workers that run one function, whose results are of type `R`.
+///
+/// It watches them while one of its methods runs; nothing happens behind the program's back. When a worker
+/// fails, the next call that joins ends the others: after the grace period if one is set, by SIGTERM, and by
+/// SIGKILL when that does not help.
+///
+/// Dropping it ends its workers: SIGTERM, the grace period (30 s without one), SIGKILL; or SIGKILL at once if
+/// they are daemons, or while the thread panics. [`detach`](Self::detach) is the way to leave them alone.
+///
+/// It is `Send` and `Sync`, and its descriptor ([`AsFd`]) is readable when a worker has ended, or when a teardown
+/// that is under way has its next deadline: then call [`join_timeout`](Self::join_timeout) with zero.
+#[must_use = "dropping it ends its workers"]
+pub struct ProcessContext<R> {
+    crew: Crew,
+    results: PhantomData<fn() -> R>,
+}
+
+/// The name by which torch once called it.
+#[deprecated(note = "renamed to ProcessContext")]
+pub type SpawnContext<R> = ProcessContext<R>;
+
+impl<R> ProcessContext<R> {
+    pub(super) fn new(crew: Crew) -> Self {
+        Self { crew, results: PhantomData }
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn nprocs(&self) -> usize {
+        self.crew.nprocs()
+    }
+
+    /// Their processes, by rank, also of those that have ended.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.crew.pids()
+    }
+
+    /// Waits at most `timeout`: true when all workers have succeeded, false when something still runs. Zero asks
+    /// without waiting.
+    ///
+    /// It never takes longer than `timeout`, also while workers are being ended after a failure: it says false
+    /// then, until the last of them is gone, and returns the error after that.
+    ///
+    /// # Errors
+    /// The failure that happened first in time. Asking again gives the same one.
+    pub fn join_timeout(&mut self, timeout: Duration) -> Result<bool, Error> {
+        let deadline = Moment::now().checked_add(timeout);
+        self.wait(deadline).map(|progress| progress == Progress::Finished)
+    }
+
+    fn wait(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
+        let progress = self.crew.wait(deadline)?;
+        self.crew.failure().map_or(Ok(progress), Err)
+    }
+
+    /// How a worker is now. This looks who has ended, but ends nobody.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`].
+    pub fn status(&mut self, rank: usize) -> Result<Status, Error> {
+        self.crew.look()?;
+        self.crew.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
+    }
+
+    /// How every worker ended or that it still runs, by rank. This looks who has ended, but ends nobody.
+    ///
+    /// # Errors
+    /// When the system refuses to tell.
+    pub fn outcomes(&mut self) -> Result<Vec<Outcome>, Error> {
+        self.crew.look()?;
+        Ok(self.crew.outcomes())
+    }
+
+    /// Sends a signal to a worker; to one that has ended it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`], or [`Error::Signal`] when the system refuses.
+    pub fn signal(&mut self, rank: usize, signal: Signal) -> Result<(), Error> {
+        self.crew.signal(rank, signal)
+    }
+
+    /// Sends SIGTERM to all workers that run.
+    ///
+    /// # Errors
+    /// [`Error::Signal`] when the system refuses.
+    pub fn terminate(&mut self) -> Result<(), Error> {
+        self.signal_all(Signal::TERM)
+    }
+
+    /// Sends SIGKILL to all workers that run.
+    ///
+    /// # Errors
+    /// [`Error::Signal`] when the system refuses.
+    pub fn kill(&mut self) -> Result<(), Error> {
+        self.signal_all(Signal::KILL)
+    }
+
+    fn signal_all(&mut self, signal: Signal) -> Result<(), Error> {
+        self.crew.look()?;
+        (0..self.nprocs()).try_for_each(|rank| self.signal(rank, signal))
+    }
+
+    /// Leaves the workers alone: they go on until they end by themselves, or until this process does. A thread
+    /// reaps them, so that no zombie is left.
+    ///
+    /// # Errors
+    /// When that thread cannot be created; the workers are ended then.
+    pub fn detach(self) -> Result<(), Error> {
+        let crew = self.crew;
+        // Nobody is there to hear of an error; the children's own drop reaps them then.
+        let outlast = move || drop(crew.outlast());
+        let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(outlast);
+        thread.map(drop).map_err(Error::system("create the thread that reaps detached workers"))
+    }
+}
+
+impl<R: DeserializeOwned> ProcessContext<R> {
+    /// Waits until all workers have succeeded, and returns their results by rank.
+    ///
+    /// # Errors
+    /// The failure that happened first in time, after all other workers were ended.
+    pub fn join(mut self) -> Result<Vec<R>, Error> {
+        self.wait(None)?;
+        self.into_results()
+    }
+
+    /// The results by rank, when [`join_timeout`](Self::join_timeout) has said true.
+    ///
+    /// # Errors
+    /// [`Error::StillRunning`] when it has not; the workers are ended then, as by any drop. The first failure, if
+    /// there was one.
+    pub fn into_results(mut self) -> Result<Vec<R>, Error> {
+        if self.wait(Some(Moment::now()))? == Progress::Running {
+            return Err(Error::StillRunning { running: self.crew.running(), nprocs: self.nprocs() });
+        }
+        (0..self.nprocs())
+            .map(|rank| {
+                self.result(rank)?.ok_or_else(|| Error::Result { rank, reason: "there is none".into() })
+            })
+            .collect()
+    }
+
+    /// What a rank returned, also when others have failed; `None` when it has not succeeded, or not yet.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`], or [`Error::Result`] when the result cannot be read.
+    pub fn result(&self, rank: usize) -> Result<Option<R>, Error> {
+        let Some(bytes) = self.crew.result(rank)? else { return Ok(None) };
+        codec::decode(&bytes, Vec::new()).map(Some).map_err(|reason| Error::Result { rank, reason })
+    }
+}
+
+impl<R> AsFd for ProcessContext<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.crew.as_fd()
+    }
+}
+
+impl<R> fmt::Debug for ProcessContext<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { crew, results: _ } = self;
+        f.debug_struct("ProcessContext")
+            .field("pids", &crew.pids())
+            .field("running", &crew.running())
+            .finish()
+    }
+}

@@ -1,0 +1,21 @@
+//! N workers that run one function.
+//!
+//! - `options`: what can be chosen
+//! - `start`: check, build the jobs, start them
+//! - `crew`: the workers of one context, watched, ended and reaped
+//! - `diagnose`: pure: what one exit means
+//! - `verdict`: pure: which failure came first
+//! - `join`: `ProcessContext`, the user's handle
+
+mod crew;
+mod diagnose;
+mod join;
+mod options;
+mod start;
+mod verdict;
+
+pub use join::ProcessContext;
+#[expect(deprecated, reason = "the old name is exported for those who know it")]
+pub use join::SpawnContext;
+pub use options::Options;
+pub use start::{spawn, start_processes, start_processes_with};

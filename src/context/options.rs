@@ -1,0 +1,152 @@
+//! What can be chosen when workers are started.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::start::StartMethod;
+use crate::sys::signal::Signal;
+use crate::wire::names::WORKER;
+
+/// How many workers to start, and how.
+///
+/// ```
+/// use std::time::Duration;
+/// use phalanx::{Options, StartMethod};
+///
+/// let options = Options::new(4)
+///     .start_method(StartMethod::Spawn)
+///     .name("train")
+///     .env("OMP_NUM_THREADS", "1")
+///     .grace_period(Duration::from_secs(5));
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Options {
+    pub(super) nprocs: usize,
+    pub(super) method: StartMethod,
+    pub(super) daemon: bool,
+    pub(super) grace: Option<Duration>,
+    pub(super) death_signal: Option<Signal>,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) name: Option<String>,
+}
+
+impl Options {
+    /// `nprocs` workers, started by [`StartMethod::Spawn`], which die with their launcher. None at all is fine.
+    pub fn new(nprocs: usize) -> Self {
+        Self {
+            nprocs,
+            method: StartMethod::default(),
+            daemon: false,
+            grace: None,
+            death_signal: Some(Signal::KILL),
+            environment: Vec::new(),
+            name: None,
+        }
+    }
+
+    /// How the workers come to be.
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Whether dropping the context kills its workers at once, instead of asking by SIGTERM first.
+    pub fn daemon(mut self, daemon: bool) -> Self {
+        self.daemon = daemon;
+        self
+    }
+
+    /// How long the others have after a failure: so long to end by themselves, then SIGTERM, then as long again,
+    /// then SIGKILL. Without it SIGTERM comes at once, and SIGKILL after 30 s.
+    pub fn grace_period(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
+    /// The signal that the kernel sends the workers when the launcher dies; SIGKILL unless this says otherwise.
+    /// With `None` they outlive it.
+    pub fn death_signal(mut self, signal: Option<Signal>) -> Self {
+        self.death_signal = signal;
+        self
+    }
+
+    /// Sets a variable in the workers' environment. The last value of a key counts.
+    pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let key = key.into();
+        self.environment.retain(|(known, _)| *known != key);
+        self.environment.push((key, value.into()));
+        self
+    }
+
+    /// The job's name: a worker's comm name is the name and its rank, such as `train:3`, of which the kernel
+    /// keeps 15 bytes. Without it, the executable's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
+        for (key, value) in &self.environment {
+            let reason = if bad_key(key) {
+                "an environment variable's name must not be empty, nor have '=' or NUL in it"
+            } else if value.contains('\0') {
+                "an environment variable's value must not have NUL in it"
+            } else if key == WORKER {
+                "this environment variable is the library's own"
+            } else {
+                continue;
+            };
+            return Err(Error::InvalidOption(format!("env({key:?}, {value:?}): {reason}")));
+        }
+        match &self.name {
+            Some(name) if name.contains('\0') => {
+                Err(Error::InvalidOption(format!("name({name:?}): a name must not have NUL in it")))
+            }
+            _ if self.nprocs > MAX_WORKERS => Err(Error::InvalidOption(format!(
+                "{} workers are more than the kernel can have processes ({MAX_WORKERS})",
+                self.nprocs
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn job_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| {
+            let own = std::env::current_exe().ok();
+            let name = own.as_deref().and_then(std::path::Path::file_name);
+            name.map_or_else(|| "worker".to_owned(), |name| name.to_string_lossy().into_owned())
+        })
+    }
+}
+
+/// PID_MAX_LIMIT of 64-bit Linux (proc_sys_kernel(5)).
+const MAX_WORKERS: usize = 1 << 22;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_refuses_what_cannot_be_passed_on() {
+        for bad in [
+            Options::new(1).env("", "x"),
+            Options::new(1).env("A=B", "x"),
+            Options::new(1).env("A", "x\0"),
+            Options::new(1).env(WORKER, "x"),
+            Options::new(1).name("a\0b"),
+            Options::new(usize::MAX),
+        ] {
+            assert!(matches!(bad.check(), Err(Error::InvalidOption(_))), "{bad:?}");
+        }
+        assert!(Options::new(0).env("A", "").name("ä").check().is_ok());
+    }
+
+    #[test]
+    fn env_last_value_counts() {
+        let options = Options::new(1).env("A", "1").env("B", "2").env("A", "3");
+        assert_eq!(options.environment, [("B".into(), "2".into()), ("A".into(), "3".into())]);
+    }
+}

@@ -1,0 +1,186 @@
+//! Check, build the jobs, start them.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::crew::Crew;
+use super::join::ProcessContext;
+use super::options::Options;
+use crate::error::Error;
+use crate::start::{self, Group, StartMethod};
+use crate::sys::image::Image;
+use crate::sys::{memory, process, signal};
+use crate::wire::codec;
+use crate::wire::job::JobFile;
+use crate::wire::message::Job;
+use crate::worker::entry::{self, Entry};
+
+/// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
+///
+/// `f` is a plain function or a closure that captures nothing: another process does not have the variables of
+/// this one, so what `f` needs goes into `args`. They travel in a compact format: a type must read exactly what
+/// it writes, which serde's `flatten`, `untagged`, internally tagged and `skip_serializing_if` do not. Tensors
+/// in `args` are shared, not copied.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// fn work(rank: usize, scale: f64) -> anyhow::Result<f64> {
+///     Ok(rank as f64 * scale)
+/// }
+///
+/// # fn run() -> Result<(), phalanx::Error> {
+/// let results = phalanx::spawn(work, 0.5, 4)?;
+/// assert_eq!(results, [0.0, 0.5, 1.0, 1.5]);
+/// # Ok(())
+/// # }
+/// # fn main() { run().unwrap() }
+/// ```
+///
+/// A closure that captures is refused when it is compiled:
+///
+/// ```compile_fail
+/// let scale = 0.5;
+/// phalanx::spawn(move |rank, _: ()| anyhow::Ok(rank as f64 * scale), (), 4);
+/// ```
+///
+/// # Errors
+/// The failure that happened first in time, as [`Error::ProcessRaised`] or [`Error::ProcessExited`], after all
+/// other workers were ended; or why they could not be started, when none is left either.
+pub fn spawn<F, A, R, E>(f: F, args: A, nprocs: usize) -> Result<Vec<R>, Error>
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+    E: Into<anyhow::Error>,
+{
+    start_processes(f, args, Options::new(nprocs))?.join()
+}
+
+/// Starts workers that run `f(rank, args)`, and returns the handle to watch and join them by.
+///
+/// Either all of them start or none is left.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use std::time::Duration;
+/// use phalanx::{Options, start_processes};
+///
+/// fn work(rank: usize, name: String) -> anyhow::Result<String> {
+///     Ok(format!("{name} {rank}"))
+/// }
+///
+/// # fn run() -> Result<(), phalanx::Error> {
+/// let mut context = start_processes(work, "rank".to_owned(), Options::new(2))?;
+/// while !context.join_timeout(Duration::from_millis(100))? {
+///     println!("still running: {:?}", context.pids());
+/// }
+/// assert_eq!(context.into_results()?, ["rank 0", "rank 1"]);
+/// # Ok(())
+/// # }
+/// # fn main() { run().unwrap() }
+/// ```
+///
+/// # Errors
+/// When the workers cannot be started: see [`Error`].
+pub fn start_processes<F, A, R, E>(f: F, args: A, options: Options) -> Result<ProcessContext<R>, Error>
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+    E: Into<anyhow::Error>,
+{
+    let _ = f;
+    let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
+    // One job for all: the arguments are serialised once.
+    let jobs = if options.nprocs == 0 { Vec::new() } else { vec![builder.build(0, &args)?] };
+    launch(jobs, options)
+}
+
+/// As [`start_processes`], with arguments of its own for each rank.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Options, start_processes_with};
+///
+/// fn work(_rank: usize, part: Vec<u64>) -> anyhow::Result<u64> {
+///     Ok(part.iter().sum())
+/// }
+///
+/// # fn run() -> Result<(), phalanx::Error> {
+/// let part = |rank: usize| (0..4).map(|i| (4 * rank + i) as u64).collect();
+/// let sums = start_processes_with(work, part, Options::new(2))?.join()?;
+/// assert_eq!(sums, [6, 22]);
+/// # Ok(())
+/// # }
+/// # fn main() { run().unwrap() }
+/// ```
+///
+/// # Errors
+/// As [`start_processes`].
+pub fn start_processes_with<F, A, R, E>(
+    f: F,
+    args: impl FnMut(usize) -> A,
+    options: Options,
+) -> Result<ProcessContext<R>, Error>
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+    E: Into<anyhow::Error>,
+{
+    let _ = f;
+    let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
+    let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build(rank, &args));
+    let jobs = jobs.collect::<Result<_, _>>()?;
+    launch(jobs, options)
+}
+
+/// Makes the jobs of one function.
+struct JobBuilder {
+    nprocs: usize,
+    job: Job,
+}
+
+impl JobBuilder {
+    /// Checks all that can be checked before anything is started.
+    fn new(entry: &'static Entry, options: &Options) -> Result<Self, Error> {
+        options.check()?;
+        start::check_init(options.method != StartMethod::Fork)?;
+        if options.method == StartMethod::ForkServer {
+            return Err(Error::Unsupported(options.method));
+        }
+        if signal::children_are_reaped_by_kernel()
+            .map_err(Error::system("ask for the disposition of SIGCHLD"))?
+        {
+            return Err(Error::SigchldIgnored);
+        }
+        let image = Image::main().map_err(Error::system("identify this executable"))?;
+        let job = Job {
+            image: image.id().to_vec(),
+            entry: entry.offset(image)?,
+            function: entry.name().to_owned(),
+            name: options.job_name(),
+            storages: Vec::new(),
+        };
+        Ok(Self { nprocs: options.nprocs, job })
+    }
+
+    fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
+        let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
+        JobFile::new(&self.job, encoded).map_err(|source| Error::Start {
+            rank,
+            nprocs: self.nprocs,
+            call: "writing the job (memfd_create)",
+            limit: None,
+            source,
+        })
+    }
+}
+
+fn launch<R>(jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
+    // Before the start, so that what happens during it counts.
+    let baseline = (memory::oom_kills(), process::max_rss_kib());
+    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
+    let children = start::start_all(Group { method, nprocs, jobs, environment, death_signal })?;
+    Ok(ProcessContext::new(Crew::new(children, daemon, grace, baseline)?))
+}

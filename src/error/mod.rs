@@ -1,0 +1,225 @@
+//! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
+
+mod exceptions;
+mod outcome;
+mod raised;
+mod traceback;
+
+use std::io;
+
+pub(crate) use exceptions::Story;
+pub use exceptions::{ProcessExitedException, ProcessRaisedException};
+pub(crate) use outcome::Ended;
+pub use outcome::{Cause, Outcome, ResourceUsage, Status};
+pub(crate) use raised::Raised;
+pub use raised::RaisedError;
+pub(crate) use traceback::{Captured, RawFrame};
+pub use traceback::{Frame, Traceback};
+
+use crate::sys::signal::Signal;
+
+/// Everything that a call of this crate can fail with.
+///
+/// The first two are failures of the workers' own code; the rest say what the library was doing to what.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A worker's function returned `Err` or panicked.
+    #[error(transparent)]
+    ProcessRaised(Box<ProcessRaisedException>),
+
+    /// A worker ended without handing in a result or an error.
+    #[error(transparent)]
+    ProcessExited(Box<ProcessExitedException>),
+
+    /// [`init`](crate::init) has not run in this process, so a worker could not find its function.
+    #[error(
+        "phalanx::init() has not run in this process: call it first in main, on the main thread, or put \
+         `phalanx::auto_init!();` into a test crate (pid {pid})"
+    )]
+    InitNotCalled {
+        /// This process.
+        pid: u32,
+    },
+
+    /// This process was itself started as a worker, but [`init`](crate::init) has not run in it: without this
+    /// error it would start workers of its own, and they theirs, for ever.
+    #[error(
+        "this process (pid {pid}) was started as a phalanx worker, but came here without phalanx::init(): call it \
+         first in main, before anything else, or put `phalanx::auto_init!();` into a test crate"
+    )]
+    InitSkipped {
+        /// This process.
+        pid: u32,
+    },
+
+    /// The function does not lie in the executable, but in a shared object, where a worker would not find it.
+    #[error(
+        "`{function}` does not lie in the executable: functions of shared objects cannot be run in workers"
+    )]
+    FunctionElsewhere {
+        /// Its name as the compiler has it.
+        function: &'static str,
+    },
+
+    /// An option has a value that cannot be used.
+    #[error("cannot start workers: {0}")]
+    InvalidOption(String),
+
+    /// A start method that this version does not have.
+    #[error("the start method {0:?} is not there yet: use StartMethod::Spawn")]
+    Unsupported(crate::StartMethod),
+
+    /// `Fork` was asked for in a process that has other threads, whose locks the child would inherit locked.
+    #[error(
+        "cannot fork: this process has {threads} threads, and a fork copies only one of them; use StartMethod::Spawn"
+    )]
+    ForkWithThreads {
+        /// How many threads there are, this one included.
+        threads: usize,
+    },
+
+    /// SIGCHLD is ignored (or has SA_NOCLDWAIT), so the kernel would throw the workers' exit statuses away.
+    #[error(
+        "cannot supervise workers: SIGCHLD is ignored in this process, so the kernel discards exit statuses; set it to SIG_DFL"
+    )]
+    SigchldIgnored,
+
+    /// The arguments of a rank could not be serialised. No worker was started.
+    #[error("cannot serialise the arguments of rank {rank}: {reason}")]
+    Arguments {
+        /// Whose arguments.
+        rank: usize,
+        /// What serde or the type said.
+        reason: String,
+    },
+
+    /// A rank could not be started. Those before it are dead and reaped.
+    #[error("cannot start rank {rank} of {nprocs}: {call}: {source}{}", .limit.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Start {
+        /// The first that failed.
+        rank: usize,
+        /// How many were asked for.
+        nprocs: usize,
+        /// What was being done.
+        call: &'static str,
+        /// The limit that it probably met, with its numbers.
+        limit: Option<String>,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// A rank ended well, but what it returned could not be read back.
+    #[error("cannot read the result of rank {rank}: {reason}")]
+    Result {
+        /// Whose result.
+        rank: usize,
+        /// What was wrong with it.
+        reason: String,
+    },
+
+    /// Results were asked for before all workers had ended.
+    #[error("{running} of {nprocs} workers still run: join them before taking their results")]
+    StillRunning {
+        /// How many.
+        running: usize,
+        /// Of how many.
+        nprocs: usize,
+    },
+
+    /// There is no such rank.
+    #[error("there is no rank {rank}: this context has {nprocs} workers")]
+    NoSuchRank {
+        /// The number that was given.
+        rank: usize,
+        /// How many there are, counted from zero.
+        nprocs: usize,
+    },
+
+    /// A signal could not be sent.
+    #[error("cannot send {signal} to rank {rank} (pid {pid}): {source}")]
+    Signal {
+        /// Which signal.
+        signal: Signal,
+        /// To whom.
+        rank: usize,
+        /// Its process.
+        pid: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// Shared memory could not be had, or an access to it was out of its bounds.
+    #[error("shared memory: {0}")]
+    Memory(#[from] MemoryError),
+
+    /// The system refused something that supervising workers needs.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was being done to what.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: names what was being done when the system refused.
+    pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { doing, source }
+    }
+}
+
+/// What can go wrong with a [`Storage`](crate::Storage) or a [`Tensor`](crate::Tensor).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// More was asked for than there is.
+    #[error("{asked} bytes were asked for, but only {available} bytes are available")]
+    NotEnough {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that the machine and this process's cgroup still have.
+        available: u64,
+    },
+
+    /// A shape whose size in bytes does not fit in the address space.
+    #[error("a tensor of shape {shape:?} with elements of {element} bytes is larger than the address space")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Bytes of one element.
+        element: usize,
+    },
+
+    /// The number of elements does not fit the shape.
+    #[error("{given} elements do not fill a tensor of shape {shape:?}, which has {expected}")]
+    LengthMismatch {
+        /// How many were given.
+        given: usize,
+        /// How many the shape has.
+        expected: usize,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+
+    /// An index that the tensor does not have.
+    #[error("index {index:?} is outside of a tensor of shape {shape:?}")]
+    OutOfBounds {
+        /// The index.
+        index: Vec<usize>,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+
+    /// The system refused.
+    #[error("{doing} of {bytes} bytes: {source}")]
+    Os {
+        /// The system call.
+        doing: &'static str,
+        /// The size that was asked for.
+        bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}

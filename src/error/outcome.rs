@@ -1,0 +1,237 @@
+//! How one worker ended.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::raised::RaisedError;
+use super::traceback::Traceback;
+use crate::sys::signal::Signal;
+
+/// The state of a worker, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Status {
+    /// It has not ended, or its end has not been seen yet.
+    Running,
+    /// Its function returned a result, and the process then exited with 0.
+    Succeeded,
+    /// Its function returned `Err` or panicked.
+    Raised,
+    /// It exited without handing in a result or an error.
+    Exited {
+        /// The exit code, 0 included.
+        code: i32,
+    },
+    /// A signal ended it.
+    Signaled {
+        /// Which one.
+        signal: Signal,
+        /// Whether it left a core file.
+        core_dumped: bool,
+    },
+    /// It is gone, but somebody else took its exit status (a `waitpid(-1)`, or SIGCHLD ignored).
+    Lost,
+    /// SIGKILL did not end it in time, as when it hangs in the kernel. It is left alone.
+    Survived,
+}
+
+impl Status {
+    /// The exit code, or the negative number of the signal; `None` when there is neither.
+    #[must_use]
+    pub fn exit_code(self) -> Option<i32> {
+        match self {
+            Self::Succeeded => Some(0),
+            Self::Exited { code } => Some(code),
+            Self::Signaled { signal, .. } => Some(-signal.number()),
+            Self::Running | Self::Raised | Self::Lost | Self::Survived => None,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("still runs"),
+            Self::Succeeded => f.write_str("succeeded"),
+            Self::Raised => f.write_str("raised an error"),
+            Self::Exited { code } => write!(f, "terminated with exit code {code}"),
+            Self::Signaled { signal, core_dumped } => {
+                let core = if *core_dumped { " (core dumped)" } else { "" };
+                match signal.name() {
+                    Some(name) => write!(f, "terminated with signal {name}{core}"),
+                    None => write!(f, "terminated with {signal}{core}"),
+                }
+            }
+            Self::Lost => f.write_str("ended, but its exit status was taken by somebody else"),
+            Self::Survived => f.write_str("survived SIGKILL and was left behind"),
+        }
+    }
+}
+
+/// What probably ended a worker that left without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Cause {
+    /// SIGKILL, while the kernel counted kills for want of memory.
+    OutOfMemory {
+        /// How many it counted since the start.
+        kills: u64,
+    },
+    /// The stack was full.
+    StackOverflow,
+    /// It ended while it was writing its report.
+    ReportCutShort,
+    /// It ended before `init()`, or came through main without calling it.
+    NeverReachedInit,
+    /// Something called exit before the function had returned.
+    ExitedBeforeReturning,
+    /// The function had returned, but the process failed while it was exiting.
+    FailedAfterReturning,
+    /// The program itself sent it that signal through its context.
+    SignalledByLauncher,
+    /// It could not be set up: the status and the note say more.
+    CouldNotBegin,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfMemory { kills } => {
+                write!(f, "out of memory: the kernel counted {kills} kill(s) for want of memory since the start")
+            }
+            Self::StackOverflow => f.write_str("stack overflow"),
+            Self::ReportCutShort => f.write_str("it ended while it was writing its report"),
+            Self::NeverReachedInit => f.write_str(
+                "it never reached phalanx::init(): is that the first call in main, or auto_init!() in the test crate?",
+            ),
+            Self::ExitedBeforeReturning => f.write_str("it exited before its function had returned"),
+            Self::FailedAfterReturning => f.write_str("its function had returned, but the process failed while exiting"),
+            Self::SignalledByLauncher => f.write_str("the launcher sent it that signal"),
+            Self::CouldNotBegin => f.write_str("it could not be set up as a worker"),
+        }
+    }
+}
+
+/// What a worker had used by its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ResourceUsage {
+    /// CPU time in user mode.
+    pub user: Duration,
+    /// CPU time in the kernel.
+    pub system: Duration,
+    /// The most memory it had resident, in bytes, where that is known: a worker that was killed before it had
+    /// more than the launcher had at the start cannot be told from it.
+    pub peak_memory: Option<u64>,
+}
+
+/// What is known of a worker that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) status: Status,
+    pub(crate) victim: bool,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) error: Option<RaisedError>,
+    pub(crate) traceback: Option<Traceback>,
+    pub(crate) note: Option<String>,
+    pub(crate) lifetime: Duration,
+    pub(crate) at: SystemTime,
+    pub(crate) usage: ResourceUsage,
+}
+
+/// How one worker ended, or that it still runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub(crate) rank: usize,
+    pub(crate) pid: u32,
+    pub(crate) ended: Option<Ended>,
+}
+
+impl Outcome {
+    /// Which worker.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.ended.as_ref().map_or(Status::Running, |ended| ended.status)
+    }
+
+    /// Whether it was ended by the teardown after another worker's failure, and so is not to blame.
+    #[must_use]
+    pub fn is_victim(&self) -> bool {
+        self.ended.as_ref().is_some_and(|ended| ended.victim)
+    }
+
+    /// What probably ended it, if it left without a result.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        self.ended.as_ref().and_then(|ended| ended.cause)
+    }
+
+    /// What its function raised.
+    #[must_use]
+    pub fn error(&self) -> Option<&RaisedError> {
+        self.ended.as_ref()?.error.as_ref()
+    }
+
+    /// Where a fatal signal or an error met it.
+    #[must_use]
+    pub fn traceback(&self) -> Option<&Traceback> {
+        let ended = self.ended.as_ref()?;
+        ended.traceback.as_ref().or_else(|| ended.error.as_ref().map(RaisedError::traceback))
+    }
+
+    /// The last words of a worker that left without a report: a panic that it did not survive, or what kept it
+    /// from beginning.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.ended.as_ref()?.note.as_deref()
+    }
+
+    /// From its start to its end, or to the moment of its failure.
+    #[must_use]
+    pub fn lifetime(&self) -> Option<Duration> {
+        self.ended.as_ref().map(|ended| ended.lifetime)
+    }
+
+    /// The same moment on the wall clock.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<SystemTime> {
+        self.ended.as_ref().map(|ended| ended.at)
+    }
+
+    /// CPU time and memory; zeros while it runs.
+    #[must_use]
+    pub fn usage(&self) -> ResourceUsage {
+        self.ended.as_ref().map(|ended| ended.usage).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Outcome {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} (pid {}) ", self.rank, self.pid)?;
+        match (self.error(), self.is_victim()) {
+            (Some(error), false) => write!(f, "raised: {}", error.summary())?,
+            (Some(error), true) => write!(f, "raised during the teardown: {}", error.summary())?,
+            (None, true) => write!(f, "{} by the teardown", self.status())?,
+            (None, false) => write!(f, "{}", self.status())?,
+        }
+        if let Some(cause) = self.cause() {
+            write!(f, "; {cause}")?;
+        }
+        self.lifetime().map_or(Ok(()), |lifetime| write!(f, ", after {:.3} s", lifetime.as_secs_f64()))
+    }
+}

@@ -1,0 +1,97 @@
+//! What a worker's function raised, as data.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::traceback::{Captured, Traceback};
+
+/// As a worker hands it in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Raised {
+    pub(crate) panicked: bool,
+    pub(crate) chain: Vec<String>,
+    pub(crate) location: Option<String>,
+    pub(crate) trace: Captured,
+}
+
+/// An `Err` that a worker's function returned, or the panic that ended it.
+///
+/// It is data: the types of the worker's errors do not travel, their texts do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaisedError {
+    panicked: bool,
+    chain: Vec<String>,
+    location: Option<String>,
+    traceback: Traceback,
+}
+
+impl RaisedError {
+    /// Whether it was a panic rather than an `Err`.
+    #[must_use]
+    pub fn is_panic(&self) -> bool {
+        self.panicked
+    }
+
+    /// The error's text and those of its causes, outermost first. A panic has one.
+    #[must_use]
+    pub fn chain(&self) -> &[String] {
+        &self.chain
+    }
+
+    /// The outermost text.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.chain.first().map_or("", String::as_str)
+    }
+
+    /// `file:line:column` of a panic.
+    #[must_use]
+    pub fn location(&self) -> Option<&str> {
+        self.location.as_deref()
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn traceback(&self) -> &Traceback {
+        &self.traceback
+    }
+
+    /// One line: the texts joined, as anyhow's `{:#}` does.
+    pub(crate) fn summary(&self) -> String {
+        let joined = self.chain.join(": ");
+        let first_line = joined.lines().next().unwrap_or_default();
+        match &self.location {
+            Some(at) => format!("panicked at {at}: {first_line}"),
+            None => first_line.to_owned(),
+        }
+    }
+}
+
+impl From<Raised> for RaisedError {
+    fn from(raised: Raised) -> Self {
+        let Raised { panicked, chain, location, trace } = raised;
+        Self { panicked, chain, location, traceback: Traceback::new(trace) }
+    }
+}
+
+impl fmt::Display for RaisedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.panicked {
+            let at = self.location.as_deref().unwrap_or("an unknown place");
+            writeln!(f, "panicked at {at}:")?;
+        }
+        f.write_str(self.message())?;
+        if self.chain.len() > 1 {
+            f.write_str("\n\nCaused by:")?;
+        }
+        for (number, cause) in self.chain.iter().skip(1).enumerate() {
+            // A cause of several lines (say, the story of a worker's worker) is kept together by its indent.
+            write!(f, "\n{number:>5}: {}", cause.replace('\n', "\n       "))?;
+        }
+        if !self.traceback.frames().is_empty() {
+            write!(f, "\n\n{}", self.traceback)?;
+        }
+        Ok(())
+    }
+}

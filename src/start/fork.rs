@@ -1,0 +1,29 @@
+//! Fork, and run in place.
+
+use std::io::{self, Write};
+
+use super::group::{Failure, Group, Refusal};
+use crate::sys::env;
+use crate::sys::process::{self, ForkError};
+use crate::wire::slot::Slot;
+use crate::worker::{self, Origin};
+
+/// Forks one worker, which never comes back here.
+pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
+    let marker = group.marker(rank, slot);
+    // What is buffered would be written by both. A closed stdout has lost it anyway.
+    let _ = io::stdout().flush();
+    let forked = process::fork(|| {
+        for (key, value) in &group.environment {
+            env::set(key, value);
+        }
+        worker::run(&marker, Origin::Fork)
+    });
+    let pid = forked.map_err(|error| match error {
+        ForkError::Threads(threads) => Failure::Threads(threads),
+        ForkError::Os(source) => Refusal { call: "forking (fork)", source }.into(),
+    })?;
+    // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
+    let _ = process::lead_own_group(pid);
+    Ok(pid)
+}

@@ -1,0 +1,150 @@
+//! Start N workers, all or none.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::{StartMethod, fork, immortal, spawn};
+use crate::error::Error;
+use crate::supervise::child::Child;
+use crate::sys::clock::Moment;
+use crate::sys::limits::Shortage;
+use crate::sys::signal::Signal;
+use crate::sys::{limits, memory, process};
+use crate::wire::job::JobFile;
+use crate::wire::marker::Marker;
+use crate::wire::slot::Slot;
+
+/// Descriptors of the launcher that a worker costs: its pidfd and its report slot.
+const DESCRIPTORS_PER_WORKER: usize = 2;
+/// Descriptors that starting needs besides.
+const SPARE_DESCRIPTORS: usize = 16;
+
+/// N workers to be started.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) method: StartMethod,
+    pub(crate) nprocs: usize,
+    /// One for each rank, or one for all.
+    pub(crate) jobs: Vec<JobFile>,
+    /// Changes of the environment.
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) death_signal: Option<Signal>,
+}
+
+impl Group {
+    pub(super) fn job(&self, rank: usize) -> &JobFile {
+        &self.jobs[rank.min(self.jobs.len() - 1)]
+    }
+
+    pub(super) fn marker(&self, rank: usize, slot: &Slot) -> Marker {
+        Marker {
+            rank,
+            launcher: std::process::id(),
+            job: self.job(rank).as_fd().as_raw_fd(),
+            report: slot.as_fd().as_raw_fd(),
+            death_signal: self.death_signal,
+        }
+    }
+}
+
+/// What could not be done for a rank.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) call: &'static str,
+    pub(super) source: io::Error,
+}
+
+impl Refusal {
+    pub(super) fn of(call: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { call, source }
+    }
+}
+
+/// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
+pub(crate) fn start_all(group: Group) -> Result<Vec<Child>, Error> {
+    let needed = group.nprocs * DESCRIPTORS_PER_WORKER + SPARE_DESCRIPTORS;
+    limits::make_room_for_descriptors(needed).map_err(Error::system("raise the limit of descriptors"))?;
+    match group.method {
+        StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(&group))?,
+        StartMethod::Spawn | StartMethod::Fork => start_each(&group),
+        StartMethod::ForkServer => Err(Error::Unsupported(group.method)),
+    }
+}
+
+fn start_each(group: &Group) -> Result<Vec<Child>, Error> {
+    let nprocs = group.nprocs;
+    let template = spawn::Template::new(&group.environment);
+    let mut started = Started(Vec::with_capacity(nprocs));
+    for rank in 0..nprocs {
+        let child = start_one(group, rank, &template).map_err(|failure| failure.for_rank(rank, nprocs))?;
+        started.0.push(child);
+    }
+    Ok(std::mem::take(&mut started.0))
+}
+
+/// The first of N workers; if the others cannot follow, they are killed together before each is reaped.
+struct Started(Vec<Child>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        for child in &self.0 {
+            // Whom this does not reach, the child's own drop tries again.
+            let _ = child.signal(Signal::KILL);
+        }
+    }
+}
+
+/// Why a worker was not started.
+#[derive(Debug)]
+pub(super) enum Failure {
+    System(Refusal),
+    Threads(usize),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::System(refusal)
+    }
+}
+
+impl Failure {
+    fn for_rank(self, rank: usize, nprocs: usize) -> Error {
+        match self {
+            Self::Threads(threads) => Error::ForkWithThreads { threads },
+            Self::System(Refusal { call, source }) => {
+                Error::Start { rank, nprocs, call, limit: limit_met(&source), source }
+            }
+        }
+    }
+}
+
+fn start_one(group: &Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
+    let slot = Slot::new().map_err(Refusal::of("creating the report slot (memfd_create)"))?;
+    let started = Moment::now();
+    let pid = match group.method {
+        StartMethod::Fork => fork::start(group, rank, &slot)?,
+        StartMethod::Spawn | StartMethod::ForkServer => template.start(group, rank, &slot)?,
+    };
+    let child = Child::adopt(pid, slot, started).map_err(Refusal::of("watching the process (pidfd_open)"))?;
+    Ok(child)
+}
+
+/// The limit that such an error means, with its numbers.
+fn limit_met(error: &io::Error) -> Option<String> {
+    let numbers = |name: &str, limit: io::Result<limits::Limit>| {
+        let limit = limit.ok()?;
+        let show = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
+        Some(format!("{name} is {} of at most {}", show(limit.soft), show(limit.hard)))
+    };
+    match Shortage::of(error)? {
+        Shortage::Descriptors => numbers("RLIMIT_NOFILE", limits::descriptors()),
+        Shortage::DescriptorsOfMachine => {
+            Some("the whole machine has no descriptors left: see /proc/sys/fs/file-max".to_owned())
+        }
+        Shortage::Processes => {
+            let limit = numbers("RLIMIT_NPROC", limits::processes())?;
+            Some(format!("{limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"))
+        }
+        Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
+    }
+}

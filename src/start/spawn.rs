@@ -1,0 +1,68 @@
+//! Run our own executable again.
+
+use std::ffi::{CStr, CString, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::group::{Failure, Group, Refusal};
+use crate::error::Error;
+use crate::sys::spawn::spawn_self;
+use crate::wire::names::WORKER;
+use crate::wire::slot::Slot;
+
+/// Whether `init` has run here: a program in which it does not would start programs that start programs.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Says that a copy of this process would find out that it is a worker.
+pub(crate) fn allow() {
+    ALLOWED.store(true, Ordering::Relaxed);
+}
+
+/// Refuses to start anything in a process that should have become a worker, and to run a program again that
+/// would not notice that it is one.
+pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
+    let pid = std::process::id();
+    if ALLOWED.load(Ordering::Relaxed) {
+        Ok(())
+    } else if std::env::var_os(WORKER).is_some() {
+        Err(Error::InitSkipped { pid })
+    } else if reruns_program {
+        Err(Error::InitNotCalled { pid })
+    } else {
+        Ok(())
+    }
+}
+
+/// What all workers of a group have in common: our own arguments, and our environment with its changes.
+pub(super) struct Template {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Template {
+    pub(super) fn new(changes: &[(String, String)]) -> Self {
+        let changed = |key: &OsString| changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER;
+        let inherited = std::env::vars_os().filter(|(key, _)| !changed(key));
+        let added = changes.iter().map(|(key, value)| (OsString::from(key), OsString::from(value)));
+        let pairs = inherited.chain(added).filter_map(|(mut key, value)| {
+            key.push("=");
+            key.push(value);
+            c_string(key)
+        });
+        Self { environment: pairs.collect(), arguments: std::env::args_os().filter_map(c_string).collect() }
+    }
+
+    pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
+        let marker = c_string(format!("{WORKER}={}", group.marker(rank, slot)).into());
+        let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
+        let inherited = group.job(rank).descriptors().chain([slot.as_fd()]);
+        let pid = spawn_self(&self.arguments, &environment, inherited);
+        pid.map_err(Refusal::of("running /proc/self/exe again (posix_spawn)")).map_err(Failure::from)
+    }
+}
+
+/// `None` for a string with a NUL byte, which neither the system's strings nor the checked options have.
+fn c_string(text: OsString) -> Option<CString> {
+    CString::new(text.into_vec()).ok()
+}

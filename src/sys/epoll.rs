@@ -1,0 +1,102 @@
+//! epoll(7), ppoll(2) and timerfd_create(2).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::epoll::{Epoll as NixEpoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::clock::Moment;
+
+const BATCH: usize = 64;
+
+/// A set of descriptors to wait for, each with a number of the caller's choice.
+#[derive(Debug)]
+pub(crate) struct Epoll(NixEpoll);
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(NixEpoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    /// Adds `fd`, level-triggered: it is reported until it is removed.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(self.0.delete(fd)?)
+    }
+
+    /// The tokens that are ready now, at most a batch of them, in the order in which they became ready.
+    pub(crate) fn ready(&self) -> io::Result<Vec<u64>> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = retry(|| self.0.wait(&mut events, EpollTimeout::ZERO))?;
+        Ok(events[..count].iter().map(EpollEvent::data).collect())
+    }
+
+    /// Sleeps until something is ready or `deadline` has come (`None`: no deadline).
+    pub(crate) fn wait_until(&self, deadline: Option<Moment>) -> io::Result<()> {
+        wait_readable(self.0.0.as_fd(), deadline).map(drop)
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+/// Sleeps until `fd` is readable or `deadline` has come; says whether it is readable.
+///
+/// ppoll rather than the timeout of epoll_wait: that one counts in milliseconds.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let ready = retry(|| {
+        let left = deadline.map(|at| TimeSpec::from_duration(at.since(Moment::now())));
+        ppoll(&mut fds, left, None)
+    })?;
+    Ok(ready > 0)
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// A descriptor that becomes readable at a moment.
+#[derive(Debug)]
+pub(crate) struct Timer(TimerFd);
+
+impl Timer {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        Ok(Self(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?))
+    }
+
+    /// Arms it for `at`, or disarms it; either makes it unreadable until then.
+    pub(crate) fn set(&self, at: Option<Moment>) -> io::Result<()> {
+        match at {
+            // A timer value of zero would disarm.
+            Some(at) => {
+                let at = TimeSpec::from_duration(Duration::from_nanos(at.as_nanos().max(1)));
+                Ok(self.0.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?)
+            }
+            None => Ok(self.0.unset()?),
+        }
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,123 @@
+//! Descriptors: fcntl(2), close(2), dup2(2) and /proc/self/fd.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
+
+/// Which descriptors of other people a worker closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inherited {
+    /// Those that came through exec: they lack the close-on-exec flag, which whatever this image has opened
+    /// by itself before `init` carries.
+    ThroughExec,
+    /// All: after a fork nothing tells them apart.
+    ThroughFork,
+}
+
+/// Moves a new descriptor above 0 to 2, where it would be taken for stdin, stdout or stderr.
+pub(super) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > libc::STDERR_FILENO {
+        return Ok(fd);
+    }
+    let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(libc::STDERR_FILENO + 1))?;
+    // SAFETY: fcntl has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+}
+
+/// Takes over the descriptor `raw`, which the launcher put there, and lets no later exec inherit it.
+///
+/// # Errors
+/// When there is no such descriptor.
+pub(crate) fn adopt(raw: RawFd) -> io::Result<OwnedFd> {
+    if raw <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: by the protocol of `wire` the descriptor was put here for this one taker; whether it exists
+    // is checked by the fcntl below, which fails without harm otherwise.
+    let fd = unsafe { OwnedFd::from_raw_fd(checked(raw)?) };
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
+}
+
+/// `raw` when it is an open descriptor: an `OwnedFd` over a closed one would abort when it is dropped.
+fn checked(raw: RawFd) -> io::Result<RawFd> {
+    flags(raw).map(|_| raw)
+}
+
+fn flags(raw: RawFd) -> io::Result<FdFlag> {
+    // SAFETY: F_GETFD only reads a flag; a number that is not open gives EBADF.
+    let flags = unsafe { libc::fcntl(raw, libc::F_GETFD) };
+    if flags < 0 { Err(io::Error::last_os_error()) } else { Ok(FdFlag::from_bits_retain(flags)) }
+}
+
+/// The numbers of all open descriptors of this process.
+pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    // The directory's own descriptor was among them and is closed by now.
+    numbers.retain(|&raw| flags(raw).is_ok());
+    Ok(numbers)
+}
+
+/// Closes every descriptor above 2 that is not in `keep` and that came as `inherited` says.
+///
+/// Call it only in a worker, before user code has run.
+pub(crate) fn close_inherited(inherited: Inherited, keep: &[RawFd]) -> io::Result<()> {
+    for raw in open_descriptors()? {
+        let own = raw <= libc::STDERR_FILENO || keep.contains(&raw);
+        let late = inherited == Inherited::ThroughExec && flags(raw)?.contains(FdFlag::FD_CLOEXEC);
+        if !own && !late {
+            // SAFETY: in a worker no code of this process knows the descriptor yet, but statics that a fork
+            // copied; the docs of the Fork start method say that theirs are closed.
+            unsafe { libc::close(raw) };
+        }
+    }
+    Ok(())
+}
+
+/// Puts /dev/null in the place of stdin, and of stdout and stderr where they are closed.
+pub(crate) fn settle_stdio() -> io::Result<()> {
+    null_at(libc::STDIN_FILENO)?;
+    for raw in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        if flags(raw).is_err() {
+            null_at(raw)?;
+        }
+    }
+    Ok(())
+}
+
+fn null_at(place: RawFd) -> io::Result<()> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    if null.as_raw_fd() == place {
+        // open took the free place itself: let it stay there, inheritable like any stdio.
+        fcntl(&null, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        std::mem::forget(null);
+        return Ok(());
+    }
+    // SAFETY: dup2 onto a stdio number, which nobody owns as an OwnedFd.
+    if unsafe { libc::dup2(null.as_raw_fd(), place) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adopt_closed_number_is_an_error() {
+        assert_eq!(adopt(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(adopt(-1).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn open_descriptors_lists_a_new_file() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(open_descriptors().unwrap().contains(&file.as_raw_fd()));
+    }
+}

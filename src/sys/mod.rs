@@ -1,0 +1,20 @@
+//! The only room with unsafe system calls: thin safe wrappers, one file a man-page family.
+
+#![expect(unsafe_code, reason = "this room is the address of unsafe system calls")]
+
+pub(crate) mod clock;
+pub(crate) mod copy;
+pub(crate) mod env;
+pub(crate) mod epoll;
+pub(crate) mod fd;
+pub(crate) mod global;
+pub(crate) mod image;
+pub(crate) mod limits;
+pub(crate) mod map;
+pub(crate) mod memfd;
+pub(crate) mod memory;
+pub(crate) mod prctl;
+pub(crate) mod process;
+pub(crate) mod signal;
+pub(crate) mod spawn;
+pub(crate) mod trace;

@@ -1,0 +1,219 @@
+//! Processes: pidfd_open(2), waitid(2), fork(2), kill(2) of groups, _exit(2).
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+use std::{io, mem, ptr};
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+use super::fd::above_stdio;
+use super::signal::Signal;
+
+/// How a process ended, and what it had used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub(crate) status: ExitStatus,
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
+    pub(crate) max_rss_kib: u64,
+}
+
+/// The part of a wait status that is left when a process is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitStatus {
+    Code(i32),
+    Signal { signal: Signal, core_dumped: bool },
+}
+
+/// pidfd_open(2), close-on-exec. The pid must be that of a child that has not been reaped.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers; no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    above_stdio(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// pidfd_send_signal(2): to exactly this process, never to one that got its number later.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let no_info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means the one that kill(2) would make.
+    let done =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal.number(), no_info, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What [`reap`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reaped {
+    /// The child has not ended.
+    Running,
+    Exit(Exit),
+    /// The child has ended, but somebody else has taken its status.
+    ByOthers,
+}
+
+/// Reaps the child if it has ended, after `before`, which can still count on its pid being nobody else's.
+/// Does not block.
+pub(crate) fn reap(pidfd: BorrowedFd<'_>, before: impl FnOnce()) -> io::Result<Reaped> {
+    let found = match wait(pidfd, libc::WNOWAIT) {
+        Ok(Some(_)) => {
+            before();
+            wait(pidfd, 0)
+        }
+        other => other,
+    };
+    match found {
+        Ok(Some(exit)) => Ok(Reaped::Exit(exit)),
+        Ok(None) => Ok(Reaped::Running),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => gone(pidfd),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a child that cannot be waited for has ended: with SIGCHLD ignored waitid(2) says ECHILD for it only
+/// then, but a child of a thread or process that is not ours gives it always.
+fn gone(pidfd: BorrowedFd<'_>) -> io::Result<Reaped> {
+    let ended = super::epoll::wait_readable(pidfd, Some(super::clock::Moment::now()))?;
+    Ok(if ended { Reaped::ByOthers } else { Reaped::Running })
+}
+
+/// waitid(P_PIDFD): the raw system call, since only it returns the resource use too.
+fn wait(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<Option<Exit>> {
+    // SAFETY: a plain record of integers, for which zeros are valid.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    // SAFETY: likewise.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: both pointers are to records of ours that outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            pidfd.as_raw_fd(),
+            &raw mut info,
+            libc::WEXITED | libc::WNOHANG | flags,
+            &raw mut usage,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid has filled in the fields of a SIGCHLD, or left them zero.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    Ok((pid != 0).then(|| Exit {
+        status: exit_status(info.si_code, status),
+        user: duration(usage.ru_utime),
+        system: duration(usage.ru_stime),
+        max_rss_kib: usage.ru_maxrss.unsigned_abs(),
+    }))
+}
+
+/// Ends and reaps a child of which there is no pidfd. It must not have been reaped yet.
+pub(crate) fn kill_unwatched(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    // ESRCH and ECHILD mean that it is gone already, which is what we want.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid, None);
+}
+
+fn exit_status(code: i32, status: i32) -> ExitStatus {
+    match code {
+        libc::CLD_EXITED => ExitStatus::Code(status),
+        code => {
+            ExitStatus::Signal { signal: Signal::from_kernel(status), core_dumped: code == libc::CLD_DUMPED }
+        }
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_usec.unsigned_abs() as u32 * 1000)
+}
+
+/// Kills the process group of number `leader`. Its leader must not have been reaped yet, so that the number
+/// cannot belong to anybody else. A group that is already empty is fine.
+pub(crate) fn kill_group(leader: u32) {
+    // SAFETY: takes two integers. A failure can only be ESRCH (nobody left) or EPERM (a member changed its
+    // user), and neither can be mended here.
+    #[expect(clippy::disallowed_methods, reason = "there is no pidfd of a group before Linux 6.9")]
+    let _ = unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
+}
+
+/// Makes `pid` (0: this process) the leader of a process group of its own.
+pub(crate) fn lead_own_group(pid: u32) -> io::Result<()> {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    Ok(nix::unistd::setpgid(pid, pid)?)
+}
+
+/// How many threads this process has.
+pub(crate) fn thread_count() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Why [`fork`] did not.
+#[derive(Debug)]
+pub(crate) enum ForkError {
+    /// There are other threads: this many in all.
+    Threads(usize),
+    Os(io::Error),
+}
+
+/// fork(2) in a process of one thread. The child runs `child`, which must end the process, or it is aborted.
+pub(crate) fn fork(child: impl FnOnce()) -> Result<u32, ForkError> {
+    match thread_count() {
+        Ok(1) => {}
+        Ok(threads) => return Err(ForkError::Threads(threads)),
+        Err(error) => return Err(ForkError::Os(error)),
+    }
+    // SAFETY: we are the only thread, so no lock is held by a thread that the child will not have.
+    match unsafe { libc::fork() } {
+        -1 => Err(ForkError::Os(io::Error::last_os_error())),
+        0 => {
+            let _no_way_back = AbortOnUnwind;
+            child();
+            std::process::abort()
+        }
+        pid => Ok(pid.unsigned_abs()),
+    }
+}
+
+/// A panic must not unwind out of a forked child into the frames of its parent.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// _exit(2): ends a forked child without running what its parent registered with atexit.
+pub(crate) fn exit_at_once(code: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// atexit(3).
+pub(crate) fn at_exit(hook: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: the function is a static of this program, which stays mapped until exit.
+    match unsafe { libc::atexit(hook) } {
+        0 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+    }
+}
+
+/// Whether the calling thread is the one that the process started with.
+pub(crate) fn is_main_thread() -> bool {
+    nix::unistd::gettid() == nix::unistd::getpid()
+}
+
+pub(crate) fn parent_id() -> u32 {
+    nix::unistd::getppid().as_raw().unsigned_abs()
+}
+
+/// The most memory this process has had resident, in KiB, as a child's count begins with it (getrusage(2)).
+pub(crate) fn max_rss_kib() -> u64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss().unsigned_abs())
+}

@@ -1,0 +1,203 @@
+//! Signals: signal(7), sigaction(2), sigaltstack(2), pthread_sigmask(3).
+
+use std::sync::OnceLock;
+use std::{fmt, io, mem, ptr};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, pthread_sigmask, sigaction};
+use serde::{Deserialize, Serialize};
+
+/// The number of a signal.
+///
+/// ```
+/// use phalanx::Signal;
+/// assert_eq!(Signal::TERM.to_string(), "SIGTERM");
+/// assert_eq!(Signal::new(40).unwrap().to_string(), "signal 40");
+/// assert!(Signal::new(65).is_none());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Signal(i32);
+
+impl Signal {
+    /// SIGHUP.
+    pub const HUP: Self = Self(libc::SIGHUP);
+    /// SIGINT.
+    pub const INT: Self = Self(libc::SIGINT);
+    /// SIGQUIT.
+    pub const QUIT: Self = Self(libc::SIGQUIT);
+    /// SIGABRT.
+    pub const ABRT: Self = Self(libc::SIGABRT);
+    /// SIGKILL.
+    pub const KILL: Self = Self(libc::SIGKILL);
+    /// SIGUSR1.
+    pub const USR1: Self = Self(libc::SIGUSR1);
+    /// SIGSEGV.
+    pub const SEGV: Self = Self(libc::SIGSEGV);
+    /// SIGPIPE.
+    pub const PIPE: Self = Self(libc::SIGPIPE);
+    /// SIGUSR2.
+    pub const USR2: Self = Self(libc::SIGUSR2);
+    /// SIGTERM.
+    pub const TERM: Self = Self(libc::SIGTERM);
+    /// SIGCONT.
+    pub const CONT: Self = Self(libc::SIGCONT);
+    /// SIGSTOP.
+    pub const STOP: Self = Self(libc::SIGSTOP);
+
+    /// The signal of this number, if there is one (1 to 64).
+    #[must_use]
+    pub const fn new(number: i32) -> Option<Self> {
+        if number >= 1 && number <= 64 { Some(Self(number)) } else { None }
+    }
+
+    /// A number that the kernel reported.
+    pub(super) const fn from_kernel(number: i32) -> Self {
+        Self(number)
+    }
+
+    /// Its number on this machine.
+    #[must_use]
+    pub const fn number(self) -> i32 {
+        self.0
+    }
+
+    /// Its name, such as "SIGTERM"; real-time signals have none.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        nix::sys::signal::Signal::try_from(self.0).ok().map(nix::sys::signal::Signal::as_str)
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.pad(name),
+            None => write!(f, "signal {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whether the kernel reaps the children of this process itself, since SIGCHLD is ignored or has
+/// SA_NOCLDWAIT: their exit statuses are lost then.
+pub(crate) fn children_are_reaped_by_kernel() -> io::Result<bool> {
+    // SAFETY: a plain record of integers and pointers, for which zeros are valid.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: a null new action only asks; the old one is written to a record of ours.
+    if unsafe { libc::sigaction(libc::SIGCHLD, ptr::null(), &raw mut action) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(action.sa_sigaction == libc::SIG_IGN || action.sa_flags & libc::SA_NOCLDWAIT != 0)
+}
+
+/// Resets every disposition to the default and empties the signal mask, as a new program finds them, but for
+/// SIGPIPE, which every Rust main ignores.
+pub(crate) fn reset_all() -> io::Result<()> {
+    for number in 1..=64 {
+        // SIGKILL, SIGSTOP and the two that glibc keeps for itself cannot be set.
+        let _ = set_disposition(number, libc::SIG_DFL);
+    }
+    set_disposition(libc::SIGPIPE, libc::SIG_IGN)?;
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+}
+
+/// Ignores `signal` from now on.
+pub(crate) fn ignore(signal: Signal) -> io::Result<()> {
+    set_disposition(signal.0, libc::SIG_IGN)
+}
+
+fn set_disposition(number: i32, disposition: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: SIG_DFL and SIG_IGN run no code of ours.
+    if unsafe { libc::signal(number, disposition) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Blocks every signal in the calling thread: the program's handlers then run on its own threads.
+pub(crate) fn block_all_in_thread() -> io::Result<()> {
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+/// The signals that a program's own mistake raises.
+pub(crate) const FATAL: [nix::sys::signal::Signal; 5] = {
+    use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
+    [SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE]
+};
+
+/// What a fatal signal interrupted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) signal: Signal,
+    /// The address whose use failed, for SIGSEGV and SIGBUS.
+    pub(crate) address: u64,
+    pub(crate) instruction: u64,
+    pub(crate) stack: u64,
+}
+
+static ON_FAULT: OnceLock<fn(&Fault)> = OnceLock::new();
+
+/// Lets `record` see every fatal signal before it ends the process, with the status it would have had anyway.
+///
+/// It runs on a stack of its own in the calling thread, and on the stacks that std gives to other threads. It
+/// must be async-signal-safe (signal-safety(7)).
+pub(crate) fn on_fault(record: fn(&Fault)) -> io::Result<()> {
+    ON_FAULT.get_or_init(|| record);
+    use_alternate_stack()?;
+    let handler = SigHandler::SigAction(handle_fault);
+    let action = SigAction::new(handler, SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK, SigSet::empty());
+    for signal in FATAL {
+        // SAFETY: handle_fault is async-signal-safe if `record` is, which the caller vouches for.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+/// Room for the unwinder; what std gives to its threads is 8 KiB.
+const ALTERNATE_STACK: usize = 64 * 1024;
+
+fn use_alternate_stack() -> io::Result<()> {
+    let memory = Box::leak(vec![0_u8; ALTERNATE_STACK].into_boxed_slice());
+    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
+    // SAFETY: the memory is leaked, so it stays until the process ends.
+    if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Records the fault, then lets the signal take its usual course: with the default action in place, the
+/// raised signal is delivered when this handler returns, to the very frame that was interrupted.
+extern "C" fn handle_fault(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo that is valid during the handler.
+    let info = unsafe { &*info };
+    // SAFETY: and a ucontext, since the handler was set with SA_SIGINFO.
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let (instruction, stack) = registers(context);
+    // SAFETY: for SIGSEGV and SIGBUS the kernel has set it; otherwise it is some number, which is only shown.
+    let address = unsafe { info.si_addr() } as u64;
+    if let Some(record) = ON_FAULT.get() {
+        record(&Fault { signal: Signal(number), address, instruction, stack });
+    }
+    // A failure would leave the signal handled, so a fault that repeats would come back here for ever.
+    if set_disposition(number, libc::SIG_DFL).is_err() {
+        super::process::exit_at_once(128 + number);
+    }
+    // SAFETY: raise is async-signal-safe; the signal stays blocked until we return.
+    unsafe { libc::raise(number) };
+}
+
+#[cfg(target_arch = "x86_64")]
+fn registers(context: &libc::ucontext_t) -> (u64, u64) {
+    let registers = &context.uc_mcontext.gregs;
+    (registers[libc::REG_RIP as usize] as u64, registers[libc::REG_RSP as usize] as u64)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn registers(context: &libc::ucontext_t) -> (u64, u64) {
+    (context.uc_mcontext.pc, context.uc_mcontext.sp)
+}

@@ -1,0 +1,71 @@
+//! The line by which a worker knows that it is one.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+
+use super::names::PROTOCOL;
+use crate::sys::signal::Signal;
+
+/// What a worker must know before it can read its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) rank: usize,
+    /// The process that must be our parent.
+    pub(crate) launcher: u32,
+    pub(crate) job: RawFd,
+    pub(crate) report: RawFd,
+    pub(crate) death_signal: Option<Signal>,
+}
+
+impl fmt::Display for Marker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rank, launcher, job, report, death_signal } = self;
+        let death = death_signal.map_or(0, Signal::number);
+        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death}")
+    }
+}
+
+impl FromStr for Marker {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no marker of protocol {PROTOCOL}");
+        let numbers: Vec<u64> =
+            text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+        let [version, rank, launcher, job, report, death] = numbers[..] else { return Err(bad()) };
+        if version != u64::from(PROTOCOL) {
+            return Err(bad());
+        }
+        let small = |number: u64| i32::try_from(number).map_err(|_| bad());
+        Ok(Self {
+            rank: usize::try_from(rank).map_err(|_| bad())?,
+            launcher: u32::try_from(launcher).map_err(|_| bad())?,
+            job: small(job)?,
+            report: small(report)?,
+            death_signal: Signal::new(small(death)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marker_round_trips() {
+        for death_signal in [None, Some(Signal::KILL)] {
+            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal };
+            assert_eq!(marker.to_string().parse(), Ok(marker));
+        }
+    }
+
+    #[test]
+    fn marker_of_other_version_or_garbage_is_an_error() {
+        for text in
+            ["", "1", "1 2 3 4 5", "2 0 1 3 4 9", "1 0 1 3 4 9 9", "1 0 1 -3 4 9", "1 0 1 99999999999 4 9"]
+        {
+            assert!(text.parse::<Marker>().is_err(), "{text:?}");
+        }
+    }
+}

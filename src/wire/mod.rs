@@ -1,0 +1,15 @@
+//! What crosses between processes, and how.
+//!
+//! - `names`: environment variables, exit codes, the protocol version
+//! - `marker`: the line by which a worker knows that it is one
+//! - `message`: the vocabulary
+//! - `codec`: values to bytes and back, with storages riding beside them
+//! - `job`: a job in a sealed memfd
+//! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
+
+pub(crate) mod codec;
+pub(crate) mod job;
+pub(crate) mod marker;
+pub(crate) mod message;
+pub(crate) mod names;
+pub(crate) mod slot;

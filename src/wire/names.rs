@@ -1,0 +1,13 @@
+//! Every environment variable, exit code and version that two processes agree on.
+
+/// Makes a process a worker: a [`Marker`](super::marker::Marker) as text. Removed before user code runs.
+pub(crate) const WORKER: &str = "__PHALANX_WORKER";
+
+/// Counts up when marker, job or report slot change.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// Exit code of a worker whose function returned `Err` or panicked.
+pub(crate) const EXIT_RAISED: i32 = 1;
+
+/// Exit code of a worker that could not be set up.
+pub(crate) const EXIT_REFUSED: i32 = 70;

@@ -1,0 +1,315 @@
+//! The report slot: a memfd that a worker fills and the launcher reads when the worker has ended.
+//!
+//! A page of fixed fields, which the worker has mapped, so that even a signal handler can write them; a page
+//! for the worker's list of modules; then the body: a result or an error. The launcher only ever reads it by
+//! pread(2): whatever a worker did to it, that cannot hurt.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::codec;
+use crate::sys::clock::Moment;
+use crate::sys::image::Module;
+use crate::sys::map::SharedMap;
+use crate::sys::memfd;
+use crate::sys::signal::{Fault, Signal};
+
+/// How far a worker has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub(crate) enum State {
+    /// The worker has not reached `init`.
+    Empty = 0,
+    /// It has, and sets itself up.
+    Begun = 1,
+    /// It gave up setting itself up; the note says why.
+    Refused = 2,
+    /// The user's function runs.
+    Running = 3,
+    /// The function has ended and the report is being written.
+    Reporting = 4,
+    /// The body is a whole result.
+    Returned = 5,
+    /// The body is a whole error.
+    Raised = 6,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Empty,
+        Self::Begun,
+        Self::Refused,
+        Self::Running,
+        Self::Reporting,
+        Self::Returned,
+        Self::Raised,
+    ];
+
+    fn from_word(word: u32) -> Self {
+        Self::ALL.into_iter().find(|&state| state as u32 == word).unwrap_or(Self::Empty)
+    }
+}
+
+// Where the fields lie.
+const STATE: usize = 0;
+const MODULES_LEN: usize = 4;
+const FAILED_AT: usize = 8;
+const BODY_LEN: usize = 16;
+const BODY_CHECKSUM: usize = 24;
+const NOTE_LEN: usize = 28;
+const PEAK_KIB: usize = 32;
+const FAULT_SIGNAL: usize = 40;
+const FRAME_COUNT: usize = 44;
+const FAULT_ADDRESS: usize = 48;
+const FAULT_STACK: usize = 56;
+const NOTE: usize = 64;
+const NOTE_MAX: usize = 2048;
+const FRAMES: usize = NOTE + NOTE_MAX;
+const FRAMES_MAX: usize = 128;
+const MODULES: usize = 4096;
+const MODULES_MAX: usize = 4096;
+const BODY: usize = MODULES + MODULES_MAX;
+
+/// The worker's end.
+#[derive(Debug)]
+pub(crate) struct SlotWriter {
+    map: SharedMap,
+    file: File,
+}
+
+impl SlotWriter {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let (_, size) = memfd::identity(fd.as_fd())?;
+        if size < BODY as u64 {
+            return Err(io::Error::other(format!("the report slot has {size} bytes, not {BODY}")));
+        }
+        Ok(Self { map: SharedMap::new(fd.as_fd(), BODY)?, file: File::from(fd) })
+    }
+
+    pub(crate) fn state(&self) -> State {
+        State::from_word(self.map.u32(STATE).load(Acquire))
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        self.map.u32(STATE).store(state as u32, Release);
+    }
+
+    /// Leaves the list of modules, as many as there is room for, for who reads a crash.
+    pub(crate) fn set_modules(&self, modules: &[Module]) {
+        let fitting = (0..=modules.len())
+            .rev()
+            .filter_map(|count| codec::encode_plain(&modules[..count].to_vec()).ok());
+        let Some(bytes) = fitting.into_iter().find(|bytes| bytes.len() <= MODULES_MAX) else { return };
+        self.map.write(MODULES, &bytes);
+        self.map.u32(MODULES_LEN).store(bytes.len() as u32, Release);
+    }
+
+    /// Leaves last words for the case that no report follows.
+    pub(crate) fn set_note(&self, note: &str) {
+        let bytes = &note.as_bytes()[..note.floor_char_boundary(NOTE_MAX)];
+        self.map.write(NOTE, bytes);
+        self.map.u32(NOTE_LEN).store(bytes.len() as u32, Release);
+    }
+
+    /// Stamps the moment of failure, unless that was done already. Async-signal-safe.
+    pub(crate) fn set_failed_at(&self, moment: Moment) {
+        let _ = self.map.u64(FAILED_AT).compare_exchange(0, moment.as_nanos(), Release, Relaxed);
+    }
+
+    /// Records a fatal signal. Async-signal-safe.
+    pub(crate) fn set_fault(&self, fault: &Fault) {
+        self.map.u64(FAULT_ADDRESS).store(fault.address, Relaxed);
+        self.map.u64(FAULT_STACK).store(fault.stack, Relaxed);
+        self.map.u32(FAULT_SIGNAL).store(fault.signal.number() as u32, Release);
+    }
+
+    /// Adds a frame of the fatal signal's traceback; false when there is no more room. Async-signal-safe.
+    pub(crate) fn add_frame(&self, address: u64) -> bool {
+        let count = self.map.u32(FRAME_COUNT);
+        let place = count.load(Relaxed) as usize;
+        if place >= FRAMES_MAX {
+            return false;
+        }
+        self.map.u64(FRAMES + 8 * place).store(address, Relaxed);
+        count.store(place as u32 + 1, Release);
+        true
+    }
+
+    /// Writes the body, then says by `state` that it is whole.
+    pub(crate) fn finish(&self, state: State, body: &[u8], peak_kib: u64) -> io::Result<()> {
+        self.file.write_all_at(body, BODY as u64)?;
+        self.map.u64(BODY_LEN).store(body.len() as u64, Relaxed);
+        self.map.u32(BODY_CHECKSUM).store(crc32fast::hash(body), Relaxed);
+        self.map.u64(PEAK_KIB).store(peak_kib, Relaxed);
+        self.set_state(state);
+        Ok(())
+    }
+}
+
+/// The launcher's end.
+#[derive(Debug)]
+pub(crate) struct Slot(File);
+
+/// What the fixed fields of a slot say.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) state: State,
+    pub(crate) failed_at: Option<Moment>,
+    pub(crate) note: Option<String>,
+    pub(crate) peak_kib: u64,
+    pub(crate) fault: Option<FaultRecord>,
+    body_len: u64,
+    body_checksum: u32,
+}
+
+/// What a worker's signal handler left.
+#[derive(Clone, Debug)]
+pub(crate) struct FaultRecord {
+    pub(crate) signal: Signal,
+    pub(crate) address: u64,
+    pub(crate) stack: u64,
+    pub(crate) frames: Vec<u64>,
+    pub(crate) modules: Vec<Module>,
+}
+
+impl Slot {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(File::from(memfd::create("phalanx-report", BODY as u64)?)))
+    }
+
+    /// Reads the fixed fields.
+    pub(crate) fn account(&self) -> io::Result<Account> {
+        let mut bytes = vec![0; MODULES];
+        self.0.read_exact_at(&mut bytes, 0)?;
+        let fields = Fields(&bytes);
+        let fault = match Signal::new(fields.u32(FAULT_SIGNAL) as i32) {
+            Some(signal) => Some(self.fault(signal, &fields)?),
+            None => None,
+        };
+        Ok(Account {
+            state: State::from_word(fields.u32(STATE)),
+            failed_at: Some(fields.u64(FAILED_AT)).filter(|&nanos| nanos != 0).map(Moment::from_nanos),
+            note: fields.note(),
+            peak_kib: fields.u64(PEAK_KIB),
+            fault,
+            body_len: fields.u64(BODY_LEN),
+            body_checksum: fields.u32(BODY_CHECKSUM),
+        })
+    }
+
+    fn fault(&self, signal: Signal, fields: &Fields<'_>) -> io::Result<FaultRecord> {
+        let count = (fields.u32(FRAME_COUNT) as usize).min(FRAMES_MAX);
+        let mut modules = vec![0; (fields.u32(MODULES_LEN) as usize).min(MODULES_MAX)];
+        self.0.read_exact_at(&mut modules, MODULES as u64)?;
+        Ok(FaultRecord {
+            signal,
+            address: fields.u64(FAULT_ADDRESS),
+            stack: fields.u64(FAULT_STACK),
+            frames: (0..count).map(|place| fields.u64(FRAMES + 8 * place)).collect(),
+            // Without the list the frames are shown as bare addresses.
+            modules: codec::decode(&modules, Vec::new()).unwrap_or_default(),
+        })
+    }
+
+    /// Reads the body that `account` tells of.
+    pub(crate) fn body(&self, account: &Account) -> Result<Vec<u8>, String> {
+        let room = self.0.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
+        if account.body_len > room {
+            return Err(format!("{} bytes were announced, but only {room} are there", account.body_len));
+        }
+        let len = usize::try_from(account.body_len).map_err(|error| error.to_string())?;
+        let mut body = Vec::new();
+        body.try_reserve_exact(len).map_err(|error| format!("{len} bytes: {error}"))?;
+        body.resize(len, 0);
+        self.0.read_exact_at(&mut body, BODY as u64).map_err(|error| error.to_string())?;
+        if crc32fast::hash(&body) != account.body_checksum {
+            return Err(format!("its {} bytes do not match their checksum", body.len()));
+        }
+        Ok(body)
+    }
+}
+
+impl AsFd for Slot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The first page, read by field.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u32(&self, at: usize) -> u32 {
+        self.0[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        self.0[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    }
+
+    fn note(&self) -> Option<String> {
+        let len = (self.u32(NOTE_LEN) as usize).min(NOTE_MAX);
+        (len > 0).then(|| String::from_utf8_lossy(&self.0[NOTE..NOTE + len]).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Slot, SlotWriter) {
+        let slot = Slot::new().unwrap();
+        let writer = SlotWriter::new(slot.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        (slot, writer)
+    }
+
+    #[test]
+    fn fresh_slot_is_empty() {
+        let account = pair().0.account().unwrap();
+        assert_eq!((account.state, account.failed_at, account.note), (State::Empty, None, None));
+    }
+
+    #[test]
+    fn whole_report_is_read_back() {
+        let (slot, writer) = pair();
+        writer.set_failed_at(Moment::from_nanos(7));
+        writer.set_failed_at(Moment::from_nanos(9));
+        writer.finish(State::Raised, b"body", 3).unwrap();
+        let account = slot.account().unwrap();
+        assert_eq!((account.state, account.peak_kib), (State::Raised, 3));
+        assert_eq!(account.failed_at, Some(Moment::from_nanos(7)));
+        assert_eq!(slot.body(&account).unwrap(), b"body");
+    }
+
+    #[test]
+    fn damaged_body_is_an_error() {
+        let (slot, writer) = pair();
+        writer.finish(State::Returned, &[5; 100], 0).unwrap();
+        writer.file.write_all_at(&[6], BODY as u64 + 50).unwrap();
+        assert!(slot.body(&slot.account().unwrap()).unwrap_err().contains("checksum"));
+        writer.map.u64(BODY_LEN).store(1 << 60, Relaxed);
+        assert!(slot.body(&slot.account().unwrap()).unwrap_err().contains("only 100"));
+    }
+
+    #[test]
+    fn truncated_slot_is_an_error() {
+        let (slot, writer) = pair();
+        writer.file.set_len(10).unwrap();
+        assert!(slot.account().is_err());
+        assert!(SlotWriter::new(slot.as_fd().try_clone_to_owned().unwrap()).is_err());
+    }
+
+    #[test]
+    fn note_and_frames_beyond_their_room_are_cut() {
+        let (slot, writer) = pair();
+        writer.set_note(&"ä".repeat(5000));
+        writer.set_fault(&Fault { signal: Signal::SEGV, address: 1, instruction: 2, stack: 3 });
+        assert_eq!((0..1000).take_while(|&n| writer.add_frame(n)).count(), FRAMES_MAX);
+        let account = slot.account().unwrap();
+        assert_eq!(account.note.unwrap(), "ä".repeat(NOTE_MAX / 2));
+        assert_eq!(account.fault.unwrap().frames.len(), FRAMES_MAX);
+    }
+}

@@ -1,0 +1,36 @@
+//! From a fatal signal to a record of it, async-signal-safe (signal-safety(7)): no lock, no memory, no panic.
+
+use std::io;
+
+use crate::sys::clock::Moment;
+use crate::sys::global::Global;
+use crate::sys::signal::{self, Fault};
+use crate::sys::{image, trace};
+use crate::wire::slot::SlotWriter;
+
+static SLOT: Global<SlotWriter> = Global::new();
+
+/// From now on a fatal signal of this process leaves its traceback in `slot`.
+pub(super) fn watch(slot: &'static SlotWriter) -> io::Result<()> {
+    slot.set_modules(&image::modules());
+    SLOT.set(slot);
+    signal::on_fault(record)
+}
+
+fn record(fault: &Fault) {
+    let Some(slot) = SLOT.get() else { return };
+    slot.set_failed_at(Moment::now());
+    slot.set_fault(fault);
+    // Everything above the interrupted frame is this handler. The unwinder may itself fault on a broken stack;
+    // the signal is blocked, so that ends the process, and what was recorded so far is there.
+    let mut interrupted = false;
+    trace::walk_in_signal_handler(|address| {
+        let first = !interrupted && address == fault.instruction;
+        interrupted |= first;
+        // Readers take each for a return address; the interrupted one is the instruction itself.
+        !interrupted || slot.add_frame(address + u64::from(first))
+    });
+    if !interrupted {
+        slot.add_frame(fault.instruction + 1);
+    }
+}

@@ -1,0 +1,197 @@
+//! How a plain Rust function is found again in the child.
+//!
+//! For every function there is a constant record in the executable. The launcher sends the record's offset; the
+//! child is the same executable, so the record lies at the same offset from wherever the loader put it. A code
+//! address would not do: the compiler folds equal functions and may give one function several addresses.
+
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+
+use anyhow::anyhow;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::sys::image::Image;
+use crate::wire::codec;
+use crate::wire::message::Job;
+
+/// "PHLXENTR": what a record begins with.
+const MAGIC: u64 = u64::from_le_bytes(*b"PHLXENTR");
+
+/// A function that can be run in a worker.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Entry {
+    magic: u64,
+    name: fn() -> &'static str,
+    call: Call,
+}
+
+/// Takes the rank, the encoded arguments and their storages' descriptors; returns the encoded result.
+type Call = fn(usize, &[u8], Vec<OwnedFd>) -> anyhow::Result<Vec<u8>>;
+
+/// The record of the function type `F`.
+pub(crate) fn of<F, A, R, E>() -> &'static Entry
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: Into<anyhow::Error>,
+{
+    Record::<F, A, R, E>::ENTRY
+}
+
+struct Record<F, A, R, E>(PhantomData<(F, A, R, E)>);
+
+impl<F, A, R, E> Record<F, A, R, E>
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: Into<anyhow::Error>,
+{
+    const ENTRY: &'static Entry =
+        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call::<F, A, R, E> };
+}
+
+/// Decodes the arguments, calls the function, encodes its result. Frames below this one are ours.
+#[inline(never)]
+fn call<F, A, R, E>(rank: usize, arguments: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Vec<u8>>
+where
+    F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: Into<anyhow::Error>,
+{
+    let arguments = codec::decode::<A>(arguments, descriptors).map_err(|reason| {
+        anyhow!("cannot read the arguments of type {}: {reason}", std::any::type_name::<A>())
+    })?;
+    let result = conjure::<F>()(rank, arguments).map_err(Into::into)?;
+    codec::encode_plain(&result).map_err(|reason| {
+        anyhow!("cannot serialise the result of type {}: {reason}", std::any::type_name::<R>())
+    })
+}
+
+/// The value of a function type: it has no bytes, so there is nothing to send.
+#[expect(unsafe_code, reason = "a function item cannot be named in another process, only conjured")]
+fn conjure<F: Copy + Send + 'static>() -> F {
+    const {
+        assert!(
+            size_of::<F>() == 0,
+            "phalanx: this function captures variables, which another process does not have: pass a plain `fn` or a \
+             closure that captures nothing, and send the variables in the arguments"
+        );
+    }
+    // SAFETY: F has no bytes to read, as just asserted. The launcher had a value of F, so F is inhabited;
+    // F is Copy, 'static and Send, so it is no token of uniqueness, of a lifetime or of a thread.
+    unsafe { NonNull::<F>::dangling().read() }
+}
+
+impl Entry {
+    pub(crate) fn name(&self) -> &'static str {
+        (self.name)()
+    }
+
+    /// The offset of this record in the executable.
+    pub(crate) fn offset(&'static self, image: &Image) -> Result<u64, Error> {
+        let parts = [std::ptr::from_ref(self).addr(), self.name as usize, self.call as usize];
+        if parts.iter().any(|&address| image.offset_of(address).is_none()) {
+            return Err(Error::FunctionElsewhere { function: self.name() });
+        }
+        image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
+    }
+
+    pub(super) fn call(
+        &self,
+        rank: usize,
+        arguments: &[u8],
+        descriptors: Vec<OwnedFd>,
+    ) -> anyhow::Result<Vec<u8>> {
+        (self.call)(rank, arguments, descriptors)
+    }
+}
+
+/// Finds the record that `job` means, or says why it is not there.
+pub(super) fn find(job: &Job, image: &Image) -> Result<&'static Entry, String> {
+    if job.image != image.id() {
+        return Err("this executable is another build than the launcher's".to_owned());
+    }
+    let entry = at(job.entry, image)
+        .ok_or_else(|| format!("there is no function at offset {:#x} of this executable", job.entry))?;
+    if entry.name() != job.function {
+        return Err(format!("offset {:#x} has `{}`, not `{}`", job.entry, entry.name(), job.function));
+    }
+    Ok(entry)
+}
+
+#[expect(unsafe_code, reason = "the one place where an offset becomes a reference, after every check")]
+fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
+    let address = image.address_of(offset, size_of::<Entry>())?;
+    if !address.is_multiple_of(align_of::<Entry>()) {
+        return None;
+    }
+    let record = std::ptr::with_exposed_provenance::<Entry>(address);
+    // SAFETY: the address is aligned and the record lies in the executable's mapped segments, where a word may be
+    // read as an integer whatever it is; the magic is the first of an Entry (repr C).
+    let magic = unsafe { record.cast::<u64>().read() };
+    // SAFETY: only records of this module begin with this word, in a build that the image id proved to be the
+    // launcher's own; they are constants, so the reference lives as long as the program.
+    (magic == MAGIC).then(|| unsafe { &*record })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn double(_rank: usize, x: u32) -> anyhow::Result<u32> {
+        Ok(x * 2)
+    }
+
+    fn entry_of<F: Fn(usize, u32) -> anyhow::Result<u32> + Copy + Send + 'static>(_: F) -> &'static Entry {
+        of::<F, u32, u32, anyhow::Error>()
+    }
+
+    fn job_of(entry: &'static Entry, image: &Image) -> Job {
+        Job {
+            image: image.id().to_vec(),
+            entry: entry.offset(image).unwrap(),
+            function: entry.name().to_owned(),
+            name: String::new(),
+            storages: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn entry_found_by_offset_calls_its_function() {
+        let image = Image::main().unwrap();
+        for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
+            let found = find(&job_of(entry, image), image).unwrap();
+            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Vec::new()).unwrap();
+            assert_eq!(codec::decode::<u32>(&result, Vec::new()), Ok(42));
+        }
+    }
+
+    #[test]
+    fn every_check_refuses_before_the_jump() {
+        let image = Image::main().unwrap();
+        let good = job_of(entry_of(double), image);
+        let refused = |change: fn(&mut Job)| {
+            let mut job = good.clone();
+            change(&mut job);
+            find(&job, image).unwrap_err()
+        };
+        assert!(refused(|job| job.image = vec![1]).contains("another build"));
+        assert!(refused(|job| job.entry = u64::MAX).contains("no function"));
+        assert!(refused(|job| job.entry += 1).contains("no function"));
+        assert!(refused(|job| job.entry += 8).contains("no function"));
+        assert!(refused(|job| job.function = "other".into()).contains("not `other`"));
+    }
+
+    #[test]
+    fn entry_outside_of_the_executable_is_an_error() {
+        let heap: &'static Entry = Box::leak(Box::new(Entry { magic: MAGIC, ..*entry_of(double) }));
+        assert!(matches!(heap.offset(Image::main().unwrap()), Err(Error::FunctionElsewhere { .. })));
+    }
+}

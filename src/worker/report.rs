@@ -1,0 +1,168 @@
+//! From an `Err` or a panic of the user's function to a report.
+
+use std::any::Any;
+use std::backtrace::BacktraceStatus;
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+
+use crate::error::{Captured, Frame, Raised, RawFrame};
+use crate::sys::clock::Moment;
+use crate::sys::signal::Signal;
+use crate::sys::{env, image, memory, signal, trace};
+use crate::wire::codec;
+use crate::wire::slot::{SlotWriter, State};
+
+/// What the hook saw of a panic, for when nobody catches it.
+struct Seen {
+    message: String,
+    location: Option<String>,
+    addresses: Vec<u64>,
+    at: Moment,
+}
+
+thread_local! {
+    /// Whether this thread runs the user's function.
+    static IN_FUNCTION: Cell<bool> = const { Cell::new(false) };
+    static LAST_PANIC: RefCell<Option<Seen>> = const { RefCell::new(None) };
+}
+
+/// A failure and when it happened.
+struct Failure {
+    raised: Raised,
+    at: Moment,
+}
+
+/// Runs the user's function and writes its report; says whether it succeeded.
+///
+/// # Errors
+/// When the report cannot be written, as for want of memory.
+pub(super) fn call_and_report(
+    slot: &'static SlotWriter,
+    function: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+) -> std::io::Result<bool> {
+    watch_panics(slot);
+    capture_backtraces_of_errors();
+    IN_FUNCTION.set(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(function));
+    IN_FUNCTION.set(false);
+    slot.set_state(State::Reporting);
+    // From here on the worker ends by itself, and soon: a teardown must not cut its report short. SIGKILL can.
+    signal::ignore(Signal::TERM)?;
+    let peak_kib = memory::peak_resident_kib().unwrap_or(0);
+    let failure = match outcome {
+        Ok(Ok(result)) => return slot.finish(State::Returned, &result, peak_kib).map(|()| true),
+        Ok(Err(error)) => returned_error(slot, &error),
+        Err(payload) => panicked(&*payload),
+    };
+    slot.set_failed_at(failure.at);
+    write_failure(slot, &failure.raised, peak_kib)?;
+    // A payload whose drop panics must not cost us the report, so it is never dropped: this process ends.
+    Ok(false)
+}
+
+fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::Result<()> {
+    let body = codec::encode_plain(raised).map_err(std::io::Error::other)?;
+    slot.finish(State::Raised, &body, peak_kib)
+}
+
+/// Lets std capture a backtrace in every error of this process, as RUST_LIB_BACKTRACE=1 does, unless the user
+/// has chosen. std looks at the variable once, so that it need not stay for the worker's own children.
+fn capture_backtraces_of_errors() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(VARIABLE).is_some() || std::env::var_os("RUST_BACKTRACE").is_some() {
+        return;
+    }
+    env::set(VARIABLE, "1");
+    let _latched = std::backtrace::Backtrace::capture();
+    env::remove(VARIABLE);
+}
+
+fn returned_error(slot: &SlotWriter, error: &anyhow::Error) -> Failure {
+    let at = Moment::now();
+    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+    // Naming the frames takes long: until the report is whole, the note tells the error.
+    slot.set_failed_at(at);
+    slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
+    let trace = Captured::Named(frames_of(error.backtrace()));
+    Failure { raised: Raised { panicked: false, chain, location: None, trace }, at }
+}
+
+/// The frames of a backtrace of std, which shows them only as text.
+fn frames_of(backtrace: &std::backtrace::Backtrace) -> Vec<Frame> {
+    if backtrace.status() != BacktraceStatus::Captured {
+        return Vec::new();
+    }
+    let Ok(parsed) = btparse::deserialize(backtrace) else {
+        // A text that the parser does not know is still better than none.
+        return vec![Frame { function: backtrace.to_string(), file: None, line: None, column: None }];
+    };
+    let line = |line: Option<usize>| line.and_then(|line| u32::try_from(line).ok());
+    let frame = |frame: btparse::Frame| Frame {
+        function: frame.function,
+        file: frame.file,
+        line: line(frame.line),
+        column: None,
+    };
+    parsed.frames.into_iter().map(frame).collect()
+}
+
+fn panicked(payload: &(dyn Any + Send)) -> Failure {
+    let message = text_of(payload);
+    // resume_unwind goes past the hook, and a panic that was caught meanwhile is not this one.
+    match LAST_PANIC.take().filter(|seen| seen.message == message) {
+        Some(seen) => Failure { at: seen.at, raised: raised_by(seen) },
+        None => Failure {
+            at: Moment::now(),
+            raised: Raised {
+                panicked: true,
+                chain: vec![message],
+                location: None,
+                trace: Captured::Named(Vec::new()),
+            },
+        },
+    }
+}
+
+fn raised_by(seen: Seen) -> Raised {
+    let modules = image::modules();
+    let frames = seen.addresses.into_iter().map(|address| RawFrame::new(address, &modules)).collect();
+    Raised {
+        panicked: true,
+        chain: vec![seen.message],
+        location: seen.location,
+        trace: Captured::Addresses(frames),
+    }
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "Box<dyn Any>".to_owned())
+}
+
+/// Panics of the user's function are kept for the report; those of other threads are shown as ever.
+fn watch_panics(slot: &'static SlotWriter) {
+    let previous = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if IN_FUNCTION.get() {
+            see_panic(slot, info);
+        } else {
+            previous(info);
+        }
+    }));
+}
+
+fn see_panic(slot: &SlotWriter, info: &PanicHookInfo<'_>) {
+    let at = Moment::now();
+    let message = text_of(info.payload());
+    let location = info.location().map(ToString::to_string);
+    // For the panic that does not reach us: a second one while this one unwinds aborts the process.
+    slot.set_note(&format!("panicked at {}: {message}", location.as_deref().unwrap_or("an unknown place")));
+    let seen = Seen { message, location, addresses: trace::here(), at };
+    if cfg!(panic = "abort") {
+        // Nothing unwinds to us: this is the last chance. Should it fail, the note is there.
+        slot.set_failed_at(at);
+        let _ = write_failure(slot, &raised_by(seen), memory::peak_resident_kib().unwrap_or(0));
+    } else {
+        LAST_PANIC.set(Some(seen));
+    }
+}
