@@ -24,6 +24,8 @@ pub fn init() {
     if !process::is_main_thread() {
         return;
     }
+    // A worker may start workers too, so this comes before it runs.
+    start::allow_spawn();
     if let Some(marker) = std::env::var_os(WORKER) {
         env::remove(WORKER);
         match marker.to_string_lossy().parse::<Marker>() {
@@ -31,7 +33,6 @@ pub fn init() {
             Err(error) => refuse(&error),
         }
     }
-    start::allow_spawn();
 }
 
 #[expect(

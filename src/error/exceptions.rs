@@ -106,7 +106,7 @@ impl fmt::Display for Tally {
 /// A worker's function returned `Err` or panicked.
 ///
 /// Its text begins as torch's does: `-- Process 1 terminated with the following error:`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Story", into = "Story")]
 pub struct ProcessRaisedException(Story);
 
@@ -178,12 +178,19 @@ impl fmt::Display for ProcessRaisedException {
     }
 }
 
+impl fmt::Debug for ProcessRaisedException {
+    /// The same text: it is what `unwrap` and a main that returns the error show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl std::error::Error for ProcessRaisedException {}
 
 /// A worker ended without handing in a result or an error: it exited, or a signal ended it.
 ///
 /// Its text begins as torch's does: `process 1 terminated with signal SIGKILL`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessExitedException(Story);
 
@@ -262,6 +269,13 @@ impl fmt::Display for ProcessExitedException {
         f.write_str(gap)?;
         self.0.fmt_when(f)?;
         self.0.fmt_others(f)
+    }
+}
+
+impl fmt::Debug for ProcessExitedException {
+    /// The same text: it is what `unwrap` and a main that returns the error show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

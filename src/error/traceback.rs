@@ -153,46 +153,52 @@ fn resolve(captured: &Captured) -> Vec<Frame> {
     }
 }
 
-/// Machinery that raises a panic or an error: not what went wrong.
-const MACHINERY: [&str; 14] = [
-    "std::panicking::",
-    "core::panicking::",
-    "std::sys::",
-    "std::backtrace",
+/// Crates whose frames raise a failure, rather than being what went wrong.
+const MACHINERY: [&str; 9] = [
+    "std::",
+    "core::",
+    "alloc::",
     "backtrace::",
     "rust_begin_unwind",
-    "__rustc::rust_begin_unwind",
-    "core::option::unwrap_failed",
-    "core::option::expect_failed",
-    "core::result::unwrap_failed",
+    "__rustc::",
     "anyhow::",
-    "core::result::Result<",
     "phalanx::worker::report::",
     "phalanx::sys::trace::",
 ];
+
+/// Where rustc's own build puts the sources of std, which is how its generic functions are known.
+const STD_SOURCES: [&str; 3] = ["/library/core/src/", "/library/alloc/src/", "/library/std/src/"];
 
 /// Where the library calls the user's function.
 const TRAMPOLINE: &str = "phalanx::worker::entry::";
 
 /// Drops what raised the failure at the inner end and what called the user's function at the outer one.
-fn trim(frames: Vec<Frame>) -> Vec<Frame> {
-    let panic = frames.iter().rposition(|frame| is_raising(&frame.function)).map_or(0, |at| at + 1);
-    let inner = panic + frames[panic..].iter().take_while(|frame| is_machinery(&frame.function)).count();
-    let outer =
-        frames.iter().position(|frame| bare(&frame.function).starts_with(TRAMPOLINE)).unwrap_or(frames.len());
-    let mut kept = if inner < outer { frames[inner..outer].to_vec() } else { frames[..outer].to_vec() };
-    while kept.last().is_some_and(|frame| frame.function.contains("core::ops::function::Fn")) {
-        kept.pop();
+fn trim(mut frames: Vec<Frame>) -> Vec<Frame> {
+    if let Some(outer) = frames.iter().position(|frame| bare(&frame.function).starts_with(TRAMPOLINE)) {
+        frames.truncate(outer);
     }
-    kept
+    let panic = frames.iter().rposition(|frame| is_raising(&frame.function)).map_or(0, |at| at + 1);
+    let inner = panic + frames[panic..].iter().take_while(|frame| is_machinery(frame)).count();
+    // What is machinery from end to end is all there is to show.
+    if inner == frames.len() {
+        return frames;
+    }
+    frames.drain(..inner);
+    while frames.last().is_some_and(|frame| frame.function.contains("core::ops::function::Fn")) {
+        frames.pop();
+    }
+    frames
 }
 
 fn is_raising(function: &str) -> bool {
     function.contains("rust_begin_unwind") || bare(function).starts_with("core::panicking::")
 }
 
-fn is_machinery(function: &str) -> bool {
-    MACHINERY.iter().any(|prefix| bare(function).starts_with(prefix)) || function.contains("anyhow::")
+fn is_machinery(frame: &Frame) -> bool {
+    let of_std = |file: &String| STD_SOURCES.iter().any(|sources| file.contains(sources));
+    frame.file.as_ref().is_some_and(of_std)
+        || frame.function.contains("anyhow::")
+        || MACHINERY.iter().any(|prefix| bare(&frame.function).starts_with(prefix))
 }
 
 /// `<path::Type as Trait>::method` without its opening brackets.

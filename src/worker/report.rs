@@ -24,6 +24,8 @@ thread_local! {
     /// Whether this thread runs the user's function.
     static IN_FUNCTION: Cell<bool> = const { Cell::new(false) };
     static LAST_PANIC: RefCell<Option<Seen>> = const { RefCell::new(None) };
+    /// The last panics of this thread in a line each, the newest last.
+    static LAST_WORDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A failure and when it happened.
@@ -151,12 +153,25 @@ fn watch_panics(slot: &'static SlotWriter) {
     }));
 }
 
+/// The words of the last panics with these new ones.
+fn last_words(words: String) -> String {
+    const KEPT: usize = 3;
+    LAST_WORDS.with_borrow_mut(|known| {
+        if known.len() == KEPT {
+            known.remove(0);
+        }
+        known.push(words);
+        known.join("; then ")
+    })
+}
+
 fn see_panic(slot: &SlotWriter, info: &PanicHookInfo<'_>) {
     let at = Moment::now();
     let message = text_of(info.payload());
     let location = info.location().map(ToString::to_string);
-    // For the panic that does not reach us: a second one while this one unwinds aborts the process.
-    slot.set_note(&format!("panicked at {}: {message}", location.as_deref().unwrap_or("an unknown place")));
+    // For the panic that does not reach us: one in a destructor while the first unwinds aborts the process.
+    let place = location.as_deref().unwrap_or("an unknown place");
+    slot.set_note(&last_words(format!("panicked at {place}: {message}")));
     let seen = Seen { message, location, addresses: trace::here(), at };
     if cfg!(panic = "abort") {
         // Nothing unwinds to us: this is the last chance. Should it fail, the note is there.

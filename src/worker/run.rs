@@ -26,29 +26,27 @@ pub(crate) enum Origin {
 
 /// Lives the life of a worker.
 pub(crate) fn run(marker: &Marker, origin: Origin) -> ! {
-    let code = match die_with_launcher(marker).and_then(|()| report_slot(marker)) {
-        Ok(slot) => work(marker, origin, slot),
-        Err(error) => {
-            // Without a slot there is only stderr to tell it to; if that fails too, the exit code is left.
-            let _ = writeln!(io::stderr(), "phalanx: worker {} cannot begin: {error}", marker.rank);
-            EXIT_REFUSED
-        }
+    let code = match die_with_launcher(marker) {
+        // Whoever wanted to know about this worker is gone: it says nothing.
+        Ok(false) => EXIT_REFUSED,
+        Ok(true) => report_slot(marker)
+            .map_or_else(|error| complain(marker, &error), |slot| work(marker, origin, slot)),
+        Err(error) => complain(marker, &error),
     };
     leave(code, origin)
 }
 
+/// Without a slot there is only stderr to tell it to; if that fails too, the exit code is left.
+fn complain(marker: &Marker, error: &io::Error) -> i32 {
+    let _ = writeln!(io::stderr(), "phalanx: worker {} cannot begin: {error}", marker.rank);
+    EXIT_REFUSED
+}
+
 /// Arms the parent-death signal first, then looks whether the launcher was dead already: in this order it
-/// cannot die unnoticed in between (prctl(2), PR_SET_PDEATHSIG).
-fn die_with_launcher(marker: &Marker) -> io::Result<()> {
+/// cannot die unnoticed in between (prctl(2), PR_SET_PDEATHSIG). Says whether it lives.
+fn die_with_launcher(marker: &Marker) -> io::Result<bool> {
     prctl::set_death_signal(marker.death_signal)?;
-    let parent = process::parent_id();
-    if parent != marker.launcher && marker.death_signal.is_some() {
-        return Err(io::Error::other(format!(
-            "its launcher (pid {}) is gone, its parent is {parent}",
-            marker.launcher
-        )));
-    }
-    Ok(())
+    Ok(marker.death_signal.is_none() || process::parent_id() == marker.launcher)
 }
 
 fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {

@@ -1,0 +1,171 @@
+//! What every process test stands on: a watchdog, a leak check, and events to wait for.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use phalanx::Tensor;
+
+/// After so many seconds without an end a test is taken to hang, and SIGALRM ends it and its workers.
+const WATCHDOG_SECONDS: u32 = 120;
+
+/// Runs one test under the watchdog, alone in its process, and looks for what it left behind.
+pub(crate) fn watched<T>(test: impl FnOnce() -> T) -> T {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    nix::unistd::alarm::set(WATCHDOG_SECONDS);
+    let before = Snapshot::take();
+    let result = test();
+    let after = Snapshot::take();
+    assert_eq!(before, after, "left behind");
+    nix::unistd::alarm::cancel();
+    result
+}
+
+/// What a process can leave behind.
+#[derive(Debug, PartialEq, Eq)]
+struct Snapshot {
+    descriptors: BTreeSet<(i32, String)>,
+    children: BTreeSet<u32>,
+    named_memory: BTreeSet<String>,
+    temporary: BTreeSet<String>,
+}
+
+impl Snapshot {
+    fn take() -> Self {
+        Self {
+            descriptors: descriptors(),
+            children: children(),
+            named_memory: names_in("/dev/shm"),
+            temporary: names_in(std::env::temp_dir().to_str().unwrap()),
+        }
+    }
+}
+
+/// Open descriptors with what they are.
+pub(crate) fn descriptors() -> BTreeSet<(i32, String)> {
+    let entries = fs::read_dir("/proc/self/fd").unwrap();
+    let found = entries.filter_map(|entry| {
+        let entry = entry.unwrap();
+        let target = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+        Some((entry.file_name().to_str()?.parse().ok()?, target))
+    });
+    // The directory that is being read is one of them.
+    found.filter(|(_, target)| !target.ends_with("/fd")).collect()
+}
+
+/// All processes whose parent is this one, zombies included.
+pub(crate) fn children() -> BTreeSet<u32> {
+    let own = std::process::id();
+    processes().filter(|&pid| parent_of(pid) == Some(own)).collect()
+}
+
+pub(crate) fn processes() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    stat_field(pid, 1)?.parse().ok()
+}
+
+/// The state letter of a process (proc_pid_stat(5)), `None` when there is none.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    stat_field(pid, 0)?.chars().next()
+}
+
+/// A field of /proc/PID/stat, counted from the one after the name, which may have anything in it.
+fn stat_field(pid: u32, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number).map(str::to_owned)
+}
+
+fn names_in(dir: &str) -> BTreeSet<String> {
+    let names = fs::read_dir(dir).into_iter().flatten();
+    let names = names.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+    names.filter(|name| name.contains("phalanx")).collect()
+}
+
+/// A pidfd of any process.
+#[expect(unsafe_code, reason = "nix has no pidfd_open")]
+pub(crate) fn pidfd(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: the kernel has just made it for us.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Waits until a process has ended; one that does not exist has.
+pub(crate) fn await_end(pid: u32) {
+    if let Some(fd) = pidfd(pid) {
+        poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&fd), PollFlags::POLLIN)], PollTimeout::NONE)
+            .unwrap();
+        let _ = fd.as_raw_fd();
+    }
+}
+
+/// Waits, for the watchdog's time at most, until `done`; for what the kernel gives no event of.
+pub(crate) fn await_that(mut done: impl FnMut() -> bool) {
+    while !done() {
+        std::thread::yield_now();
+    }
+}
+
+/// Sends a signal to a process of the test's own.
+pub(crate) fn send(pid: u32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// Ends this process by a signal that nothing can catch.
+pub(crate) fn kill_self() -> ! {
+    send(std::process::id(), nix::sys::signal::SIGKILL);
+    unreachable!("SIGKILL is not survived")
+}
+
+/// Waits for ever; only a signal ends it.
+pub(crate) fn wait_for_ever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Numbers that the processes of one test tell each other.
+pub(crate) fn board(places: usize) -> Tensor<i64> {
+    Tensor::zeros(&[places]).unwrap()
+}
+
+/// Writes `value`, which must not be zero, to a place of the board.
+pub(crate) fn post(board: &Tensor<i64>, place: usize, value: u32) {
+    board.set(place, value.into()).unwrap();
+}
+
+/// Waits until somebody has written to a place of the board, and returns what.
+pub(crate) fn await_post(board: &Tensor<i64>, place: usize) -> u32 {
+    let mut seen = 0;
+    await_that(|| {
+        seen = board.get(place).unwrap();
+        seen != 0
+    });
+    seen as u32
+}
+
+/// A set of signals from /proc/PID/status, such as "SigIgn", without the two that glibc keeps for itself: it
+/// ignores them in what posix_spawn starts, and catches them once there are threads.
+pub(crate) fn signal_set(status: &str, name: &str) -> u64 {
+    let of_glibc = 0b11 << 31;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    u64::from_str_radix(line.unwrap().trim(), 16).unwrap() & !of_glibc
+}
+
+/// The sets in which a worker finds its signals: nothing blocked, SIGPIPE ignored, fatal signals caught.
+pub(crate) fn assert_fresh_signals(status: &str) {
+    use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV};
+    let bits = |signals: &[nix::sys::signal::Signal]| {
+        signals.iter().map(|&signal| 1_u64 << (signal as u64 - 1)).sum()
+    };
+    let seen = ["SigBlk", "SigIgn", "SigCgt"].map(|name| signal_set(status, name));
+    assert_eq!(seen, [0, bits(&[SIGPIPE]), bits(&[SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE])]);
+}

@@ -1,0 +1,96 @@
+//! What only the compiler can show: the error for a closure that captures, and code in a shared object.
+
+#![expect(unsafe_code, reason = "a shared object is loaded and called")]
+
+mod common;
+
+use std::ffi::{CStr, CString, c_char};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+phalanx::auto_init!();
+
+/// Compiles a small crate against this very build of phalanx.
+fn rustc(kind: &str, source: &str, dir: &Path) -> Output {
+    let file = dir.join("program.rs");
+    fs::write(&file, source).unwrap();
+    let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition", "2024", "--crate-type", kind, "--crate-name", "program", "--out-dir"]).arg(dir);
+    rustc.arg("-L").arg(format!("dependency={}", deps.display()));
+    for name in ["phalanx", "anyhow"] {
+        rustc.arg("--extern").arg(format!("{name}={}", newest_rlib(&deps, name).display()));
+    }
+    rustc.arg(file).output().unwrap()
+}
+
+/// The build of a crate that cargo made last: it made this test's dependencies just before this test.
+fn newest_rlib(deps: &Path, name: &str) -> PathBuf {
+    let prefix = format!("lib{name}-");
+    let files = fs::read_dir(deps).unwrap().map(|entry| entry.unwrap().path());
+    let rlibs = files.filter(|path| {
+        let file = path.file_name().unwrap().to_string_lossy();
+        file.starts_with(&prefix) && file.ends_with(".rlib")
+    });
+    rlibs.max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap()).unwrap()
+}
+
+#[test]
+fn closure_that_captures_is_refused_with_a_reason() {
+    let program = |closure: &str| {
+        format!(
+            "fn main() {{ let scale = 2.0; let _ = phalanx::spawn({closure}, (), 1); let _: f64 = scale; }}"
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let fine = rustc("bin", &program("|rank, _: ()| anyhow::Ok(rank as f64)"), dir.path());
+    assert!(fine.status.success(), "{}", String::from_utf8_lossy(&fine.stderr));
+    let captures = rustc("bin", &program("move |rank, _: ()| anyhow::Ok(rank as f64 * scale)"), dir.path());
+    let told = String::from_utf8_lossy(&captures.stderr);
+    assert!(!captures.status.success());
+    assert!(
+        told.contains("phalanx: this function captures variables, which another process does not have"),
+        "{told}"
+    );
+}
+
+#[test]
+fn function_in_a_shared_object_is_an_error() {
+    const LIBRARY: &str = r#"
+        use std::ffi::{CString, c_char};
+        fn work(rank: usize, _: ()) -> anyhow::Result<usize> { Ok(rank) }
+        phalanx::auto_init!();
+        #[unsafe(no_mangle)]
+        pub extern "C" fn try_to_spawn() -> *mut c_char {
+            phalanx::init();
+            let told = match phalanx::spawn(work, (), 2) {
+                Ok(_) => "it was started".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            CString::new(told).unwrap().into_raw()
+        }
+    "#;
+    // init counts on the main thread only, so a worker loads the object.
+    fn load(_: usize, object: PathBuf) -> anyhow::Result<String> {
+        let path = CString::new(object.to_str().unwrap())?;
+        // SAFETY: the object was just built from the source above; its hook does nothing in a shared object.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+        anyhow::ensure!(!handle.is_null(), "dlopen failed");
+        // SAFETY: the handle is open.
+        let symbol = unsafe { libc::dlsym(handle, c"try_to_spawn".as_ptr()) };
+        anyhow::ensure!(!symbol.is_null(), "the function is not there");
+        // SAFETY: this is its type in the source above.
+        let call =
+            unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> *mut c_char>(symbol) };
+        // SAFETY: it returns a string of its own that is never freed.
+        Ok(unsafe { CStr::from_ptr(call()) }.to_str()?.to_owned())
+    }
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let built = rustc("cdylib", LIBRARY, dir.path());
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let told = phalanx::spawn(load, dir.path().join("libprogram.so"), 1).unwrap().remove(0);
+        assert!(told.contains("program::work` does not lie in the executable"), "{told}");
+    });
+}

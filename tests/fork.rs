@@ -1,0 +1,211 @@
+//! The Fork start method, in a process that has a single thread: no harness.
+
+#![expect(unsafe_code, reason = "one worker hurts itself")]
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::{
+    assert_fresh_signals, await_end, await_post, board, children, descriptors, kill_self, post,
+    wait_for_ever, watched,
+};
+use phalanx::{Cause, Error, Options, ProcessContext, StartMethod, Status, Tensor, spawn, start_processes};
+
+fn forked(nprocs: usize) -> Options {
+    Options::new(nprocs).start_method(StartMethod::Fork)
+}
+
+fn main() {
+    phalanx::init();
+    let tests: [(&str, fn()); 11] = [
+        ("results_come_by_rank", results_come_by_rank),
+        ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
+        ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
+        ("environment_is_set_in_the_worker_only", environment_is_set_in_the_worker_only),
+        ("tensors_are_shared", tensors_are_shared),
+        ("failures_are_told_as_with_spawn", failures_are_told_as_with_spawn),
+        (
+            "exit_handlers_of_the_launcher_do_not_run_in_workers",
+            exit_handlers_of_the_launcher_do_not_run_in_workers,
+        ),
+        ("contexts_do_not_hold_each_other_up", contexts_do_not_hold_each_other_up),
+        ("nested_by_both_methods", nested_by_both_methods),
+        ("children_of_a_worker_go_with_it", children_of_a_worker_go_with_it),
+        ("threads_are_refused", threads_are_refused),
+    ];
+    for (name, test) in tests {
+        watched(test);
+        println!("test {name} ... ok");
+    }
+    println!("\ntest result: ok. {} passed; 0 failed", tests.len());
+}
+
+fn start<R>(
+    f: impl Fn(usize, ()) -> anyhow::Result<R> + Copy + Send + 'static,
+    nprocs: usize,
+) -> ProcessContext<R>
+where
+    R: serde::Serialize + serde::de::DeserializeOwned,
+{
+    start_processes(f, (), forked(nprocs)).unwrap()
+}
+
+fn results_come_by_rank() {
+    assert_eq!(start(|rank, ()| Ok(rank * 10), 5).join().unwrap(), [0, 10, 20, 30, 40]);
+    let work = |rank, text: String| anyhow::Ok(text.repeat(rank));
+    assert_eq!(
+        start_processes(work, "ab".to_owned(), forked(3)).unwrap().join().unwrap(),
+        ["", "ab", "abab"]
+    );
+}
+
+fn memory_of_the_launcher_is_seen_as_it_was() {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    COUNTER.store(7, Ordering::Relaxed);
+    assert_eq!(start(|_, ()| Ok(COUNTER.fetch_add(1, Ordering::Relaxed)), 3).join().unwrap(), [7, 7, 7]);
+}
+
+fn worker_has_only_its_own_descriptors_and_signals() {
+    let file = std::fs::File::open("/dev/zero").unwrap();
+    let look = |_, ()| {
+        Ok((descriptors(), std::fs::read_to_string("/proc/self/status")?, nix::unistd::getpgrp().as_raw()))
+    };
+    let context = start(look, 2);
+    let pids = context.pids();
+    for (seen, pid) in context.join().unwrap().into_iter().zip(pids) {
+        let others: Vec<_> = seen.0.iter().filter(|(number, _)| *number > 2).collect();
+        assert!(others.len() == 1 && others[0].1.contains("phalanx-report"), "{others:?}");
+        assert!(seen.0.contains(&(0, "/dev/null".to_owned())));
+        assert_fresh_signals(&seen.1);
+        assert_eq!(seen.2.unsigned_abs(), pid);
+    }
+    drop(file);
+}
+
+fn environment_is_set_in_the_worker_only() {
+    let look = |_, ()| anyhow::Ok(std::env::var("PHALANX_TEST").ok());
+    let context = start_processes(look, (), forked(1).env("PHALANX_TEST", "5")).unwrap();
+    assert_eq!(context.join().unwrap(), [Some("5".to_owned())]);
+    assert_eq!(std::env::var_os("PHALANX_TEST"), None);
+}
+
+fn tensors_are_shared() {
+    let sum = Tensor::<f64>::zeros(&[3]).unwrap();
+    let add = |rank, sum: Tensor<f64>| Ok::<_, anyhow::Error>(sum.fetch_add(1, rank as f64 + 0.5)?);
+    start_processes(add, sum.clone(), forked(4)).unwrap().join().unwrap();
+    assert_eq!(sum.to_vec(), [0.0, 8.0, 0.0]);
+}
+
+fn failures_are_told_as_with_spawn() {
+    let Error::ProcessRaised(raised) =
+        start(|_, ()| -> anyhow::Result<()> { panic!("in a fork") }, 2).join().unwrap_err()
+    else {
+        panic!("expected a raise")
+    };
+    assert_eq!(raised.chain(), ["in a fork"]);
+    assert!(raised.traceback().frames()[0].function.starts_with("fork::failures_are_told_as_with_spawn"));
+    let Error::ProcessExited(exited) = start(
+        |_, ()| -> anyhow::Result<()> {
+            // SAFETY: none: this is the mistake that is tested.
+            unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+            Ok(())
+        },
+        1,
+    )
+    .join()
+    .unwrap_err() else {
+        panic!("expected a signal")
+    };
+    assert_eq!(exited.exit_code(), Some(-libc::SIGSEGV));
+    assert!(exited.traceback().is_some());
+    let Error::ProcessExited(killed) =
+        start(|_, ()| -> anyhow::Result<()> { kill_self() }, 1).join().unwrap_err()
+    else {
+        panic!("expected a signal")
+    };
+    assert_eq!((killed.exit_code(), killed.cause()), (Some(-9), None));
+}
+
+fn exit_handlers_of_the_launcher_do_not_run_in_workers() {
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn note() {
+        RAN.store(1, Ordering::Relaxed);
+        // A handler that ends the process with another status would show in the outcome.
+        if std::env::var_os("PHALANX_IN_WORKER").is_some() {
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(77) };
+        }
+    }
+    // SAFETY: registers a function of this program.
+    unsafe { libc::atexit(note) };
+    let context =
+        start_processes(|_, ()| anyhow::Ok(1), (), forked(2).env("PHALANX_IN_WORKER", "1")).unwrap();
+    assert_eq!(context.join().unwrap(), [1, 1]);
+}
+
+fn contexts_do_not_hold_each_other_up() {
+    let gate = board(2);
+    let wait = |rank, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, rank));
+    let mut first = start_processes(wait, gate.clone(), forked(2)).unwrap();
+    // The second one's workers were forked with copies of the first one's descriptors.
+    let second =
+        start_processes(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, (), forked(2).daemon(true))
+            .unwrap();
+    post(&gate, 0, 1);
+    while first.status(0).unwrap() != Status::Succeeded {}
+    assert!(!first.join_timeout(Duration::from_millis(20)).unwrap());
+    post(&gate, 1, 2);
+    assert_eq!(first.join().unwrap(), [1, 2]);
+    drop(second);
+}
+
+fn nested_by_both_methods() {
+    let work = |rank, ()| {
+        let spawned = spawn(|inner, ()| anyhow::Ok(inner), (), 2)?;
+        let forked = start_processes(|inner, ()| anyhow::Ok(inner * 10), (), forked(2))?.join()?;
+        Ok((rank, spawned, forked))
+    };
+    assert_eq!(start(work, 2).join().unwrap(), [(0, vec![0, 1], vec![0, 10]), (1, vec![0, 1], vec![0, 10])]);
+    // A forked worker of a forked worker leaves its crash in its own slot, not in its parent's.
+    let outer = |_, ()| {
+        let inner = |_, ()| -> anyhow::Result<()> { std::process::abort() };
+        let Err(Error::ProcessExited(exited)) = start_processes(inner, (), forked(1))?.join() else {
+            anyhow::bail!("expected an abort")
+        };
+        anyhow::ensure!(exited.traceback().is_some(), "no traceback");
+        Ok(exited.exit_code())
+    };
+    assert_eq!(start(outer, 1).join().unwrap(), [Some(-libc::SIGABRT)]);
+}
+
+fn children_of_a_worker_go_with_it() {
+    let pids = board(1);
+    let work = |_, pids: Tensor<i64>| -> anyhow::Result<()> {
+        let child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        post(&pids, 0, child.id());
+        std::mem::forget(child);
+        kill_self()
+    };
+    let context = start_processes(work, pids.clone(), forked(1)).unwrap();
+    let Error::ProcessExited(exited) = context.join().unwrap_err() else { panic!("expected a signal") };
+    assert_ne!(exited.cause(), Some(Cause::NeverReachedInit));
+    await_end(await_post(&pids, 0));
+}
+
+fn threads_are_refused() {
+    let gate = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while gate.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+        });
+        let error = start_processes(|_, ()| anyhow::Ok(()), (), forked(2)).unwrap_err();
+        gate.store(1, Ordering::Relaxed);
+        assert!(matches!(error, Error::ForkWithThreads { threads: 2 }), "{error}");
+        assert!(error.to_string().contains("this process has 2 threads"), "{error}");
+        assert!(children().is_empty());
+    });
+}

@@ -1,0 +1,129 @@
+//! Holds the `use crate::…` lines of `src` against the table of rooms in docs/architecture.md.
+
+use std::fs;
+use std::path::Path;
+
+/// A room, and the rooms that it may use. Imports only point down.
+const ALLOWED: [(&str, &[&str]); 9] = [
+    ("sys", &[]),
+    ("error", &["sys"]),
+    ("shm", &["sys", "error"]),
+    ("wire", &["shm", "sys", "error"]),
+    ("supervise", &["wire", "shm", "sys", "error"]),
+    ("worker", &["wire", "shm", "sys", "error"]),
+    ("start", &["supervise", "worker", "wire", "shm", "sys", "error"]),
+    ("context", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
+    ("init", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
+];
+
+/// Where `unsafe` may stand outside of `sys`.
+const UNSAFE_OUTSIDE_SYS: [&str; 2] = ["worker/entry.rs", "shm/tensor.rs"];
+
+/// Where the process may be ended.
+const MAY_EXIT: [&str; 3] = ["worker/run.rs", "init.rs", "sys/process.rs"];
+
+struct Source {
+    path: String,
+    room: String,
+    text: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    collect(&root, &root, &mut found);
+    assert!(found.len() > 30, "only {} files", found.len());
+    found
+}
+
+fn collect(root: &Path, dir: &Path, found: &mut Vec<Source>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(root, &path, found);
+            continue;
+        }
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        let room = name.split(['/', '.']).next().unwrap().to_owned();
+        found.push(Source { room, text: code_of(&fs::read_to_string(&path).unwrap()), path: name });
+    }
+}
+
+/// The text without comments and unit tests.
+fn code_of(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn imports_only_point_down() {
+    for source in sources().iter().filter(|source| source.room != "lib") {
+        let rooms = ALLOWED.iter().find(|(room, _)| *room == source.room);
+        let (_, below) = rooms.unwrap_or_else(|| panic!("{} stands in no known room", source.path));
+        for used in source.text.split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            // `crate::Error` and the like are the public names, which the docs of lower rooms refer to.
+            let is_room = ALLOWED.iter().any(|(room, _)| *room == used);
+            let fine = !is_room || used == source.room || below.contains(&used.as_str());
+            assert!(fine, "{} uses {used}, which is not below {}", source.path, source.room);
+        }
+    }
+}
+
+#[test]
+fn only_sys_calls_the_system() {
+    for source in sources().iter().filter(|source| source.room != "sys") {
+        for library in ["libc", "nix", "memmap2", "signal_hook"] {
+            let uses = source.text.match_indices(&format!("{library}::")).any(|(at, _)| {
+                !source.text[..at]
+                    .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+            });
+            // A job is read in place: the map's type goes through, its making does not.
+            assert!(
+                !uses || source.path == "wire/job.rs" && library == "memmap2",
+                "{} uses {library}",
+                source.path
+            );
+        }
+    }
+}
+
+#[test]
+fn unsafe_has_an_address_and_each_its_reason() {
+    for source in sources() {
+        let blocks = source.text.matches("unsafe {").count() + source.text.matches("unsafe fn").count();
+        let at_home = source.room == "sys" || UNSAFE_OUTSIDE_SYS.contains(&source.path.as_str());
+        assert!(blocks == 0 || at_home, "{} has unsafe code", source.path);
+    }
+}
+
+#[test]
+fn only_a_few_places_end_the_process() {
+    for source in sources() {
+        let ends =
+            ["process::exit(", "exit_at_once(", "libc::_exit("].iter().any(|call| source.text.contains(call));
+        let fine = !ends || MAY_EXIT.contains(&source.path.as_str()) || source.path == "sys/signal.rs";
+        assert!(fine, "{} ends the process", source.path);
+    }
+}
+
+#[test]
+fn the_crate_root_holds_no_code() {
+    let root = sources().into_iter().find(|source| source.path == "lib.rs").unwrap();
+    for line in root.text.lines().filter(|line| !line.trim().is_empty()) {
+        let plain = ["mod ", "pub use ", "pub mod ", "#[", "#![", "    ", "};"]
+            .iter()
+            .any(|start| line.starts_with(start));
+        assert!(plain, "lib.rs: {line}");
+    }
+}
+
+#[test]
+fn architecture_document_names_every_file() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let document = fs::read_to_string(document).unwrap();
+    for source in sources() {
+        let name = source.path.rsplit('/').next().unwrap();
+        assert!(document.contains(name), "docs/architecture.md does not name src/{}", source.path);
+    }
+}
