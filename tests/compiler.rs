@@ -43,16 +43,19 @@ fn closure_that_captures_is_refused_with_a_reason() {
             "fn main() {{ let scale = 2.0; let _ = phalanx::spawn({closure}, (), 1); let _: f64 = scale; }}"
         )
     };
-    let dir = tempfile::tempdir().unwrap();
-    let fine = rustc("bin", &program("|rank, _: ()| anyhow::Ok(rank as f64)"), dir.path());
-    assert!(fine.status.success(), "{}", String::from_utf8_lossy(&fine.stderr));
-    let captures = rustc("bin", &program("move |rank, _: ()| anyhow::Ok(rank as f64 * scale)"), dir.path());
-    let told = String::from_utf8_lossy(&captures.stderr);
-    assert!(!captures.status.success());
-    assert!(
-        told.contains("phalanx: this function captures variables, which another process does not have"),
-        "{told}"
-    );
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let fine = rustc("bin", &program("|rank, _: ()| anyhow::Ok(rank as f64)"), dir.path());
+        assert!(fine.status.success(), "{}", String::from_utf8_lossy(&fine.stderr));
+        let captures =
+            rustc("bin", &program("move |rank, _: ()| anyhow::Ok(rank as f64 * scale)"), dir.path());
+        let told = String::from_utf8_lossy(&captures.stderr);
+        assert!(!captures.status.success());
+        assert!(
+            told.contains("phalanx: this function captures variables, which another process does not have"),
+            "{told}"
+        );
+    });
 }
 
 #[test]

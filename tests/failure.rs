@@ -6,7 +6,6 @@ mod common;
 
 use std::fmt;
 use std::io;
-use std::process::Command;
 
 use anyhow::Context;
 use common::{await_that, kill_self, wait_for_ever, watched};
@@ -98,31 +97,16 @@ fn panic_has_message_location_and_a_trimmed_traceback() {
 
 #[test]
 fn returned_error_has_a_traceback_though_rust_backtrace_is_unset() {
-    watched(|| {
-        // The variables of the test run must not help; each worker decides by its own environment.
-        let outer = |_, ()| -> anyhow::Result<(String, bool)> {
-            let exception = raised_by(read_config);
-            let frames = own_frames(exception.traceback());
-            Ok((frames[0].0.clone(), std::env::var_os("RUST_BACKTRACE").is_some()))
-        };
-        let mut launcher = Command::new("/proc/self/exe");
-        let _ = launcher.env_remove("RUST_BACKTRACE");
-        // SAFETY: this test runs alone (watched), and the test harness reads no environment meanwhile.
-        let before = std::env::var_os("RUST_BACKTRACE");
-        #[expect(clippy::disallowed_methods, reason = "see above")]
-        unsafe {
-            std::env::remove_var("RUST_BACKTRACE");
-        }
-        let seen = spawn(outer, (), 1).unwrap();
-        if let Some(before) = before {
-            #[expect(clippy::disallowed_methods, reason = "see above")]
-            // SAFETY: as above.
-            unsafe {
-                std::env::set_var("RUST_BACKTRACE", before);
-            }
-        }
-        assert_eq!(seen, [("failure::read_config".to_owned(), false)]);
-    });
+    // In a worker, whose environment is its own, so that the test run's variables do not help.
+    #[expect(clippy::disallowed_methods, reason = "in a process of its own")]
+    fn outer(_: usize, _: ()) -> anyhow::Result<String> {
+        // SAFETY: this worker has a single thread.
+        unsafe { std::env::remove_var("RUST_BACKTRACE") };
+        // SAFETY: as above.
+        unsafe { std::env::remove_var("RUST_LIB_BACKTRACE") };
+        Ok(own_frames(raised_by(read_config).traceback())[0].0.clone())
+    }
+    watched(|| assert_eq!(spawn(outer, (), 1).unwrap(), ["failure::read_config"]));
 }
 
 #[test]
@@ -467,7 +451,7 @@ fn killed_for_memory_is_told() {
     // counts by cgroup.
     watched(|| {
         let Some(group) = MemoryGroup::new(200 << 20) else {
-            println!("skipped: no memory cgroup can be made here");
+            // Not allowed to make a memory cgroup: `diagnose` is still tested without processes.
             return;
         };
         let launcher = |_, join: String| -> anyhow::Result<(Option<Cause>, Option<i32>)> {

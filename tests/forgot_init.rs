@@ -7,6 +7,7 @@
     clippy::disallowed_methods,
     reason = "the exit codes of the two sides are what is tested"
 )]
+#![expect(clippy::print_stdout, reason = "it prints what a test harness would")]
 
 use phalanx::{Cause, Error, Options, StartMethod, spawn, start_processes};
 

@@ -1,6 +1,7 @@
 //! The Fork start method, in a process that has a single thread: no harness.
 
 #![expect(unsafe_code, reason = "one worker hurts itself")]
+#![expect(clippy::print_stdout, reason = "it prints what a test harness would")]
 
 mod common;
 

@@ -3,21 +3,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use super::diagnose::{self, Evidence};
+use super::postmortem::{self, Baseline, End, Known};
 use super::verdict::{self, Failing, Sent};
-use crate::error::{
-    Ended, Error, Outcome, ProcessExitedException, ProcessRaisedException, Raised, RaisedError, Status, Story,
-};
-use crate::supervise::child::{Child, Remains};
+use crate::error::{Error, Outcome, Status, Story};
+use crate::start::Started;
+use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
 use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
-use crate::sys::memory;
 use crate::sys::signal::Signal;
-use crate::wire::codec;
-use crate::wire::slot::{Account, Slot, State};
 
 /// How late the launcher may notice that a worker has ended while it waits for that.
 const WAKE_UP: Duration = Duration::from_millis(50);
@@ -34,32 +30,12 @@ struct Worker {
     end: Option<End>,
 }
 
-/// What is kept of a worker that has ended.
-#[derive(Debug)]
-struct End {
-    ended: Ended,
-    recorded: Option<Moment>,
-    alive: Moment,
-    /// The result, still in its slot.
-    result: Option<(Slot, Account)>,
-}
-
-/// The failure that a context reports, the same at every call.
-#[derive(Clone, Debug)]
-enum Failure {
-    Raised(ProcessRaisedException),
-    Exited(ProcessExitedException),
-}
-
 /// How far a crew is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     Running,
     Finished,
 }
-
-/// What was known before the start.
-pub(super) type Baseline = (Option<u64>, u64);
 
 #[derive(Debug)]
 pub(super) struct Crew {
@@ -71,38 +47,31 @@ pub(super) struct Crew {
     /// Until then those who run are known to have run.
     alive: Moment,
     stop: Option<Stop>,
-    failure: Option<Failure>,
+    /// What is reported once all have ended, the same at every call.
+    failure: Option<Story>,
     daemon: bool,
     grace: Option<Duration>,
-    oom_kills_before: Option<u64>,
-    rss_floor_kib: u64,
+    baseline: Baseline,
 }
 
 impl Crew {
-    pub(super) fn new(
-        children: Vec<Child>,
-        daemon: bool,
-        grace: Option<Duration>,
-        before: Baseline,
-    ) -> Result<Self, Error> {
-        let watch = WatchSet::new().map_err(Error::system("watch the workers (epoll_create1)"))?;
-        for (rank, child) in children.iter().enumerate() {
-            watch.add(child, rank).map_err(Error::system("watch a worker (epoll_ctl)"))?;
-        }
+    pub(super) fn new(started: Started, daemon: bool, grace: Option<Duration>, baseline: Baseline) -> Self {
+        let Started { children, watch } = started;
+        // One that failed early may have ended before this line.
+        let alive = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
-        Ok(Self {
+        Self {
             running: workers.len(),
             order: Vec::with_capacity(workers.len()),
             workers,
             watch,
-            alive: Moment::now(),
+            alive,
             stop: None,
             failure: None,
             daemon,
             grace,
-            oom_kills_before: before.0,
-            rss_floor_kib: before.1,
-        })
+            baseline,
+        }
     }
 
     pub(super) fn nprocs(&self) -> usize {
@@ -142,10 +111,20 @@ impl Crew {
             }
             let alarm = self.stop.as_ref().and_then(Stop::deadline);
             let until = [deadline, alarm].into_iter().flatten().min();
-            self.watch.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))?;
-            let woken = Moment::now().since(Moment::from_nanos(0)).saturating_sub(WAKE_UP);
-            self.alive = self.alive.max(Moment::from_nanos(woken.as_nanos() as u64));
+            self.sleep(until)?;
         }
+    }
+
+    /// Sleeps until a worker has ended or `until` has come, and notes how long those who run have run for sure.
+    fn sleep(&mut self, until: Option<Moment>) -> Result<(), Error> {
+        let asleep = Moment::now();
+        self.watch.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))?;
+        // Nobody had ended when this sleep began, or it would not have lasted.
+        let alive = Moment::now().before(WAKE_UP);
+        if alive > asleep {
+            self.alive = alive;
+        }
+        Ok(())
     }
 
     /// Does all that can be done now, without waiting.
@@ -185,7 +164,15 @@ impl Crew {
         // Closing its pidfd is not enough: a worker that was just forked may still have a copy.
         self.watch.remove(child).map_err(Error::system("watch a worker no more (epoll_ctl)"))?;
         self.workers[rank].child = None;
-        let end = self.examine(rank, remains);
+        let worker = &self.workers[rank];
+        let known = Known {
+            started: worker.started,
+            alive: self.alive,
+            sent_by_program: worker.sent_by_program,
+            sent_by_teardown: worker.sent_by_teardown,
+            baseline: self.baseline,
+        };
+        let end = postmortem::examine(&known, remains);
         self.settle(rank, end);
         Ok(())
     }
@@ -194,52 +181,6 @@ impl Crew {
         self.workers[rank].end = Some(end);
         self.order.push(rank);
         self.running -= 1;
-    }
-
-    /// Reads what a worker left and says what it means.
-    fn examine(&self, rank: usize, remains: Remains) -> End {
-        let seen = Moment::now();
-        let worker = &self.workers[rank];
-        let mut found = Findings::read(&remains.slot);
-        let fault = found.account.as_ref().and_then(|account| account.fault.clone());
-        let recorded = found.account.as_ref().and_then(|account| account.failed_at).map(|at| at.min(seen));
-        let evidence = Evidence {
-            state: found.state,
-            overflowed: fault.as_ref().is_some_and(diagnose::is_stack_overflow),
-            oom_kills: self.oom_kills_since(remains.exit.map(|exit| exit.status)),
-            sent_by_program: worker.sent_by_program,
-            sent_by_teardown: worker.sent_by_teardown.map(|sent| sent.strongest),
-        };
-        let (status, cause) = diagnose::diagnose(remains.exit.map(|exit| exit.status), &evidence);
-        let failed = status != Status::Succeeded;
-        let recorded = recorded.filter(|_| failed);
-        let at = recorded.unwrap_or(seen);
-        let peak = found.account.as_ref().map_or(0, |account| account.peak_kib);
-        let ended = Ended {
-            status,
-            victim: failed && verdict::is_victim(status, recorded, worker.sent_by_teardown),
-            cause,
-            note: if status == Status::Raised { None } else { found.note.take() },
-            error: found.raised.take().map(RaisedError::from),
-            traceback: fault.as_ref().map(diagnose::traceback_of),
-            lifetime: at.since(worker.started),
-            at: wall_clock(at),
-            usage: diagnose::usage(remains.exit, peak, self.rss_floor_kib),
-        };
-        let result = found.account.filter(|_| !failed).map(|account| (remains.slot, account));
-        End { ended, recorded, alive: self.alive, result }
-    }
-
-    /// Asks the kernel only about a SIGKILL: nothing else can be its doing for want of memory.
-    fn oom_kills_since(&self, exit: Option<crate::sys::process::ExitStatus>) -> u64 {
-        use crate::sys::process::ExitStatus;
-        match exit {
-            Some(ExitStatus::Signal { signal: Signal::KILL, .. }) => {
-                let now = memory::oom_kills().unwrap_or(0);
-                now.saturating_sub(self.oom_kills_before.unwrap_or(now))
-            }
-            _ => 0,
-        }
     }
 
     /// The rank to blame, of those that have ended.
@@ -285,21 +226,9 @@ impl Crew {
     fn leave_survivors(&mut self) {
         for rank in 0..self.workers.len() {
             let Some(child) = self.workers[rank].child.take() else { continue };
-            let now = Moment::now();
-            let ended = Ended {
-                status: Status::Survived,
-                victim: false,
-                cause: None,
-                error: None,
-                traceback: None,
-                note: None,
-                lifetime: now.since(self.workers[rank].started),
-                at: wall_clock(now),
-                usage: Default::default(),
-            };
             // Nothing more can be done for it: its pidfd is closed, its pid stays a zombie's when it ends.
             child.leave_behind();
-            self.settle(rank, End { ended, recorded: Some(now), alive: self.alive, result: None });
+            self.settle(rank, End::survived(self.workers[rank].started));
         }
     }
 
@@ -311,22 +240,13 @@ impl Crew {
         self.watch
             .set_alarm(None)
             .map_err(Error::system("clear the alarm of the teardown (timerfd_settime)"))?;
-        if let Some(first) = self.first_failure() {
-            let story = Story::new(first, self.outcomes());
-            self.failure = Some(match ProcessRaisedException::try_from(story.clone()) {
-                Ok(raised) => Failure::Raised(raised),
-                Err(_) => Failure::Exited(ProcessExitedException::new(story)),
-            });
-        }
+        self.failure = self.first_failure().map(|first| Story::new(first, self.outcomes()));
         Ok(())
     }
 
     /// The failure to report once all have ended; the same at every call.
     pub(super) fn failure(&self) -> Option<Error> {
-        self.failure.clone().map(|failure| match failure {
-            Failure::Raised(exception) => Error::ProcessRaised(Box::new(exception)),
-            Failure::Exited(exception) => Error::ProcessExited(Box::new(exception)),
-        })
+        self.failure.clone().map(Error::from)
     }
 
     /// The bytes that a rank returned; `None` while there are none.
@@ -375,12 +295,6 @@ fn send(child: &Child, signal: Signal) -> io::Result<()> {
     if signal == Signal::TERM { child.signal(Signal::CONT) } else { Ok(()) }
 }
 
-fn wall_clock(moment: Moment) -> SystemTime {
-    let ago = Moment::now().since(moment);
-    let now = SystemTime::now();
-    now.checked_sub(ago).unwrap_or(now)
-}
-
 impl AsFd for Crew {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
@@ -412,39 +326,5 @@ impl Worker {
         let end = self.end.as_ref()?;
         let failed = end.ended.status != Status::Succeeded && !end.ended.victim;
         failed.then_some(Failing { rank, recorded: end.recorded, alive: end.alive })
-    }
-}
-
-/// What a report slot had in it.
-struct Findings {
-    state: State,
-    account: Option<Account>,
-    raised: Option<Raised>,
-    note: Option<String>,
-}
-
-impl Findings {
-    /// A report that cannot be read counts as cut short, with the reason as a note.
-    fn read(slot: &Slot) -> Self {
-        let account = match slot.account() {
-            Ok(account) => account,
-            Err(error) => return Self::damaged(None, error.to_string()),
-        };
-        let mut found =
-            Self { state: account.state, raised: None, note: account.note.clone(), account: None };
-        if account.state == State::Raised {
-            let body = slot.body(&account).and_then(|body| codec::decode::<Raised>(&body, Vec::new()));
-            match body {
-                Ok(raised) => found.raised = Some(raised),
-                Err(reason) => return Self::damaged(Some(account), reason),
-            }
-        }
-        found.account = Some(account);
-        found
-    }
-
-    fn damaged(account: Option<Account>, reason: String) -> Self {
-        let note = format!("its report cannot be read: {reason}");
-        Self { state: State::Reporting, account, raised: None, note: Some(note) }
     }
 }

@@ -3,6 +3,7 @@
 //! - `options`: what can be chosen
 //! - `start`: check, build the jobs, start them
 //! - `crew`: the workers of one context, watched, ended and reaped
+//! - `postmortem`: what a worker left, read
 //! - `diagnose`: pure: what one exit means
 //! - `verdict`: pure: which failure came first
 //! - `join`: `ProcessContext`, the user's handle
@@ -11,6 +12,7 @@ mod crew;
 mod diagnose;
 mod join;
 mod options;
+mod postmortem;
 mod start;
 mod verdict;
 

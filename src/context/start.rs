@@ -6,10 +6,11 @@ use serde::de::DeserializeOwned;
 use super::crew::Crew;
 use super::join::ProcessContext;
 use super::options::Options;
+use super::postmortem::Baseline;
 use crate::error::Error;
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
-use crate::sys::{memory, process, signal};
+use crate::sys::signal;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::message::Job;
@@ -179,8 +180,8 @@ impl JobBuilder {
 
 fn launch<R>(jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     // Before the start, so that what happens during it counts.
-    let baseline = (memory::oom_kills(), process::max_rss_kib());
+    let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
-    let children = start::start_all(Group { method, nprocs, jobs, environment, death_signal })?;
-    Ok(ProcessContext::new(Crew::new(children, daemon, grace, baseline)?))
+    let started = start::start_all(Group { method, nprocs, jobs, environment, death_signal })?;
+    Ok(ProcessContext::new(Crew::new(started, daemon, grace, baseline)))
 }

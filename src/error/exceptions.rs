@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use super::outcome::{Cause, Outcome, Status};
 use super::raised::RaisedError;
 use super::traceback::Traceback;
@@ -195,10 +196,6 @@ impl std::error::Error for ProcessRaisedException {}
 pub struct ProcessExitedException(Story);
 
 impl ProcessExitedException {
-    pub(crate) fn new(story: Story) -> Self {
-        Self(story)
-    }
-
     /// The rank that failed first.
     #[must_use]
     pub fn error_index(&self) -> usize {
@@ -249,6 +246,16 @@ impl ProcessExitedException {
     #[must_use]
     pub fn outcomes(&self) -> &[Outcome] {
         &self.0.outcomes
+    }
+}
+
+impl From<Story> for Error {
+    fn from(story: Story) -> Self {
+        if story.first().error().is_some() {
+            Self::ProcessRaised(Box::new(ProcessRaisedException(story)))
+        } else {
+            Self::ProcessExited(Box::new(ProcessExitedException(story)))
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use super::{StartMethod, fork, immortal, spawn};
 use crate::error::Error;
 use crate::supervise::child::Child;
+use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::limits::Shortage;
 use crate::sys::signal::Signal;
@@ -60,8 +61,15 @@ impl Refusal {
     }
 }
 
+/// The workers of a group, each watched under its rank.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) children: Vec<Child>,
+    pub(crate) watch: WatchSet,
+}
+
 /// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
-pub(crate) fn start_all(group: Group) -> Result<Vec<Child>, Error> {
+pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
     let needed = group.nprocs * DESCRIPTORS_PER_WORKER + SPARE_DESCRIPTORS;
     limits::make_room_for_descriptors(needed).map_err(Error::system("raise the limit of descriptors"))?;
     match group.method {
@@ -71,21 +79,28 @@ pub(crate) fn start_all(group: Group) -> Result<Vec<Child>, Error> {
     }
 }
 
-fn start_each(group: &Group) -> Result<Vec<Child>, Error> {
+fn start_each(group: &Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
+    let watch = WatchSet::new().map_err(Error::system("watch the workers (epoll_create1)"))?;
     let template = spawn::Template::new(&group.environment);
-    let mut started = Started(Vec::with_capacity(nprocs));
+    let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {
-        let child = start_one(group, rank, &template).map_err(|failure| failure.for_rank(rank, nprocs))?;
-        started.0.push(child);
+        // Watched before the next one starts: ends come in their order only for those who are watched by then.
+        let child = start_one(group, rank, &template)
+            .and_then(|child| {
+                watch.add(&child, rank).map_err(Refusal::of("watching the process (epoll_ctl)"))?;
+                Ok(child)
+            })
+            .map_err(|failure| failure.for_rank(rank, nprocs))?;
+        children.0.push(child);
     }
-    Ok(std::mem::take(&mut started.0))
+    Ok(Started { children: std::mem::take(&mut children.0), watch })
 }
 
 /// The first of N workers; if the others cannot follow, they are killed together before each is reaped.
-struct Started(Vec<Child>);
+struct KilledTogether(Vec<Child>);
 
-impl Drop for Started {
+impl Drop for KilledTogether {
     fn drop(&mut self) {
         for child in &self.0 {
             // Whom this does not reach, the child's own drop tries again.

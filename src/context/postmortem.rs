@@ -1,0 +1,154 @@
+//! What a worker left is read, and put together with what the launcher knows.
+
+use std::time::SystemTime;
+
+use super::diagnose::{self, Evidence};
+use super::verdict::{self, Sent};
+use crate::error::{Ended, Raised, RaisedError, ResourceUsage, Status};
+use crate::supervise::child::Remains;
+use crate::sys::clock::Moment;
+use crate::sys::memory;
+use crate::sys::process::{self, Exit, ExitStatus};
+use crate::sys::signal::Signal;
+use crate::wire::codec;
+use crate::wire::slot::{Account, Slot, State};
+
+/// What is taken down before the start, to be compared with at the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Baseline {
+    oom_kills: Option<u64>,
+    max_rss_kib: u64,
+}
+
+impl Baseline {
+    pub(super) fn take() -> Self {
+        Self { oom_kills: memory::oom_kills(), max_rss_kib: process::max_rss_kib() }
+    }
+
+    /// Kills for want of memory since then. Asks the kernel only about a SIGKILL: nothing else can be that.
+    fn oom_kills_since(&self, exit: Option<Exit>) -> u64 {
+        match exit.map(|exit| exit.status) {
+            Some(ExitStatus::Signal { signal: Signal::KILL, .. }) => {
+                let now = memory::oom_kills().unwrap_or(0);
+                now.saturating_sub(self.oom_kills.unwrap_or(now))
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// What the launcher knows of a worker that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) started: Moment,
+    /// Until then it had not ended.
+    pub(super) alive: Moment,
+    pub(super) sent_by_program: Option<Signal>,
+    pub(super) sent_by_teardown: Option<Sent>,
+    pub(super) baseline: Baseline,
+}
+
+/// What is kept of a worker that has ended.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) ended: Ended,
+    /// The moment of failure, if the worker recorded one.
+    pub(super) recorded: Option<Moment>,
+    pub(super) alive: Moment,
+    /// The result, still in its slot.
+    pub(super) result: Option<(Slot, Account)>,
+}
+
+/// Reads what a worker left and says what it means.
+pub(super) fn examine(known: &Known, remains: Remains) -> End {
+    let seen = Moment::now();
+    let exit = remains.exit;
+    let mut found = Findings::read(&remains.slot);
+    let account = found.account.as_ref();
+    let fault = account.and_then(|account| account.fault.clone());
+    let evidence = Evidence {
+        state: found.state,
+        overflowed: fault.as_ref().is_some_and(diagnose::is_stack_overflow),
+        oom_kills: known.baseline.oom_kills_since(exit),
+        sent_by_program: known.sent_by_program,
+        sent_by_teardown: known.sent_by_teardown.map(|sent| sent.strongest),
+    };
+    let (status, cause) = diagnose::diagnose(exit.map(|exit| exit.status), &evidence);
+    let failed = status != Status::Succeeded;
+    // A worker cannot have failed after it was seen dead, whatever its memory says.
+    let recorded = account.and_then(|account| account.failed_at).filter(|_| failed).map(|at| at.min(seen));
+    let at = recorded.unwrap_or(seen);
+    let peak_kib = account.map_or(0, |account| account.peak_kib);
+    let ended = Ended {
+        victim: failed && verdict::is_victim(status, recorded, known.sent_by_teardown),
+        cause,
+        note: found.note.take().filter(|_| failed && status != Status::Raised),
+        error: found.raised.take().map(RaisedError::from),
+        traceback: fault.as_ref().map(diagnose::traceback_of),
+        usage: diagnose::usage(exit, peak_kib, known.baseline.max_rss_kib),
+        ..bare(status, known.started, at)
+    };
+    let result = found.account.filter(|_| !failed).map(|account| (remains.slot, account));
+    End { ended, recorded, alive: known.alive, result }
+}
+
+impl End {
+    /// Of a worker that did not end.
+    pub(super) fn survived(started: Moment) -> Self {
+        let now = Moment::now();
+        Self { ended: bare(Status::Survived, started, now), recorded: Some(now), alive: now, result: None }
+    }
+}
+
+fn bare(status: Status, started: Moment, at: Moment) -> Ended {
+    Ended {
+        status,
+        victim: false,
+        cause: None,
+        error: None,
+        traceback: None,
+        note: None,
+        lifetime: at.since(started),
+        at: wall_clock(at),
+        usage: ResourceUsage::default(),
+    }
+}
+
+fn wall_clock(moment: Moment) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(Moment::now().since(moment)).unwrap_or(now)
+}
+
+/// What a report slot had in it.
+struct Findings {
+    state: State,
+    account: Option<Account>,
+    raised: Option<Raised>,
+    note: Option<String>,
+}
+
+impl Findings {
+    /// A report that cannot be read counts as cut short, with the reason as a note.
+    fn read(slot: &Slot) -> Self {
+        let account = match slot.account() {
+            Ok(account) => account,
+            Err(error) => return Self::damaged(None, &error.to_string()),
+        };
+        let mut found =
+            Self { state: account.state, raised: None, note: account.note.clone(), account: None };
+        if account.state == State::Raised {
+            let body = slot.body(&account).and_then(|body| codec::decode::<Raised>(&body, Vec::new()));
+            match body {
+                Ok(raised) => found.raised = Some(raised),
+                Err(reason) => return Self::damaged(Some(account), &reason),
+            }
+        }
+        found.account = Some(account);
+        found
+    }
+
+    fn damaged(account: Option<Account>, reason: &str) -> Self {
+        let note = Some(format!("its report cannot be read: {reason}"));
+        Self { state: State::Reporting, account, raised: None, note }
+    }
+}
