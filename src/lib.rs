@@ -1,4 +1,79 @@
-//! phalanx
+//! phalanx starts N worker processes that run one function, watches them, shares tensors with them and tells the
+//! truth about how each one ended. It is to Rust what `torch.multiprocessing` is to Python.
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! fn work(rank: usize, scale: f64) -> anyhow::Result<f64> {
+//!     Ok(rank as f64 * scale)
+//! }
+//!
+//! # #[expect(clippy::needless_doctest_main, reason = "where init stands is what is shown")]
+//! fn main() -> anyhow::Result<()> {
+//!     phalanx::init(); // first: a worker never returns from it
+//!     let results = phalanx::spawn(work, 0.5, 4)?; // start 4, wait for all, results by rank
+//!     assert_eq!(results, [0.0, 0.5, 1.0, 1.5]);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # How it works
+//!
+//! A worker is this same executable, run again. [`init`] finds out that it is one, finds the function, decodes its
+//! arguments, calls it, and leaves its result or its error where the launcher reads it. That is why `init` comes
+//! first in main, and why the function must be a plain `fn` or a closure that captures nothing: what it needs goes
+//! into its arguments, which are any serde type, [`Tensor`]s included. In test crates, whose main is not theirs,
+//! [`auto_init!`] takes the place of `init`.
+//!
+//! # Joining
+//!
+//! [`spawn`] waits for all. [`start_processes`] returns a [`ProcessContext`], to be polled by
+//! [`join_timeout`](ProcessContext::join_timeout), which never takes longer than it was told:
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use std::time::Duration;
+//! use phalanx::{Error, Options, start_processes};
+//!
+//! fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+//!     anyhow::ensure!(rank != 1, "rank 1 does not feel well");
+//!     Ok(())
+//! }
+//!
+//! # fn run() -> Result<(), Error> {
+//! let mut context = start_processes(work, (), Options::new(3).grace_period(Duration::from_secs(1)))?;
+//! let error = loop {
+//!     match context.join_timeout(Duration::from_millis(50)) {
+//!         Ok(finished) => assert!(!finished, "rank 1 fails"),
+//!         Err(error) => break error,
+//!     }
+//! };
+//! let Error::ProcessRaised(exception) = error else { panic!("{error}") };
+//! assert_eq!(exception.error_index(), 1);
+//! assert_eq!(exception.chain(), ["rank 1 does not feel well"]);
+//! assert_eq!(exception.outcomes().len(), 3);
+//! # Ok(())
+//! # }
+//! # fn main() { run().unwrap() }
+//! ```
+//!
+//! # Failures
+//!
+//! The error is the failure that happened first in time, and comes again at every later call.
+//! [`ProcessRaisedException`] is an `Err` or a panic, with its chain of causes and a [`Traceback`];
+//! [`ProcessExitedException`] is an exit or a signal, with what probably caused it ([`Cause`]) and, for a fatal signal,
+//! a traceback too. Either has the [`Outcome`] of every rank beside it.
+//!
+//! # Lifetimes
+//!
+//! Workers die with their launcher, however it dies; a worker's own children are ended with it; dropping a
+//! [`ProcessContext`] ends its workers.
+//!
+//! # Shared memory
+//!
+//! A [`Tensor`] in the arguments is the same memory in every worker. Safe access is atomic; slices of memory that
+//! another process may write are `unsafe`.
+//!
+//! Linux only (5.4 or newer, x86-64 and aarch64).
 
 mod context;
 mod error;

@@ -52,7 +52,7 @@ fn closure_that_captures_is_refused_with_a_reason() {
         let told = String::from_utf8_lossy(&captures.stderr);
         assert!(!captures.status.success());
         assert!(
-            told.contains("phalanx: this function captures variables, which another process does not have"),
+            told.contains("phalanx: this is a closure that captures variables, or a function pointer"),
             "{told}"
         );
     });

@@ -259,7 +259,7 @@ fn segmentation_fault_has_a_traceback_and_keeps_its_status() {
                 (exception.signal_name().as_deref(), exception.exit_code()),
                 (Some("SIGSEGV"), Some(-11))
             );
-            assert_eq!(exception.cause(), None);
+            assert_eq!(exception.cause(), Some(Cause::InvalidAccess { address: address as u64 }));
             let frames = own_frames(exception.traceback().unwrap());
             assert_eq!(frames[0].0, "failure::write_to");
         }

@@ -216,6 +216,35 @@ fn children_of_a_worker_go_with_it_however_it_ends() {
 }
 
 #[test]
+fn children_of_a_worker_go_with_it_though_somebody_else_reaped_it() {
+    fn work(_: usize, pids: Tensor<i64>) -> anyhow::Result<()> {
+        start_grandchild(&pids)?;
+        kill_self()
+    }
+    watched(|| {
+        let pids = board(1);
+        let context = start_processes(work, pids.clone(), Options::new(1)).unwrap();
+        let grandchild = await_post(&pids, 0);
+        let worker = nix::unistd::Pid::from_raw(context.pids()[0] as i32);
+        nix::sys::wait::waitpid(worker, None).unwrap();
+        assert!(context.join().is_err());
+        if kernel_signals_groups_by_pidfd() {
+            await_end(grandchild);
+        } else {
+            send(grandchild, NixSignal::SIGKILL);
+        }
+    });
+}
+
+/// Linux 6.9 and newer: without that a group whose leader is reaped has no handle that is safe to use.
+fn kernel_signals_groups_by_pidfd() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
+#[test]
 fn children_of_a_victim_go_with_it() {
     fn work(rank: usize, pids: Tensor<i64>) -> anyhow::Result<()> {
         if rank == 0 {

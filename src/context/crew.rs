@@ -162,7 +162,7 @@ impl Crew {
             return Ok(());
         };
         // Closing its pidfd is not enough: a worker that was just forked may still have a copy.
-        self.watch.remove(child).map_err(Error::system("watch a worker no more (epoll_ctl)"))?;
+        let removed = self.watch.remove(child);
         self.workers[rank].child = None;
         let worker = &self.workers[rank];
         let known = Known {
@@ -174,7 +174,7 @@ impl Crew {
         };
         let end = postmortem::examine(&known, remains);
         self.settle(rank, end);
-        Ok(())
+        removed.map_err(Error::system("watch a worker no more (epoll_ctl)"))
     }
 
     fn settle(&mut self, rank: usize, end: End) {
@@ -265,7 +265,7 @@ impl Crew {
         let worker = self.workers.get_mut(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
         let Some(child) = &worker.child else { return Ok(()) };
         worker.sent_by_program = Some(signal);
-        send(child, signal).map_err(|source| Error::Signal { signal, rank, pid: worker.pid, source })
+        send(child, signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })
     }
 
     /// Ends all who run and waits for them.

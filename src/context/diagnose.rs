@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Captured, Cause, RawFrame, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
-use crate::sys::signal::Signal;
+use crate::sys::signal::{NO_ADDRESS, Signal};
 use crate::wire::slot::{FaultRecord, State};
 
 /// What is known about the end of a worker besides its exit status.
@@ -12,7 +12,8 @@ use crate::wire::slot::{FaultRecord, State};
 pub(super) struct Evidence {
     /// How far it had come; a report that turned out to be damaged counts as not written.
     pub(super) state: State,
-    pub(super) overflowed: bool,
+    /// Of a fatal signal.
+    pub(super) fault: Option<FaultKind>,
     /// Kills for want of memory that the kernel counted since the start.
     pub(super) oom_kills: u64,
     /// The last signal that the program sent it through its context.
@@ -48,8 +49,10 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
     if signal == Some(Signal::KILL) && evidence.oom_kills > 0 {
         return Some(Cause::OutOfMemory { kills: evidence.oom_kills });
     }
-    if evidence.overflowed {
-        return Some(Cause::StackOverflow);
+    match evidence.fault {
+        Some(FaultKind::StackOverflow) => return Some(Cause::StackOverflow),
+        Some(FaultKind::InvalidAccess(address)) => return Some(Cause::InvalidAccess { address }),
+        None => {}
     }
     match (evidence.state, signal) {
         (State::Empty, Some(Signal::KILL | Signal::TERM)) => None,
@@ -66,9 +69,21 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
 /// order, from the last one that was there.
 const PROBE_REACH: u64 = 64 * 1024;
 
-/// Whether the fault was a step over the end of the stack.
-pub(super) fn is_stack_overflow(fault: &FaultRecord) -> bool {
-    fault.signal == Signal::SEGV && fault.address != 0 && fault.address.abs_diff(fault.stack) <= PROBE_REACH
+/// What a fatal signal's address tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FaultKind {
+    StackOverflow,
+    InvalidAccess(u64),
+}
+
+/// What the signal handler's record means, if it has an address.
+pub(super) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
+    let near = fault.address.abs_diff(fault.stack) <= PROBE_REACH;
+    match fault.address {
+        NO_ADDRESS => None,
+        _ if near && fault.signal == Signal::SEGV => Some(FaultKind::StackOverflow),
+        address => Some(FaultKind::InvalidAccess(address)),
+    }
 }
 
 /// Where a fatal signal met the worker.
@@ -95,7 +110,7 @@ mod tests {
 
     const PLAIN: Evidence = Evidence {
         state: State::Running,
-        overflowed: false,
+        fault: None,
         oom_kills: 0,
         sent_by_program: None,
         sent_by_teardown: None,
@@ -160,9 +175,14 @@ mod tests {
             frames: vec![],
             modules: vec![],
         };
-        assert!(is_stack_overflow(&fault(0x7fff_0000_0ff8, 0x7fff_0000_1000)));
-        assert!(!is_stack_overflow(&fault(0, 0x7fff_0000_1000)));
-        assert!(!is_stack_overflow(&fault(0x5555_0000_0000, 0x7fff_0000_1000)));
+        let kind = |address| fault_kind(&fault(address, 0x7fff_0000_1000));
+        assert_eq!(kind(0x7fff_0000_0ff8), Some(FaultKind::StackOverflow));
+        assert_eq!(kind(0), Some(FaultKind::InvalidAccess(0)));
+        assert_eq!(kind(0x5555_0000_0000), Some(FaultKind::InvalidAccess(0x5555_0000_0000)));
+        assert_eq!(kind(NO_ADDRESS), None);
+        let with = |fault| cause_of(killed(Signal::SEGV), Evidence { fault, ..PLAIN });
+        assert_eq!(with(Some(FaultKind::StackOverflow)), Some(Cause::StackOverflow));
+        assert_eq!(with(Some(FaultKind::InvalidAccess(8))), Some(Cause::InvalidAccess { address: 8 }));
     }
 
     #[test]

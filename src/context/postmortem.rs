@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::diagnose::{self, Evidence};
 use super::verdict::{self, Sent};
-use crate::error::{Ended, Raised, RaisedError, ResourceUsage, Status};
+use crate::error::{Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
 use crate::sys::clock::Moment;
 use crate::sys::memory;
@@ -68,7 +68,7 @@ pub(super) fn examine(known: &Known, remains: Remains) -> End {
     let fault = account.and_then(|account| account.fault.clone());
     let evidence = Evidence {
         state: found.state,
-        overflowed: fault.as_ref().is_some_and(diagnose::is_stack_overflow),
+        fault: fault.as_ref().and_then(diagnose::fault_kind),
         oom_kills: known.baseline.oom_kills_since(exit),
         sent_by_program: known.sent_by_program,
         sent_by_teardown: known.sent_by_teardown.map(|sent| sent.strongest),
@@ -79,8 +79,10 @@ pub(super) fn examine(known: &Known, remains: Remains) -> End {
     let recorded = account.and_then(|account| account.failed_at).filter(|_| failed).map(|at| at.min(seen));
     let at = recorded.unwrap_or(seen);
     let peak_kib = account.map_or(0, |account| account.peak_kib);
+    let by_program = cause == Some(Cause::SignalledByLauncher);
     let ended = Ended {
-        victim: failed && verdict::is_victim(status, recorded, known.sent_by_teardown),
+        victim: failed && !by_program && verdict::is_victim(status, recorded, known.sent_by_teardown),
+        recorded: recorded.is_some(),
         cause,
         note: found.note.take().filter(|_| failed && status != Status::Raised),
         error: found.raised.take().map(RaisedError::from),
@@ -108,6 +110,7 @@ fn bare(status: Status, started: Moment, at: Moment) -> Ended {
         error: None,
         traceback: None,
         note: None,
+        recorded: false,
         lifetime: at.since(started),
         at: wall_clock(at),
         usage: ResourceUsage::default(),

@@ -148,7 +148,7 @@ impl JobBuilder {
         options.check()?;
         start::check_init(options.method != StartMethod::Fork)?;
         if options.method == StartMethod::ForkServer {
-            return Err(Error::Unsupported(options.method));
+            return Err(Error::Unsupported { method: "ForkServer" });
         }
         if signal::children_are_reaped_by_kernel()
             .map_err(Error::system("ask for the disposition of SIGCHLD"))?
@@ -168,12 +168,12 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        JobFile::new(&self.job, encoded).map_err(|source| Error::Start {
+        JobFile::new(&self.job, encoded).map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
             call: "writing the job (memfd_create)",
             limit: None,
-            source,
+            os,
         })
     }
 }

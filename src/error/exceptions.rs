@@ -49,10 +49,15 @@ impl Story {
     /// Who and when.
     fn fmt_when(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = self.first();
-        write!(f, "rank {} (pid {}) failed", first.rank(), first.pid())?;
+        let when = if first.ended.as_ref().is_some_and(|ended| ended.recorded) {
+            "failed at"
+        } else {
+            "was seen dead at"
+        };
+        write!(f, "rank {} (pid {}) {when}", first.rank(), first.pid())?;
         if let (Some(at), Some(lifetime)) = (first.ended_at(), first.lifetime()) {
             let at = humantime::format_rfc3339_millis(at);
-            write!(f, " at {at}, {:.3} s after its start", lifetime.as_secs_f64())?;
+            write!(f, " {at}, {:.3} s after its start", lifetime.as_secs_f64())?;
         }
         Ok(())
     }

@@ -67,8 +67,11 @@ pub enum Error {
     InvalidOption(String),
 
     /// A start method that this version does not have.
-    #[error("the start method {0:?} is not there yet: use StartMethod::Spawn")]
-    Unsupported(crate::StartMethod),
+    #[error("the start method {method} is not there yet: use StartMethod::Spawn")]
+    Unsupported {
+        /// Its name.
+        method: &'static str,
+    },
 
     /// `Fork` was asked for in a process that has other threads, whose locks the child would inherit locked.
     #[error(
@@ -95,7 +98,7 @@ pub enum Error {
     },
 
     /// A rank could not be started. Those before it are dead and reaped.
-    #[error("cannot start rank {rank} of {nprocs}: {call}: {source}{}", .limit.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    #[error("cannot start rank {rank} of {nprocs}: {call}: {os}{}", .limit.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
     Start {
         /// The first that failed.
         rank: usize,
@@ -106,7 +109,7 @@ pub enum Error {
         /// The limit that it probably met, with its numbers.
         limit: Option<String>,
         /// What the system said.
-        source: io::Error,
+        os: io::Error,
     },
 
     /// A rank ended well, but what it returned could not be read back.
@@ -137,7 +140,7 @@ pub enum Error {
     },
 
     /// A signal could not be sent.
-    #[error("cannot send {signal} to rank {rank} (pid {pid}): {source}")]
+    #[error("cannot send {signal} to rank {rank} (pid {pid}): {os}")]
     Signal {
         /// Which signal.
         signal: Signal,
@@ -146,27 +149,27 @@ pub enum Error {
         /// Its process.
         pid: u32,
         /// What the system said.
-        source: io::Error,
+        os: io::Error,
     },
 
     /// Shared memory could not be had, or an access to it was out of its bounds.
-    #[error("shared memory: {0}")]
+    #[error(transparent)]
     Memory(#[from] MemoryError),
 
     /// The system refused something that supervising workers needs.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {os}")]
     System {
         /// What was being done to what.
         doing: &'static str,
         /// What the system said.
-        source: io::Error,
+        os: io::Error,
     },
 }
 
 impl Error {
     /// For `map_err`: names what was being done when the system refused.
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::System { doing, source }
+        move |os| Self::System { doing, os }
     }
 }
 
@@ -213,13 +216,13 @@ pub enum MemoryError {
     },
 
     /// The system refused.
-    #[error("{doing} of {bytes} bytes: {source}")]
+    #[error("{doing} of {bytes} bytes: {os}")]
     Os {
         /// The system call.
         doing: &'static str,
         /// The size that was asked for.
         bytes: u64,
         /// What the system said.
-        source: io::Error,
+        os: io::Error,
     },
 }

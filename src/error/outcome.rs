@@ -81,6 +81,11 @@ pub enum Cause {
     },
     /// The stack was full.
     StackOverflow,
+    /// It used memory that is not there, or not for that use.
+    InvalidAccess {
+        /// The address.
+        address: u64,
+    },
     /// It ended while it was writing its report.
     ReportCutShort,
     /// It ended before `init()`, or came through main without calling it.
@@ -101,7 +106,8 @@ impl fmt::Display for Cause {
             Self::OutOfMemory { kills } => {
                 write!(f, "out of memory: the kernel counted {kills} kill(s) for want of memory since the start")
             }
-            Self::StackOverflow => f.write_str("stack overflow"),
+            Self::StackOverflow => f.write_str("stack overflow (only its innermost calls are kept)"),
+            Self::InvalidAccess { address } => write!(f, "invalid access to address {address:#x}"),
             Self::ReportCutShort => f.write_str("it ended while it was writing its report"),
             Self::NeverReachedInit => f.write_str(
                 "it never reached phalanx::init(): is that the first call in main, or auto_init!() in the test crate?",
@@ -136,6 +142,8 @@ pub(crate) struct Ended {
     pub(crate) error: Option<RaisedError>,
     pub(crate) traceback: Option<Traceback>,
     pub(crate) note: Option<String>,
+    /// Whether the worker itself recorded the moment; otherwise it is that at which it was seen dead.
+    pub(crate) recorded: bool,
     pub(crate) lifetime: Duration,
     pub(crate) at: SystemTime,
     pub(crate) usage: ResourceUsage,
@@ -200,7 +208,8 @@ impl Outcome {
         self.ended.as_ref()?.note.as_deref()
     }
 
-    /// From its start to its end, or to the moment of its failure.
+    /// From its start to the moment of its failure, if it recorded one, or else to that at which the launcher saw
+    /// that it had ended.
     #[must_use]
     pub fn lifetime(&self) -> Option<Duration> {
         self.ended.as_ref().map(|ended| ended.lifetime)

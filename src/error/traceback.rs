@@ -86,9 +86,9 @@ pub(crate) enum Captured {
 
 /// The calls that led to a failure, innermost first, trimmed to what the user wrote.
 ///
-/// Frames carry file and line where the executable has debug information (`debug = "line-tables-only"` in the
-/// Cargo profile is enough). Naming them takes some milliseconds, the first time in a process up to some
-/// hundred, and is done when they are first asked for.
+/// Frames carry file and line where the executable has debug information: in release builds by `debug = "limited"`
+/// in the Cargo profile. (With `"line-tables-only"` functions come without their paths.) Naming the frames takes
+/// some milliseconds, the first time in a process up to some hundred, and is done when they are first asked for.
 #[derive(Clone, Debug)]
 pub struct Traceback {
     captured: Captured,
@@ -153,52 +153,62 @@ fn resolve(captured: &Captured) -> Vec<Frame> {
     }
 }
 
-/// Crates whose frames raise a failure, rather than being what went wrong.
-const MACHINERY: [&str; 9] = [
+/// What raises a failure, rather than being what went wrong, by the names of functions.
+const MACHINERY: [&str; 14] = [
     "std::",
     "core::",
     "alloc::",
+    "anyhow::",
     "backtrace::",
     "rust_begin_unwind",
     "__rustc::",
-    "anyhow::",
-    "phalanx::worker::report::",
-    "phalanx::sys::trace::",
+    "__pthread_kill",
+    "pthread_kill",
+    "__GI_raise",
+    "raise",
+    "gsignal",
+    "__GI_abort",
+    "abort",
 ];
 
-/// Where rustc's own build puts the sources of std, which is how its generic functions are known.
-const STD_SOURCES: [&str; 3] = ["/library/core/src/", "/library/alloc/src/", "/library/std/src/"];
-
-/// Where the library calls the user's function.
-const TRAMPOLINE: &str = "phalanx::worker::entry::";
+/// The same by source files, since names are bare where the profile has line tables only.
+const MACHINERY_SOURCES: [&str; 4] =
+    ["/library/core/src/", "/library/alloc/src/", "/library/std/src/", "/anyhow-1."];
 
 /// Drops what raised the failure at the inner end and what called the user's function at the outer one.
 fn trim(mut frames: Vec<Frame>) -> Vec<Frame> {
-    if let Some(outer) = frames.iter().position(|frame| bare(&frame.function).starts_with(TRAMPOLINE)) {
+    if let Some(outer) = frames.iter().position(is_trampoline) {
         frames.truncate(outer);
     }
-    let panic = frames.iter().rposition(|frame| is_raising(&frame.function)).map_or(0, |at| at + 1);
+    let panic = frames.iter().rposition(is_raising).map_or(0, |at| at + 1);
     let inner = panic + frames[panic..].iter().take_while(|frame| is_machinery(frame)).count();
-    // What is machinery from end to end is all there is to show.
-    if inner == frames.len() {
-        return frames;
-    }
     frames.drain(..inner);
-    while frames.last().is_some_and(|frame| frame.function.contains("core::ops::function::Fn")) {
+    while frames.last().is_some_and(|frame| in_source(frame, "/library/core/src/ops/function.rs")) {
         frames.pop();
     }
     frames
 }
 
-fn is_raising(function: &str) -> bool {
-    function.contains("rust_begin_unwind") || bare(function).starts_with("core::panicking::")
+/// Where the library calls the user's function: `worker::entry::call`, by its name or by its source file, which
+/// lies beside this one.
+fn is_trampoline(frame: &Frame) -> bool {
+    let of_entry = file!().strip_suffix("error/traceback.rs").map(|src| format!("{src}worker/entry.rs"));
+    bare(&frame.function).starts_with("phalanx::worker::entry::")
+        || frame.function.starts_with("call") && of_entry.is_some_and(|file| in_source(frame, &file))
+}
+
+fn is_raising(frame: &Frame) -> bool {
+    frame.function.contains("rust_begin_unwind") || in_source(frame, "/library/core/src/panicking.rs")
 }
 
 fn is_machinery(frame: &Frame) -> bool {
-    let of_std = |file: &String| STD_SOURCES.iter().any(|sources| file.contains(sources));
-    frame.file.as_ref().is_some_and(of_std)
-        || frame.function.contains("anyhow::")
+    MACHINERY_SOURCES.iter().any(|sources| in_source(frame, sources))
         || MACHINERY.iter().any(|prefix| bare(&frame.function).starts_with(prefix))
+        || frame.function.contains("anyhow::")
+}
+
+fn in_source(frame: &Frame, part: &str) -> bool {
+    frame.file.as_ref().is_some_and(|file| file.contains(part))
 }
 
 /// `<path::Type as Trait>::method` without its opening brackets.
@@ -210,50 +220,62 @@ fn bare(function: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn names(functions: &[&str]) -> Vec<String> {
-        let frames = functions.iter().map(|name| Frame {
-            function: (*name).into(),
-            file: None,
+    fn names(frames: &[(&str, &str)]) -> Vec<String> {
+        let frame = |&(function, file): &(&str, &str)| Frame {
+            function: function.into(),
+            file: (!file.is_empty()).then(|| file.into()),
             line: None,
             column: None,
-        });
-        trim(frames.collect()).into_iter().map(|frame| frame.function).collect()
+        };
+        trim(frames.iter().map(frame).collect()).into_iter().map(|frame| frame.function).collect()
     }
 
     #[test]
     fn trim_panic_keeps_only_user_frames() {
         let seen = names(&[
-            "phalanx::sys::trace::here",
-            "phalanx::worker::report::hook",
-            "std::panicking::panic_with_hook",
-            "__rustc::rust_begin_unwind",
-            "core::panicking::panic_fmt",
-            "core::option::unwrap_failed",
-            "app::inner",
-            "core::iter::Iterator::map",
-            "app::work",
-            "core::ops::function::Fn::call",
-            "phalanx::worker::entry::call",
-            "std::panicking::catch_unwind",
-            "app::main",
+            ("phalanx::sys::trace::here", ""),
+            ("phalanx::worker::report::hook", ""),
+            ("std::panicking::panic_with_hook", "/rustc/1/library/std/src/panicking.rs"),
+            ("__rustc::rust_begin_unwind", "/rustc/1/library/std/src/panicking.rs"),
+            ("core::panicking::panic_fmt", "/rustc/1/library/core/src/panicking.rs"),
+            ("core::option::unwrap_failed", "/rustc/1/library/core/src/option.rs"),
+            ("app::inner", "src/main.rs"),
+            ("core::iter::Iterator::map", "/rustc/1/library/core/src/iter.rs"),
+            ("app::work", "src/main.rs"),
+            ("core::ops::function::Fn::call", "/rustc/1/library/core/src/ops/function.rs"),
+            ("phalanx::worker::entry::call", ""),
+            ("std::panicking::catch_unwind", "/rustc/1/library/std/src/panicking.rs"),
+            ("app::main", "src/main.rs"),
         ]);
         assert_eq!(seen, ["app::inner", "core::iter::Iterator::map", "app::work"]);
     }
 
     #[test]
-    fn trim_error_drops_its_capture() {
+    fn trim_works_with_the_bare_names_of_line_tables() {
+        let entry = file!().replace("error/traceback.rs", "worker/entry.rs");
         let seen = names(&[
-            "<std::backtrace::Backtrace>::create",
-            "anyhow::error::<impl anyhow::Error>::msg",
-            "app::work",
-            "phalanx::worker::entry::call",
+            ("panic_fmt", "/rustc/1/library/core/src/panicking.rs"),
+            ("{closure#0}", "/home/me/app/src/main.rs"),
+            ("call", "/home/me/app/src/main.rs"),
+            ("call<fn(usize)>", "/rustc/1/library/core/src/ops/function.rs"),
+            ("call<fn(usize)>", &format!("/somewhere/{entry}")),
+            ("main", "/home/me/app/src/main.rs"),
         ]);
-        assert_eq!(seen, ["app::work"]);
+        assert_eq!(seen, ["{closure#0}", "call"]);
+    }
+
+    #[test]
+    fn trim_error_drops_its_capture_and_can_leave_nothing() {
+        let capture = ("<std::backtrace::Backtrace>::create", "/rustc/1/library/std/src/backtrace.rs");
+        let anyhow = ("from", "/registry/anyhow-1.0.104/src/backtrace.rs");
+        let call = ("phalanx::worker::entry::call", "");
+        assert_eq!(names(&[capture, anyhow, ("app::work", ""), call]), ["app::work"]);
+        assert!(names(&[capture, anyhow, call]).is_empty());
     }
 
     #[test]
     fn trim_keeps_everything_that_it_does_not_know() {
-        assert_eq!(names(&["a", "b"]), ["a", "b"]);
+        assert_eq!(names(&[("a", ""), ("b", "")]), ["a", "b"]);
         assert!(names(&[]).is_empty());
     }
 

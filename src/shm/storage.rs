@@ -46,7 +46,7 @@ impl Storage {
         {
             return Err(MemoryError::NotEnough { asked, available });
         }
-        let os = |doing| move |source| MemoryError::Os { doing, bytes: asked, source };
+        let os = |doing| move |os| MemoryError::Os { doing, bytes: asked, os };
         let fd = memfd::create("phalanx-storage", asked).map_err(os("reserving a memfd"))?;
         memfd::seal_size(fd.as_fd()).map_err(os("sealing a memfd"))?;
         Self::map(fd).map_err(os("mapping a memfd"))

@@ -21,7 +21,7 @@ pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Fail
     });
     let pid = forked.map_err(|error| match error {
         ForkError::Threads(threads) => Failure::Threads(threads),
-        ForkError::Os(source) => Refusal { call: "forking (fork)", source }.into(),
+        ForkError::Os(os) => Refusal { call: "forking (fork)", os }.into(),
     })?;
     // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
     let _ = process::lead_own_group(pid);

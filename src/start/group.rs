@@ -52,12 +52,12 @@ impl Group {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) call: &'static str,
-    pub(super) source: io::Error,
+    pub(super) os: io::Error,
 }
 
 impl Refusal {
     pub(super) fn of(call: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self { call, source }
+        move |os| Self { call, os }
     }
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
     match group.method {
         StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(&group))?,
         StartMethod::Spawn | StartMethod::Fork => start_each(&group),
-        StartMethod::ForkServer => Err(Error::Unsupported(group.method)),
+        StartMethod::ForkServer => Err(Error::Unsupported { method: "ForkServer" }),
     }
 }
 
@@ -126,8 +126,8 @@ impl Failure {
     fn for_rank(self, rank: usize, nprocs: usize) -> Error {
         match self {
             Self::Threads(threads) => Error::ForkWithThreads { threads },
-            Self::System(Refusal { call, source }) => {
-                Error::Start { rank, nprocs, call, limit: limit_met(&source), source }
+            Self::System(Refusal { call, os }) => {
+                Error::Start { rank, nprocs, call, limit: limit_met(&os), os }
             }
         }
     }

@@ -57,10 +57,14 @@ impl Child {
     ///
     /// The group first: until it is reaped, the child's number cannot be anybody else's.
     pub(crate) fn try_reap(&mut self) -> io::Result<Option<Remains>> {
-        let exit = match process::reap(self.pidfd.as_fd(), || process::kill_group(self.pid))? {
+        let pidfd = self.pidfd.as_fd();
+        let exit = match process::reap(pidfd, || process::kill_group(pidfd, Some(self.pid)))? {
             Reaped::Running => return Ok(None),
             Reaped::Exit(exit) => Some(exit),
-            Reaped::ByOthers => None,
+            Reaped::ByOthers => {
+                process::kill_group(pidfd, None);
+                None
+            }
         };
         Ok(self.slot.take().map(|slot| Remains { exit, slot }))
     }

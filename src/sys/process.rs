@@ -38,10 +38,15 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 
 /// pidfd_send_signal(2): to exactly this process, never to one that got its number later.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    send_by_pidfd(pidfd, signal, 0)
+}
+
+fn send_by_pidfd(pidfd: BorrowedFd<'_>, signal: Signal, flags: u32) -> io::Result<()> {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo is allowed and means the one that kill(2) would make.
-    let done =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal.number(), no_info, 0) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal.number(), no_info, flags)
+    };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -133,13 +138,21 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_usec.unsigned_abs() as u32 * 1000)
 }
 
-/// Kills the process group of number `leader`. Its leader must not have been reaped yet, so that the number
-/// cannot belong to anybody else. A group that is already empty is fine.
-pub(crate) fn kill_group(leader: u32) {
-    // SAFETY: takes two integers. A failure can only be ESRCH (nobody left) or EPERM (a member changed its
-    // user), and neither can be mended here.
-    #[expect(clippy::disallowed_methods, reason = "there is no pidfd of a group before Linux 6.9")]
-    let _ = unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
+/// PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, which libc does not have yet.
+const SIGNAL_PROCESS_GROUP: u32 = 1 << 2;
+
+/// Kills what is left of the process group that the process of `pidfd` led, also when it has been reaped.
+/// `leader` is its pid if it has not been: on kernels before 6.9 the group has no other handle.
+pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
+    // A failure of either can only be ESRCH (nobody is left) or EPERM (a member changed its user), and neither
+    // can be mended here; EINVAL means that the kernel does not know the flag.
+    let by_pidfd = send_by_pidfd(pidfd, Signal::KILL, SIGNAL_PROCESS_GROUP);
+    let unknown = by_pidfd.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+    if let Some(leader) = leader.filter(|_| unknown) {
+        // SAFETY: takes two integers; while its leader is not reaped the number is nobody else's.
+        #[expect(clippy::disallowed_methods, reason = "see above")]
+        let _ = unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
+    }
 }
 
 /// Makes `pid` (0: this process) the leader of a process group of its own.

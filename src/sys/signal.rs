@@ -129,11 +129,14 @@ pub(crate) const FATAL: [nix::sys::signal::Signal; 5] = {
     [SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE]
 };
 
+/// In the place of a [`Fault`]'s address where there is none.
+pub(crate) const NO_ADDRESS: u64 = u64::MAX;
+
 /// What a fatal signal interrupted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) signal: Signal,
-    /// The address whose use failed, for SIGSEGV and SIGBUS.
+    /// The address whose use failed, or [`NO_ADDRESS`].
     pub(crate) address: u64,
     pub(crate) instruction: u64,
     pub(crate) stack: u64,
@@ -178,8 +181,10 @@ extern "C" fn handle_fault(number: i32, info: *mut libc::siginfo_t, context: *mu
     // SAFETY: and a ucontext, since the handler was set with SA_SIGINFO.
     let context = unsafe { &*context.cast::<libc::ucontext_t>() };
     let (instruction, stack) = registers(context);
-    // SAFETY: for SIGSEGV and SIGBUS the kernel has set it; otherwise it is some number, which is only shown.
-    let address = unsafe { info.si_addr() } as u64;
+    // A positive code is the kernel's own; a signal that somebody sent has a pid in the address's place.
+    let has_address = info.si_code > 0 && matches!(number, libc::SIGSEGV | libc::SIGBUS);
+    // SAFETY: the kernel has set it for these two signals.
+    let address = if has_address { unsafe { info.si_addr() }.addr() as u64 } else { NO_ADDRESS };
     if let Some(record) = ON_FAULT.get() {
         record(&Fault { signal: Signal(number), address, instruction, stack });
     }

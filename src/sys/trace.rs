@@ -15,8 +15,10 @@ pub(crate) struct Symbol {
 pub(crate) fn here() -> Vec<u64> {
     let mut addresses = Vec::new();
     backtrace::trace(|frame| {
-        addresses.push(frame.ip() as u64);
-        true
+        // At the outermost frame the unwinder may say zero.
+        let here = !frame.ip().is_null();
+        addresses.extend(here.then_some(frame.ip() as u64));
+        here
     });
     addresses
 }

@@ -80,8 +80,8 @@ fn conjure<F: Copy + Send + 'static>() -> F {
     const {
         assert!(
             size_of::<F>() == 0,
-            "phalanx: this function captures variables, which another process does not have: pass a plain `fn` or a \
-             closure that captures nothing, and send the variables in the arguments"
+            "phalanx: this is a closure that captures variables, or a function pointer, neither of which another \
+             process has: pass a plain `fn` or a closure that captures nothing, and what it needs in the arguments"
         );
     }
     // SAFETY: F has no bytes to read, as just asserted. The launcher had a value of F, so F is inhabited;

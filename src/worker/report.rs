@@ -98,14 +98,19 @@ fn frames_of(backtrace: &std::backtrace::Backtrace) -> Vec<Frame> {
         // A text that the parser does not know is still better than none.
         return vec![Frame { function: backtrace.to_string(), file: None, line: None, column: None }];
     };
-    let line = |line: Option<usize>| line.and_then(|line| u32::try_from(line).ok());
     let frame = |frame: btparse::Frame| Frame {
         function: frame.function,
-        file: frame.file,
-        line: line(frame.line),
+        file: frame.file.map(absolute),
+        line: frame.line.and_then(|line| u32::try_from(line).ok()),
         column: None,
     };
     parsed.frames.into_iter().map(frame).collect()
+}
+
+/// A file's path with the working directory, which std leaves out.
+fn absolute(file: String) -> String {
+    let below = file.strip_prefix("./").and_then(|rest| Some(std::env::current_dir().ok()?.join(rest)));
+    below.map_or(file, |path| path.display().to_string())
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Failure {
