@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    await_end, await_post, await_that, board, children, kill_self, pidfd, post, processes, send, state_of,
-    wait_for_ever, watched,
+    await_end, await_post, await_that, board, children, kill_self, pidfd, post, processes, race_time, send,
+    state_of, wait_for_ever, watched,
 };
 use nix::sys::signal::Signal as NixSignal;
 use phalanx::{Error, Options, Signal, Status, Tensor, spawn, start_processes};
@@ -39,12 +39,6 @@ fn await_nobody(tag: &str) {
         }
         left.into_iter().for_each(await_end);
     }
-}
-
-/// How long a race test goes on, from the environment.
-fn race_time() -> Duration {
-    let seconds = std::env::var("PHALANX_RACE_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(2))
 }
 
 /// A launcher in a process of its own: starts `nprocs` idle workers, then says so.

@@ -6,18 +6,26 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use phalanx::Tensor;
 
-/// After so many seconds without an end a test is taken to hang, and SIGALRM ends it and its workers.
+/// After so many seconds without an end, and the time of a race, a test is taken to hang: SIGALRM ends it and its
+/// workers.
 const WATCHDOG_SECONDS: u32 = 120;
+
+/// How long a race test goes on, from the environment.
+pub(crate) fn race_time() -> Duration {
+    let seconds = std::env::var("PHALANX_RACE_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(2))
+}
 
 /// Runs one test under the watchdog, alone in its process, and looks for what it left behind.
 pub(crate) fn watched<T>(test: impl FnOnce() -> T) -> T {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    nix::unistd::alarm::set(WATCHDOG_SECONDS);
+    nix::unistd::alarm::set(WATCHDOG_SECONDS + race_time().as_secs() as u32);
     let before = Snapshot::take();
     let result = test();
     let after = Snapshot::take();
