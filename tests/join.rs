@@ -266,8 +266,10 @@ fn sibling_that_ends_well_within_the_grace_period_is_no_victim() {
 #[test]
 fn stopped_worker_runs_on_for_join_and_is_ended_by_drop() {
     watched(|| {
+        // So long a grace period that only SIGTERM can end it, which a stopped process takes note of when it goes on.
+        let options = Options::new(2).grace_period(Duration::from_secs(3600));
         let mut context =
-            start_processes(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, (), Options::new(2)).unwrap();
+            start_processes(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, (), options).unwrap();
         let pid = context.pids()[0];
         context.signal(0, Signal::STOP).unwrap();
         await_that(|| state_of(pid) == Some('T'));

@@ -162,11 +162,20 @@ pub(crate) fn on_fault(record: fn(&Fault)) -> io::Result<()> {
 
 /// Room for the unwinder; what std gives to its threads is 8 KiB.
 const ALTERNATE_STACK: usize = 64 * 1024;
+/// Below it, so that a handler that needs more faults instead of writing elsewhere.
+const GUARD: usize = 4096;
 
 fn use_alternate_stack() -> io::Result<()> {
-    let memory = Box::leak(vec![0_u8; ALTERNATE_STACK].into_boxed_slice());
-    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
-    // SAFETY: the memory is leaked, so it stays until the process ends.
+    // A map of its own: from the heap its pages would be zeroed, that is touched, in every worker.
+    let memory = mem::ManuallyDrop::new(memmap2::MmapOptions::new().len(GUARD + ALTERNATE_STACK).map_anon()?);
+    let start = memory.as_ptr().cast_mut();
+    // SAFETY: the first page of a map that nobody else knows.
+    if unsafe { libc::mprotect(start.cast(), GUARD, libc::PROT_NONE) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let stack =
+        libc::stack_t { ss_sp: start.wrapping_add(GUARD).cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
+    // SAFETY: the map is never dropped, so it stays until the process ends.
     if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
