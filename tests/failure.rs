@@ -529,3 +529,138 @@ fn status_lines_are_readable() {
         assert_eq!(context.status(2).unwrap(), Status::Raised);
     });
 }
+
+#[test]
+fn errors_and_payloads_that_panic_themselves_do_not_cost_the_report() {
+    struct Bad(u32);
+    impl Drop for Bad {
+        fn drop(&mut self) {
+            assert!(self.0 == 0, "a destructor that panics");
+        }
+    }
+    impl fmt::Debug for Bad {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Bad")
+        }
+    }
+    impl fmt::Display for Bad {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            assert!(self.0 < 2, "a Display that panics");
+            f.write_str("shown")
+        }
+    }
+    impl std::error::Error for Bad {}
+    watched(|| {
+        let exception = raised_by(|_, ()| Err(Bad(1).into()));
+        assert_eq!(exception.chain(), ["shown"]);
+        let exception = raised_by(|_, ()| Err(Bad(2).into()));
+        assert!(exception.chain()[0].contains("its Display panicked: a Display that panics"), "{exception}");
+        let exception = raised_by(|_, ()| std::panic::panic_any(Bad(1)));
+        assert_eq!(exception.chain(), ["Box<dyn Any>"]);
+        assert!(exception.traceback().frames()[0].function.starts_with("failure::"), "{exception}");
+    });
+}
+
+#[test]
+fn children_that_the_function_forks_do_not_speak_for_it() {
+    fn fork_and(child: fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        // SAFETY: this worker has a single thread.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            return child();
+        }
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)?;
+        kill_self()
+    }
+    fn exits() -> anyhow::Result<()> {
+        #[expect(clippy::exit, clippy::disallowed_methods, reason = "this is what is tested")]
+        std::process::exit(0)
+    }
+    fn panics() -> anyhow::Result<()> {
+        panic!("in the child")
+    }
+    fn faults() -> anyhow::Result<()> {
+        write_to(8);
+        Ok(())
+    }
+    watched(|| {
+        for child in 0..4 {
+            let work = |_, child: usize| fork_and([exits, panics, faults, || Ok(())][child]);
+            let Error::ProcessExited(exception) = spawn(work, child, 1).unwrap_err() else {
+                panic!("child {child}")
+            };
+            assert_eq!((exception.exit_code(), exception.cause()), (Some(-9), None), "{exception}");
+            assert!(exception.traceback().is_none(), "{exception}");
+            assert!(exception.to_string().contains("was seen dead"), "no moment of the child's: {exception}");
+        }
+    });
+}
+
+#[test]
+fn two_threads_that_fault_at_once_leave_one_traceback() {
+    #[inline(never)]
+    fn first(address: usize) {
+        write_to(address);
+    }
+    #[inline(never)]
+    fn second(address: usize) {
+        write_to(address);
+    }
+    watched(|| {
+        for _ in 0..20 {
+            let exception = exited_by(|_, ()| {
+                let barrier = std::sync::Arc::new(std::sync::Barrier::new(2));
+                let other = std::sync::Arc::clone(&barrier);
+                std::thread::spawn(move || {
+                    other.wait();
+                    first(0x10);
+                });
+                barrier.wait();
+                second(0x20);
+                wait_for_ever()
+            });
+            let has = |part: &str| {
+                exception.traceback().unwrap().frames().iter().any(|frame| frame.function.ends_with(part))
+            };
+            assert!(has("::first") != has("::second"), "{exception}");
+            let address = if has("::first") { 0x10 } else { 0x20 };
+            assert_eq!(exception.cause(), Some(Cause::InvalidAccess { address }), "{exception}");
+        }
+    });
+}
+
+#[test]
+fn panic_of_a_thread_that_is_resumed_keeps_its_place() {
+    watched(|| {
+        let exception = raised_by(|_, ()| {
+            let quiet = std::thread::spawn(|| panic!("in a thread"));
+            quiet.join().map_err(|payload| std::panic::resume_unwind(payload))
+        });
+        assert_eq!(exception.chain(), ["in a thread"]);
+        assert!(exception.panic_location().unwrap().contains("tests/failure.rs:"));
+    });
+}
+
+#[test]
+fn function_that_closes_its_report_slot_is_told_and_its_files_are_spared() {
+    watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let work = |_, dir: std::path::PathBuf| -> anyhow::Result<()> {
+            // Closes everything above 2, then opens files that get the numbers.
+            // SAFETY: this worker has no other use for them, which is the mistake that is tested.
+            unsafe { libc::close_range(3, u32::MAX, 0) };
+            for name in 0..8 {
+                std::mem::forget(std::fs::File::create(dir.join(name.to_string()))?);
+            }
+            Ok(())
+        };
+        let Error::ProcessExited(exception) = spawn(work, dir.path().to_owned(), 1).unwrap_err() else {
+            panic!()
+        };
+        assert_eq!(exception.cause(), Some(Cause::ReportCutShort));
+        assert!(exception.to_string().contains("its descriptor was closed"), "{exception}");
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().len(), 0);
+        }
+    });
+}

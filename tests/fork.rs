@@ -20,7 +20,7 @@ fn forked(nprocs: usize) -> Options {
 
 fn main() {
     phalanx::init();
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 12] = [
         ("results_come_by_rank", results_come_by_rank),
         ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
         ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
@@ -34,6 +34,7 @@ fn main() {
         ("contexts_do_not_hold_each_other_up", contexts_do_not_hold_each_other_up),
         ("nested_by_both_methods", nested_by_both_methods),
         ("children_of_a_worker_go_with_it", children_of_a_worker_go_with_it),
+        ("handlers_of_the_launcher_do_not_run_in_workers", handlers_of_the_launcher_do_not_run_in_workers),
         ("threads_are_refused", threads_are_refused),
     ];
     for (name, test) in tests {
@@ -193,6 +194,25 @@ fn children_of_a_worker_go_with_it() {
     let Error::ProcessExited(exited) = context.join().unwrap_err() else { panic!("expected a signal") };
     assert_ne!(exited.cause(), Some(Cause::NeverReachedInit));
     await_end(await_post(&pids, 0));
+}
+
+fn handlers_of_the_launcher_do_not_run_in_workers() {
+    let hits = board(1);
+    let counter = hits.clone();
+    // SAFETY: an addition to shared memory is async-signal-safe.
+    let handler = unsafe {
+        signal_hook::low_level::register(libc::SIGTERM, move || {
+            let _ = counter.fetch_add(0, 1);
+        })
+    };
+    for _ in 0..30 {
+        // SIGTERM comes while the worker still is what it was forked from. Should it be swallowed, the endless grace
+        // period meets the watchdog.
+        let options = forked(2).grace_period(Duration::MAX);
+        drop(start_processes(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, (), options).unwrap());
+    }
+    signal_hook::low_level::unregister(handler.unwrap());
+    assert_eq!(hits.get(0).unwrap(), 0);
 }
 
 fn threads_are_refused() {

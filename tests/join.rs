@@ -519,3 +519,146 @@ fn peak_memory_is_the_workers_own_though_the_launcher_has_more() {
         assert!(peak < 100, "{peak} MiB of a launcher with {} MiB", ballast.len() >> 20);
     });
 }
+
+#[test]
+fn drop_does_not_wait_for_the_grace_before_sigterm() {
+    watched(|| {
+        let work = |rank, ()| -> anyhow::Result<()> {
+            if rank == 0 { anyhow::bail!("the first") } else { wait_for_ever() }
+        };
+        // An endless grace period: only a drop that goes on to SIGTERM at once comes to an end.
+        let options = Options::new(2).grace_period(Duration::MAX);
+        let mut context = start_processes(work, (), options).unwrap();
+        await_that(|| context.status(0).unwrap() == Status::Raised);
+        assert!(!context.join_timeout(SOON).unwrap());
+        drop(context);
+    });
+}
+
+#[test]
+fn status_does_not_swallow_what_a_poller_waits_for() {
+    watched(|| {
+        let work = |rank, ()| -> anyhow::Result<()> {
+            if rank == 0 { anyhow::bail!("the first") } else { wait_for_ever() }
+        };
+        let mut context = start_processes(work, (), Options::new(2)).unwrap();
+        await_that(|| context.status(0).unwrap() == Status::Raised);
+        loop {
+            poll(&mut [PollFd::new(context.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+            if context.join_timeout(Duration::ZERO).is_err() {
+                break;
+            }
+            let _ = context.outcomes().unwrap();
+        }
+        assert_eq!(
+            poll(&mut [PollFd::new(context.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap(),
+            0
+        );
+    });
+}
+
+#[test]
+#[expect(unsafe_code, reason = "fork is what is tested")]
+fn fork_of_the_launcher_does_no_harm_by_dropping_its_copy() {
+    fn launch(_: usize, _: ()) -> anyhow::Result<Vec<u32>> {
+        let gate = board(1);
+        let wait = |_, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, 0));
+        let mut context = start_processes(wait, gate.clone(), Options::new(2))?;
+        // SAFETY: this worker has a single thread.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let refused = matches!(context.join_timeout(SOON), Err(Error::ForeignContext { .. }));
+            let refused = refused && matches!(context.kill(), Err(Error::ForeignContext { .. }));
+            drop(context);
+            // SAFETY: ends the copy.
+            unsafe { libc::_exit(if refused { 0 } else { 1 }) };
+        }
+        let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)?;
+        anyhow::ensure!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+        anyhow::ensure!(!context.join_timeout(SOON)?, "they run on");
+        post(&gate, 0, 7);
+        Ok(context.join()?)
+    }
+    watched(|| assert_eq!(phalanx::spawn(launch, (), 1).unwrap(), [[7, 7]]));
+}
+
+#[test]
+#[expect(unsafe_code, reason = "nix has ptrace behind a feature of its own")]
+fn worker_that_a_debugger_holds_does_not_hold_the_launcher() {
+    watched(|| {
+        let gate = board(1);
+        let work = |_, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, 0));
+        let mut context = start_processes(work, gate.clone(), Options::new(1)).unwrap();
+        let pid = context.pids()[0];
+        // The debugger is another process, which does not ask what has become of the worker.
+        let debugging = board(2);
+        let debug = |_, (pid, debugging): (u32, Tensor<i64>)| {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            // SAFETY: PTRACE_SEIZE passes no memory.
+            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0;
+            post(&debugging, 0, if seized { 1 } else { 2 });
+            anyhow::Ok(await_post(&debugging, 1))
+        };
+        let debugger = start_processes(debug, (pid, debugging.clone()), Options::new(1)).unwrap();
+        let seized = await_post(&debugging, 0) == 1;
+        post(&gate, 0, 5);
+        if seized {
+            await_that(|| state_of(pid) == Some('Z'));
+            let before = cpu_time();
+            assert!(!context.join_timeout(Duration::from_millis(300)).unwrap());
+            assert!(cpu_time() - before < Duration::from_millis(150), "it waits, it does not spin");
+        }
+        post(&debugging, 1, 1);
+        debugger.join().unwrap();
+        poll_join(&mut context).unwrap();
+        assert_eq!(context.into_results().unwrap(), [5]);
+    });
+}
+
+/// What this thread has computed so far.
+fn cpu_time() -> Duration {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD).unwrap();
+    let time = usage.user_time() + usage.system_time();
+    Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)
+}
+
+#[test]
+fn consequence_is_not_blamed_when_the_launcher_was_stopped_meanwhile() {
+    // Rank 0 is killed and rank 1 fails of it, both while the launcher is stopped inside of its wait.
+    fn launch(_: usize, (pids, out): (Tensor<i64>, Tensor<i64>)) -> anyhow::Result<usize> {
+        let work = |rank, pids: Tensor<i64>| -> anyhow::Result<()> {
+            post(&pids, rank, std::process::id());
+            if rank == 0 {
+                wait_for_ever();
+            }
+            await_end(await_post(&pids, 0));
+            anyhow::bail!("rank 0 is gone")
+        };
+        let mut context = start_processes(work, pids, Options::new(2))?;
+        post(&out, 0, 1);
+        let Err(Error::ProcessExited(exception)) = poll_long(&mut context) else {
+            anyhow::bail!("rank 1 was blamed")
+        };
+        Ok(exception.error_index())
+    }
+    fn poll_long(context: &mut ProcessContext<()>) -> Result<(), Error> {
+        while !context.join_timeout(Duration::from_secs(600))? {}
+        Ok(())
+    }
+    watched(|| {
+        let (pids, out) = (board(2), board(1));
+        let mut outer = start_processes(launch, (pids.clone(), out.clone()), Options::new(1)).unwrap();
+        let launcher = outer.pids()[0];
+        await_post(&out, 0);
+        let (zero, one) = (await_post(&pids, 0), await_post(&pids, 1));
+        await_that(|| state_of(launcher) == Some('S'));
+        outer.signal(0, Signal::STOP).unwrap();
+        await_that(|| state_of(launcher) == Some('T'));
+        send(zero, NixSignal::SIGKILL);
+        await_that(|| state_of(one) == Some('Z'));
+        // Long enough that "not long before I woke" would be after both ends.
+        assert!(!outer.join_timeout(Duration::from_millis(200)).unwrap());
+        outer.signal(0, Signal::CONT).unwrap();
+        assert_eq!(outer.join().unwrap(), [0]);
+    });
+}

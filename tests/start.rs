@@ -291,6 +291,59 @@ fn soft_descriptor_limit_is_raised_when_needed() {
     watched(|| assert_eq!(spawn(start_under_descriptor_limit, (32, 1000), 1).unwrap(), [Ok(60)]));
 }
 
+fn start_each_under_descriptor_limit(_: usize, _: ()) -> anyhow::Result<usize> {
+    setrlimit(Resource::RLIMIT_NOFILE, 32, 1000)?;
+    // The table is full up to the soft limit.
+    let files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    let context = start_processes_with(|_, rank: usize| anyhow::Ok(rank), |rank| rank, Options::new(60))?;
+    drop(files);
+    Ok(context.join()?.into_iter().sum())
+}
+
+#[test]
+fn soft_descriptor_limit_is_raised_for_jobs_of_their_own_too() {
+    watched(|| assert_eq!(spawn(start_each_under_descriptor_limit, (), 1).unwrap(), [60 * 59 / 2]));
+}
+
+#[test]
+fn closed_stdout_is_not_replaced_by_a_descriptor_of_ours() {
+    fn launch(_: usize, _: ()) -> anyhow::Result<(Vec<usize>, Vec<i32>)> {
+        nix::unistd::close(1)?;
+        nix::unistd::close(2)?;
+        let mut context = start_processes(|rank, ()| anyhow::Ok(rank), (), Options::new(2))?;
+        let open = descriptors().into_iter().map(|(number, _)| number).collect();
+        while !context.join_timeout(std::time::Duration::from_secs(1))? {}
+        Ok((context.into_results()?, open))
+    }
+    watched(|| {
+        let (results, open) = spawn(launch, (), 1).unwrap().remove(0);
+        assert_eq!(results, [0, 1]);
+        assert!(!open.contains(&1) && !open.contains(&2), "{open:?}");
+    });
+}
+
+#[test]
+fn workers_run_where_the_thread_that_starts_them_may() {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use nix::unistd::Pid;
+    watched(|| {
+        let all = cpus_allowed();
+        // The first thread that starts workers here may only use one processor; the next must not be bound by that.
+        let pinned = std::thread::spawn(move || {
+            let mut one = CpuSet::new();
+            one.set(all[0]).unwrap();
+            sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+            spawn(|_, ()| anyhow::Ok(cpus_allowed()), (), 1).unwrap().remove(0)
+        });
+        assert_eq!(pinned.join().unwrap(), [cpus_allowed()[0]]);
+        assert_eq!(spawn(|_, ()| anyhow::Ok(cpus_allowed()), (), 1).unwrap(), [cpus_allowed()]);
+    });
+    fn cpus_allowed() -> Vec<usize> {
+        let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap()).collect()
+    }
+}
+
 #[test]
 fn hard_descriptor_limit_leaves_nobody_and_names_rank_call_and_limit() {
     watched(|| {

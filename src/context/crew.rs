@@ -13,10 +13,24 @@ use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
 use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
-use crate::sys::signal::Signal;
+use crate::sys::signal::{Signal, Signals};
 
-/// How late the launcher may notice that a worker has ended while it waits for that.
-const WAKE_UP: Duration = Duration::from_millis(50);
+/// How long taking in reports may go on when the caller's time is up already.
+const TAKING_IN: Duration = Duration::from_millis(10);
+
+/// When to ask again after a worker that has ended but cannot be reaped yet, since a debugger holds it: there is
+/// no event for that.
+const HELD_RETRY: Duration = Duration::from_millis(100);
+
+/// What the launcher wants of its crew, and knows before it starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Orders {
+    pub(super) daemon: bool,
+    pub(super) grace: Option<Duration>,
+    /// The name of the user's function.
+    pub(super) function: &'static str,
+    pub(super) baseline: Baseline,
+}
 
 /// One worker of a crew.
 #[derive(Debug)]
@@ -25,7 +39,8 @@ struct Worker {
     started: Moment,
     /// `None` once it has been reaped or left behind.
     child: Option<Child>,
-    sent_by_program: Option<Signal>,
+    rss_floor_kib: u64,
+    sent_by_program: Signals,
     sent_by_teardown: Option<Sent>,
     end: Option<End>,
 }
@@ -41,36 +56,40 @@ pub(super) enum Progress {
 pub(super) struct Crew {
     workers: Vec<Worker>,
     watch: WatchSet,
+    orders: Orders,
+    /// The process that started them: a fork of it has a copy of this, but not the children.
+    owner: u32,
     running: usize,
     /// Ranks in the order of their ends.
     order: Vec<usize>,
+    /// Ranks that have ended, but that a debugger keeps from being reaped.
+    held: Vec<usize>,
     /// Until then those who run are known to have run.
     alive: Moment,
     stop: Option<Stop>,
+    closed: bool,
     /// What is reported once all have ended, the same at every call.
     failure: Option<Story>,
-    daemon: bool,
-    grace: Option<Duration>,
-    baseline: Baseline,
 }
 
 impl Crew {
-    pub(super) fn new(started: Started, daemon: bool, grace: Option<Duration>, baseline: Baseline) -> Self {
+    pub(super) fn new(started: Started, orders: Orders) -> Self {
         let Started { children, watch } = started;
         // One that failed early may have ended before this line.
         let alive = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
         Self {
+            orders,
+            owner: std::process::id(),
             running: workers.len(),
             order: Vec::with_capacity(workers.len()),
+            held: Vec::new(),
             workers,
             watch,
             alive,
             stop: None,
+            closed: false,
             failure: None,
-            daemon,
-            grace,
-            baseline,
         }
     }
 
@@ -103,78 +122,100 @@ impl Crew {
     /// Waits until all have ended or `deadline` has come, and carries a teardown on meanwhile.
     pub(super) fn wait(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
         loop {
-            if self.step()? == Progress::Finished {
+            if self.step(deadline)? == Progress::Finished {
                 return Ok(Progress::Finished);
             }
             if deadline.is_some_and(|deadline| deadline <= Moment::now()) {
                 return Ok(Progress::Running);
             }
-            let alarm = self.stop.as_ref().and_then(Stop::deadline);
-            let until = [deadline, alarm].into_iter().flatten().min();
-            self.sleep(until)?;
+            let until = [deadline, self.alarm()].into_iter().flatten().min();
+            self.watch.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))?;
         }
-    }
-
-    /// Sleeps until a worker has ended or `until` has come, and notes how long those who run have run for sure.
-    fn sleep(&mut self, until: Option<Moment>) -> Result<(), Error> {
-        let asleep = Moment::now();
-        self.watch.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))?;
-        // Nobody had ended when this sleep began, or it would not have lasted.
-        let alive = Moment::now().before(WAKE_UP);
-        if alive > asleep {
-            self.alive = alive;
-        }
-        Ok(())
     }
 
     /// Does all that can be done now, without waiting.
-    fn step(&mut self) -> Result<Progress, Error> {
-        self.look()?;
+    fn step(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
+        let all = self.look(deadline)?;
         if self.running == 0 {
             self.close()?;
             return Ok(Progress::Finished);
         }
-        if self.stop.is_none() && self.first_failure().is_some() {
-            self.stop = Some(Stop::after_failure(self.grace, Moment::now()));
+        // Nobody is ended before all are known who have ended by themselves.
+        if all && self.is_failing() {
+            self.stop = Some(Stop::after_failure(self.orders.grace, Moment::now()));
         }
         self.carry_on_stop()?;
         Ok(if self.running == 0 { Progress::Finished } else { Progress::Running })
     }
 
-    /// Takes in who has ended.
-    pub(super) fn look(&mut self) -> Result<(), Error> {
+    /// Whether there is a failure after which nothing was done yet.
+    fn is_failing(&self) -> bool {
+        self.stop.is_none() && self.first_failure().is_some()
+    }
+
+    /// Takes in who has ended, and ends nobody. Who polls the descriptor is woken if there is something to do.
+    pub(super) fn refresh(&mut self) -> Result<(), Error> {
+        self.look(None)?;
+        let due = !self.closed && (self.running == 0 || self.is_failing());
+        if due { self.set_alarm(Some(Moment::now())) } else { Ok(()) }
+    }
+
+    /// Takes in who has ended; says whether that were all. With a deadline it may leave some for the next time.
+    fn look(&mut self, deadline: Option<Moment>) -> Result<bool, Error> {
+        self.check_owner()?;
+        let start = Moment::now();
+        let until = deadline.map(|deadline| deadline.max(start.checked_add(TAKING_IN).unwrap_or(deadline)));
+        let out_of_time = || until.is_some_and(|until| until <= Moment::now());
+        for rank in std::mem::take(&mut self.held) {
+            self.take_in(rank)?;
+        }
         loop {
             let looked = Moment::now();
             let ended = self.watch.ended().map_err(Error::system("ask who has ended (epoll_wait)"))?;
             if ended.is_empty() {
-                self.alive = looked;
-                return Ok(());
+                if self.held.is_empty() {
+                    self.alive = looked;
+                }
+                return Ok(true);
             }
             for rank in ended {
                 self.take_in(rank)?;
+                if out_of_time() {
+                    return Ok(false);
+                }
             }
         }
     }
 
+    fn check_owner(&self) -> Result<(), Error> {
+        let pid = std::process::id();
+        if pid == self.owner { Ok(()) } else { Err(Error::ForeignContext { owner: self.owner, pid }) }
+    }
+
     fn take_in(&mut self, rank: usize) -> Result<(), Error> {
         let Some(child) = self.workers[rank].child.as_mut() else { return Ok(()) };
-        let Some(remains) = child.try_reap().map_err(Error::system("reap a worker (waitid)"))? else {
+        let remains = child.try_reap().map_err(Error::system("reap a worker (waitid)"))?;
+        // Closing its pidfd would not be enough: a worker that was just forked may still have a copy. One that was
+        // held has been removed before.
+        let _ = self.watch.remove(child);
+        let Some(remains) = remains else {
+            self.held.push(rank);
             return Ok(());
         };
-        // Closing its pidfd is not enough: a worker that was just forked may still have a copy.
-        let removed = self.watch.remove(child);
-        self.workers[rank].child = None;
-        let worker = &self.workers[rank];
+        let worker = &mut self.workers[rank];
+        worker.child = None;
         let known = Known {
             started: worker.started,
             alive: self.alive,
+            rss_floor_kib: worker.rss_floor_kib,
             sent_by_program: worker.sent_by_program,
             sent_by_teardown: worker.sent_by_teardown,
-            baseline: self.baseline,
+            baseline: self.orders.baseline,
+            function: self.orders.function,
         };
         let end = postmortem::examine(&known, remains);
         self.settle(rank, end);
-        removed.map_err(Error::system("watch a worker no more (epoll_ctl)"))
+        Ok(())
     }
 
     fn settle(&mut self, rank: usize, end: End) {
@@ -191,7 +232,9 @@ impl Crew {
     }
 
     fn carry_on_stop(&mut self) -> Result<(), Error> {
-        let Some(mut stop) = self.stop else { return Ok(()) };
+        let Some(mut stop) = self.stop else {
+            return if self.held.is_empty() { Ok(()) } else { self.set_alarm(self.alarm()) };
+        };
         loop {
             match stop.next(Moment::now()) {
                 Action::Wait => break,
@@ -205,9 +248,17 @@ impl Crew {
             }
         }
         self.stop = Some(stop);
-        self.watch
-            .set_alarm(stop.deadline())
-            .map_err(Error::system("set the alarm of the teardown (timerfd_settime)"))
+        self.set_alarm(self.alarm())
+    }
+
+    /// When something is to be done though nobody ends.
+    fn alarm(&self) -> Option<Moment> {
+        let retry = if self.held.is_empty() { None } else { Moment::now().checked_add(HELD_RETRY) };
+        [self.stop.as_ref().and_then(Stop::deadline), retry].into_iter().flatten().min()
+    }
+
+    fn set_alarm(&mut self, at: Option<Moment>) -> Result<(), Error> {
+        self.watch.set_alarm(at).map_err(Error::system("set the alarm of a context (timerfd_settime)"))
     }
 
     /// Sends a signal of the teardown to all who run.
@@ -234,13 +285,11 @@ impl Crew {
 
     /// When all have ended: decides which failure to report, once.
     fn close(&mut self) -> Result<(), Error> {
-        if self.failure.is_some() {
-            return Ok(());
+        if !self.closed {
+            self.set_alarm(None)?;
+            self.failure = self.first_failure().map(|first| Story::new(first, self.outcomes()));
+            self.closed = true;
         }
-        self.watch
-            .set_alarm(None)
-            .map_err(Error::system("clear the alarm of the teardown (timerfd_settime)"))?;
-        self.failure = self.first_failure().map(|first| Story::new(first, self.outcomes()));
         Ok(())
     }
 
@@ -261,10 +310,11 @@ impl Crew {
 
     /// Sends a signal of the program's own to a worker; to one that has ended it is nothing.
     pub(super) fn signal(&mut self, rank: usize, signal: Signal) -> Result<(), Error> {
+        self.check_owner()?;
         let nprocs = self.nprocs();
         let worker = self.workers.get_mut(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
         let Some(child) = &worker.child else { return Ok(()) };
-        worker.sent_by_program = Some(signal);
+        worker.sent_by_program.insert(signal);
         send(child, signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })
     }
 
@@ -272,9 +322,9 @@ impl Crew {
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
         self.stop = Some(match self.stop {
-            _ if self.daemon || std::thread::panicking() => Stop::at_once(now),
-            Some(under_way) => under_way,
-            None => Stop::on_drop(self.grace, now),
+            _ if self.orders.daemon || std::thread::panicking() => Stop::at_once(now),
+            Some(under_way) => under_way.hurry(now),
+            None => Stop::on_drop(self.orders.grace, now),
         });
         self.wait(None).map(drop)
     }
@@ -282,8 +332,8 @@ impl Crew {
     /// Waits for all, ends none: whoever fails, the others go on.
     pub(super) fn outlast(mut self) -> Result<(), Error> {
         while self.running > 0 {
-            self.watch.wait_until(None).map_err(Error::system("wait for the workers (ppoll)"))?;
-            self.look()?;
+            self.watch.wait_until(self.alarm()).map_err(Error::system("wait for the workers (ppoll)"))?;
+            self.look(None)?;
         }
         Ok(())
     }
@@ -303,7 +353,10 @@ impl AsFd for Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        if self.running > 0 {
+        if self.owner != std::process::id() {
+            // In a fork of the launcher: they are not our children, and the epoll is shared with who has them.
+            self.workers.iter_mut().filter_map(|worker| worker.child.take()).for_each(Child::leave_behind);
+        } else if self.running > 0 {
             // If the system refuses to let us wait, each child's own drop kills and reaps it.
             let _ = self.end();
         }
@@ -315,8 +368,9 @@ impl Worker {
         Self {
             pid: child.pid(),
             started: child.started(),
+            rss_floor_kib: child.rss_floor_kib(),
             child: Some(child),
-            sent_by_program: None,
+            sent_by_program: Signals::NONE,
             sent_by_teardown: None,
             end: None,
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Captured, Cause, RawFrame, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
-use crate::sys::signal::{NO_ADDRESS, Signal};
+use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
 use crate::wire::slot::{FaultRecord, State};
 
 /// What is known about the end of a worker besides its exit status.
@@ -16,8 +16,8 @@ pub(super) struct Evidence {
     pub(super) fault: Option<FaultKind>,
     /// Kills for want of memory that the kernel counted since the start.
     pub(super) oom_kills: u64,
-    /// The last signal that the program sent it through its context.
-    pub(super) sent_by_program: Option<Signal>,
+    /// The signals that the program sent it through its context.
+    pub(super) sent_by_program: Signals,
     /// The strongest signal that the teardown sent it.
     pub(super) sent_by_teardown: Option<Signal>,
 }
@@ -40,7 +40,7 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
         Status::Exited { .. } | Status::Lost => None,
         _ => return None,
     };
-    if signal.is_some() && signal == evidence.sent_by_program {
+    if signal.is_some_and(|signal| evidence.sent_by_program.contains(signal)) {
         return Some(Cause::SignalledByLauncher);
     }
     if signal.is_some() && signal == evidence.sent_by_teardown {
@@ -87,20 +87,20 @@ pub(super) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
 }
 
 /// Where a fatal signal met the worker.
-pub(super) fn traceback_of(fault: &FaultRecord) -> Traceback {
+pub(super) fn traceback_of(fault: &FaultRecord, function: &str) -> Traceback {
     let frames = fault.frames.iter().map(|&address| RawFrame::new(address, &fault.modules));
-    Traceback::new(Captured::Addresses(frames.collect()))
+    Traceback::new(Captured::Addresses(frames.collect()), function)
 }
 
-/// What a worker had used. A child's count of its peak begins with its launcher's (`floor_kib`), since exec
-/// passes that on; below it only the worker's own count is true.
+/// What a worker had used. The worker's own count of its peak is true; the kernel's begins with that of its launcher
+/// (`floor_kib`), since exec passes it on.
 pub(super) fn usage(exit: Option<Exit>, own_peak_kib: u64, floor_kib: u64) -> ResourceUsage {
     let from_kernel = exit.map(|exit| exit.max_rss_kib).filter(|&kib| kib > floor_kib);
     let from_worker = (own_peak_kib > 0).then_some(own_peak_kib);
     ResourceUsage {
         user: exit.map_or(Duration::ZERO, |exit| exit.user),
         system: exit.map_or(Duration::ZERO, |exit| exit.system),
-        peak_memory: from_kernel.or(from_worker).map(|kib| kib * 1024),
+        peak_memory: from_worker.or(from_kernel).map(|kib| kib * 1024),
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
         state: State::Running,
         fault: None,
         oom_kills: 0,
-        sent_by_program: None,
+        sent_by_program: Signals::NONE,
         sent_by_teardown: None,
     };
 
@@ -162,7 +162,10 @@ mod tests {
         assert_eq!(cause_of(killed(Signal::KILL), PLAIN), None);
         let ours = Evidence { sent_by_teardown: Some(Signal::KILL), ..counted };
         assert_eq!(cause_of(killed(Signal::KILL), ours), None);
-        let program = Evidence { sent_by_program: Some(Signal::KILL), ..counted };
+        let mut sent_by_program = Signals::NONE;
+        sent_by_program.insert(Signal::KILL);
+        sent_by_program.insert(Signal::CONT);
+        let program = Evidence { sent_by_program, ..counted };
         assert_eq!(cause_of(killed(Signal::KILL), program), Some(Cause::SignalledByLauncher));
     }
 
@@ -195,7 +198,8 @@ mod tests {
                 max_rss_kib,
             })
         };
-        assert_eq!(usage(exit(900), 70, 500).peak_memory, Some(900 * 1024));
+        assert_eq!(usage(exit(900), 70, 500).peak_memory, Some(70 * 1024));
+        assert_eq!(usage(exit(900), 0, 500).peak_memory, Some(900 * 1024));
         assert_eq!(usage(exit(500), 70, 500).peak_memory, Some(70 * 1024));
         assert_eq!(usage(exit(500), 0, 500).peak_memory, None);
     }

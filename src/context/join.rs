@@ -75,7 +75,7 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// [`Error::NoSuchRank`].
     pub fn status(&mut self, rank: usize) -> Result<Status, Error> {
-        self.crew.look()?;
+        self.crew.refresh()?;
         self.crew.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
     }
 
@@ -84,7 +84,7 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// When the system refuses to tell.
     pub fn outcomes(&mut self) -> Result<Vec<Outcome>, Error> {
-        self.crew.look()?;
+        self.crew.refresh()?;
         Ok(self.crew.outcomes())
     }
 
@@ -113,7 +113,7 @@ impl<R> ProcessContext<R> {
     }
 
     fn signal_all(&mut self, signal: Signal) -> Result<(), Error> {
-        self.crew.look()?;
+        self.crew.refresh()?;
         (0..self.nprocs()).try_for_each(|rank| self.signal(rank, signal))
     }
 

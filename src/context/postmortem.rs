@@ -1,5 +1,6 @@
 //! What a worker left is read, and put together with what the launcher knows.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::diagnose::{self, Evidence};
@@ -8,8 +9,8 @@ use crate::error::{Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
 use crate::sys::clock::Moment;
 use crate::sys::memory;
-use crate::sys::process::{self, Exit, ExitStatus};
-use crate::sys::signal::Signal;
+use crate::sys::process::{Exit, ExitStatus};
+use crate::sys::signal::{Signal, Signals};
 use crate::wire::codec;
 use crate::wire::slot::{Account, Slot, State};
 
@@ -17,12 +18,11 @@ use crate::wire::slot::{Account, Slot, State};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Baseline {
     oom_kills: Option<u64>,
-    max_rss_kib: u64,
 }
 
 impl Baseline {
     pub(super) fn take() -> Self {
-        Self { oom_kills: memory::oom_kills(), max_rss_kib: process::max_rss_kib() }
+        Self { oom_kills: memory::oom_kills() }
     }
 
     /// Kills for want of memory since then. Asks the kernel only about a SIGKILL: nothing else can be that.
@@ -43,9 +43,12 @@ pub(super) struct Known {
     pub(super) started: Moment,
     /// Until then it had not ended.
     pub(super) alive: Moment,
-    pub(super) sent_by_program: Option<Signal>,
+    pub(super) rss_floor_kib: u64,
+    pub(super) sent_by_program: Signals,
     pub(super) sent_by_teardown: Option<Sent>,
     pub(super) baseline: Baseline,
+    /// The name of the user's function.
+    pub(super) function: &'static str,
 }
 
 /// What is kept of a worker that has ended.
@@ -85,9 +88,9 @@ pub(super) fn examine(known: &Known, remains: Remains) -> End {
         recorded: recorded.is_some(),
         cause,
         note: found.note.take().filter(|_| failed && status != Status::Raised),
-        error: found.raised.take().map(RaisedError::from),
-        traceback: fault.as_ref().map(diagnose::traceback_of),
-        usage: diagnose::usage(exit, peak_kib, known.baseline.max_rss_kib),
+        error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.function))),
+        traceback: fault.as_ref().map(|fault| diagnose::traceback_of(fault, known.function)),
+        usage: diagnose::usage(exit, peak_kib, known.rss_floor_kib),
         ..bare(status, known.started, at)
     };
     let result = found.account.filter(|_| !failed).map(|account| (remains.slot, account));

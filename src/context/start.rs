@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::crew::Crew;
+use super::crew::{Crew, Orders};
 use super::join::ProcessContext;
 use super::options::Options;
 use super::postmortem::Baseline;
@@ -94,7 +94,7 @@ where
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     // One job for all: the arguments are serialised once.
     let jobs = if options.nprocs == 0 { Vec::new() } else { vec![builder.build(0, &args)?] };
-    launch(jobs, options)
+    launch(builder.function, jobs, options)
 }
 
 /// As [`start_processes`], with arguments of its own for each rank.
@@ -133,12 +133,13 @@ where
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build(rank, &args));
     let jobs = jobs.collect::<Result<_, _>>()?;
-    launch(jobs, options)
+    launch(builder.function, jobs, options)
 }
 
 /// Makes the jobs of one function.
 struct JobBuilder {
     nprocs: usize,
+    function: &'static str,
     job: Job,
 }
 
@@ -155,6 +156,7 @@ impl JobBuilder {
         {
             return Err(Error::SigchldIgnored);
         }
+        start::make_room(options.nprocs);
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let job = Job {
             image: image.id().to_vec(),
@@ -163,7 +165,7 @@ impl JobBuilder {
             name: options.job_name(),
             storages: Vec::new(),
         };
-        Ok(Self { nprocs: options.nprocs, job })
+        Ok(Self { nprocs: options.nprocs, function: entry.name(), job })
     }
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
@@ -172,16 +174,20 @@ impl JobBuilder {
             rank,
             nprocs: self.nprocs,
             call: "writing the job (memfd_create)",
-            limit: None,
+            limit: start::limit_met(&os),
             os,
         })
     }
 }
 
-fn launch<R>(jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
+fn launch<R>(
+    function: &'static str,
+    jobs: Vec<JobFile>,
+    options: Options,
+) -> Result<ProcessContext<R>, Error> {
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
     let started = start::start_all(Group { method, nprocs, jobs, environment, death_signal })?;
-    Ok(ProcessContext::new(Crew::new(started, daemon, grace, baseline)))
+    Ok(ProcessContext::new(Crew::new(started, Orders { daemon, grace, function, baseline })))
 }

@@ -1,6 +1,7 @@
 //! The two ways in which a worker can fail, named as in torch.
 
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,9 @@ use super::Error;
 use super::outcome::{Cause, Outcome, Status};
 use super::raised::RaisedError;
 use super::traceback::Traceback;
+
+/// The end of what RFC 3339 can say, since 1970.
+const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
 /// The outcomes of all ranks, and which failure came first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +60,14 @@ impl Story {
         };
         write!(f, "rank {} (pid {}) {when}", first.rank(), first.pid())?;
         if let (Some(at), Some(lifetime)) = (first.ended_at(), first.lifetime()) {
-            let at = humantime::format_rfc3339_millis(at);
-            write!(f, " {at}, {:.3} s after its start", lifetime.as_secs_f64())?;
+            // An exception from elsewhere may tell of a year that the format does not have.
+            let known = at.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|since| since < YEAR_10000);
+            if known {
+                write!(f, " {}", humantime::format_rfc3339_millis(at))?;
+            } else {
+                write!(f, " {at:?}")?;
+            }
+            write!(f, ", {:.3} s after its start", lifetime.as_secs_f64())?;
         }
         Ok(())
     }

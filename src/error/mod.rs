@@ -152,6 +152,17 @@ pub enum Error {
         os: io::Error,
     },
 
+    /// The context came into this process by a fork of the launcher: its workers are not this process's children.
+    #[error(
+        "this context belongs to process {owner}, which started its workers; this is process {pid}, a fork of it"
+    )]
+    ForeignContext {
+        /// Who started the workers.
+        owner: u32,
+        /// This process.
+        pid: u32,
+    },
+
     /// Shared memory could not be had, or an access to it was out of its bounds.
     #[error(transparent)]
     Memory(#[from] MemoryError),

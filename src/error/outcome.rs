@@ -1,6 +1,7 @@
 //! How one worker ended.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -139,7 +140,8 @@ pub(crate) struct Ended {
     pub(crate) status: Status,
     pub(crate) victim: bool,
     pub(crate) cause: Option<Cause>,
-    pub(crate) error: Option<RaisedError>,
+    /// Shared, since every outcome that is handed out is a copy, and a message may be large.
+    pub(crate) error: Option<Arc<RaisedError>>,
     pub(crate) traceback: Option<Traceback>,
     pub(crate) note: Option<String>,
     /// Whether the worker itself recorded the moment; otherwise it is that at which it was seen dead.
@@ -191,14 +193,14 @@ impl Outcome {
     /// What its function raised.
     #[must_use]
     pub fn error(&self) -> Option<&RaisedError> {
-        self.ended.as_ref()?.error.as_ref()
+        self.ended.as_ref()?.error.as_deref()
     }
 
     /// Where a fatal signal or an error met it.
     #[must_use]
     pub fn traceback(&self) -> Option<&Traceback> {
         let ended = self.ended.as_ref()?;
-        ended.traceback.as_ref().or_else(|| ended.error.as_ref().map(RaisedError::traceback))
+        ended.traceback.as_ref().or_else(|| ended.error.as_deref().map(RaisedError::traceback))
     }
 
     /// The last words of a worker that left without a report: a panic that it did not survive, or what kept it

@@ -68,10 +68,11 @@ impl RaisedError {
     }
 }
 
-impl From<Raised> for RaisedError {
-    fn from(raised: Raised) -> Self {
+impl RaisedError {
+    /// Of the user's function of this name.
+    pub(crate) fn new(raised: Raised, function: &str) -> Self {
         let Raised { panicked, chain, location, trace } = raised;
-        Self { panicked, chain, location, traceback: Traceback::new(trace) }
+        Self { panicked, chain, location, traceback: Traceback::new(trace, function) }
     }
 }
 

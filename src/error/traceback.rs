@@ -22,6 +22,13 @@ pub struct Frame {
     pub column: Option<u32>,
 }
 
+impl Frame {
+    /// One of which nothing is known but its name.
+    fn of(function: &str) -> Self {
+        Self { function: function.to_owned(), file: None, line: None, column: None }
+    }
+}
+
 impl fmt::Display for Frame {
     /// `function`, then on a line of its own `at file:line:column` where these are known.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,7 +74,7 @@ impl RawFrame {
             Some(module) => format!("{module}+{:#x}", self.offset),
             None => format!("{:#x}", self.offset),
         };
-        Frame { function, file: None, line: None, column: None }
+        Frame::of(&function)
     }
 }
 
@@ -92,18 +99,24 @@ pub(crate) enum Captured {
 #[derive(Clone, Debug)]
 pub struct Traceback {
     captured: Captured,
+    /// The user's function, for when nothing else is known.
+    function: String,
     frames: OnceLock<Vec<Frame>>,
 }
 
 impl Traceback {
-    pub(crate) fn new(captured: Captured) -> Self {
-        Self { captured, frames: OnceLock::new() }
+    /// Of a failure somewhere in the user's function of this name.
+    pub(crate) fn new(captured: Captured, function: &str) -> Self {
+        Self { captured, function: function.to_owned(), frames: OnceLock::new() }
     }
 
     /// The frames, innermost first.
     #[must_use]
     pub fn frames(&self) -> &[Frame] {
-        self.frames.get_or_init(|| trim(resolve(&self.captured)))
+        self.frames.get_or_init(|| {
+            let frames = trim(resolve(&self.captured));
+            if frames.is_empty() { vec![Frame::of(&self.function)] } else { frames }
+        })
     }
 }
 
@@ -124,7 +137,8 @@ impl Serialize for Traceback {
 impl<'de> Deserialize<'de> for Traceback {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let frames = Vec::<Frame>::deserialize(deserializer)?;
-        Ok(Self { captured: Captured::Named(Vec::new()), frames: OnceLock::from(frames) })
+        let captured = Captured::Named(Vec::new());
+        Ok(Self { captured, function: String::new(), frames: OnceLock::from(frames) })
     }
 }
 
@@ -153,22 +167,27 @@ fn resolve(captured: &Captured) -> Vec<Frame> {
     }
 }
 
-/// What raises a failure, rather than being what went wrong, by the names of functions.
-const MACHINERY: [&str; 14] = [
+/// What raises a failure, rather than being what went wrong, by the paths of functions.
+const MACHINERY: [&str; 8] = [
     "std::",
     "core::",
     "alloc::",
     "anyhow::",
     "backtrace::",
-    "rust_begin_unwind",
     "__rustc::",
-    "__pthread_kill",
+    "phalanx::worker::report::",
+    "phalanx::sys::trace::",
+];
+
+/// The same by whole names, of libc and of builds with bare names.
+const MACHINERY_NAMES: [&str; 7] = [
+    "rust_begin_unwind",
+    "__pthread_kill_implementation",
     "pthread_kill",
-    "__GI_raise",
     "raise",
     "gsignal",
+    "__GI_raise",
     "__GI_abort",
-    "abort",
 ];
 
 /// The same by source files, since names are bare where the profile has line tables only.
@@ -198,12 +217,15 @@ fn is_trampoline(frame: &Frame) -> bool {
 }
 
 fn is_raising(frame: &Frame) -> bool {
-    frame.function.contains("rust_begin_unwind") || in_source(frame, "/library/core/src/panicking.rs")
+    frame.function.contains("rust_begin_unwind")
+        || in_source(frame, "/library/core/src/panicking.rs")
+        || frame.function.contains("begin_panic") && in_source(frame, "/library/std/src/panicking.rs")
 }
 
 fn is_machinery(frame: &Frame) -> bool {
     MACHINERY_SOURCES.iter().any(|sources| in_source(frame, sources))
         || MACHINERY.iter().any(|prefix| bare(&frame.function).starts_with(prefix))
+        || MACHINERY_NAMES.contains(&frame.function.as_str())
         || frame.function.contains("anyhow::")
 }
 
@@ -280,9 +302,28 @@ mod tests {
     }
 
     #[test]
+    fn trim_drops_the_machinery_of_panic_any() {
+        let std = "/rustc/1/library/std/src/panicking.rs";
+        let seen = names(&[
+            ("phalanx::sys::trace::here", ""),
+            ("std::panicking::panic_with_hook", std),
+            ("begin_panic<u8>", std),
+            ("std::panic::panic_any", "/rustc/1/library/std/src/panic.rs"),
+            ("raise_alarm", "src/main.rs"),
+        ]);
+        assert_eq!(seen, ["raise_alarm"]);
+    }
+
+    #[test]
+    fn traceback_of_nothing_names_the_function() {
+        let traceback = Traceback::new(Captured::Addresses(Vec::new()), "app::work");
+        assert_eq!(traceback.to_string(), "Traceback (innermost call first):\n    0: app::work");
+    }
+
+    #[test]
     fn traceback_travels_with_names() {
         let here = trace::here().into_iter().map(|address| RawFrame::new(address, &image::modules()));
-        let traceback = Traceback::new(Captured::Addresses(here.collect()));
+        let traceback = Traceback::new(Captured::Addresses(here.collect()), "f");
         let back: Traceback = serde_json::from_str(&serde_json::to_string(&traceback).unwrap()).unwrap();
         assert_eq!(back, traceback);
         assert!(back.frames().iter().any(|frame| frame.function.contains("traceback_travels_with_names")));

@@ -148,7 +148,7 @@ impl<T: Element> Tensor<T> {
     pub fn read_into(&self, target: &mut [T]) -> Result<(), MemoryError> {
         self.check_length(target.len())?;
         if let Some(map) = self.storage.bytes() {
-            map.read(0, bytemuck::cast_slice_mut(target));
+            map.read(0, bytemuck::cast_slice_mut(target), size_of::<T>());
         }
         Ok(())
     }
@@ -160,7 +160,7 @@ impl<T: Element> Tensor<T> {
     pub fn write_from(&self, source: &[T]) -> Result<(), MemoryError> {
         self.check_length(source.len())?;
         if let Some(map) = self.storage.bytes() {
-            map.write(0, bytemuck::cast_slice(source));
+            map.write(0, bytemuck::cast_slice(source), size_of::<T>());
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl<T: Element> Tensor<T> {
     pub fn to_vec(&self) -> Vec<T> {
         let mut elements = vec![T::default(); self.len()];
         if let Some(map) = self.storage.bytes() {
-            map.read(0, bytemuck::cast_slice_mut(&mut elements));
+            map.read(0, bytemuck::cast_slice_mut(&mut elements), size_of::<T>());
         }
         elements
     }

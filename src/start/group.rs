@@ -15,8 +15,8 @@ use crate::wire::job::JobFile;
 use crate::wire::marker::Marker;
 use crate::wire::slot::Slot;
 
-/// Descriptors of the launcher that a worker costs: its pidfd and its report slot.
-const DESCRIPTORS_PER_WORKER: usize = 2;
+/// Descriptors of the launcher that a worker costs: its pidfd, its report slot, and its job until it is started.
+const DESCRIPTORS_PER_WORKER: usize = 3;
 /// Descriptors that starting needs besides.
 const SPARE_DESCRIPTORS: usize = 16;
 
@@ -61,6 +61,11 @@ impl Refusal {
     }
 }
 
+/// Sees to it that as many workers do not fail for want of descriptors, as far as the hard limit goes.
+pub(crate) fn make_room(nprocs: usize) {
+    limits::make_room_for_descriptors(nprocs.saturating_mul(DESCRIPTORS_PER_WORKER) + SPARE_DESCRIPTORS);
+}
+
 /// The workers of a group, each watched under its rank.
 #[derive(Debug)]
 pub(crate) struct Started {
@@ -70,8 +75,6 @@ pub(crate) struct Started {
 
 /// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
 pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
-    let needed = group.nprocs * DESCRIPTORS_PER_WORKER + SPARE_DESCRIPTORS;
-    limits::make_room_for_descriptors(needed).map_err(Error::system("raise the limit of descriptors"))?;
     match group.method {
         StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(&group))?,
         StartMethod::Spawn | StartMethod::Fork => start_each(&group),
@@ -145,7 +148,7 @@ fn start_one(group: &Group, rank: usize, template: &spawn::Template) -> Result<C
 }
 
 /// The limit that such an error means, with its numbers.
-fn limit_met(error: &io::Error) -> Option<String> {
+pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
     let numbers = |name: &str, limit: io::Result<limits::Limit>| {
         let limit = limit.ok()?;
         let show = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };

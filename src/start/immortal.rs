@@ -10,6 +10,7 @@ use std::thread;
 use crossbeam::channel::{self, Sender};
 
 use crate::error::Error;
+use crate::sys::process::Affinity;
 use crate::sys::signal;
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -20,7 +21,13 @@ static THREAD: Mutex<Option<(u32, Sender<Task>)>> = Mutex::new(None);
 /// Runs `work` in the immortal thread and returns its result.
 pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let (reply, answer) = channel::bounded(1);
+    // Workers inherit the processors of the thread that starts them, which are to be the caller's.
+    let affinity = Affinity::of_caller();
     let task: Task = Box::new(move || {
+        if let Ok(affinity) = affinity {
+            // It was the caller's a moment ago; if the system has taken it away since, its own is as good.
+            let _ = affinity.take_on();
+        }
         // The receiver waits below; a panic goes there too, and the thread lives on.
         let _ = reply.send(panic::catch_unwind(AssertUnwindSafe(work)));
     });

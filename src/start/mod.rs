@@ -12,7 +12,7 @@ mod spawn;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use group::{Group, Started, start_all};
+pub(crate) use group::{Group, Started, limit_met, make_room, start_all};
 pub(crate) use spawn::allow as allow_spawn;
 pub(crate) use spawn::check_init;
 

@@ -20,6 +20,7 @@ pub(crate) struct Child {
     pidfd: OwnedFd,
     slot: Option<Slot>,
     started: Moment,
+    rss_floor_kib: u64,
 }
 
 /// What is left of a child.
@@ -34,10 +35,15 @@ impl Child {
     /// Takes over a child that was just started and not been reaped.
     ///
     /// # Errors
-    /// When there is no pidfd of it. It is dead and reaped then.
+    /// When there is no pidfd of it. It is dead and reaped then, or was reaped by somebody else.
     pub(crate) fn adopt(pid: u32, slot: Slot, started: Moment) -> io::Result<Self> {
-        let pidfd = process::pidfd_open(pid).inspect_err(|_| process::kill_unwatched(pid))?;
-        Ok(Self { pid, pidfd, slot: Some(slot), started })
+        let pidfd = process::pidfd_open(pid).inspect_err(|error| {
+            // Without such a process somebody's waitpid(-1) was faster: the number may be another's by now.
+            if error.raw_os_error() != Some(process::NO_SUCH_PROCESS) {
+                process::kill_unwatched(pid);
+            }
+        })?;
+        Ok(Self { pid, pidfd, slot: Some(slot), started, rss_floor_kib: process::max_rss_kib() })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -46,6 +52,11 @@ impl Child {
 
     pub(crate) fn started(&self) -> Moment {
         self.started
+    }
+
+    /// From where the kernel counts its peak of resident memory, in KiB: what we had when it was started.
+    pub(crate) fn rss_floor_kib(&self) -> u64 {
+        self.rss_floor_kib
     }
 
     /// Sends a signal to the process, and to nobody else even if it has ended meanwhile.

@@ -62,6 +62,14 @@ impl Stop {
         Self { phase: Phase::Terminating, until: Some(now), patience: Duration::ZERO }
     }
 
+    /// Ends the grace before SIGTERM, if it still lasts.
+    pub(crate) fn hurry(mut self, now: Moment) -> Self {
+        if self.phase == Phase::Grace {
+            self.until = Some(now);
+        }
+        self
+    }
+
     /// When to ask again, unless a child ends earlier.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         if self.phase == Phase::Over { None } else { self.until }
@@ -143,6 +151,13 @@ mod tests {
         let mut stop = Stop::after_failure(Some(Duration::from_secs(1)), at(0));
         assert_eq!(stop.next(at(50_000)), Action::Terminate);
         assert_eq!(stop.deadline(), Some(at(51_000)));
+    }
+
+    #[test]
+    fn hurry_ends_the_first_grace_only() {
+        let mut stop = Stop::after_failure(Some(Duration::MAX), at(0)).hurry(at(7));
+        assert_eq!(stop.next(at(7)), Action::Terminate);
+        assert_eq!((stop.next(at(8)), stop.hurry(at(9)).deadline()), (Action::Wait, None));
     }
 
     #[test]

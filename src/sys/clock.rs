@@ -31,11 +31,6 @@ impl Moment {
         self.0.checked_add(nanos).map(Self)
     }
 
-    /// So long before this moment; the clock's beginning when that is later.
-    pub(crate) fn before(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
-    }
-
     /// Time from `earlier` to this moment; zero when `earlier` is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

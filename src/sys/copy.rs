@@ -1,16 +1,52 @@
-//! Copying to and from memory that other processes may write at the same time.
+//! Copying between private memory and memory that other processes may write at the same time.
 //!
-//! A plain `memcpy` there would be a data race. On x86-64 the copy is one `rep movsb`, whose bytes are
-//! each read and written once, which is what relaxed atomic bytes would do; elsewhere it is
-//! a loop of relaxed atomics.
+//! A plain `memcpy` there would be a data race. On x86-64 the copy is one `rep movsb`, which the compiler cannot look
+//! into; elsewhere it is a loop of relaxed atomics of the elements' own size, the same that single accesses use.
 
-/// Copies `len` bytes; a byte that somebody else writes meanwhile is copied old or new, never invented.
+/// Copies `len` bytes to shared memory, in elements of `unit` bytes.
 ///
 /// # Safety
-/// Both ranges must be mapped and stay so, the source readable and the target writable, and they must not
-/// overlap. Whichever side is shared must be accessed only by atomics or by this function.
+/// `source` must be readable for `len` bytes, private, and not overlap the target. `target` must be mapped and
+/// writable for `len` bytes, aligned to `unit` (1, 4 or 8, a divisor of `len`), and shared memory that is accessed
+/// only by atomics of that size and by these copies.
+pub(super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller vouches for both ranges; bytes need no unit.
+    unsafe {
+        let _ = unit;
+        move_bytes(source, target, len);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller keeps the same promise.
+    unsafe {
+        by_atomics::copy_in(source, target, len, unit);
+    }
+}
+
+/// Copies `len` bytes from shared memory, in elements of `unit` bytes.
+///
+/// # Safety
+/// As [`copy_in`], with the parts of source and target exchanged.
+pub(super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller vouches for both ranges; bytes need no unit.
+    unsafe {
+        let _ = unit;
+        move_bytes(source, target, len);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller keeps the same promise.
+    unsafe {
+        by_atomics::copy_out(source, target, len, unit);
+    }
+}
+
+/// `rep movsb`.
+///
+/// # Safety
+/// `source` must be readable and `target` writable for `len` bytes, and they must not overlap.
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn copy_racy(source: *const u8, target: *mut u8, len: usize) {
+unsafe fn move_bytes(source: *const u8, target: *mut u8, len: usize) {
     // SAFETY: the caller vouches for both ranges; the direction flag is clear by the calling convention.
     unsafe {
         core::arch::asm!(
@@ -23,63 +59,86 @@ pub(super) unsafe fn copy_racy(source: *const u8, target: *mut u8, len: usize) {
     }
 }
 
-/// As the x86-64 version.
-///
-/// # Safety
-/// As the x86-64 version.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) unsafe fn copy_racy(source: *const u8, target: *mut u8, len: usize) {
-    // SAFETY: the caller keeps the same promise.
-    unsafe { copy_by_atomics(source, target, len) }
-}
-
-/// Copies by the largest atomics that fit the alignment of both ranges, so that no element is torn.
-///
-/// # Safety
-/// As [`copy_racy`].
 #[cfg(any(test, not(target_arch = "x86_64")))]
-unsafe fn copy_by_atomics(source: *const u8, target: *mut u8, len: usize) {
+mod by_atomics {
     use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-    macro_rules! copy_as {
-        ($atomic:ty, $range:expr) => {
-            for at in $range.step_by(size_of::<$atomic>()) {
-                // SAFETY: inside of the source, by the caller's promise; aligned, as checked below.
-                let from = unsafe { <$atomic>::from_ptr(source.cast_mut().wrapping_add(at).cast()) };
-                // SAFETY: likewise of the target.
-                let to = unsafe { <$atomic>::from_ptr(target.wrapping_add(at).cast()) };
-                to.store(from.load(Relaxed), Relaxed);
+
+    macro_rules! copies_of {
+        ($copy_in:ident, $copy_out:ident, $atomic:ty, $word:ty) => {
+            unsafe fn $copy_in(source: *const u8, target: *mut u8, len: usize) {
+                for at in (0..len).step_by(size_of::<$word>()) {
+                    // SAFETY: within the private range, as the caller promises.
+                    let word = unsafe { source.wrapping_add(at).cast::<$word>().read_unaligned() };
+                    // SAFETY: within the shared range and aligned, as the caller promises.
+                    let cell = unsafe { <$atomic>::from_ptr(target.wrapping_add(at).cast()) };
+                    cell.store(word, Relaxed);
+                }
+            }
+
+            unsafe fn $copy_out(source: *const u8, target: *mut u8, len: usize) {
+                for at in (0..len).step_by(size_of::<$word>()) {
+                    // SAFETY: within the shared range and aligned, as the caller promises.
+                    let cell = unsafe { <$atomic>::from_ptr(source.cast_mut().wrapping_add(at).cast()) };
+                    let word = cell.load(Relaxed);
+                    // SAFETY: within the private range, as the caller promises.
+                    unsafe { target.wrapping_add(at).cast::<$word>().write_unaligned(word) };
+                }
             }
         };
     }
-    let misaligned = source.addr() | target.addr();
-    let whole = if misaligned.is_multiple_of(8) {
-        copy_as!(AtomicU64, 0..len - len % 8);
-        len - len % 8
-    } else if misaligned.is_multiple_of(4) {
-        copy_as!(AtomicU32, 0..len - len % 4);
-        len - len % 4
-    } else {
-        0
-    };
-    copy_as!(AtomicU8, whole..len);
+
+    copies_of!(in_1, out_1, AtomicU8, u8);
+    copies_of!(in_4, out_4, AtomicU32, u32);
+    copies_of!(in_8, out_8, AtomicU64, u64);
+
+    /// As [`super::copy_in`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+        let copy = match unit {
+            8 => in_8,
+            4 => in_4,
+            _ => in_1,
+        };
+        // SAFETY: the caller keeps the same promise.
+        unsafe { copy(source, target, len) }
+    }
+
+    /// As [`super::copy_out`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+        let copy = match unit {
+            8 => out_8,
+            4 => out_4,
+            _ => out_1,
+        };
+        // SAFETY: the caller keeps the same promise.
+        unsafe { copy(source, target, len) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    type Copy = unsafe fn(*const u8, *mut u8, usize, usize);
+
     #[test]
-    fn both_ways_of_copying_agree_at_every_alignment() {
-        let source: Vec<u8> = (0..64).collect();
-        for (from, to, len) in
-            [(0, 0, 64), (0, 4, 50), (4, 8, 33), (1, 0, 17), (3, 5, 40), (8, 0, 0), (2, 2, 7)]
-        {
-            for copy in [copy_racy, copy_by_atomics] {
-                let mut target = [0xff_u8; 72];
-                // SAFETY: both ranges lie inside of their vectors.
-                unsafe { copy(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
-                assert_eq!(target[to..to + len], source[from..from + len]);
-                assert!(target[..to].iter().chain(&target[to + len..]).all(|&byte| byte == 0xff));
+    fn every_way_of_copying_agrees() {
+        let source: Vec<u64> = (0..8).map(|n| 0x0101_0101_0101_0101 * n + 7).collect();
+        let source: &[u8] = bytemuck::cast_slice(&source);
+        let ways: [Copy; 4] = [copy_in, copy_out, by_atomics::copy_in, by_atomics::copy_out];
+        for (len, unit) in [(64, 8), (56, 4), (13, 1), (0, 8), (4, 4)] {
+            for copy in ways {
+                let mut words = [u64::MAX; 9];
+                let target: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+                // SAFETY: both are aligned to 8 and longer than `len`; nobody else has them.
+                unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len, unit) };
+                assert_eq!(target[..len], source[..len]);
+                assert!(target[len..].iter().all(|&byte| byte == 0xff));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! epoll(7), ppoll(2) and timerfd_create(2).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -11,6 +11,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::clock::Moment;
+use super::fd::above_stdio;
 
 const BATCH: usize = 64;
 
@@ -20,7 +21,8 @@ pub(crate) struct Epoll(NixEpoll);
 
 impl Epoll {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(NixEpoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+        let epoll = NixEpoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(Self(NixEpoll(above_stdio(epoll.0)?)))
     }
 
     /// Adds `fd`, level-triggered: it is reported until it is removed.
@@ -79,7 +81,10 @@ pub(crate) struct Timer(TimerFd);
 impl Timer {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        Ok(Self(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?))
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let timer = above_stdio(timer.into())?;
+        // SAFETY: the descriptor is a timerfd, and given up by its only owner.
+        Ok(Self(unsafe { TimerFd::from_raw_fd(timer.into_raw_fd()) }))
     }
 
     /// Arms it for `at`, or disarms it; either makes it unreadable until then.

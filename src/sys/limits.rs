@@ -26,14 +26,21 @@ fn read(resource: Resource) -> io::Result<Limit> {
     Ok(Limit { soft, hard })
 }
 
+/// RLIMIT_FSIZE: how large a file, a memfd too, may become.
+pub(crate) fn file_size() -> io::Result<u64> {
+    Ok(read(Resource::RLIMIT_FSIZE)?.soft)
+}
+
 /// Raises the soft descriptor limit to the hard one if `more` descriptors do not fit under it.
-pub(crate) fn make_room_for_descriptors(more: usize) -> io::Result<()> {
-    let limit = descriptors()?;
-    let needed = super::fd::open_descriptors()?.len() + more;
-    if needed as u64 > limit.soft && limit.soft < limit.hard {
-        setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard)?;
+///
+/// Whatever goes wrong here shows when the descriptors are made, with its numbers.
+pub(crate) fn make_room_for_descriptors(more: usize) {
+    let Ok(limit) = descriptors() else { return };
+    // Without a descriptor left the open ones cannot even be counted.
+    let open = super::fd::open_descriptors().map_or(limit.soft, |open| open.len() as u64);
+    if open.saturating_add(more as u64) > limit.soft && limit.soft < limit.hard {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard);
     }
-    Ok(())
 }
 
 /// What an error of starting a process says there was not enough of.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
-use super::copy::copy_racy;
+use super::copy::{copy_in, copy_out};
 
 /// Memory that other processes read and write too.
 #[derive(Debug)]
@@ -52,25 +52,27 @@ impl SharedMap {
         unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) }
     }
 
-    /// Copies `bytes` to `offset`.
+    /// Copies `bytes` to `offset`, in elements of `unit` bytes (1, 4 or 8).
     ///
     /// # Panics
-    /// When they do not fit.
-    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
-        let target = self.at(offset, bytes.len(), 1);
+    /// When they do not fit, or are not whole and aligned elements.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8], unit: usize) {
+        assert!(bytes.len().is_multiple_of(unit), "{} bytes are not elements of {unit}", bytes.len());
+        let target = self.at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap, since
-        // nobody can have a slice of shared memory.
-        unsafe { copy_racy(bytes.as_ptr(), target, bytes.len()) }
+        // nobody can have a slice of shared memory; who accesses it by elements does so by this unit.
+        unsafe { copy_in(bytes.as_ptr(), target, bytes.len(), unit) }
     }
 
-    /// Fills `bytes` from `offset`.
+    /// Fills `bytes` from `offset`, in elements of `unit` bytes (1, 4 or 8).
     ///
     /// # Panics
-    /// When there are not so many.
-    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
-        let source = self.at(offset, bytes.len(), 1);
-        // SAFETY: `at` checked the source, the slice vouches for the target; no overlap as in `write`.
-        unsafe { copy_racy(source, bytes.as_mut_ptr(), bytes.len()) }
+    /// When there are not so many, or they are not whole and aligned elements.
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8], unit: usize) {
+        assert!(bytes.len().is_multiple_of(unit), "{} bytes are not elements of {unit}", bytes.len());
+        let source = self.at(offset, bytes.len(), unit);
+        // SAFETY: `at` checked the source, the slice vouches for the target; the rest as in `write`.
+        unsafe { copy_out(source, bytes.as_mut_ptr(), bytes.len(), unit) }
     }
 }
 
@@ -95,10 +97,10 @@ mod tests {
         let fd = memfd::create("test", 64).unwrap();
         let one = SharedMap::new(fd.as_fd(), 64).unwrap();
         let two = SharedMap::new(fd.as_fd(), 64).unwrap();
-        one.write(3, b"hello");
+        one.write(3, b"hello", 1);
         one.u32(16).store(9, Relaxed);
         let mut seen = [0; 5];
-        two.read(3, &mut seen);
+        two.read(3, &mut seen, 1);
         assert_eq!((&seen, two.u32(16).load(Relaxed)), (b"hello", 9));
     }
 

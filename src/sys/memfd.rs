@@ -11,6 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 
 use super::fd::above_stdio;
+use super::limits;
 
 /// A memfd of `size` bytes of zeros whose memory is reserved: using it later cannot fail with SIGBUS.
 pub(crate) fn create(name: &str, size: u64) -> io::Result<OwnedFd> {
@@ -20,22 +21,32 @@ pub(crate) fn create(name: &str, size: u64) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// What is reserved in one call: fallocate(2) undoes a call that a signal interrupts, so that a single large one
+/// might never come to an end under a storm of signals.
+const CHUNK: u64 = 64 << 20;
+
 fn reserve(fd: &OwnedFd, size: u64) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
+    // Beyond RLIMIT_FSIZE the kernel does not refuse but kills, by SIGXFSZ.
+    if size > limits::file_size()? {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
-    let len = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-    loop {
-        match fallocate(fd, FallocateFlags::empty(), 0, len) {
+    let offset = |bytes: u64| i64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
+    let mut done = 0;
+    while done < size {
+        let chunk = CHUNK.min(size - done);
+        match fallocate(fd, FallocateFlags::empty(), offset(done)?, offset(chunk)?) {
+            Ok(()) => done += chunk,
             Err(Errno::EINTR) => {}
-            other => return Ok(other?),
+            Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
 }
 
 /// A memfd with `parts`, one after the other, sealed so that its bytes never change.
 pub(crate) fn sealed_with(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
-    let file = File::from(create(name, 0)?);
+    let size = parts.iter().map(|part| part.len() as u64).sum();
+    let file = File::from(create(name, size)?);
     let mut at = 0;
     for part in parts {
         file.write_all_at(part, at)?;

@@ -4,10 +4,17 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 use std::{io, mem, ptr};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::Pid;
 
+use super::clock::Moment;
 use super::fd::above_stdio;
 use super::signal::Signal;
+
+/// The error of who asks for a process that is not there.
+pub(crate) const NO_SUCH_PROCESS: i32 = libc::ESRCH;
 
 /// How a process ended, and what it had used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +88,7 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>, before: impl FnOnce()) -> io::Result<R
 /// Whether a child that cannot be waited for has ended: with SIGCHLD ignored waitid(2) says ECHILD for it only
 /// then, but a child of a thread or process that is not ours gives it always.
 fn gone(pidfd: BorrowedFd<'_>) -> io::Result<Reaped> {
-    let ended = super::epoll::wait_readable(pidfd, Some(super::clock::Moment::now()))?;
+    let ended = super::epoll::wait_readable(pidfd, Some(Moment::now()))?;
     Ok(if ended { Reaped::ByOthers } else { Reaped::Running })
 }
 
@@ -119,7 +126,7 @@ fn wait(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<Option<Exit>> {
 
 /// Ends and reaps a child of which there is no pidfd. It must not have been reaped yet.
 pub(crate) fn kill_unwatched(pid: u32) {
-    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    let pid = Pid::from_raw(pid as i32);
     // ESRCH and ECHILD mean that it is gone already, which is what we want.
     let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
     let _ = nix::sys::wait::waitpid(pid, None);
@@ -157,12 +164,12 @@ pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
 
 /// Makes `pid` (0: this process) the leader of a process group of its own.
 pub(crate) fn lead_own_group(pid: u32) -> io::Result<()> {
-    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    let pid = Pid::from_raw(pid as i32);
     Ok(nix::unistd::setpgid(pid, pid)?)
 }
 
 /// How many threads this process has.
-pub(crate) fn thread_count() -> io::Result<usize> {
+fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
@@ -174,27 +181,46 @@ pub(crate) enum ForkError {
     Os(io::Error),
 }
 
-/// fork(2) in a process of one thread. The child runs `child`, which must end the process, or it is aborted.
+/// fork(2) in a process of one thread. The child runs `child`, which must end the process, or it is aborted; it
+/// begins with all signals blocked, so that none runs a handler of the parent's in it, and empties the mask when
+/// it has reset the dispositions.
 pub(crate) fn fork(child: impl FnOnce()) -> Result<u32, ForkError> {
-    match thread_count() {
+    match settled_thread_count() {
         Ok(1) => {}
         Ok(threads) => return Err(ForkError::Threads(threads)),
         Err(error) => return Err(ForkError::Os(error)),
     }
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    let before = before.map_err(|error| ForkError::Os(error.into()))?;
     // SAFETY: we are the only thread, so no lock is held by a thread that the child will not have.
-    match unsafe { libc::fork() } {
-        -1 => Err(ForkError::Os(io::Error::last_os_error())),
-        0 => {
-            let _no_way_back = AbortOnUnwind;
-            child();
-            std::process::abort()
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        let _no_way_back = AbortOnUnwind;
+        child();
+        std::process::abort()
+    }
+    let failed = (forked < 0).then(io::Error::last_os_error);
+    // It was valid when it was read.
+    let _ = before.thread_set_mask();
+    failed.map_or(Ok(forked.unsigned_abs()), |error| Err(ForkError::Os(error)))
+}
+
+/// The number of threads, when those that are just ending are gone: `join` returns a moment before they are.
+fn settled_thread_count() -> io::Result<usize> {
+    const A_MOMENT: Duration = Duration::from_millis(5);
+    let start = Moment::now();
+    loop {
+        let threads = thread_count()?;
+        if threads == 1 || Moment::now().since(start) > A_MOMENT {
+            return Ok(threads);
         }
-        pid => Ok(pid.unsigned_abs()),
+        std::thread::yield_now();
     }
 }
 
-/// A panic must not unwind out of a forked child into the frames of its parent.
-struct AbortOnUnwind;
+/// A panic must not unwind out of a worker into the frames of the main that it shares with the launcher.
+#[derive(Debug)]
+pub(crate) struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
@@ -229,4 +255,28 @@ pub(crate) fn parent_id() -> u32 {
 /// The most memory this process has had resident, in KiB, as a child's count begins with it (getrusage(2)).
 pub(crate) fn max_rss_kib() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss().unsigned_abs())
+}
+
+/// The processors that a thread may run on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Affinity(CpuSet);
+
+impl Affinity {
+    /// That of the calling thread.
+    pub(crate) fn of_caller() -> io::Result<Self> {
+        Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
+    }
+
+    /// Gives it to the calling thread.
+    pub(crate) fn take_on(&self) -> io::Result<()> {
+        Ok(sched_setaffinity(Pid::from_raw(0), &self.0)?)
+    }
+}
+
+/// Waits for the signal that ends the process. Async-signal-safe.
+pub(crate) fn await_death() -> ! {
+    loop {
+        // SAFETY: takes nothing.
+        unsafe { libc::pause() };
+    }
 }

@@ -82,6 +82,27 @@ impl fmt::Debug for Signal {
     }
 }
 
+/// A set of signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Signals(u64);
+
+impl Signals {
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn insert(&mut self, signal: Signal) {
+        self.0 |= Self::bit(signal);
+    }
+
+    pub(crate) fn contains(self, signal: Signal) -> bool {
+        self.0 & Self::bit(signal) != 0
+    }
+
+    fn bit(signal: Signal) -> u64 {
+        // A number from the kernel may be any.
+        u32::try_from(signal.0 - 1).ok().and_then(|place| 1_u64.checked_shl(place)).unwrap_or(0)
+    }
+}
+
 /// Whether the kernel reaps the children of this process itself, since SIGCHLD is ignored or has
 /// SA_NOCLDWAIT: their exit statuses are lost then.
 pub(crate) fn children_are_reaped_by_kernel() -> io::Result<bool> {
@@ -152,7 +173,10 @@ pub(crate) fn on_fault(record: fn(&Fault)) -> io::Result<()> {
     ON_FAULT.get_or_init(|| record);
     use_alternate_stack()?;
     let handler = SigHandler::SigAction(handle_fault);
-    let action = SigAction::new(handler, SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK, SigSet::empty());
+    // While one is handled the others are blocked: a fault in the handler ends the process instead of entering it
+    // once more.
+    let mask = SigSet::from_iter(FATAL);
+    let action = SigAction::new(handler, SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK, mask);
     for signal in FATAL {
         // SAFETY: handle_fault is async-signal-safe if `record` is, which the caller vouches for.
         unsafe { sigaction(signal, &action) }?;
@@ -162,8 +186,8 @@ pub(crate) fn on_fault(record: fn(&Fault)) -> io::Result<()> {
 
 /// Room for the unwinder; what std gives to its threads is 8 KiB.
 const ALTERNATE_STACK: usize = 64 * 1024;
-/// Below it, so that a handler that needs more faults instead of writing elsewhere.
-const GUARD: usize = 4096;
+/// Below it, so that a handler that needs more faults instead of writing elsewhere. A multiple of every page size.
+const GUARD: usize = 64 * 1024;
 
 fn use_alternate_stack() -> io::Result<()> {
     // A map of its own: from the heap its pages would be zeroed, that is touched, in every worker.

@@ -65,7 +65,8 @@ const FAULT_SIGNAL: usize = 40;
 const FRAME_COUNT: usize = 44;
 const FAULT_ADDRESS: usize = 48;
 const FAULT_STACK: usize = 56;
-const NOTE: usize = 64;
+const FAULT_CLAIM: usize = 64;
+const NOTE: usize = 72;
 const NOTE_MAX: usize = 2048;
 const FRAMES: usize = NOTE + NOTE_MAX;
 const FRAMES_MAX: usize = 128;
@@ -73,20 +74,28 @@ const MODULES: usize = 4096;
 const MODULES_MAX: usize = 4096;
 const BODY: usize = MODULES + MODULES_MAX;
 
-/// The worker's end.
+/// The worker's end. A process that the user's function forked has a copy of it, which writes nothing.
 #[derive(Debug)]
 pub(crate) struct SlotWriter {
     map: SharedMap,
     file: File,
+    identity: (u64, u64),
+    owner: u32,
 }
 
 impl SlotWriter {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let (_, size) = memfd::identity(fd.as_fd())?;
+        let (identity, size) = memfd::identity(fd.as_fd())?;
         if size < BODY as u64 {
             return Err(io::Error::other(format!("the report slot has {size} bytes, not {BODY}")));
         }
-        Ok(Self { map: SharedMap::new(fd.as_fd(), BODY)?, file: File::from(fd) })
+        let map = SharedMap::new(fd.as_fd(), BODY)?;
+        Ok(Self { map, file: File::from(fd), identity, owner: std::process::id() })
+    }
+
+    /// Whether this process is the worker, and not one that it forked. Async-signal-safe.
+    pub(crate) fn is_own(&self) -> bool {
+        std::process::id() == self.owner
     }
 
     pub(crate) fn state(&self) -> State {
@@ -94,6 +103,9 @@ impl SlotWriter {
     }
 
     pub(crate) fn set_state(&self, state: State) {
+        if !self.is_own() {
+            return;
+        }
         self.map.u32(STATE).store(state as u32, Release);
     }
 
@@ -103,20 +115,32 @@ impl SlotWriter {
             .rev()
             .filter_map(|count| codec::encode_plain(&modules[..count].to_vec()).ok());
         let Some(bytes) = fitting.into_iter().find(|bytes| bytes.len() <= MODULES_MAX) else { return };
-        self.map.write(MODULES, &bytes);
+        self.map.write(MODULES, &bytes, 1);
         self.map.u32(MODULES_LEN).store(bytes.len() as u32, Release);
     }
 
     /// Leaves last words for the case that no report follows.
     pub(crate) fn set_note(&self, note: &str) {
+        if !self.is_own() {
+            return;
+        }
         let bytes = &note.as_bytes()[..note.floor_char_boundary(NOTE_MAX)];
-        self.map.write(NOTE, bytes);
+        self.map.write(NOTE, bytes, 1);
         self.map.u32(NOTE_LEN).store(bytes.len() as u32, Release);
     }
 
     /// Stamps the moment of failure, unless that was done already. Async-signal-safe.
     pub(crate) fn set_failed_at(&self, moment: Moment) {
+        if !self.is_own() {
+            return;
+        }
         let _ = self.map.u64(FAILED_AT).compare_exchange(0, moment.as_nanos(), Release, Relaxed);
+    }
+
+    /// Whether the calling thread is the first that a fatal signal meets, whose traceback is kept.
+    /// Async-signal-safe.
+    pub(crate) fn claim_fault(&self) -> bool {
+        self.map.u32(FAULT_CLAIM).swap(1, Relaxed) == 0
     }
 
     /// Records a fatal signal. Async-signal-safe.
@@ -139,7 +163,16 @@ impl SlotWriter {
     }
 
     /// Writes the body, then says by `state` that it is whole.
+    ///
+    /// # Errors
+    /// When there is no room, or the user's function has closed the slot's descriptor.
     pub(crate) fn finish(&self, state: State, body: &[u8], peak_kib: u64) -> io::Result<()> {
+        if !self.is_own() {
+            return Ok(());
+        }
+        if memfd::identity(self.file.as_fd())?.0 != self.identity {
+            return Err(io::Error::other("its descriptor was closed, and its number is another file's"));
+        }
         self.file.write_all_at(body, BODY as u64)?;
         self.map.u64(BODY_LEN).store(body.len() as u64, Relaxed);
         self.map.u32(BODY_CHECKSUM).store(crc32fast::hash(body), Relaxed);

@@ -5,7 +5,7 @@ use std::io;
 use crate::sys::clock::Moment;
 use crate::sys::global::Global;
 use crate::sys::signal::{self, Fault};
-use crate::sys::{image, trace};
+use crate::sys::{image, process, trace};
 use crate::wire::slot::SlotWriter;
 
 static SLOT: Global<SlotWriter> = Global::new();
@@ -18,7 +18,11 @@ pub(super) fn watch(slot: &'static SlotWriter) -> io::Result<()> {
 }
 
 fn record(fault: &Fault) {
-    let Some(slot) = SLOT.get() else { return };
+    let Some(slot) = SLOT.get().filter(|slot| slot.is_own()) else { return };
+    if !slot.claim_fault() {
+        // Another thread is at it, and its signal will end this one too.
+        process::await_death();
+    }
     slot.set_failed_at(Moment::now());
     slot.set_fault(fault);
     // Everything above the interrupted frame is this handler. The unwinder may itself fault on a broken stack;

@@ -3,7 +3,9 @@
 use std::any::Any;
 use std::backtrace::BacktraceStatus;
 use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Captured, Frame, Raised, RawFrame};
 use crate::sys::clock::Moment;
@@ -20,10 +22,12 @@ struct Seen {
     at: Moment,
 }
 
+/// The last panic of any thread: that of another one may be resumed in the user's function.
+static LAST_PANIC: Mutex<Option<Seen>> = Mutex::new(None);
+
 thread_local! {
     /// Whether this thread runs the user's function.
     static IN_FUNCTION: Cell<bool> = const { Cell::new(false) };
-    static LAST_PANIC: RefCell<Option<Seen>> = const { RefCell::new(None) };
     /// The last panics of this thread in a line each, the newest last.
     static LAST_WORDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
@@ -53,12 +57,12 @@ pub(super) fn call_and_report(
     let peak_kib = memory::peak_resident_kib().unwrap_or(0);
     let failure = match outcome {
         Ok(Ok(result)) => return slot.finish(State::Returned, &result, peak_kib).map(|()| true),
-        Ok(Err(error)) => returned_error(slot, &error),
-        Err(payload) => panicked(&*payload),
+        // Neither is ever dropped: a destructor that panics must not cost us the report, and this process ends.
+        Ok(Err(error)) => returned_error(slot, &ManuallyDrop::new(error)),
+        Err(payload) => panicked(&**ManuallyDrop::new(payload)),
     };
     slot.set_failed_at(failure.at);
     write_failure(slot, &failure.raised, peak_kib)?;
-    // A payload whose drop panics must not cost us the report, so it is never dropped: this process ends.
     Ok(false)
 }
 
@@ -81,7 +85,12 @@ fn capture_backtraces_of_errors() {
 
 fn returned_error(slot: &SlotWriter, error: &anyhow::Error) -> Failure {
     let at = Moment::now();
-    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+    // The user's Display may panic.
+    let texts = || error.chain().map(ToString::to_string).collect::<Vec<_>>();
+    let chain = panic::catch_unwind(AssertUnwindSafe(texts)).unwrap_or_else(|payload| {
+        let why = text_of(&**ManuallyDrop::new(payload));
+        vec![format!("its function returned an error whose text cannot be had: its Display panicked: {why}")]
+    });
     // Naming the frames takes long: until the report is whole, the note tells the error.
     slot.set_failed_at(at);
     slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
@@ -116,7 +125,8 @@ fn absolute(file: String) -> String {
 fn panicked(payload: &(dyn Any + Send)) -> Failure {
     let message = text_of(payload);
     // resume_unwind goes past the hook, and a panic that was caught meanwhile is not this one.
-    match LAST_PANIC.take().filter(|seen| seen.message == message) {
+    let last = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match last.filter(|seen| seen.message == message) {
         Some(seen) => Failure { at: seen.at, raised: raised_by(seen) },
         None => Failure {
             at: Moment::now(),
@@ -146,13 +156,12 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "Box<dyn Any>".to_owned())
 }
 
-/// Panics of the user's function are kept for the report; those of other threads are shown as ever.
+/// Panics of the user's function are kept for the report; those of other threads are shown as ever too.
 fn watch_panics(slot: &'static SlotWriter) {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if IN_FUNCTION.get() {
-            see_panic(slot, info);
-        } else {
+        see_panic(slot, info);
+        if !IN_FUNCTION.get() {
             previous(info);
         }
     }));
@@ -174,15 +183,17 @@ fn see_panic(slot: &SlotWriter, info: &PanicHookInfo<'_>) {
     let at = Moment::now();
     let message = text_of(info.payload());
     let location = info.location().map(ToString::to_string);
-    // For the panic that does not reach us: one in a destructor while the first unwinds aborts the process.
-    let place = location.as_deref().unwrap_or("an unknown place");
-    slot.set_note(&last_words(format!("panicked at {place}: {message}")));
+    if IN_FUNCTION.get() {
+        // For the panic that does not reach us: one in a destructor while the first unwinds aborts the process.
+        let place = location.as_deref().unwrap_or("an unknown place");
+        slot.set_note(&last_words(format!("panicked at {place}: {message}")));
+    }
     let seen = Seen { message, location, addresses: trace::here(), at };
-    if cfg!(panic = "abort") {
+    if cfg!(panic = "abort") && slot.is_own() {
         // Nothing unwinds to us: this is the last chance. Should it fail, the note is there.
         slot.set_failed_at(at);
         let _ = write_failure(slot, &raised_by(seen), memory::peak_resident_kib().unwrap_or(0));
     } else {
-        LAST_PANIC.set(Some(seen));
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
     }
 }

@@ -26,6 +26,7 @@ pub(crate) enum Origin {
 
 /// Lives the life of a worker.
 pub(crate) fn run(marker: &Marker, origin: Origin) -> ! {
+    let _no_way_back = process::AbortOnUnwind;
     let code = match die_with_launcher(marker) {
         // Whoever wanted to know about this worker is gone: it says nothing.
         Ok(false) => EXIT_REFUSED,
@@ -121,7 +122,7 @@ fn comm(job: &Job, rank: usize) -> String {
 fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
     static SLOT: Global<SlotWriter> = Global::new();
     extern "C" fn at_exit() {
-        if let Some(slot) = SLOT.get().filter(|slot| slot.state() == State::Running) {
+        if let Some(slot) = SLOT.get().filter(|slot| slot.is_own() && slot.state() == State::Running) {
             slot.set_failed_at(Moment::now());
         }
     }
