@@ -598,13 +598,16 @@ fn children_that_the_function_forks_do_not_speak_for_it() {
 
 #[test]
 fn two_threads_that_fault_at_once_leave_one_traceback() {
+    // Unlike each other, and with something to do after the call, so that the optimiser keeps both.
     #[inline(never)]
     fn first(address: usize) {
         write_to(address);
+        std::hint::black_box(1_u8);
     }
     #[inline(never)]
     fn second(address: usize) {
         write_to(address);
+        std::hint::black_box("two");
     }
     watched(|| {
         for _ in 0..20 {
