@@ -179,12 +179,14 @@ fn exits_before_returning_are_failures_whatever_the_code() {
             assert!(
                 exception.to_string().starts_with(&format!("process 0 terminated with exit code {code}\n"))
             );
+            assert!(exception.to_string().contains(" failed at "), "exit(3) records its moment: {exception}");
         }
         let exception = exited_by(|_, ()| {
             // SAFETY: ends the process.
             unsafe { libc::_exit(9) }
         });
         assert_eq!((exception.exit_code(), exception.cause()), (Some(9), Some(Cause::ExitedBeforeReturning)));
+        assert!(exception.to_string().contains(" was seen dead at "), "_exit(2) cannot: {exception}");
     });
 }
 

@@ -662,3 +662,42 @@ fn consequence_is_not_blamed_when_the_launcher_was_stopped_meanwhile() {
         assert_eq!(outer.join().unwrap(), [0]);
     });
 }
+
+#[test]
+#[expect(unsafe_code, reason = "nix has ptrace behind a feature of its own")]
+fn worker_that_survives_sigkill_is_told_and_not_waited_for() {
+    // One that a debugger holds looks as one that hangs in the kernel: it is killed, but never gone.
+    fn debug(_: usize, (pid, board): (u32, Tensor<i64>)) -> anyhow::Result<()> {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: PTRACE_SEIZE passes no memory.
+        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0;
+        post(&board, 0, if seized { 1 } else { 2 });
+        await_post(&board, 1);
+        Ok(())
+    }
+    fn work(rank: usize, gate: Tensor<i64>) -> anyhow::Result<()> {
+        if rank == 0 {
+            wait_for_ever();
+        }
+        await_post(&gate, 0);
+        anyhow::bail!("the first")
+    }
+    watched(|| {
+        let (gate, board) = (board(1), board(2));
+        let options = Options::new(2).grace_period(Duration::ZERO);
+        let context = start_processes(work, gate.clone(), options).unwrap();
+        let held = context.pids()[0];
+        let debugger = start_processes(debug, (held, board.clone()), Options::new(1)).unwrap();
+        let seized = await_post(&board, 0) == 1;
+        post(&gate, 0, 1);
+        let exception = raised(context.join().unwrap_err());
+        assert_eq!(exception.chain(), ["the first"]);
+        post(&board, 1, 1);
+        debugger.join().unwrap();
+        if seized {
+            assert_eq!(exception.outcomes()[0].status(), Status::Survived);
+            assert!(exception.to_string().contains("survived SIGKILL and was left behind"), "{exception}");
+            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(held as i32), None).unwrap();
+        }
+    });
+}

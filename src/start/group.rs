@@ -166,3 +166,19 @@ pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
         Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_met_names_what_there_is_not_enough_of() {
+        let told = |errno| limit_met(&io::Error::from_raw_os_error(errno));
+        // EMFILE, EAGAIN, ENOMEM, ENFILE, and one that means no limit (errno(3)).
+        assert!(told(24).unwrap().starts_with("RLIMIT_NOFILE is "));
+        assert!(told(11).unwrap().starts_with("RLIMIT_NPROC is "));
+        assert!(told(12).unwrap().ends_with(" bytes of memory are available"));
+        assert!(told(23).unwrap().contains("file-max"));
+        assert_eq!(told(2), None);
+    }
+}

@@ -195,4 +195,11 @@ mod tests {
         assert_eq!(find_build_id(&note[..17]), None);
         assert_eq!(find_build_id(&[0xff; 40]), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_notes_never_panic(bytes: Vec<u8>) {
+            let _ = find_build_id(&bytes);
+        }
+    }
 }

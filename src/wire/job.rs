@@ -98,4 +98,15 @@ mod tests {
             assert!(OpenJob::read(fd.as_fd()).is_err(), "{bytes:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_job_never_panics(bytes: Vec<u8>, length in 0_u64..64) {
+            let whole = [&length.to_le_bytes()[..], &bytes].concat();
+            let fd = memfd::sealed_with("hostile", &[&whole]).unwrap();
+            if let Ok(open) = OpenJob::read(fd.as_fd()) {
+                proptest::prop_assert!(open.arguments().len() <= bytes.len());
+            }
+        }
+    }
 }

@@ -68,4 +68,15 @@ mod tests {
             assert!(text.parse::<Marker>().is_err(), "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_marker_never_panics_and_a_good_one_round_trips(text: String, numbers in proptest::array::uniform6(0_u64..1 << 33)) {
+            let _ = text.parse::<Marker>();
+            let text = numbers.map(|number| number.to_string()).join(" ");
+            if let Ok(marker) = text.parse::<Marker>() {
+                proptest::prop_assert_eq!(marker.to_string().parse(), Ok(marker));
+            }
+        }
+    }
 }

@@ -351,4 +351,14 @@ mod tests {
         assert_eq!(account.note.unwrap(), "ä".repeat(NOTE_MAX / 2));
         assert_eq!(account.fault.unwrap().frames.len(), FRAMES_MAX);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_slot_never_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), at in 0_usize..BODY) {
+            let (slot, writer) = pair();
+            writer.file.write_all_at(&bytes, at as u64).unwrap();
+            let account = slot.account().unwrap();
+            let _ = slot.body(&account);
+        }
+    }
 }
