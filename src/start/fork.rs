@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::group::{Failure, Group, Refusal};
+use super::plan::{Failure, Group};
 use crate::sys::env;
 use crate::sys::process::{self, ForkError};
 use crate::wire::slot::Slot;
@@ -21,7 +21,7 @@ pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Fail
     });
     let pid = forked.map_err(|error| match error {
         ForkError::Threads(threads) => Failure::Threads(threads),
-        ForkError::Os(os) => Refusal { call: "forking (fork)", os }.into(),
+        ForkError::Os(os) => Failure::of("forking (fork)")(os),
     })?;
     // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
     let _ = process::lead_own_group(pid);

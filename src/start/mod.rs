@@ -3,16 +3,19 @@
 //! - `spawn`: run our own executable again
 //! - `fork`: fork and run in place
 //! - `immortal`: the thread from which workers are started when the caller may end before them
+//! - `plan`: N workers to be started, and why one was not
 //! - `group`: start N of them, all or none
 
 mod fork;
 mod group;
 mod immortal;
+mod plan;
 mod spawn;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use group::{Group, Started, limit_met, make_room, start_all};
+pub(crate) use group::{Started, make_room, start_all};
+pub(crate) use plan::{Group, limit_met};
 pub(crate) use spawn::allow as allow_spawn;
 pub(crate) use spawn::check_init;
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::group::{Failure, Group, Refusal};
+use super::plan::{Failure, Group};
 use crate::error::Error;
 use crate::sys::spawn::spawn_self;
 use crate::wire::names::WORKER;
@@ -58,7 +58,7 @@ impl Template {
         let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
         let inherited = group.job(rank).descriptors().chain([slot.as_fd()]);
         let pid = spawn_self(&self.arguments, &environment, inherited);
-        pid.map_err(Refusal::of("running /proc/self/exe again (posix_spawn)")).map_err(Failure::from)
+        pid.map_err(Failure::of("running /proc/self/exe again (posix_spawn)"))
     }
 }
 

@@ -223,7 +223,8 @@ extern "C" fn handle_fault(number: i32, info: *mut libc::siginfo_t, context: *mu
     }
     // A failure would leave the signal handled, so a fault that repeats would come back here for ever.
     if set_disposition(number, libc::SIG_DFL).is_err() {
-        super::process::exit_at_once(128 + number);
+        // SAFETY: _exit takes an integer and does not return.
+        unsafe { libc::_exit(128 + number) };
     }
     // SAFETY: raise is async-signal-safe; the signal stays blocked until we return.
     unsafe { libc::raise(number) };

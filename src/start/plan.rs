@@ -1,0 +1,98 @@
+//! N workers to be started, and why one of them was not.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::StartMethod;
+use crate::error::Error;
+use crate::sys::limits::{self, Shortage};
+use crate::sys::memory;
+use crate::sys::signal::Signal;
+use crate::wire::job::JobFile;
+use crate::wire::marker::Marker;
+use crate::wire::slot::Slot;
+
+/// N workers to be started.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) method: StartMethod,
+    pub(crate) nprocs: usize,
+    /// One for each rank, or one for all.
+    pub(crate) jobs: Vec<JobFile>,
+    /// Changes of the environment.
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) death_signal: Option<Signal>,
+}
+
+impl Group {
+    pub(super) fn job(&self, rank: usize) -> &JobFile {
+        &self.jobs[rank.min(self.jobs.len() - 1)]
+    }
+
+    pub(super) fn marker(&self, rank: usize, slot: &Slot) -> Marker {
+        Marker {
+            rank,
+            launcher: std::process::id(),
+            job: self.job(rank).as_fd().as_raw_fd(),
+            report: slot.as_fd().as_raw_fd(),
+            death_signal: self.death_signal,
+        }
+    }
+}
+
+/// Why a worker was not started.
+#[derive(Debug)]
+pub(super) enum Failure {
+    System { call: &'static str, os: io::Error },
+    Threads(usize),
+}
+
+impl Failure {
+    /// For `map_err`: names the call that the system refused.
+    pub(super) fn of(call: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |os| Self::System { call, os }
+    }
+
+    pub(super) fn for_rank(self, rank: usize, nprocs: usize) -> Error {
+        match self {
+            Self::Threads(threads) => Error::ForkWithThreads { threads },
+            Self::System { call, os } => Error::Start { rank, nprocs, call, limit: limit_met(&os), os },
+        }
+    }
+}
+
+/// The limit that such an error means, with its numbers.
+pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
+    let numbers = |name: &str, limit: io::Result<limits::Limit>| {
+        let limit = limit.ok()?;
+        let show = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
+        Some(format!("{name} is {} of at most {}", show(limit.soft), show(limit.hard)))
+    };
+    match Shortage::of(error)? {
+        Shortage::Descriptors => numbers("RLIMIT_NOFILE", limits::descriptors()),
+        Shortage::DescriptorsOfMachine => {
+            Some("the whole machine has no descriptors left: see /proc/sys/fs/file-max".to_owned())
+        }
+        Shortage::Processes => {
+            let limit = numbers("RLIMIT_NPROC", limits::processes())?;
+            Some(format!("{limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"))
+        }
+        Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_met_names_what_there_is_not_enough_of() {
+        let told = |errno| limit_met(&io::Error::from_raw_os_error(errno));
+        // EMFILE, EAGAIN, ENOMEM, ENFILE, and one that means no limit (errno(3)).
+        assert!(told(24).unwrap().starts_with("RLIMIT_NOFILE is "));
+        assert!(told(11).unwrap().starts_with("RLIMIT_NPROC is "));
+        assert!(told(12).unwrap().ends_with(" bytes of memory are available"));
+        assert!(told(23).unwrap().contains("file-max"));
+        assert_eq!(told(2), None);
+    }
+}
