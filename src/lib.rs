@@ -27,7 +27,7 @@
 //! # Joining
 //!
 //! [`spawn`] waits for all. [`start_processes`] returns a [`ProcessContext`], to be polled by
-//! [`join_timeout`](ProcessContext::join_timeout), which never takes longer than it was told:
+//! [`join_timeout`](ProcessContext::join_timeout), which never waits longer than it was told:
 //!
 //! ```
 //! # phalanx::auto_init!();

@@ -268,6 +268,38 @@ fn segmentation_fault_has_a_traceback_and_keeps_its_status() {
     });
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn address_that_cannot_exist_is_not_taken_for_null() {
+    watched(|| {
+        let exception = exited_by(|_, ()| {
+            write_to(0xdead_beef_dead_bee0);
+            Ok(())
+        });
+        assert_eq!((exception.signal_name().as_deref(), exception.cause()), (Some("SIGSEGV"), None));
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn fault_where_the_unwinder_gives_up_still_ends_the_worker() {
+    watched(|| {
+        let exception = exited_by(|_, ()| {
+            // SAFETY: none: a bad write where the unwind information makes no sense, which is what is tested.
+            unsafe {
+                std::arch::asm!(
+                    ".cfi_remember_state",
+                    ".cfi_escape 0x0f, 1, 0xff",
+                    "mov byte ptr [0x10], 1",
+                    ".cfi_restore_state",
+                )
+            };
+            Ok(())
+        });
+        assert!(exception.signal_name().is_some(), "{exception}");
+    });
+}
+
 #[test]
 fn fault_in_another_thread_has_a_traceback_too() {
     watched(|| {
@@ -275,6 +307,8 @@ fn fault_in_another_thread_has_a_traceback_too() {
             std::thread::spawn(|| write_to(16)).join().map_err(|_| anyhow::anyhow!("joined"))
         });
         assert_eq!(own_frames(exception.traceback().unwrap())[0].0, "failure::write_to");
+        let last = exception.traceback().unwrap().frames().last().unwrap().function.clone();
+        assert!(last.starts_with("failure::"), "nothing of std's own comes last: {exception}");
     });
 }
 

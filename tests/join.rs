@@ -468,7 +468,7 @@ fn exit_status_taken_by_others_is_told() {
             nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid as i32), None).unwrap();
         }
         let exception = exited(poll_join(&mut context).unwrap_err());
-        assert_eq!((exception.error_index(), exception.exit_code()), (1, None));
+        assert_eq!((exception.error_index(), exception.exit_code(), exception.cause()), (1, None, None));
         assert!(exception.to_string().contains("taken by somebody else"), "{exception}");
         assert_eq!(context.result(0).unwrap(), Some(7));
     });
@@ -582,23 +582,53 @@ fn fork_of_the_launcher_does_no_harm_by_dropping_its_copy() {
     watched(|| assert_eq!(phalanx::spawn(launch, (), 1).unwrap(), [[7, 7]]));
 }
 
-#[test]
+/// A debugger, which is another process, and does not ask what has become of the worker: posts 1 when it has it, and
+/// lets it go when it is posted to.
 #[expect(unsafe_code, reason = "nix has ptrace behind a feature of its own")]
+fn debug(_: usize, (pid, board): (u32, Tensor<i64>)) -> anyhow::Result<()> {
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_SEIZE passes no memory.
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0;
+    post(&board, 0, if seized { 1 } else { 2 });
+    await_post(&board, 1);
+    Ok(())
+}
+
+#[test]
+fn launcher_sleeps_on_when_a_debugger_has_let_go_and_a_poller_is_woken() {
+    watched(|| {
+        let (gate, debugging) = (board(2), board(2));
+        let work = |rank, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, rank));
+        let mut context = start_processes(work, gate.clone(), Options::new(2)).unwrap();
+        let pid = context.pids()[0];
+        let debugger = start_processes(debug, (pid, debugging.clone()), Options::new(1)).unwrap();
+        let _ = await_post(&debugging, 0);
+        post(&gate, 0, 5);
+        await_that(|| state_of(pid).is_none_or(|state| state == 'Z'));
+        assert!(!context.join_timeout(Duration::ZERO).unwrap());
+        let _ = context.status(0).unwrap();
+        post(&debugging, 1, 1);
+        debugger.join().unwrap();
+        // Only ever looks when the descriptor says so.
+        while context.outcomes().unwrap()[0].status() == Status::Running {
+            poll(&mut [PollFd::new(context.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+        }
+        let before = cpu_time();
+        assert!(!context.join_timeout(Duration::from_millis(300)).unwrap());
+        assert!(cpu_time() - before < Duration::from_millis(150), "it waits, it does not spin");
+        post(&gate, 1, 6);
+        assert_eq!(context.join().unwrap(), [5, 6]);
+    });
+}
+
+#[test]
 fn worker_that_a_debugger_holds_does_not_hold_the_launcher() {
     watched(|| {
         let gate = board(1);
         let work = |_, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, 0));
         let mut context = start_processes(work, gate.clone(), Options::new(1)).unwrap();
         let pid = context.pids()[0];
-        // The debugger is another process, which does not ask what has become of the worker.
         let debugging = board(2);
-        let debug = |_, (pid, debugging): (u32, Tensor<i64>)| {
-            let none = std::ptr::null_mut::<libc::c_void>();
-            // SAFETY: PTRACE_SEIZE passes no memory.
-            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0;
-            post(&debugging, 0, if seized { 1 } else { 2 });
-            anyhow::Ok(await_post(&debugging, 1))
-        };
         let debugger = start_processes(debug, (pid, debugging.clone()), Options::new(1)).unwrap();
         let seized = await_post(&debugging, 0) == 1;
         post(&gate, 0, 5);
@@ -664,17 +694,8 @@ fn consequence_is_not_blamed_when_the_launcher_was_stopped_meanwhile() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "nix has ptrace behind a feature of its own")]
 fn worker_that_survives_sigkill_is_told_and_not_waited_for() {
     // One that a debugger holds looks as one that hangs in the kernel: it is killed, but never gone.
-    fn debug(_: usize, (pid, board): (u32, Tensor<i64>)) -> anyhow::Result<()> {
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: PTRACE_SEIZE passes no memory.
-        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0;
-        post(&board, 0, if seized { 1 } else { 2 });
-        await_post(&board, 1);
-        Ok(())
-    }
     fn work(rank: usize, gate: Tensor<i64>) -> anyhow::Result<()> {
         if rank == 0 {
             wait_for_ever();
@@ -699,5 +720,75 @@ fn worker_that_survives_sigkill_is_told_and_not_waited_for() {
             assert!(exception.to_string().contains("survived SIGKILL and was left behind"), "{exception}");
             nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(held as i32), None).unwrap();
         }
+    });
+}
+
+#[test]
+fn detached_failures_do_not_keep_the_reaper_busy() {
+    fn launch(_: usize, joins: bool) -> anyhow::Result<Duration> {
+        let work = |rank, ()| -> anyhow::Result<()> {
+            if rank == 0 { anyhow::bail!("the first") } else { wait_for_ever() }
+        };
+        let mut context = start_processes(work, (), Options::new(2).grace_period(Duration::from_millis(20)))?;
+        while context.status(0)? == Status::Running {}
+        if joins {
+            anyhow::ensure!(!context.join_timeout(Duration::ZERO)?);
+        }
+        context.detach()?;
+        let before = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+        std::thread::park_timeout(Duration::from_millis(400));
+        let after = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+        let used = after.user_time() + after.system_time() - before.user_time() - before.system_time();
+        Ok(Duration::from_micros(used.tv_sec() as u64 * 1_000_000 + used.tv_usec() as u64))
+    }
+    watched(|| {
+        for joins in [false, true] {
+            let used = phalanx::spawn(launch, joins, 1).unwrap().remove(0);
+            assert!(used < Duration::from_millis(200), "{used:?} of 400 ms");
+        }
+    });
+}
+
+#[test]
+fn poller_is_woken_again_when_a_large_report_used_up_its_time() {
+    watched(|| {
+        let work = |rank, ()| -> anyhow::Result<()> {
+            if rank == 0 { anyhow::bail!("{}", "x".repeat(100 << 20)) } else { wait_for_ever() }
+        };
+        let mut context = start_processes(work, (), Options::new(2)).unwrap();
+        let error = loop {
+            poll(&mut [PollFd::new(context.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+            if let Err(error) = context.join_timeout(Duration::ZERO) {
+                break error;
+            }
+        };
+        assert_eq!(raised(error).chain()[0].len(), 100 << 20);
+    });
+}
+
+#[test]
+fn failure_is_reported_though_no_descriptor_is_left_for_the_teardown() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    fn launch(_: usize, _: ()) -> anyhow::Result<Vec<String>> {
+        let options = Options::new(2).grace_period(Duration::from_millis(20));
+        let context = start_processes(fail_or_ignore_term, board(2), options)?;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, 3, hard)?;
+        let error = context.join().unwrap_err();
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        Ok(raised(error).chain().to_vec())
+    }
+    watched(|| assert_eq!(phalanx::spawn(launch, (), 1).unwrap(), [["the first"]]));
+}
+
+#[test]
+fn signal_to_a_worker_that_is_dead_already_does_not_change_why() {
+    watched(|| {
+        let mut context =
+            start_processes(|_, ()| -> anyhow::Result<()> { kill_self() }, (), Options::new(1)).unwrap();
+        let pid = context.pids()[0];
+        await_that(|| state_of(pid) == Some('Z'));
+        context.signal(0, Signal::KILL).unwrap();
+        assert_eq!(exited(poll_join(&mut context).unwrap_err()).cause(), None);
     });
 }

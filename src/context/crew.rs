@@ -1,6 +1,7 @@
 //! The workers of one context: watched, ended and reaped. The decisions are made in `verdict`, `diagnose` and
 //! `stop`; here they are carried out.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub(super) struct Crew {
     running: usize,
     /// Ranks in the order of their ends.
     order: Vec<usize>,
+    /// Ranks that have ended, but are not taken in yet.
+    ended: VecDeque<usize>,
     /// Ranks that have ended, but that a debugger keeps from being reaped.
     held: Vec<usize>,
     /// Until then those who run are known to have run.
@@ -83,6 +86,7 @@ impl Crew {
             owner: std::process::id(),
             running: workers.len(),
             order: Vec::with_capacity(workers.len()),
+            ended: VecDeque::new(),
             held: Vec::new(),
             workers,
             watch,
@@ -145,6 +149,10 @@ impl Crew {
             self.stop = Some(Stop::after_failure(self.orders.grace, Moment::now()));
         }
         self.carry_on_stop()?;
+        if !all {
+            // Who polls the descriptor comes back for the rest.
+            self.set_alarm(Some(Moment::now()))?;
+        }
         Ok(if self.running == 0 { Progress::Finished } else { Progress::Running })
     }
 
@@ -157,7 +165,7 @@ impl Crew {
     pub(super) fn refresh(&mut self) -> Result<(), Error> {
         self.look(None)?;
         let due = !self.closed && (self.running == 0 || self.is_failing());
-        if due { self.set_alarm(Some(Moment::now())) } else { Ok(()) }
+        self.set_alarm(if due { Some(Moment::now()) } else { self.alarm() })
     }
 
     /// Takes in who has ended; says whether that were all. With a deadline it may leave some for the next time.
@@ -166,10 +174,14 @@ impl Crew {
         let start = Moment::now();
         let until = deadline.map(|deadline| deadline.max(start.checked_add(TAKING_IN).unwrap_or(deadline)));
         let out_of_time = || until.is_some_and(|until| until <= Moment::now());
-        for rank in std::mem::take(&mut self.held) {
-            self.take_in(rank)?;
-        }
+        self.ended.extend(self.held.drain(..));
         loop {
+            while let Some(rank) = self.ended.pop_front() {
+                self.take_in(rank)?;
+                if out_of_time() {
+                    return Ok(false);
+                }
+            }
             let looked = Moment::now();
             let ended = self.watch.ended().map_err(Error::system("ask who has ended (epoll_wait)"))?;
             if ended.is_empty() {
@@ -178,16 +190,12 @@ impl Crew {
                 }
                 return Ok(true);
             }
-            for rank in ended {
-                self.take_in(rank)?;
-                if out_of_time() {
-                    return Ok(false);
-                }
-            }
+            self.ended.extend(ended);
         }
     }
 
-    fn check_owner(&self) -> Result<(), Error> {
+    /// Refuses in a fork of the launcher.
+    pub(super) fn check_owner(&self) -> Result<(), Error> {
         let pid = std::process::id();
         if pid == self.owner { Ok(()) } else { Err(Error::ForeignContext { owner: self.owner, pid }) }
     }
@@ -232,9 +240,7 @@ impl Crew {
     }
 
     fn carry_on_stop(&mut self) -> Result<(), Error> {
-        let Some(mut stop) = self.stop else {
-            return if self.held.is_empty() { Ok(()) } else { self.set_alarm(self.alarm()) };
-        };
+        let Some(mut stop) = self.stop else { return self.set_alarm(self.alarm()) };
         loop {
             match stop.next(Moment::now()) {
                 Action::Wait => break,
@@ -277,10 +283,13 @@ impl Crew {
     fn leave_survivors(&mut self) {
         for rank in 0..self.workers.len() {
             let Some(child) = self.workers[rank].child.take() else { continue };
-            // Nothing more can be done for it: its pidfd is closed, its pid stays a zombie's when it ends.
+            // Nothing more can be done for it: its pidfd is closed, its pid stays a zombie's when it ends. A held one
+            // is not in the epoll any more.
+            let _ = self.watch.remove(&child);
             child.leave_behind();
             self.settle(rank, End::survived(self.workers[rank].started));
         }
+        self.held.clear();
     }
 
     /// When all have ended: decides which failure to report, once.
@@ -314,8 +323,11 @@ impl Crew {
         let nprocs = self.nprocs();
         let worker = self.workers.get_mut(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
         let Some(child) = &worker.child else { return Ok(()) };
-        worker.sent_by_program.insert(signal);
-        send(child, signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })
+        let sent = send(child, signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })?;
+        if sent {
+            worker.sent_by_program.insert(signal);
+        }
+        Ok(())
     }
 
     /// Ends all who run and waits for them.
@@ -331,6 +343,8 @@ impl Crew {
 
     /// Waits for all, ends none: whoever fails, the others go on.
     pub(super) fn outlast(mut self) -> Result<(), Error> {
+        self.stop = None;
+        self.set_alarm(None)?;
         while self.running > 0 {
             self.watch.wait_until(self.alarm()).map_err(Error::system("wait for the workers (ppoll)"))?;
             self.look(None)?;
@@ -339,10 +353,14 @@ impl Crew {
     }
 }
 
-/// SIGTERM to a stopped process has no effect before SIGCONT.
-fn send(child: &Child, signal: Signal) -> io::Result<()> {
-    child.signal(signal)?;
-    if signal == Signal::TERM { child.signal(Signal::CONT) } else { Ok(()) }
+/// Sends a signal unless the child has ended; says whether it was sent. SIGTERM to a stopped process has no effect
+/// before SIGCONT.
+fn send(child: &Child, signal: Signal) -> io::Result<bool> {
+    let sent = child.signal(signal)?;
+    if sent && signal == Signal::TERM {
+        child.signal(Signal::CONT)?;
+    }
+    Ok(sent)
 }
 
 impl AsFd for Crew {

@@ -37,7 +37,8 @@ pub(super) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status
 fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
     let signal = match status {
         Status::Signaled { signal, .. } => Some(signal),
-        Status::Exited { .. } | Status::Lost => None,
+        Status::Exited { .. } => None,
+        // Of one whose status is lost nothing is known but what it left.
         _ => return None,
     };
     if signal.is_some_and(|signal| evidence.sent_by_program.contains(signal)) {

@@ -55,8 +55,9 @@ impl<R> ProcessContext<R> {
     /// Waits at most `timeout`: true when all workers have succeeded, false when something still runs. Zero asks
     /// without waiting.
     ///
-    /// It never takes longer than `timeout`, also while workers are being ended after a failure: it says false
-    /// then, until the last of them is gone, and returns the error after that.
+    /// It never waits longer than `timeout`, also while workers are being ended after a failure: it says false then,
+    /// until the last of them is gone, and returns the error after that. (To read a report of many megabytes takes its
+    /// own time.)
     ///
     /// # Errors
     /// The failure that happened first in time. Asking again gives the same one.
@@ -73,7 +74,7 @@ impl<R> ProcessContext<R> {
     /// How a worker is now. This looks who has ended, but ends nobody.
     ///
     /// # Errors
-    /// [`Error::NoSuchRank`].
+    /// [`Error::NoSuchRank`], or when the system refuses to tell.
     pub fn status(&mut self, rank: usize) -> Result<Status, Error> {
         self.crew.refresh()?;
         self.crew.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
@@ -93,6 +94,8 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// [`Error::NoSuchRank`], or [`Error::Signal`] when the system refuses.
     pub fn signal(&mut self, rank: usize, signal: Signal) -> Result<(), Error> {
+        // One that has ended already has not ended of this.
+        self.crew.refresh()?;
         self.crew.signal(rank, signal)
     }
 
@@ -114,7 +117,7 @@ impl<R> ProcessContext<R> {
 
     fn signal_all(&mut self, signal: Signal) -> Result<(), Error> {
         self.crew.refresh()?;
-        (0..self.nprocs()).try_for_each(|rank| self.signal(rank, signal))
+        (0..self.nprocs()).try_for_each(|rank| self.crew.signal(rank, signal))
     }
 
     /// Leaves the workers alone: they go on until they end by themselves, or until this process does. A thread
@@ -124,6 +127,7 @@ impl<R> ProcessContext<R> {
     /// When that thread cannot be created; the workers are ended then.
     pub fn detach(self) -> Result<(), Error> {
         let crew = self.crew;
+        crew.check_owner()?;
         // Nobody is there to hear of an error; the children's own drop reaps them then.
         let outlast = move || drop(crew.outlast());
         let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(outlast);

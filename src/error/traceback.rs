@@ -180,8 +180,9 @@ const MACHINERY: [&str; 8] = [
 ];
 
 /// The same by whole names, of libc and of builds with bare names.
-const MACHINERY_NAMES: [&str; 7] = [
+const MACHINERY_NAMES: [&str; 8] = [
     "rust_begin_unwind",
+    "__rust_try",
     "__pthread_kill_implementation",
     "pthread_kill",
     "raise",
@@ -194,6 +195,9 @@ const MACHINERY_NAMES: [&str; 7] = [
 const MACHINERY_SOURCES: [&str; 4] =
     ["/library/core/src/", "/library/alloc/src/", "/library/std/src/", "/anyhow-1."];
 
+/// Where libc begins a thread.
+const THREAD_STARTS: [&str; 4] = ["start_thread", "__clone3", "clone3", "clone"];
+
 /// Drops what raised the failure at the inner end and what called the user's function at the outer one.
 fn trim(mut frames: Vec<Frame>) -> Vec<Frame> {
     if let Some(outer) = frames.iter().position(is_trampoline) {
@@ -202,7 +206,10 @@ fn trim(mut frames: Vec<Frame>) -> Vec<Frame> {
     let panic = frames.iter().rposition(is_raising).map_or(0, |at| at + 1);
     let inner = panic + frames[panic..].iter().take_while(|frame| is_machinery(frame)).count();
     frames.drain(..inner);
-    while frames.last().is_some_and(|frame| in_source(frame, "/library/core/src/ops/function.rs")) {
+    while frames
+        .last()
+        .is_some_and(|frame| is_machinery(frame) || THREAD_STARTS.contains(&frame.function.as_str()))
+    {
         frames.pop();
     }
     frames

@@ -38,7 +38,8 @@ pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
 
 fn start_each(group: &Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
-    let watch = WatchSet::new().map_err(Error::system("watch the workers (epoll_create1)"))?;
+    let watch =
+        WatchSet::new().map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
     let template = spawn::Template::new(&group.environment);
     let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {

@@ -59,9 +59,13 @@ impl Child {
         self.rss_floor_kib
     }
 
-    /// Sends a signal to the process, and to nobody else even if it has ended meanwhile.
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        process::pidfd_send_signal(self.pidfd.as_fd(), signal)
+    /// Sends a signal to the process, and to nobody else even if it has ended meanwhile; says whether it was there.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<bool> {
+        match process::pidfd_send_signal(self.pidfd.as_fd(), signal) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(process::NO_SUCH_PROCESS) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends what is left of its process group and reaps it, if it has ended. `None`: it still runs.

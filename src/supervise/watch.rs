@@ -14,12 +14,16 @@ const TIMER: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct WatchSet {
     epoll: Epoll,
-    timer: Option<Timer>,
+    timer: Timer,
+    alarm: Option<Moment>,
 }
 
 impl WatchSet {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new()?, timer: None })
+        let (epoll, timer) = (Epoll::new()?, Timer::new()?);
+        // From the beginning: in a teardown there may be no descriptor left for it.
+        epoll.add(timer.as_fd(), TIMER)?;
+        Ok(Self { epoll, timer, alarm: None })
     }
 
     /// Watches a child under a number. It is forgotten when the child's pidfd is closed.
@@ -45,16 +49,11 @@ impl WatchSet {
 
     /// Makes the set readable at `at` too, for those who poll its descriptor; `None`: no longer.
     pub(crate) fn set_alarm(&mut self, at: Option<Moment>) -> io::Result<()> {
-        let timer = match (&mut self.timer, at) {
-            (None, None) => return Ok(()),
-            (Some(timer), _) => timer,
-            (none, Some(_)) => {
-                let timer = Timer::new()?;
-                self.epoll.add(timer.as_fd(), TIMER)?;
-                none.insert(timer)
-            }
-        };
-        timer.set(at)
+        if self.alarm != at {
+            self.timer.set(at)?;
+            self.alarm = at;
+        }
+        Ok(())
     }
 }
 

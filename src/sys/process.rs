@@ -248,6 +248,11 @@ pub(crate) fn is_main_thread() -> bool {
     nix::unistd::gettid() == nix::unistd::getpid()
 }
 
+/// The number of the calling thread. Async-signal-safe.
+pub(crate) fn thread_id() -> u32 {
+    nix::unistd::gettid().as_raw().unsigned_abs()
+}
+
 pub(crate) fn parent_id() -> u32 {
     nix::unistd::getppid().as_raw().unsigned_abs()
 }

@@ -214,8 +214,10 @@ extern "C" fn handle_fault(number: i32, info: *mut libc::siginfo_t, context: *mu
     // SAFETY: and a ucontext, since the handler was set with SA_SIGINFO.
     let context = unsafe { &*context.cast::<libc::ucontext_t>() };
     let (instruction, stack) = registers(context);
-    // A positive code is the kernel's own; a signal that somebody sent has a pid in the address's place.
-    let has_address = info.si_code > 0 && matches!(number, libc::SIGSEGV | libc::SIGBUS);
+    // A positive code is the kernel's own, and a signal that somebody sent has a pid in the address's place; but of an
+    // address that cannot exist the processor does not say which it was (SI_KERNEL).
+    let has_address =
+        info.si_code > 0 && info.si_code != libc::SI_KERNEL && matches!(number, libc::SIGSEGV | libc::SIGBUS);
     // SAFETY: the kernel has set it for these two signals.
     let address = if has_address { unsafe { info.si_addr() }.addr() as u64 } else { NO_ADDRESS };
     if let Some(record) = ON_FAULT.get() {

@@ -137,10 +137,10 @@ impl SlotWriter {
         let _ = self.map.u64(FAILED_AT).compare_exchange(0, moment.as_nanos(), Release, Relaxed);
     }
 
-    /// Whether the calling thread is the first that a fatal signal meets, whose traceback is kept.
-    /// Async-signal-safe.
-    pub(crate) fn claim_fault(&self) -> bool {
-        self.map.u32(FAULT_CLAIM).swap(1, Relaxed) == 0
+    /// Claims the record of a fatal signal for the thread of this number. The first that is met has it; another is
+    /// told who. Async-signal-safe.
+    pub(crate) fn claim_fault(&self, thread: u32) -> Result<(), u32> {
+        self.map.u32(FAULT_CLAIM).compare_exchange(0, thread, Relaxed, Relaxed).map(drop)
     }
 
     /// Records a fatal signal. Async-signal-safe.

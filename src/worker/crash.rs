@@ -19,9 +19,13 @@ pub(super) fn watch(slot: &'static SlotWriter) -> io::Result<()> {
 
 fn record(fault: &Fault) {
     let Some(slot) = SLOT.get().filter(|slot| slot.is_own()) else { return };
-    if !slot.claim_fault() {
+    let thread = process::thread_id();
+    match slot.claim_fault(thread) {
+        Ok(()) => {}
+        // The unwinder below has given up by abort(3), which unblocks its signal: what is recorded is all there is.
+        Err(holder) if holder == thread => return,
         // Another thread is at it, and its signal will end this one too.
-        process::await_death();
+        Err(_) => process::await_death(),
     }
     slot.set_failed_at(Moment::now());
     slot.set_fault(fault);
@@ -31,6 +35,10 @@ fn record(fault: &Fault) {
     trace::walk_in_signal_handler(|address| {
         let first = !interrupted && address == fault.instruction;
         interrupted |= first;
+        // At the outermost frame the unwinder may say zero; at the innermost it is a call of null.
+        if address == 0 && !first {
+            return false;
+        }
         // Readers take each for a return address; the interrupted one is the instruction itself.
         !interrupted || slot.add_frame(address + u64::from(first))
     });
