@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use phalanx::Tensor;
+use phalanx::{Error, ProcessContext, ProcessExitedException, ProcessRaisedException, Tensor, spawn};
 
 /// After so many seconds without an end, and the time of a race, a test is taken to hang: SIGALRM ends it and its
 /// workers.
@@ -176,4 +176,76 @@ pub(crate) fn assert_fresh_signals(status: &str) {
     };
     let seen = ["SigBlk", "SigIgn", "SigCgt"].map(|name| signal_set(status, name));
     assert_eq!(seen, [0, bits(&[SIGPIPE]), bits(&[SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE])]);
+}
+
+/// Long enough to see that nothing comes.
+pub(crate) const SOON: Duration = Duration::from_millis(20);
+
+/// Polls until something else than "still running" comes.
+pub(crate) fn poll_join<R>(context: &mut ProcessContext<R>) -> Result<(), Error> {
+    while !context.join_timeout(SOON)? {}
+    Ok(())
+}
+
+pub(crate) fn raised(error: Error) -> ProcessRaisedException {
+    match error {
+        Error::ProcessRaised(exception) => *exception,
+        other => panic!("{other}"),
+    }
+}
+
+pub(crate) fn exited(error: Error) -> ProcessExitedException {
+    match error {
+        Error::ProcessExited(exception) => *exception,
+        other => panic!("{other}"),
+    }
+}
+
+#[expect(unsafe_code, reason = "signal(2) is unsafe")]
+pub(crate) fn ignore_term() {
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+}
+
+/// Rank 0 fails when rank 1 ignores SIGTERM.
+pub(crate) fn fail_or_ignore_term(rank: usize, ready: Tensor<i64>) -> anyhow::Result<()> {
+    if rank == 0 {
+        await_post(&ready, 1);
+        anyhow::bail!("the first")
+    }
+    ignore_term();
+    post(&ready, rank, 1);
+    wait_for_ever()
+}
+
+/// What one worker of `work` raises.
+pub(crate) fn raised_by(
+    work: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + Send + 'static,
+) -> ProcessRaisedException {
+    raised(spawn(work, (), 1).unwrap_err())
+}
+
+/// How one worker of `work` leaves.
+pub(crate) fn exited_by(
+    work: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + Send + 'static,
+) -> ProcessExitedException {
+    exited(spawn(work, (), 1).unwrap_err())
+}
+
+/// The frames of the test's own functions, without the crate's name; each must have a file and a line.
+pub(crate) fn own_frames(traceback: &phalanx::Traceback) -> Vec<(String, u32)> {
+    let own = |frame: &phalanx::Frame| {
+        let name = frame.function.strip_prefix(env!("CARGO_CRATE_NAME"))?.strip_prefix("::")?.to_owned();
+        assert!(frame.file.as_ref().is_some_and(|file| file.contains("tests/")), "{frame:?}");
+        Some((name, frame.line.unwrap()))
+    };
+    traceback.frames().iter().filter_map(own).collect()
+}
+
+/// A mistake.
+#[inline(never)]
+#[expect(unsafe_code, reason = "this is the mistake that is tested")]
+pub(crate) fn write_to(address: usize) {
+    // SAFETY: none.
+    unsafe { (address as *mut u32).write_volatile(1) }
 }
