@@ -54,6 +54,29 @@ fn flags(raw: RawFd) -> io::Result<FdFlag> {
 
 /// The numbers of all open descriptors of this process.
 pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    match low_descriptors() {
+        Some(all) => Ok(all),
+        None => listed_descriptors(),
+    }
+}
+
+/// All open descriptors, if they are all low: much faster than listing them, which makes an inode for each.
+/// `None` when there are higher ones, or when the kernel does not tell their count (before Linux 6.2).
+fn low_descriptors() -> Option<Vec<RawFd>> {
+    const LOW: usize = 256;
+    let count = std::fs::metadata("/proc/self/fd").ok()?.len();
+    let mut asked: [libc::pollfd; LOW] =
+        std::array::from_fn(|number| libc::pollfd { fd: number as RawFd, events: 0, revents: 0 });
+    // SAFETY: an array of ours and its length. A number that is not open is answered with POLLNVAL.
+    if unsafe { libc::poll(asked.as_mut_ptr(), LOW as libc::nfds_t, 0) } < 0 {
+        return None;
+    }
+    let open: Vec<_> =
+        asked.iter().filter(|asked| asked.revents & libc::POLLNVAL == 0).map(|asked| asked.fd).collect();
+    (open.len() as u64 == count).then_some(open)
+}
+
+fn listed_descriptors() -> io::Result<Vec<RawFd>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
@@ -119,5 +142,6 @@ mod tests {
     fn open_descriptors_lists_a_new_file() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(open_descriptors().unwrap().contains(&file.as_raw_fd()));
+        assert!(listed_descriptors().unwrap().contains(&file.as_raw_fd()));
     }
 }

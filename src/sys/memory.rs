@@ -1,6 +1,7 @@
 //! What the kernel says of memory: proc(5), cgroups(7).
 
-use std::fs::read_to_string;
+use std::fs::{File, read_to_string};
+use std::io::Read;
 
 /// Bytes that can still be had without driving the machine, or this process's cgroup, out of memory.
 /// `None` when the kernel does not say.
@@ -70,7 +71,10 @@ impl Cgroup {
 
 /// The most memory this process has had resident so far, in KiB (VmHWM).
 pub(crate) fn peak_resident_kib() -> Option<u64> {
-    number_after(&read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    // The line stands in the first 1,000 bytes; each further read would be another call in every worker's end.
+    let mut text = [0; 4096];
+    let len = File::open("/proc/self/status").ok()?.read(&mut text).ok()?;
+    number_after(&String::from_utf8_lossy(&text[..len]), "VmHWM:")
 }
 
 /// The number behind `key`, which begins a line.
