@@ -187,10 +187,14 @@ fn leaky_descriptor() {
 fn descriptor_without_close_on_exec_does_not_reach_the_worker() {
     watched(|| {
         let file = File::open("/dev/zero").unwrap();
-        let leaky = nix::unistd::dup(&file).unwrap();
+        // A low number, and one so high that the worker must list its descriptors to find it.
+        let high = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_DUPFD(300)).unwrap();
+        let low = nix::unistd::dup(&file).unwrap().into_raw_fd();
         let seen = spawn(situation, (), 1).unwrap();
         assert!(!seen[0].descriptors.iter().any(|(_, target)| target == "/dev/zero"), "{seen:?}");
-        nix::unistd::close(leaky.into_raw_fd()).unwrap();
+        for leaky in [high, low] {
+            nix::unistd::close(leaky).unwrap();
+        }
     });
 }
 
@@ -383,6 +387,31 @@ fn process_limit_leaves_nobody_and_names_rank_call_and_limit() {
         let error = spawn(start_under_process_limit, (), 1).unwrap().remove(0);
         assert!(error.contains("cannot start rank ") && error.contains("(posix_spawn)"), "{error}");
         assert!(error.contains("RLIMIT_NPROC is 5 of at most 5"), "{error}");
+    });
+}
+
+fn start_without_memory(_: usize, _: ()) -> anyhow::Result<String> {
+    let (soft, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_AS)?;
+    // What the launcher itself needs comes from here, once no new memory is to be had.
+    drop(std::hint::black_box(vec![1_u8; 100_000]));
+    let last_argument = |rank: usize| {
+        if rank == 2 {
+            setrlimit(Resource::RLIMIT_AS, 1, hard).unwrap();
+        }
+        rank as u64
+    };
+    let error = start_processes_with(scaled, last_argument, Options::new(3)).err();
+    setrlimit(Resource::RLIMIT_AS, soft, hard)?;
+    anyhow::ensure!(children().is_empty(), "workers were left");
+    Ok(error.map(|error| error.to_string()).unwrap_or_default())
+}
+
+#[test]
+fn want_of_memory_leaves_nobody_and_names_rank_call_and_what_there_is() {
+    watched(|| {
+        let error = spawn(start_without_memory, (), 1).unwrap().remove(0);
+        assert!(error.contains("cannot start rank 0 of 3") && error.contains("(posix_spawn)"), "{error}");
+        assert!(error.contains("bytes of memory are available"), "{error}");
     });
 }
 

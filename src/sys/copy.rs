@@ -2,60 +2,37 @@
 //!
 //! A plain `memcpy` there would be a data race. On x86-64 the copy is one `rep movsb`, which the compiler cannot look
 //! into; elsewhere it is a loop of relaxed atomics of the elements' own size, the same that single accesses use.
+//!
+//! `copy_in` goes to shared memory and `copy_out` comes from it; both take source, target, the length in bytes and the
+//! size of an element (1, 4 or 8, a divisor of the length).
+//!
+//! # Safety
+//! The source must be readable and the target writable for the length, and they must not overlap. One of them is
+//! private. The other is mapped shared memory, aligned to the element, that is accessed only by atomics of that size
+//! and by these copies.
 
-/// Copies `len` bytes to shared memory, in elements of `unit` bytes.
-///
-/// # Safety
-/// `source` must be readable for `len` bytes, private, and not overlap the target. `target` must be mapped and
-/// writable for `len` bytes, aligned to `unit` (1, 4 or 8, a divisor of `len`), and shared memory that is accessed
-/// only by atomics of that size and by these copies.
-pub(super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize, unit: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller vouches for both ranges; bytes need no unit.
-    unsafe {
-        let _ = unit;
-        move_bytes(source, target, len);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller keeps the same promise.
-    unsafe {
-        by_atomics::copy_in(source, target, len, unit);
-    }
-}
-
-/// Copies `len` bytes from shared memory, in elements of `unit` bytes.
-///
-/// # Safety
-/// As [`copy_in`], with the parts of source and target exchanged.
-pub(super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize, unit: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller vouches for both ranges; bytes need no unit.
-    unsafe {
-        let _ = unit;
-        move_bytes(source, target, len);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller keeps the same promise.
-    unsafe {
-        by_atomics::copy_out(source, target, len, unit);
-    }
-}
-
-/// `rep movsb`.
-///
-/// # Safety
-/// `source` must be readable and `target` writable for `len` bytes, and they must not overlap.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) use by_atomics::{copy_in, copy_out};
 #[cfg(target_arch = "x86_64")]
-unsafe fn move_bytes(source: *const u8, target: *mut u8, len: usize) {
-    // SAFETY: the caller vouches for both ranges; the direction flag is clear by the calling convention.
-    unsafe {
-        core::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") source => _,
-            inout("rdi") target => _,
-            options(nostack, preserves_flags)
-        );
+pub(super) use by_bytes::{copy as copy_in, copy as copy_out};
+
+#[cfg(target_arch = "x86_64")]
+mod by_bytes {
+    /// `rep movsb`: the same in both directions, and for elements of any size.
+    ///
+    /// # Safety
+    /// As the head of this file says.
+    pub(in crate::sys) unsafe fn copy(source: *const u8, target: *mut u8, len: usize, _unit: usize) {
+        // SAFETY: the caller vouches for both ranges; the direction flag is clear by the calling convention.
+        unsafe {
+            core::arch::asm!(
+                "rep movsb",
+                inout("rcx") len => _,
+                inout("rsi") source => _,
+                inout("rdi") target => _,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 }
 
@@ -91,11 +68,11 @@ mod by_atomics {
     copies_of!(in_4, out_4, AtomicU32, u32);
     copies_of!(in_8, out_8, AtomicU64, u64);
 
-    /// As [`super::copy_in`].
+    /// To shared memory.
     ///
     /// # Safety
-    /// As there.
-    pub(super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+    /// As the head of this file says.
+    pub(in crate::sys) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize, unit: usize) {
         let copy = match unit {
             8 => in_8,
             4 => in_4,
@@ -105,11 +82,11 @@ mod by_atomics {
         unsafe { copy(source, target, len) }
     }
 
-    /// As [`super::copy_out`].
+    /// From shared memory.
     ///
     /// # Safety
-    /// As there.
-    pub(super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize, unit: usize) {
+    /// As the head of this file says.
+    pub(in crate::sys) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize, unit: usize) {
         let copy = match unit {
             8 => out_8,
             4 => out_4,

@@ -157,7 +157,7 @@ pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
     let unknown = by_pidfd.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
     if let Some(leader) = leader.filter(|_| unknown) {
         // SAFETY: takes two integers; while its leader is not reaped the number is nobody else's.
-        #[expect(clippy::disallowed_methods, reason = "see above")]
+        #[expect(clippy::disallowed_methods, reason = "before Linux 6.9 there is no pidfd of a group")]
         let _ = unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
     }
 }
