@@ -78,7 +78,7 @@
 mod context;
 mod error;
 mod init;
-mod shm;
+pub mod shm;
 mod start;
 mod supervise;
 mod sys;
@@ -95,6 +95,10 @@ pub use error::{
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;
-pub use shm::{DType, Element, Storage, Tensor};
+pub use shm::{
+    DType, DynTensor, Element, FreezeError, FrozenTensor, HugePages, Number, Shard, SharingStrategy, Storage,
+    StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,
+    get_sharing_strategy, set_sharing_directory, set_sharing_strategy,
+};
 pub use start::StartMethod;
 pub use sys::signal::Signal;

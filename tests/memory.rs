@@ -4,8 +4,11 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{await_post, board, descriptors, kill_self, post, watched};
-use phalanx::{Error, MemoryError, Options, Storage, Tensor, spawn, start_processes, start_processes_with};
+use common::{await_post, board, descriptors, kill_self, post, under_both_strategies};
+use phalanx::{
+    Error, MemoryError, Options, SharingStrategy, Storage, Tensor, get_sharing_strategy, spawn,
+    start_processes, start_processes_with,
+};
 use serde::{Deserialize, Serialize};
 
 phalanx::auto_init!();
@@ -13,7 +16,20 @@ phalanx::auto_init!();
 /// Mappings of storages in this process.
 fn mapped_storages() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().filter(|line| line.contains("memfd:phalanx-storage")).count()
+    maps.lines()
+        .filter(|line| line.contains("memfd:phalanx-storage") || line.contains("/dev/shm/phalanx-"))
+        .count()
+}
+
+/// Elements of a tensor that has a segment of its own.
+const LARGE: usize = 300 << 10;
+
+/// By how many descriptors a worker knows so many segments.
+fn descriptors_of(segments: usize) -> usize {
+    match get_sharing_strategy() {
+        SharingStrategy::FileDescriptor => segments,
+        _ => 0,
+    }
 }
 
 fn storage_descriptors() -> usize {
@@ -22,7 +38,7 @@ fn storage_descriptors() -> usize {
 
 #[test]
 fn writes_are_seen_on_both_sides() {
-    watched(|| {
+    under_both_strategies(|| {
         let shared = Tensor::<i64>::zeros(&[2, 4]).unwrap();
         let work = |rank: usize, shared: Tensor<i64>| -> anyhow::Result<i64> {
             shared.set(shared.position(&[1, rank])?, 10 + rank as i64)?;
@@ -39,7 +55,7 @@ fn writes_are_seen_on_both_sides() {
 
 #[test]
 fn additions_of_many_workers_are_all_counted() {
-    watched(|| {
+    under_both_strategies(|| {
         let sums = (Tensor::<i32>::zeros(&[1]).unwrap(), Tensor::<f64>::zeros(&[1]).unwrap());
         let add = |_, (whole, real): (Tensor<i32>, Tensor<f64>)| {
             for _ in 0..20_000 {
@@ -63,7 +79,7 @@ struct Model {
 
 #[test]
 fn same_storage_many_times_is_one_descriptor_and_one_mapping() {
-    watched(|| {
+    under_both_strategies(|| {
         let weights = Tensor::<f32>::from_slice(&[1.5; 100], &[10, 10]).unwrap();
         let model = Model {
             layers: vec![("a".into(), weights.clone()), ("b".into(), weights.clone())],
@@ -78,27 +94,28 @@ fn same_storage_many_times_is_one_descriptor_and_one_mapping() {
             );
             Ok((storage_descriptors(), mapped_storages(), seen, model.layers[1].1.shape().to_vec()))
         };
-        assert_eq!(spawn(look, model, 1).unwrap(), [(2, 2, 8.0, vec![10, 10])]);
+        // The weights and the steps are small: they lie in one segment.
+        assert_eq!(spawn(look, model, 1).unwrap(), [(descriptors_of(1), 1, 8.0, vec![10, 10])]);
         assert_eq!(weights.get(7).unwrap(), 8.0);
     });
 }
 
 #[test]
 fn storages_that_a_worker_drops_are_closed_there() {
-    watched(|| {
+    under_both_strategies(|| {
         let look = |_, tensors: Vec<Tensor<u8>>| {
             let before = (storage_descriptors(), mapped_storages());
             drop(tensors);
             anyhow::Ok((before, storage_descriptors(), mapped_storages()))
         };
-        let tensors: Vec<_> = (0..50).map(|_| Tensor::<u8>::zeros(&[100]).unwrap()).collect();
-        assert_eq!(spawn(look, tensors, 1).unwrap(), [((50, 50), 0, 0)]);
+        let tensors: Vec<_> = (0..50).map(|_| Tensor::<u8>::zeros(&[LARGE]).unwrap()).collect();
+        assert_eq!(spawn(look, tensors, 1).unwrap(), [((descriptors_of(50), 50), 0, 0)]);
     });
 }
 
 #[test]
 fn each_rank_may_get_tensors_of_its_own() {
-    watched(|| {
+    under_both_strategies(|| {
         let parts: Vec<_> =
             (0..3).map(|rank| Tensor::<f64>::from_slice(&[f64::from(rank); 8], &[8]).unwrap()).collect();
         let double = |_, part: Tensor<f64>| -> anyhow::Result<()> {
@@ -114,7 +131,7 @@ fn each_rank_may_get_tensors_of_its_own() {
 
 #[test]
 fn tensors_without_elements_travel() {
-    watched(|| {
+    under_both_strategies(|| {
         let look =
             |_, empty: Tensor<f32>| anyhow::Ok((empty.len(), empty.shape().to_vec(), empty.to_vec().len()));
         assert_eq!(
@@ -126,7 +143,7 @@ fn tensors_without_elements_travel() {
 
 #[test]
 fn large_tensor_is_not_copied_into_a_worker() {
-    watched(|| {
+    under_both_strategies(|| {
         let large = Tensor::<u8>::from_slice(&vec![7; 256 << 20], &[256 << 20]).unwrap();
         let peek = |rank: usize, large: Tensor<u8>| anyhow::Ok(large.get(rank << 20)?);
         let mut context = start_processes(peek, large, Options::new(4)).unwrap();
@@ -140,7 +157,7 @@ fn large_tensor_is_not_copied_into_a_worker() {
 
 #[test]
 fn memory_outlives_a_killed_worker_and_nothing_is_left_of_it() {
-    watched(|| {
+    under_both_strategies(|| {
         let shared = board(2);
         let work = |rank, shared: Tensor<i64>| -> anyhow::Result<()> {
             if rank == 1 {
@@ -154,13 +171,13 @@ fn memory_outlives_a_killed_worker_and_nothing_is_left_of_it() {
         assert!(matches!(error, Error::ProcessExited(_)));
         assert_eq!(shared.get(1).unwrap(), 5);
         drop(shared);
-        assert_eq!((storage_descriptors(), mapped_storages()), (0, 0));
+        assert_eq!((storage_descriptors(), mapped_storages(), common::named_memory().len()), (0, 0, 0));
     });
 }
 
 #[test]
 fn more_memory_than_there_is_is_an_error_in_a_worker_too() {
-    watched(|| {
+    under_both_strategies(|| {
         let ask = |_, bytes: usize| anyhow::Ok(Storage::new(bytes).err().map(|error| error.to_string()));
         let told = spawn(ask, 1_usize << 45, 1).unwrap().remove(0).unwrap();
         assert!(
@@ -172,7 +189,7 @@ fn more_memory_than_there_is_is_an_error_in_a_worker_too() {
 
 #[test]
 fn wrong_element_type_is_an_error_of_the_worker() {
-    watched(|| {
+    under_both_strategies(|| {
         // A worker that reads something else than was written can only come from a type that lies about itself.
         #[derive(Serialize)]
         struct Liar(Tensor<f32>);
@@ -193,17 +210,17 @@ fn wrong_element_type_is_an_error_of_the_worker() {
 #[test]
 #[expect(unsafe_code, reason = "slices of shared memory are unsafe")]
 fn slices_are_the_memory_itself() {
-    watched(|| {
+    under_both_strategies(|| {
         let tensor = Tensor::<i32>::zeros(&[4]).unwrap();
         // SAFETY: no worker has this tensor yet.
-        unsafe { tensor.as_mut_slice() }.copy_from_slice(&[1, 2, 3, 4]);
+        unsafe { tensor.as_mut_slice() }.unwrap().copy_from_slice(&[1, 2, 3, 4]);
         let sum = |_, tensor: Tensor<i32>| {
             // SAFETY: nobody writes while this worker runs.
-            anyhow::Ok(unsafe { tensor.as_slice() }.iter().sum::<i32>())
+            anyhow::Ok(unsafe { tensor.as_slice() }?.iter().sum::<i32>())
         };
         assert_eq!(spawn(sum, tensor, 1).unwrap(), [10]);
         let empty = Tensor::<f64>::zeros(&[0]).unwrap();
         // SAFETY: nobody else has it.
-        assert!(unsafe { empty.as_slice() }.is_empty());
+        assert!(unsafe { empty.as_slice() }.unwrap().is_empty());
     });
 }

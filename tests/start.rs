@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{assert_fresh_signals, children, descriptors, watched};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal, pthread_sigmask};
-use phalanx::{Error, Options, StartMethod, Tensor, spawn, start_processes, start_processes_with};
+use phalanx::{Error, Options, StartMethod, spawn, start_processes, start_processes_with};
 use serde::{Deserialize, Serialize, Serializer, ser};
 
 phalanx::auto_init!();
@@ -113,15 +113,6 @@ fn argument_that_does_not_serialise_starts_nobody() {
             matches!(&error, Error::Arguments { rank: 3, reason } if reason.contains("three is right out"))
         );
         assert!(children().is_empty());
-    });
-}
-
-#[test]
-fn tensor_in_a_result_is_an_error_of_that_rank() {
-    watched(|| {
-        let make = |_, ()| Ok::<_, anyhow::Error>(Tensor::<f32>::zeros(&[2])?);
-        let error = spawn(make, (), 1).unwrap_err();
-        assert!(error.to_string().contains("only in the arguments of a worker"), "{error}");
     });
 }
 

@@ -7,14 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::postmortem::{self, Baseline, End, Known};
+use super::returned::Returned;
 use super::verdict::{self, Failing, Sent};
 use crate::error::{Error, Outcome, Status, Story};
 use crate::start::Started;
 use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
-use crate::supervise::watch::WatchSet;
+use crate::supervise::watch::{Event, WatchSet};
 use crate::sys::clock::Moment;
 use crate::sys::signal::{Signal, Signals};
+use crate::wire::returns::Returns;
 
 /// How long taking in reports may go on when the caller's time is up already.
 const TAKING_IN: Duration = Duration::from_millis(10);
@@ -57,6 +59,7 @@ pub(super) enum Progress {
 pub(super) struct Crew {
     workers: Vec<Worker>,
     watch: WatchSet,
+    returns: Returns,
     orders: Orders,
     /// The process that started them: a fork of it has a copy of this, but not the children.
     owner: u32,
@@ -77,7 +80,7 @@ pub(super) struct Crew {
 
 impl Crew {
     pub(super) fn new(started: Started, orders: Orders) -> Self {
-        let Started { children, watch } = started;
+        let Started { children, watch, returns } = started;
         // One that failed early may have ended before this line.
         let alive = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
@@ -90,6 +93,7 @@ impl Crew {
             held: Vec::new(),
             workers,
             watch,
+            returns,
             alive,
             stop: None,
             closed: false,
@@ -183,15 +187,24 @@ impl Crew {
                 }
             }
             let looked = Moment::now();
-            let ended = self.watch.ended().map_err(Error::system("ask who has ended (epoll_wait)"))?;
-            if ended.is_empty() {
+            let events = self.watch.events().map_err(Error::system("ask who has ended (epoll_wait)"))?;
+            if events.is_empty() {
                 if self.held.is_empty() {
                     self.alive = looked;
                 }
                 return Ok(true);
             }
-            self.ended.extend(ended);
+            for event in events {
+                match event {
+                    Event::Ended(rank) => self.ended.push_back(rank),
+                    Event::Returned => self.take_returns()?,
+                }
+            }
         }
+    }
+
+    fn take_returns(&mut self) -> Result<(), Error> {
+        self.returns.drain().map_err(Error::system("receive what workers return (recvmsg)"))
     }
 
     /// Refuses in a fork of the launcher.
@@ -210,6 +223,8 @@ impl Crew {
             self.held.push(rank);
             return Ok(());
         };
+        // What it sent is in the socket by now, whether or not that was heard of yet.
+        self.take_returns()?;
         let worker = &mut self.workers[rank];
         worker.child = None;
         let known = Known {
@@ -221,7 +236,7 @@ impl Crew {
             baseline: self.orders.baseline,
             function: self.orders.function,
         };
-        let end = postmortem::examine(&known, remains);
+        let end = postmortem::examine(&known, remains, self.returns.take(rank));
         self.settle(rank, end);
         Ok(())
     }
@@ -307,14 +322,11 @@ impl Crew {
         self.failure.clone().map(Error::from)
     }
 
-    /// The bytes that a rank returned; `None` while there are none.
-    pub(super) fn result(&self, rank: usize) -> Result<Option<Vec<u8>>, Error> {
+    /// What a rank returned; `None` while there is nothing.
+    pub(super) fn result(&self, rank: usize) -> Result<Option<&Returned>, Error> {
         let nprocs = self.nprocs();
         let worker = self.workers.get(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
-        let Some((slot, account)) = worker.end.as_ref().and_then(|end| end.result.as_ref()) else {
-            return Ok(None);
-        };
-        slot.body(account).map(Some).map_err(|reason| Error::Result { rank, reason })
+        Ok(worker.end.as_ref().and_then(|end| end.result.as_ref()))
     }
 
     /// Sends a signal of the program's own to a worker; to one that has ended it is nothing.

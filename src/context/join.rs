@@ -12,7 +12,6 @@ use super::crew::{Crew, Progress};
 use crate::error::{Error, Outcome, Status};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
-use crate::wire::codec;
 
 /// N workers that run one function, whose results are of type `R`.
 ///
@@ -23,8 +22,8 @@ use crate::wire::codec;
 /// Dropping it ends its workers: SIGTERM, the grace period (30 s without one), SIGKILL; or SIGKILL at once if
 /// they are daemons, or while the thread panics. [`detach`](Self::detach) is the way to leave them alone.
 ///
-/// It is `Send` and `Sync`, and its descriptor ([`AsFd`]) is readable when a worker has ended, or when a teardown
-/// that is under way has its next deadline: then call [`join_timeout`](Self::join_timeout) with zero.
+/// It is `Send` and `Sync`, and its descriptor ([`AsFd`]) is readable when a worker has ended or hands in memory with its
+/// result, or when a teardown that is under way has its next deadline: then call [`join_timeout`](Self::join_timeout) with zero.
 #[must_use = "dropping it ends its workers"]
 pub struct ProcessContext<R> {
     crew: Crew,
@@ -163,11 +162,14 @@ impl<R: DeserializeOwned> ProcessContext<R> {
 
     /// What a rank returned, also when others have failed; `None` when it has not succeeded, or not yet.
     ///
+    /// Asked again it gives the same, and tensors that are the same memory; but a [`Shard`](crate::Shard) is there only
+    /// once.
+    ///
     /// # Errors
     /// [`Error::NoSuchRank`], or [`Error::Result`] when the result cannot be read.
     pub fn result(&self, rank: usize) -> Result<Option<R>, Error> {
-        let Some(bytes) = self.crew.result(rank)? else { return Ok(None) };
-        codec::decode(&bytes, Vec::new()).map(Some).map_err(|reason| Error::Result { rank, reason })
+        let Some(returned) = self.crew.result(rank)? else { return Ok(None) };
+        returned.decode().map(Some).map_err(|reason| Error::Result { rank, reason })
     }
 }
 

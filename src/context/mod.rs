@@ -4,6 +4,7 @@
 //! - `start`: check, build the jobs, start them
 //! - `crew`: the workers of one context, watched, ended and reaped
 //! - `postmortem`: what a worker left, read
+//! - `returned`: a result, until the program takes it
 //! - `diagnose`: pure: what one exit means
 //! - `verdict`: pure: which failure came first
 //! - `join`: `ProcessContext`, the user's handle
@@ -13,6 +14,7 @@ mod diagnose;
 mod join;
 mod options;
 mod postmortem;
+mod returned;
 mod start;
 mod verdict;
 

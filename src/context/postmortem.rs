@@ -1,9 +1,11 @@
 //! What a worker left is read, and put together with what the launcher knows.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::diagnose::{self, Evidence};
+use super::returned::Returned;
 use super::verdict::{self, Sent};
 use crate::error::{Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
@@ -58,12 +60,11 @@ pub(super) struct End {
     /// The moment of failure, if the worker recorded one.
     pub(super) recorded: Option<Moment>,
     pub(super) alive: Moment,
-    /// The result, still in its slot.
-    pub(super) result: Option<(Slot, Account)>,
+    pub(super) result: Option<Returned>,
 }
 
 /// Reads what a worker left and says what it means.
-pub(super) fn examine(known: &Known, remains: Remains) -> End {
+pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>) -> End {
     let seen = Moment::now();
     let exit = remains.exit;
     let mut found = Findings::read(&remains.slot);
@@ -93,7 +94,8 @@ pub(super) fn examine(known: &Known, remains: Remains) -> End {
         usage: diagnose::usage(exit, peak_kib, known.rss_floor_kib),
         ..bare(status, known.started, at)
     };
-    let result = found.account.filter(|_| !failed).map(|account| (remains.slot, account));
+    let account = found.account.filter(|_| !failed);
+    let result = account.map(|account| Returned::new(remains.slot, account, descriptors));
     End { ended, recorded, alive: known.alive, result }
 }
 
@@ -143,7 +145,7 @@ impl Findings {
         let mut found =
             Self { state: account.state, raised: None, note: account.note.clone(), account: None };
         if account.state == State::Raised {
-            let body = slot.body(&account).and_then(|body| codec::decode::<Raised>(&body, Vec::new()));
+            let body = slot.body(&account).and_then(|body| codec::decode_plain::<Raised>(&body));
             match body {
                 Ok(raised) => found.raised = Some(raised),
                 Err(reason) => return Self::damaged(Some(account), &reason),

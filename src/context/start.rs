@@ -1,5 +1,8 @@
 //! Check, build the jobs, start them.
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -8,12 +11,16 @@ use super::join::ProcessContext;
 use super::options::Options;
 use super::postmortem::Baseline;
 use crate::error::Error;
+use crate::shm::strategy::Choice;
+use crate::shm::tree::{self, Place};
+use crate::shm::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
 use crate::sys::signal;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
-use crate::wire::message::Job;
+use crate::wire::message::{Job, Manifest};
+use crate::wire::returns::Returns;
 use crate::worker::entry::{self, Entry};
 
 /// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
@@ -93,8 +100,8 @@ where
     let _ = f;
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     // One job for all: the arguments are serialised once.
-    let jobs = if options.nprocs == 0 { Vec::new() } else { vec![builder.build(0, &args)?] };
-    launch(builder.function, jobs, options)
+    let jobs = if options.nprocs == 0 { Vec::new() } else { vec![builder.build_for_all(&args)?] };
+    launch(builder, jobs, options)
 }
 
 /// As [`start_processes`], with arguments of its own for each rank.
@@ -133,7 +140,7 @@ where
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build(rank, &args));
     let jobs = jobs.collect::<Result<_, _>>()?;
-    launch(builder.function, jobs, options)
+    launch(builder, jobs, options)
 }
 
 /// Makes the jobs of one function.
@@ -141,6 +148,8 @@ struct JobBuilder {
     nprocs: usize,
     function: &'static str,
     job: Job,
+    returns: Returns,
+    place: Option<Arc<Place>>,
 }
 
 impl JobBuilder {
@@ -158,14 +167,33 @@ impl JobBuilder {
         }
         start::make_room(options.nprocs);
         let image = Image::main().map_err(Error::system("identify this executable"))?;
+        let nprocs = options.nprocs;
+        let returns = Returns::new(nprocs).map_err(Error::system("make a way for results (socketpair)"))?;
+        let place = place_for_workers()?;
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
             function: entry.name().to_owned(),
             name: options.job_name(),
-            storages: Vec::new(),
+            sharing: Choice::of_this_process(),
+            place: place.as_ref().map(|place| (place.as_fd().as_raw_fd(), place.own().to_owned())),
+            returns: returns.number(),
+            manifest: Manifest::default(),
         };
-        Ok(Self { nprocs: options.nprocs, function: entry.name(), job })
+        Ok(Self { nprocs, function: entry.name(), job, returns, place })
+    }
+
+    /// One job for all ranks.
+    fn build_for_all<A: Serialize>(&self, args: &A) -> Result<JobFile, Error> {
+        let job = self.build(0, args)?;
+        if job.shards() > 0 && self.nprocs > 1 {
+            let reason = format!(
+                "a shard can be given to one rank only, but all {} would get these: use start_processes_with",
+                self.nprocs
+            );
+            return Err(Error::Arguments { rank: 0, reason });
+        }
+        Ok(job)
     }
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
@@ -180,14 +208,20 @@ impl JobBuilder {
     }
 }
 
-fn launch<R>(
-    function: &'static str,
-    jobs: Vec<JobFile>,
-    options: Options,
-) -> Result<ProcessContext<R>, Error> {
+/// This process's place in a tree of named memory, when it has named memory or is to have it.
+fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
+    match get_sharing_strategy() {
+        SharingStrategy::FileSystem => Ok(Some(tree::place()?)),
+        SharingStrategy::FileDescriptor => Ok(tree::place_in_use()),
+    }
+}
+
+fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
+    let JobBuilder { function, returns, place, .. } = builder;
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
-    let started = start::start_all(Group { method, nprocs, jobs, environment, death_signal })?;
+    let started =
+        start::start_all(Group { method, nprocs, jobs, returns, place, environment, death_signal })?;
     Ok(ProcessContext::new(Crew::new(started, Orders { daemon, grace, function, baseline })))
 }

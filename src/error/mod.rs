@@ -1,6 +1,7 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
 mod exceptions;
+mod memory;
 mod outcome;
 mod raised;
 mod traceback;
@@ -9,6 +10,7 @@ use std::io;
 
 pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
+pub use memory::MemoryError;
 pub(crate) use outcome::Ended;
 pub use outcome::{Cause, Outcome, ResourceUsage, Status};
 pub(crate) use raised::Raised;
@@ -182,58 +184,4 @@ impl Error {
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |os| Self::System { doing, os }
     }
-}
-
-/// What can go wrong with a [`Storage`](crate::Storage) or a [`Tensor`](crate::Tensor).
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// More was asked for than there is.
-    #[error("{asked} bytes were asked for, but only {available} bytes are available")]
-    NotEnough {
-        /// Bytes asked for.
-        asked: u64,
-        /// Bytes that the machine and this process's cgroup still have.
-        available: u64,
-    },
-
-    /// A shape whose size in bytes does not fit in the address space.
-    #[error("a tensor of shape {shape:?} with elements of {element} bytes is larger than the address space")]
-    TooLarge {
-        /// The shape.
-        shape: Vec<usize>,
-        /// Bytes of one element.
-        element: usize,
-    },
-
-    /// The number of elements does not fit the shape.
-    #[error("{given} elements do not fill a tensor of shape {shape:?}, which has {expected}")]
-    LengthMismatch {
-        /// How many were given.
-        given: usize,
-        /// How many the shape has.
-        expected: usize,
-        /// The shape.
-        shape: Vec<usize>,
-    },
-
-    /// An index that the tensor does not have.
-    #[error("index {index:?} is outside of a tensor of shape {shape:?}")]
-    OutOfBounds {
-        /// The index.
-        index: Vec<usize>,
-        /// The shape.
-        shape: Vec<usize>,
-    },
-
-    /// The system refused.
-    #[error("{doing} of {bytes} bytes: {os}")]
-    Os {
-        /// The system call.
-        doing: &'static str,
-        /// The size that was asked for.
-        bytes: u64,
-        /// What the system said.
-        os: io::Error,
-    },
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::map::SharedMap;
@@ -11,71 +12,147 @@ use crate::sys::map::SharedMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DType {
-    /// `f32`
-    F32,
-    /// `f64`
-    F64,
+    /// `bool`: a byte that is zero or not
+    Bool,
+    /// `u8`
+    U8,
+    /// `u16`
+    U16,
+    /// `u32`
+    U32,
+    /// `u64`
+    U64,
+    /// `i8`
+    I8,
+    /// `i16`
+    I16,
     /// `i32`
     I32,
     /// `i64`
     I64,
-    /// `u8`
-    U8,
+    /// `half::f16`
+    F16,
+    /// `half::bf16`
+    BF16,
+    /// `f32`
+    F32,
+    /// `f64`
+    F64,
+}
+
+impl DType {
+    /// Bytes of one element: 1, 2, 4 or 8.
+    ///
+    /// ```
+    /// assert_eq!(phalanx::DType::BF16.size(), 2);
+    /// ```
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bool | Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 | Self::F16 | Self::BF16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
 }
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::F32 => "f32",
-            Self::F64 => "f64",
+            Self::Bool => "bool",
+            Self::U8 => "u8",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::U64 => "u64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
             Self::I32 => "i32",
             Self::I64 => "i64",
-            Self::U8 => "u8",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
         })
     }
 }
 
-/// A type that a [`Tensor`](crate::Tensor) can hold: `f32`, `f64`, `i32`, `i64`, `u8`.
+/// A type that a [`Tensor`](crate::Tensor) can hold: `bool`, `u8` to `u64`, `i8` to `i64`, `half::f16`, `half::bf16`,
+/// `f32`, `f64`.
 ///
 /// Sealed: an element must be readable and writable in one relaxed atomic access.
-pub trait Element: bytemuck::Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Atomic {
+pub trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static + sealed::Atomic {
     /// The type's name as data.
     const DTYPE: DType;
 }
 
+/// An [`Element`] to which one can add, and of which every pattern of bits is a value, so that it can be in a slice of
+/// shared memory: all but `bool`.
+pub trait Number: Element + bytemuck::Pod + sealed::Add {}
+
 pub(super) mod sealed {
     use super::SharedMap;
 
-    /// One relaxed atomic access to the element at byte `at`, whose bounds the map checks.
+    /// Relaxed atomic access to the element at byte `at`, and copies of many, whose bounds the map checks.
     #[expect(unnameable_types, reason = "this is what seals Element")]
     pub trait Atomic: Sized {
         #[expect(private_interfaces, reason = "the trait is sealed: nobody outside can call it")]
         fn load(map: &SharedMap, at: usize) -> Self;
         #[expect(private_interfaces, reason = "as load")]
         fn store(self, map: &SharedMap, at: usize);
+        #[expect(private_interfaces, reason = "as load")]
+        fn load_all(map: &SharedMap, at: usize, target: &mut [Self]);
+        fn bytes_of(elements: &[Self]) -> &[u8];
+    }
+
+    #[expect(unnameable_types, reason = "this is what seals Number")]
+    pub trait Add: Sized {
         /// Adds and returns what was there before.
         #[expect(private_interfaces, reason = "as load")]
         fn fetch_add(self, map: &SharedMap, at: usize) -> Self;
     }
 }
 
-/// Integers: the atomic of their size wraps around like they do.
-macro_rules! integer_element {
-    ($type:ty, $dtype:ident, $atomic:ident, $bits:ty) => {
+/// What all numbers have in common: they are copied as bytes.
+macro_rules! number {
+    ($type:ty, $dtype:ident, $atomic:ident, $to_bits:expr, $from_bits:expr) => {
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
         }
 
+        impl Number for $type {}
+
         #[expect(private_interfaces, reason = "the trait is sealed")]
         impl sealed::Atomic for $type {
+            #[inline]
             fn load(map: &SharedMap, at: usize) -> Self {
-                map.$atomic(at).load(Relaxed) as Self
+                $from_bits(map.$atomic(at).load(Relaxed))
             }
 
+            #[inline]
             fn store(self, map: &SharedMap, at: usize) {
-                map.$atomic(at).store(self as $bits, Relaxed);
+                map.$atomic(at).store($to_bits(self), Relaxed);
             }
 
+            fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {
+                map.read(at, bytemuck::cast_slice_mut(target), size_of::<Self>());
+            }
+
+            fn bytes_of(elements: &[Self]) -> &[u8] {
+                bytemuck::cast_slice(elements)
+            }
+        }
+    };
+}
+
+/// Integers: the atomic of their size wraps around like they do.
+macro_rules! integer {
+    ($type:ty, $dtype:ident, $atomic:ident, $bits:ty) => {
+        number!($type, $dtype, $atomic, |value| value as $bits, |bits| bits as $type);
+
+        #[expect(private_interfaces, reason = "the trait is sealed")]
+        impl sealed::Add for $type {
+            #[inline]
             fn fetch_add(self, map: &SharedMap, at: usize) -> Self {
                 map.$atomic(at).fetch_add(self as $bits, Relaxed) as Self
             }
@@ -84,22 +161,13 @@ macro_rules! integer_element {
 }
 
 /// Floats: their bits in the atomic of their size; an addition is tried until nobody came between.
-macro_rules! float_element {
+macro_rules! float {
     ($type:ty, $dtype:ident, $atomic:ident) => {
-        impl Element for $type {
-            const DTYPE: DType = DType::$dtype;
-        }
+        number!($type, $dtype, $atomic, |value: $type| value.to_bits(), <$type>::from_bits);
 
         #[expect(private_interfaces, reason = "the trait is sealed")]
-        impl sealed::Atomic for $type {
-            fn load(map: &SharedMap, at: usize) -> Self {
-                Self::from_bits(map.$atomic(at).load(Relaxed))
-            }
-
-            fn store(self, map: &SharedMap, at: usize) {
-                map.$atomic(at).store(self.to_bits(), Relaxed);
-            }
-
+        impl sealed::Add for $type {
+            #[inline]
             fn fetch_add(self, map: &SharedMap, at: usize) -> Self {
                 let cell = map.$atomic(at);
                 let mut old = cell.load(Relaxed);
@@ -115,8 +183,41 @@ macro_rules! float_element {
     };
 }
 
-float_element!(f32, F32, u32);
-float_element!(f64, F64, u64);
-integer_element!(i32, I32, u32, u32);
-integer_element!(i64, I64, u64, u64);
-integer_element!(u8, U8, u8, u8);
+integer!(u8, U8, u8, u8);
+integer!(u16, U16, u16, u16);
+integer!(u32, U32, u32, u32);
+integer!(u64, U64, u64, u64);
+integer!(i8, I8, u8, u8);
+integer!(i16, I16, u16, u16);
+integer!(i32, I32, u32, u32);
+integer!(i64, I64, u64, u64);
+float!(f16, F16, u16);
+float!(bf16, BF16, u16);
+float!(f32, F32, u32);
+float!(f64, F64, u64);
+
+impl Element for bool {
+    const DTYPE: DType = DType::Bool;
+}
+
+/// Another process may write any byte, of which only 0 and 1 are a `bool`: what is read is asked whether it is zero.
+#[expect(private_interfaces, reason = "the trait is sealed")]
+impl sealed::Atomic for bool {
+    #[inline]
+    fn load(map: &SharedMap, at: usize) -> Self {
+        map.u8(at).load(Relaxed) != 0
+    }
+
+    #[inline]
+    fn store(self, map: &SharedMap, at: usize) {
+        map.u8(at).store(u8::from(self), Relaxed);
+    }
+
+    fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {
+        target.iter_mut().zip(at..).for_each(|(value, at)| *value = Self::load(map, at));
+    }
+
+    fn bytes_of(elements: &[Self]) -> &[u8] {
+        bytemuck::cast_slice(elements)
+    }
+}

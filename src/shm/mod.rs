@@ -1,15 +1,40 @@
 //! Memory that several processes see.
 //!
-//! - `storage`: counted bytes in a sealed memfd
+//! - `strategy`: how memory is made, and the process's choice of it
+//! - `tree`: the directories of named memory
+//! - `segment`: a mapped piece of memory, found by what it is
+//! - `arena`: small storages, carved from shared segments
+//! - `storage`: bytes without a shape
 //! - `dtype`: the element types
-//! - `tensor`: a shape over a storage
-//! - `passing`: how storages leave and enter a process beside serialised bytes
+//! - `layout`: pure: shape, strides and offset
+//! - `dyn_tensor`, `tensor`: a layout over a storage
+//! - `frozen`: tensors that nobody can change any more
+//! - `shard`: the exclusive parts of a tensor
+//! - `passing`: how memory leaves and enters a process beside serialised bytes
+//!
+//! What is public here is exported by the crate's root too, but for [`stats`] and [`Stats`].
 
+mod arena;
 mod dtype;
+mod dyn_tensor;
+mod frozen;
+mod layout;
 pub(crate) mod passing;
+pub(crate) mod segment;
+mod shard;
 mod storage;
+pub(crate) mod strategy;
 mod tensor;
+pub(crate) mod tree;
 
-pub use dtype::{DType, Element};
-pub use storage::Storage;
+pub use dtype::{DType, Element, Number};
+pub use dyn_tensor::DynTensor;
+pub use frozen::{FreezeError, FrozenTensor};
+pub use segment::{Stats, stats};
+pub use shard::Shard;
+pub use storage::{HugePages, Storage, StorageId, StorageOptions};
+pub use strategy::{
+    SharingStrategy, get_all_sharing_strategies, get_sharing_directory, get_sharing_strategy,
+    set_sharing_directory, set_sharing_strategy,
+};
 pub use tensor::Tensor;

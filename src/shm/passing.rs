@@ -1,21 +1,201 @@
-//! Storages ride beside the bytes: while a value is serialised its storages are collected here, and the bytes
-//! carry their numbers; whoever sends the bytes sends the descriptors too, and puts them here for the other side.
+//! How memory leaves and enters a process beside serialised bytes.
+//!
+//! While a value is serialised its storages are collected in a table, and the bytes carry the numbers of *grants*: parts
+//! of segments. The segments and the grants travel beside the bytes, in the library's own records, and are put into a
+//! table on the other side. So a value's own `Deserialize` can name a grant, but not make one: that no part of a shard
+//! is reached twice does not hang on what it reads.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::mem;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::segment::Segment;
+use super::shard::{Claim, Cut};
 use super::storage::Storage;
 
-enum Table {
-    Sending(Vec<Storage>),
-    Receiving(Vec<Arrival>),
+/// A part of a segment of the same message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// Which segment. `None`: no bytes.
+    segment: Option<u32>,
+    offset: usize,
+    len: usize,
 }
 
-enum Arrival {
+/// What may be done with a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Grant {
+    /// Everybody who has it may read and write.
+    Shared(Part),
+    /// Only who takes it may.
+    Exclusive(Part, Cut),
+}
+
+/// What travels beside the bytes of a value.
+#[derive(Debug, Default)]
+pub(crate) struct Parcel {
+    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) grants: Vec<Grant>,
+    /// The shards in it. Until it is [delivered](Self::deliver) they can come back.
+    claims: Vec<Claim>,
+}
+
+impl Parcel {
+    /// How many shards it has, which only one process may get.
+    pub(crate) fn shards(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Says that it has arrived, or may have: its shards are gone from here.
+    pub(crate) fn deliver(&mut self) {
+        self.claims.drain(..).for_each(Claim::keep);
+    }
+}
+
+/// A segment on its way in.
+#[derive(Debug)]
+pub(crate) enum Arrival {
     Descriptor(OwnedFd),
-    Mapped(Storage),
-    /// It could not be mapped, and was closed.
-    Broken,
+    /// The descriptor of a file that has, or had, a name.
+    NamedDescriptor(OwnedFd),
+    /// A name in the tree.
+    Name(String),
+    Mapped(Arc<Segment>),
+    /// It could not be mapped, or did not arrive.
+    Broken(String),
+}
+
+/// To what a storage is aligned at the least, so that it fits any element.
+const MAX_ALIGN: usize = 8;
+
+/// What has arrived beside the bytes of a value.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    segments: Vec<Arrival>,
+    grants: Vec<Grant>,
+    /// By number of grant, what was made of it: the same tensor twice is the same storage.
+    opened: HashMap<u32, Storage>,
+    /// The exclusive grants that were taken: no second time.
+    taken: Vec<u32>,
+}
+
+impl Arrivals {
+    pub(crate) fn new(segments: Vec<Arrival>, grants: Vec<Grant>) -> Self {
+        Self { segments, grants, ..Self::default() }
+    }
+
+    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, String> {
+        let count = self.segments.len();
+        let place = self.segments.get_mut(number as usize);
+        let place = place.ok_or_else(|| format!("segment {number} of {count} does not exist"))?;
+        let failed = |error: std::io::Error| format!("segment {number} cannot be mapped: {error}");
+        let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
+            Arrival::Mapped(segment) => Ok(segment),
+            Arrival::Descriptor(fd) => Segment::receive(fd, false).map_err(failed),
+            Arrival::NamedDescriptor(fd) => Segment::receive(fd, true).map_err(failed),
+            Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
+            Arrival::Broken(why) => Err(why),
+        };
+        match mapped {
+            Ok(segment) => {
+                *place = Arrival::Mapped(segment.clone());
+                Ok(segment)
+            }
+            Err(why) => {
+                *place = Arrival::Broken(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    /// The memory of a part, which is held against the size of its segment.
+    fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
+        let Part { segment, offset, len } = part;
+        let Some(number) = segment else {
+            return if len == 0 {
+                Ok(Storage::place(None, 0, 0, shared))
+            } else {
+                Err("a part of nothing".into())
+            };
+        };
+        let segment = self.segment(number)?;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= segment.len());
+        if !(inside && offset.is_multiple_of(align)) {
+            let size = segment.len();
+            return Err(format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew"));
+        }
+        Ok(Storage::place(Some(segment), offset, len, shared))
+    }
+
+    fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
+        if let Some(storage) = self.opened.get(&number) {
+            return Ok(storage.clone());
+        }
+        let part = match self.grant(number)? {
+            Grant::Shared(part) => *part,
+            Grant::Exclusive(..) => return Err(format!("grant {number} is a shard's")),
+        };
+        let storage = self.storage(part, MAX_ALIGN, true)?;
+        self.opened.insert(number, storage.clone());
+        Ok(storage)
+    }
+
+    fn take_exclusive(&mut self, number: u32) -> Result<(Cut, Storage), String> {
+        let (part, cut) = match self.grant(number)? {
+            Grant::Exclusive(part, cut) => (*part, cut.clone()),
+            Grant::Shared(_) => return Err(format!("grant {number} is no shard's")),
+        };
+        if self.taken.contains(&number) {
+            return Err(
+                "a shard was taken out of this message already, and there is no second of it".to_owned()
+            );
+        }
+        let storage = self.storage(part, cut.align(), false)?;
+        self.taken.push(number);
+        Ok((cut, storage))
+    }
+
+    fn grant(&self, number: u32) -> Result<&Grant, String> {
+        let count = self.grants.len();
+        self.grants.get(number as usize).ok_or_else(|| format!("grant {number} of {count} does not exist"))
+    }
+}
+
+/// What is being sent.
+#[derive(Default)]
+struct Outgoing {
+    parcel: Parcel,
+    /// Where in the parcel a segment is, by its address: the parcel keeps it there.
+    segments: HashMap<*const Segment, u32>,
+    parts: HashMap<Part, u32>,
+}
+
+impl Outgoing {
+    fn part(&mut self, storage: &Storage) -> Part {
+        let segment = storage.segment().map(|segment| {
+            *self.segments.entry(Arc::as_ptr(segment)).or_insert_with(|| {
+                self.parcel.segments.push(segment.clone());
+                self.parcel.segments.len() as u32 - 1
+            })
+        });
+        Part { segment, offset: storage.offset(), len: storage.len() }
+    }
+
+    fn grant(&mut self, grant: Grant) -> Result<u32, &'static str> {
+        let number =
+            u32::try_from(self.parcel.grants.len()).map_err(|_| "too many tensors in one message")?;
+        self.parcel.grants.push(grant);
+        Ok(number)
+    }
+}
+
+enum Table {
+    Sending(Outgoing),
+    Receiving(Arrivals),
 }
 
 thread_local! {
@@ -36,20 +216,23 @@ pub(super) fn refuse<E: serde::de::Error>(reason: String) -> E {
     error
 }
 
-/// Runs `serialise`, and returns with its result the storages that it met, each once.
-pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Vec<Storage>) {
-    let (result, table) = with_table(Table::Sending(Vec::new()), serialise);
+/// Runs `serialise`, and returns with its result what is to travel beside it.
+pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Parcel) {
+    let (result, table) = with_table(Table::Sending(Outgoing::default()), serialise);
     match table {
-        Some(Table::Sending(storages)) => (result, storages),
-        _ => (result, Vec::new()),
+        Some(Table::Sending(outgoing)) => (result, outgoing.parcel),
+        _ => (result, Parcel::default()),
     }
 }
 
-/// Runs `deserialise`, which finds the storages of `descriptors` by their numbers.
-pub(crate) fn provide<T>(descriptors: Vec<OwnedFd>, deserialise: impl FnOnce() -> T) -> T {
+/// Runs `deserialise`, which finds what has arrived beside its bytes. What is left of that comes back.
+pub(crate) fn provide<T>(arrivals: Arrivals, deserialise: impl FnOnce() -> T) -> (T, Arrivals) {
     REASON.take();
-    let arrivals = descriptors.into_iter().map(Arrival::Descriptor).collect();
-    with_table(Table::Receiving(arrivals), deserialise).0
+    let (result, table) = with_table(Table::Receiving(arrivals), deserialise);
+    match table {
+        Some(Table::Receiving(arrivals)) => (result, arrivals),
+        _ => (result, Arrivals::default()),
+    }
 }
 
 fn with_table<T>(table: Table, run: impl FnOnce() -> T) -> (T, Option<Table>) {
@@ -69,37 +252,55 @@ impl Drop for Restore {
     }
 }
 
-/// Adds a storage to what is being sent; returns its number.
+const ONLY_HERE: &str = "a tensor can be serialised only in the arguments or the result of a worker: its memory travels \
+                         beside the bytes, not in them";
+
+/// Adds a storage to what is being sent; returns the number of its grant.
 pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
     TABLE.with_borrow_mut(|table| {
-        let Some(Table::Sending(storages)) = table else {
-            return Err("a tensor can be serialised only in the arguments of a worker: its memory travels as a descriptor, not as bytes");
-        };
-        let place = storages.iter().position(|known| known.is_same(storage)).unwrap_or_else(|| {
-            storages.push(storage.clone());
-            storages.len() - 1
-        });
-        u32::try_from(place).map_err(|_| "too many storages in one message")
+        let Some(Table::Sending(outgoing)) = table else { return Err(ONLY_HERE) };
+        storage.set_shared();
+        let part = outgoing.part(storage);
+        if let Some(&number) = outgoing.parts.get(&part) {
+            return Ok(number);
+        }
+        let number = outgoing.grant(Grant::Shared(part))?;
+        outgoing.parts.insert(part, number);
+        Ok(number)
     })
 }
 
-/// The storage of that number, mapped once.
-pub(super) fn receive(number: u32) -> Result<Storage, String> {
+/// Adds a shard to what is being sent; returns the number of its grant.
+pub(super) fn send_shard(storage: &Storage, claim: Claim, cut: Cut) -> Result<u32, &'static str> {
     TABLE.with_borrow_mut(|table| {
-        let Some(Table::Receiving(arrivals)) = table else {
-            return Err("a tensor can be deserialised only from the arguments of a worker".to_owned());
-        };
-        let count = arrivals.len();
-        let place = arrivals.get_mut(number as usize);
-        let place = place.ok_or_else(|| format!("storage {number} of {count} does not exist"))?;
-        let storage = match std::mem::replace(place, Arrival::Broken) {
-            Arrival::Mapped(storage) => storage,
-            Arrival::Descriptor(fd) => {
-                Storage::receive(fd).map_err(|error| format!("storage {number}: {error}"))?
-            }
-            Arrival::Broken => return Err(format!("storage {number} could not be mapped")),
-        };
-        *place = Arrival::Mapped(storage.clone());
-        Ok(storage)
+        let Some(Table::Sending(outgoing)) = table else { return Err(ONLY_HERE) };
+        let part = outgoing.part(storage);
+        let number = outgoing.grant(Grant::Exclusive(part, cut))?;
+        outgoing.parcel.claims.push(claim);
+        Ok(number)
     })
+}
+
+/// The storage of that grant.
+pub(super) fn receive(number: u32) -> Result<Storage, String> {
+    receiving(|arrivals| arrivals.open_shared(number))
+}
+
+/// The shard of that grant, once.
+pub(super) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
+    receiving(|arrivals| arrivals.take_exclusive(number))
+}
+
+fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result<T, String> {
+    TABLE.with_borrow_mut(|table| match table {
+        Some(Table::Receiving(arrivals)) => take(arrivals),
+        _ => Err("a tensor can be deserialised only from the arguments or the result of a worker".to_owned()),
+    })
+}
+
+/// What a parcel is on the other side, when it did not have to travel.
+#[cfg(test)]
+pub(super) fn arrive(parcel: &Parcel) -> Arrivals {
+    let segments = parcel.segments.iter().map(|segment| Arrival::Descriptor(segment.open().unwrap()));
+    Arrivals::new(segments.collect(), parcel.grants.clone())
 }

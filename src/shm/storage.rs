@@ -1,24 +1,32 @@
-//! Counted bytes in a sealed memfd.
+//! Bytes in shared memory, without a shape.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use serde::{Deserialize, Serialize};
+
+use super::arena;
+use super::segment::{Plan, Segment};
+use super::strategy::{SharingStrategy, get_sharing_strategy};
 use crate::error::MemoryError;
 use crate::sys::map::SharedMap;
-use crate::sys::{memfd, memory};
+use crate::sys::memfd;
 
-/// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
-const ASK_FIRST: u64 = 1 << 20;
-
-/// A piece of memory that workers share: bytes in a memfd, which has no name and is gone with its last holder.
+/// A piece of memory that workers share. Clones, and what arrives in a worker, are the same memory.
 ///
-/// Its memory is reserved when it is made and its size is sealed, so no use of it can end in SIGBUS. Clones,
-/// and what arrives in a worker, are the same memory.
+/// Its memory is reserved when it is made and its size is fixed, so no use of it ends in SIGBUS. (The exception is a
+/// file that somebody cuts short: see [`from_file`](Self::from_file), and docs/memory.md for named memory.)
+///
+/// Storages of up to 256 KiB lie together in segments of 8 MiB, so thousands of them cost a few descriptors; a segment
+/// goes with the last of its storages. A larger one has a segment of its own.
 ///
 /// ```
-/// let storage = phalanx::Storage::new(4096)?;
-/// assert_eq!(storage.len(), 4096);
+/// use phalanx::Storage;
+/// let storage = Storage::new(4096)?;
+/// let copy = Storage::from_bytes(b"hello")?;
+/// assert_eq!((storage.len(), copy.len()), (4096, 5));
 /// # Ok::<(), phalanx::MemoryError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -26,74 +34,293 @@ pub struct Storage(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    fd: OwnedFd,
-    /// `None` when it has no bytes: nothing cannot be mapped.
-    map: Option<SharedMap>,
-    identity: (u64, u64),
+    /// `None` when it has no bytes.
+    segment: Option<Arc<Segment>>,
+    /// Where it begins in the segment.
+    offset: usize,
+    len: usize,
+    /// The process that has made it; a fork of it has the same memory.
+    owner: u32,
+    /// Whether another process may have it.
+    shared: AtomicBool,
 }
 
-impl Storage {
+/// What is the same for the same memory, in whichever process it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StorageId {
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+impl fmt::Display for StorageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, inode, offset } = self;
+        write!(f, "{device:x}:{inode}+{offset}")
+    }
+}
+
+/// Whether memory is in huge pages, which spare the processor page-table walks in large tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HugePages {
+    /// In ordinary pages.
+    #[default]
+    No,
+    /// In huge pages where there are enough free ones (and the strategy is
+    /// [`FileDescriptor`](SharingStrategy::FileDescriptor)), else in ordinary ones.
+    Preferred,
+    /// In huge pages, or not at all: [`MemoryError::NoHugePages`].
+    Required,
+}
+
+/// How a storage is to be made.
+///
+/// ```
+/// use phalanx::{HugePages, StorageOptions, Tensor};
+/// let storage = StorageOptions::new().huge_pages(HugePages::Preferred).prefault(true).zeros(4 << 20)?;
+/// let tensor = Tensor::<f32>::from_storage(&storage, &[1024, 1024])?;
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct StorageOptions {
+    strategy: Option<SharingStrategy>,
+    huge: HugePages,
+    prefault: bool,
+}
+
+impl StorageOptions {
+    /// Ordinary pages, by the process's sharing strategy.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How this storage is shared, whatever the process's strategy.
+    pub fn strategy(mut self, strategy: SharingStrategy) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
+    /// Whether it is in huge pages.
+    pub fn huge_pages(mut self, huge: HugePages) -> Self {
+        self.huge = huge;
+        self
+    }
+
+    /// Whether the page tables are filled in at once, so that no later access of this process has to. A process that
+    /// receives the storage can do the same by [`Storage::prefault`].
+    pub fn prefault(mut self, prefault: bool) -> Self {
+        self.prefault = prefault;
+        self
+    }
+
     /// Makes a storage of `bytes` zeros.
     ///
     /// # Errors
-    /// [`MemoryError::NotEnough`] when the machine or this process's cgroup does not have so much, and
-    /// [`MemoryError::Os`] when the system refuses.
+    /// As [`Storage::new`], and [`MemoryError::NoHugePages`].
+    pub fn zeros(self, bytes: usize) -> Result<Storage, MemoryError> {
+        let storage = self.make(bytes)?;
+        if self.prefault {
+            storage.prefault()?;
+        }
+        Ok(storage)
+    }
+
+    fn make(self, bytes: usize) -> Result<Storage, MemoryError> {
+        let strategy = self.strategy.unwrap_or_else(get_sharing_strategy);
+        if bytes == 0 {
+            return Ok(Storage::place(None, 0, 0, false));
+        }
+        if self.huge == HugePages::No && bytes <= arena::SMALL {
+            let (segment, offset) = arena::carve(strategy, bytes)?;
+            return Ok(Storage::place(Some(segment), offset, bytes, false));
+        }
+        let ordinary = || Segment::create(Plan { strategy, bytes, reserved: bytes, huge: false });
+        let segment = match (self.huge, strategy) {
+            (HugePages::No, _) => ordinary(),
+            (HugePages::Preferred, SharingStrategy::FileDescriptor) => {
+                in_huge_pages(bytes).or_else(|_| ordinary())
+            }
+            (HugePages::Preferred, SharingStrategy::FileSystem) => ordinary(),
+            (HugePages::Required, _) => in_huge_pages(bytes),
+        };
+        Ok(Storage::place(Some(segment?), 0, bytes, false))
+    }
+}
+
+fn in_huge_pages(asked: usize) -> Result<Arc<Segment>, MemoryError> {
+    let none = MemoryError::NoHugePages { asked: asked as u64, page: 0, free: 0 };
+    let page = memfd::huge_pages().and_then(|(page, _)| usize::try_from(page).ok()).filter(|&page| page > 0);
+    let bytes = page.and_then(|page| asked.checked_next_multiple_of(page)).ok_or(none)?;
+    Segment::create(Plan { strategy: SharingStrategy::FileDescriptor, bytes, reserved: bytes, huge: true })
+}
+
+impl Storage {
+    /// Makes a storage of `bytes` zeros. None at all is fine.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`] when the machine, this process's cgroup or the file system does not have so much,
+    /// and [`MemoryError::Os`] when the system refuses.
     pub fn new(bytes: usize) -> Result<Self, MemoryError> {
-        let asked = bytes as u64;
-        // Asking first, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
-        if asked >= ASK_FIRST
-            && let Some(available) = memory::available().filter(|&available| available < asked)
-        {
-            return Err(MemoryError::NotEnough { asked, available });
-        }
-        let os = |doing| move |os| MemoryError::Os { doing, bytes: asked, os };
-        let fd = memfd::create("phalanx-storage", asked).map_err(os("reserving a memfd"))?;
-        memfd::seal_size(fd.as_fd()).map_err(os("sealing a memfd"))?;
-        Self::map(fd).map_err(os("mapping a memfd"))
+        StorageOptions::new().zeros(bytes)
     }
 
-    /// Takes over a storage that another process made.
-    pub(super) fn receive(fd: OwnedFd) -> io::Result<Self> {
-        if !memfd::is_size_sealed(fd.as_fd())? {
-            return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
+    /// Makes a storage with a copy of `bytes`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MemoryError> {
+        let storage = Self::new(bytes.len())?;
+        if let Some((map, at)) = storage.bytes() {
+            map.write(at, bytes, 1);
         }
-        Self::map(fd)
+        Ok(storage)
     }
 
-    fn map(fd: OwnedFd) -> io::Result<Self> {
-        let (identity, size) = memfd::identity(fd.as_fd())?;
-        let len = usize::try_from(size).map_err(io::Error::other)?;
-        let map = if len == 0 { None } else { Some(SharedMap::new(fd.as_fd(), len)?) };
-        Ok(Self(Arc::new(Inner { fd, map, identity })))
+    /// The bytes of a file, such as a data set: they are read when they are first used, through the page cache, which
+    /// all processes share. They can only be read here.
+    ///
+    /// Who changes the file changes what is seen; who cuts it short makes a later access end in SIGBUS.
+    ///
+    /// ```
+    /// use phalanx::{Storage, Tensor};
+    /// # let file = tempfile::NamedTempFile::new()?;
+    /// # std::fs::write(file.path(), [0; 32])?;
+    /// # let path = file.path();
+    /// let data = Tensor::<u16>::from_storage(&Storage::from_file(path)?, &[4, 4])?;
+    /// assert_eq!(data.get(5)?, 0);
+    /// assert!(data.set(5, 1).is_err());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`MemoryError::File`] when it cannot be opened or mapped.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, MemoryError> {
+        let segment = Segment::of_file(path.as_ref())?;
+        let len = segment.len();
+        Ok(Self::place(Some(segment).filter(|_| len > 0), 0, len, true))
+    }
+
+    /// A part of a segment. `shared`: another process may have it.
+    pub(super) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
+        let (owner, shared) = (std::process::id(), AtomicBool::new(shared));
+        Self(Arc::new(Inner { segment, offset, len, owner, shared }))
     }
 
     /// Its size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.map.as_ref().map_or(0, SharedMap::len)
+        self.0.len
     }
 
     /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.map.is_none()
+        self.0.len == 0
+    }
+
+    /// Whether it can be written to: it is neither frozen nor a file's.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.bytes().is_none_or(|(map, _)| map.is_writable())
     }
 
     /// Whether both are the same memory.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.0.identity == other.0.identity
+        Arc::ptr_eq(&self.0, &other.0) || !self.is_empty() && self.id() == other.id()
     }
 
-    /// The mapped bytes; `None` when there are none.
-    pub(super) fn bytes(&self) -> Option<&SharedMap> {
-        self.0.map.as_ref()
+    /// What is the same for the same memory in every process. All storages without bytes have the same.
+    #[must_use]
+    pub fn id(&self) -> StorageId {
+        let (device, inode) = self.0.segment.as_ref().map_or((0, 0), |segment| segment.identity());
+        StorageId { device, inode, offset: self.0.offset as u64 }
     }
-}
 
-impl AsFd for Storage {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+    /// Fills in the page tables of this process for it, so that no later access has to.
+    ///
+    /// # Errors
+    /// [`MemoryError::Os`] when the system refuses.
+    pub fn prefault(&self) -> Result<(), MemoryError> {
+        let Some((map, at)) = self.bytes() else { return Ok(()) };
+        let len = self.len();
+        map.prefault(at, len).map_err(MemoryError::os("filling in page tables (madvise)", len as u64))
+    }
+
+    /// The map that its bytes lie in, and where; `None` when there are none.
+    #[inline]
+    pub(super) fn bytes(&self) -> Option<(&SharedMap, usize)> {
+        Some((self.0.segment.as_ref()?.map()?, self.0.offset))
+    }
+
+    pub(super) fn segment(&self) -> Option<&Arc<Segment>> {
+        self.0.segment.as_ref()
+    }
+
+    pub(super) fn offset(&self) -> usize {
+        self.0.offset
+    }
+
+    /// Notes that another process may have it from now on.
+    pub(super) fn set_shared(&self) {
+        self.0.shared.store(true, Relaxed);
+    }
+
+    /// Whether this is the only handle to its memory in any process: it was made here, was never sent, and has no
+    /// clone.
+    pub(super) fn is_exclusive(&mut self) -> bool {
+        let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        inner.owner == std::process::id() && !*inner.shared.get_mut()
+    }
+
+    /// Freezes it: seals its memory against writing by anybody.
+    ///
+    /// # Errors
+    /// [`MemoryError::StillWritable`], with the storage as it was.
+    pub(super) fn freeze(self) -> Result<Self, (Self, MemoryError)> {
+        let inner = Arc::try_unwrap(self.0).map_err(|shared| Self(shared).held_elsewhere())?;
+        let Inner { segment, offset, len, owner: _, shared } = inner;
+        let shared = shared.into_inner();
+        let place = |segment| Self::place(segment, offset, len, shared);
+        let Some(segment) = segment else { return Ok(place(None)) };
+        match Segment::seal(segment) {
+            Ok(sealed) => Ok(place(Some(sealed))),
+            Err((segment, error)) => Err((place(Some(segment)), error)),
+        }
+    }
+
+    /// Memory that is this storage's alone and can be sealed.
+    pub(super) fn sealable(bytes: usize) -> Result<Self, MemoryError> {
+        let strategy = SharingStrategy::FileDescriptor;
+        let segment = Segment::create(Plan { strategy, bytes, reserved: bytes, huge: false })?;
+        Ok(Self::place(Some(segment), 0, bytes, false))
+    }
+
+    /// Whether its memory can be sealed without sealing others': a carved one's cannot.
+    pub(super) fn is_sealable(&self) -> bool {
+        self.len() > arena::SMALL && self.0.segment.as_ref().is_some_and(|segment| segment.is_sealable())
+    }
+
+    /// Who else is known to be able to write to it.
+    pub(super) fn other_writer(&self) -> Option<&'static str> {
+        let alone = self.len() > arena::SMALL;
+        if !self.is_writable() {
+            None
+        } else if Arc::strong_count(&self.0) > 1 {
+            Some("another tensor of this process")
+        } else if alone && self.0.segment.as_ref().is_some_and(|segment| segment.has_other_names()) {
+            Some("another process")
+        } else {
+            None
+        }
+    }
+
+    fn held_elsewhere(self) -> (Self, MemoryError) {
+        let error =
+            MemoryError::StillWritable { bytes: self.len(), holder: "another tensor of this process" };
+        (self, error)
     }
 }
 
@@ -103,33 +330,47 @@ mod tests {
 
     #[test]
     fn storage_too_large_is_an_error_with_numbers() {
-        let error = Storage::new(1 << 50).unwrap_err();
-        assert!(
-            matches!(error, MemoryError::NotEnough { asked, available } if asked == 1 << 50 && available > 0)
-        );
-        assert!(Storage::new(usize::MAX).is_err());
+        for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
+            let error = StorageOptions::new().strategy(strategy).zeros(1 << 50).unwrap_err();
+            assert!(
+                matches!(error, MemoryError::NotEnough { asked, available, .. } if asked == 1 << 50 && available > 0)
+            );
+            assert!(StorageOptions::new().strategy(strategy).zeros(usize::MAX).is_err());
+        }
     }
 
     #[test]
     fn storage_of_nothing_works() {
         let storage = Storage::new(0).unwrap();
-        assert!(storage.is_empty());
-        assert_eq!(storage.len(), 0);
+        assert!(storage.is_empty() && storage.is_writable() && !storage.is_same(&Storage::new(0).unwrap()));
+        assert_eq!((storage.len(), storage.prefault().is_ok()), (0, true));
     }
 
     #[test]
-    fn storage_cannot_be_resized() {
-        let storage = Storage::new(100).unwrap();
-        let file = std::fs::File::from(storage.as_fd().try_clone_to_owned().unwrap());
-        assert!(file.set_len(10).is_err());
-        assert!(file.set_len(1000).is_err());
+    fn storage_of_a_file_shows_it_and_refuses_to_be_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Storage::from_file(file.path()).unwrap().is_empty());
+        std::fs::write(file.path(), [1, 2, 3]).unwrap();
+        let storage = Storage::from_file(file.path()).unwrap();
+        let (map, at) = storage.bytes().unwrap();
+        let mut bytes = [0; 3];
+        map.read(at, &mut bytes, 1);
+        assert_eq!((bytes, storage.is_writable()), ([1, 2, 3], false));
+        assert!(storage.is_same(&Storage::from_file(file.path()).unwrap()));
+        let missing = Storage::from_file("/no/such/file").unwrap_err().to_string();
+        assert!(missing.contains("/no/such/file"), "{missing}");
+        assert!(Storage::from_file("/dev/null").is_err());
     }
 
     #[test]
-    fn receive_refuses_what_is_not_sealed() {
-        let loose = memfd::create("loose", 100).unwrap();
-        assert!(Storage::receive(loose).is_err());
-        let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(Storage::receive(file.into()).is_err());
+    fn huge_pages_are_an_error_with_numbers_or_fall_back() {
+        let options = StorageOptions::new().prefault(true);
+        // More than can be reserved on any machine that runs this.
+        let error = options.huge_pages(HugePages::Required).zeros(1 << 50).unwrap_err();
+        assert!(matches!(error, MemoryError::NoHugePages { asked, .. } if asked == 1 << 50), "{error}");
+        let storage = options.huge_pages(HugePages::Preferred).zeros(3 << 20).unwrap();
+        assert_eq!(storage.len(), 3 << 20);
+        let named = options.strategy(SharingStrategy::FileSystem).huge_pages(HugePages::Preferred);
+        assert!(named.zeros(1 << 20).is_ok());
     }
 }

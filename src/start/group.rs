@@ -8,7 +8,8 @@ use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{limits, process};
-use crate::wire::slot::Slot;
+use crate::wire::job::JobFile;
+use crate::wire::returns::Returns;
 
 /// Descriptors of the launcher that a worker costs: its pidfd, its report slot, and its job until it is started.
 const DESCRIPTORS_PER_WORKER: usize = 3;
@@ -25,26 +26,27 @@ pub(crate) fn make_room(nprocs: usize) {
 pub(crate) struct Started {
     pub(crate) children: Vec<Child>,
     pub(crate) watch: WatchSet,
+    pub(crate) returns: Returns,
 }
 
 /// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
 pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
     match group.method {
-        StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(&group))?,
-        StartMethod::Spawn | StartMethod::Fork => start_each(&group),
+        StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(group))?,
+        StartMethod::Spawn | StartMethod::Fork => start_each(group),
         StartMethod::ForkServer => Err(Error::Unsupported { method: "ForkServer" }),
     }
 }
 
-fn start_each(group: &Group) -> Result<Started, Error> {
+fn start_each(mut group: Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
-    let watch =
-        WatchSet::new().map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
+    let watch = WatchSet::new(&group.returns)
+        .map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
     let template = spawn::Template::new(&group.environment);
     let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {
         // Watched before the next one starts: ends come in their order only for those who are watched by then.
-        let child = start_one(group, rank, &template)
+        let child = start_one(&group, rank, &template)
             .and_then(|child| {
                 watch.add(&child, rank).map_err(Failure::of("watching the process (epoll_ctl)"))?;
                 Ok(child)
@@ -52,7 +54,8 @@ fn start_each(group: &Group) -> Result<Started, Error> {
             .map_err(|failure| failure.for_rank(rank, nprocs))?;
         children.0.push(child);
     }
-    Ok(Started { children: std::mem::take(&mut children.0), watch })
+    group.jobs.iter_mut().for_each(JobFile::deliver);
+    Ok(Started { children: std::mem::take(&mut children.0), watch, returns: group.returns })
 }
 
 /// The first of N workers; if the others cannot follow, they are killed together before each is reaped.
@@ -68,7 +71,7 @@ impl Drop for KilledTogether {
 }
 
 fn start_one(group: &Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
-    let slot = Slot::new().map_err(Failure::of("creating the report slot (memfd_create)"))?;
+    let slot = group.slot(rank)?;
     let started = Moment::now();
     let pid = match group.method {
         StartMethod::Fork => fork::start(group, rank, &slot)?,

@@ -1,15 +1,18 @@
 //! N workers to be started, and why one of them was not.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::StartMethod;
 use crate::error::Error;
+use crate::shm::tree::{Nest, Place};
 use crate::sys::limits::{self, Shortage};
 use crate::sys::memory;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;
 use crate::wire::marker::Marker;
+use crate::wire::returns::Returns;
 use crate::wire::slot::Slot;
 
 /// N workers to be started.
@@ -19,6 +22,10 @@ pub(crate) struct Group {
     pub(crate) nprocs: usize,
     /// One for each rank, or one for all.
     pub(crate) jobs: Vec<JobFile>,
+    /// Where the workers send what goes beside their results.
+    pub(crate) returns: Returns,
+    /// This process's place in a tree of named memory, if it has one.
+    pub(crate) place: Option<Arc<Place>>,
     /// Changes of the environment.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) death_signal: Option<Signal>,
@@ -36,7 +43,29 @@ impl Group {
             job: self.job(rank).as_fd().as_raw_fd(),
             report: slot.as_fd().as_raw_fd(),
             death_signal: self.death_signal,
+            nest: slot.nest().map(Nest::number),
         }
+    }
+
+    /// The report slot of a rank, and its place in the tree with the memory of its arguments.
+    pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
+        let nest = self.place.as_ref().map(Place::nest).transpose();
+        let nest = nest.map_err(Failure::of("making a directory for its named memory (mkdirat)"))?;
+        if let Some(nest) = &nest {
+            let linked = self.job(rank).link_into(nest);
+            linked.map_err(Failure::of("naming the memory of its arguments (linkat)"))?;
+        }
+        Slot::new(nest).map_err(Failure::of("creating the report slot (memfd_create)"))
+    }
+
+    /// What a rank inherits.
+    pub(super) fn inherited<'a>(
+        &'a self,
+        rank: usize,
+        slot: &'a Slot,
+    ) -> impl Iterator<Item = BorrowedFd<'a>> {
+        let place = self.place.as_ref().map(|place| place.as_fd());
+        self.job(rank).descriptors().chain([slot.as_fd(), self.returns.outbox()]).chain(place)
     }
 }
 
@@ -77,6 +106,7 @@ pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
             let limit = numbers("RLIMIT_NPROC", limits::processes())?;
             Some(format!("{limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"))
         }
+        Shortage::Space => Some("the file system is full".to_owned()),
         Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
     }
 }

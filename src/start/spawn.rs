@@ -1,7 +1,6 @@
 //! Run our own executable again.
 
 use std::ffi::{CStr, CString, OsString};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,8 +55,7 @@ impl Template {
     pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
         let marker = c_string(format!("{WORKER}={}", group.marker(rank, slot)).into());
         let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
-        let inherited = group.job(rank).descriptors().chain([slot.as_fd()]);
-        let pid = spawn_self(&self.arguments, &environment, inherited);
+        let pid = spawn_self(&self.arguments, &environment, group.inherited(rank, slot));
         pid.map_err(Failure::of("running /proc/self/exe again (posix_spawn)"))
     }
 }

@@ -6,9 +6,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::child::Child;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{Epoll, Timer};
+use crate::wire::returns::Returns;
 
-/// The token of the timer; no rank comes so far.
+/// The tokens of the timer and of what workers return; no rank comes so far.
 const TIMER: u64 = u64::MAX;
+const RETURNS: u64 = u64::MAX - 1;
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The child of that number has ended.
+    Ended(usize),
+    /// A child has sent something that goes with its result.
+    Returned,
+}
 
 /// Tells which children have ended, in the order of their ends. Asking costs the same for any number of them.
 #[derive(Debug)]
@@ -19,10 +30,12 @@ pub(crate) struct WatchSet {
 }
 
 impl WatchSet {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// A set that watches what the children return, and no child yet.
+    pub(crate) fn new(returns: &Returns) -> io::Result<Self> {
         let (epoll, timer) = (Epoll::new()?, Timer::new()?);
         // From the beginning: in a teardown there may be no descriptor left for it.
         epoll.add(timer.as_fd(), TIMER)?;
+        epoll.add(returns.as_fd(), RETURNS)?;
         Ok(Self { epoll, timer, alarm: None })
     }
 
@@ -36,13 +49,17 @@ impl WatchSet {
         self.epoll.remove(child.as_fd())
     }
 
-    /// The numbers of some children that have ended; none when all of them run.
-    pub(crate) fn ended(&self) -> io::Result<Vec<usize>> {
-        let tokens = self.epoll.ready()?;
-        Ok(tokens.into_iter().filter(|&token| token != TIMER).map(|token| token as usize).collect())
+    /// Some of what has happened; nothing when all children run and none has sent anything.
+    pub(crate) fn events(&self) -> io::Result<Vec<Event>> {
+        let event = |token| match token {
+            TIMER => None,
+            RETURNS => Some(Event::Returned),
+            number => Some(Event::Ended(number as usize)),
+        };
+        Ok(self.epoll.ready()?.into_iter().filter_map(event).collect())
     }
 
-    /// Sleeps until a child has ended, the alarm is due, or `deadline` has come.
+    /// Sleeps until something happens, the alarm is due, or `deadline` has come.
     pub(crate) fn wait_until(&self, deadline: Option<Moment>) -> io::Result<()> {
         self.epoll.wait_until(deadline)
     }

@@ -1,10 +1,11 @@
 //! Copying between private memory and memory that other processes may write at the same time.
 //!
-//! A plain `memcpy` there would be a data race. On x86-64 the copy is one `rep movsb`, which the compiler cannot look
-//! into; elsewhere it is a loop of relaxed atomics of the elements' own size, the same that single accesses use.
+//! A plain `memcpy` there would be a data race. On x86-64 the copy is the C library's memcpy called from assembly, which
+//! the compiler cannot look into: to it this is some code that accesses each byte atomically, and the processor does no
+//! less. Elsewhere it is a loop of relaxed atomics of the elements' own size, the same that single accesses use.
 //!
 //! `copy_in` goes to shared memory and `copy_out` comes from it; both take source, target, the length in bytes and the
-//! size of an element (1, 4 or 8, a divisor of the length).
+//! size of an element (1, 2, 4 or 8, a divisor of the length).
 //!
 //! # Safety
 //! The source must be readable and the target writable for the length, and they must not overlap. One of them is
@@ -18,19 +19,21 @@ pub(super) use by_bytes::{copy as copy_in, copy as copy_out};
 
 #[cfg(target_arch = "x86_64")]
 mod by_bytes {
-    /// `rep movsb`: the same in both directions, and for elements of any size.
+    /// memcpy(3): the same in both directions, and for elements of any size.
     ///
     /// # Safety
     /// As the head of this file says.
     pub(in crate::sys) unsafe fn copy(source: *const u8, target: *mut u8, len: usize, _unit: usize) {
-        // SAFETY: the caller vouches for both ranges; the direction flag is clear by the calling convention.
+        // SAFETY: the caller vouches for both ranges; the call is one by the C calling convention, whose registers are
+        // declared as overwritten, and the stack is aligned for it since `nostack` is absent.
         unsafe {
             core::arch::asm!(
-                "rep movsb",
-                inout("rcx") len => _,
-                inout("rsi") source => _,
-                inout("rdi") target => _,
-                options(nostack, preserves_flags)
+                "call {memcpy}",
+                memcpy = sym libc::memcpy,
+                in("rdi") target,
+                in("rsi") source,
+                in("rdx") len,
+                clobber_abi("sysv64"),
             );
         }
     }
@@ -38,7 +41,7 @@ mod by_bytes {
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod by_atomics {
-    use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
     macro_rules! copies_of {
         ($copy_in:ident, $copy_out:ident, $atomic:ty, $word:ty) => {
@@ -65,6 +68,7 @@ mod by_atomics {
     }
 
     copies_of!(in_1, out_1, AtomicU8, u8);
+    copies_of!(in_2, out_2, AtomicU16, u16);
     copies_of!(in_4, out_4, AtomicU32, u32);
     copies_of!(in_8, out_8, AtomicU64, u64);
 
@@ -76,6 +80,7 @@ mod by_atomics {
         let copy = match unit {
             8 => in_8,
             4 => in_4,
+            2 => in_2,
             _ => in_1,
         };
         // SAFETY: the caller keeps the same promise.
@@ -90,6 +95,7 @@ mod by_atomics {
         let copy = match unit {
             8 => out_8,
             4 => out_4,
+            2 => out_2,
             _ => out_1,
         };
         // SAFETY: the caller keeps the same promise.
@@ -108,7 +114,7 @@ mod tests {
         let source: Vec<u64> = (0..8).map(|n| 0x0101_0101_0101_0101 * n + 7).collect();
         let source: &[u8] = bytemuck::cast_slice(&source);
         let ways: [Copy; 4] = [copy_in, copy_out, by_atomics::copy_in, by_atomics::copy_out];
-        for (len, unit) in [(64, 8), (56, 4), (13, 1), (0, 8), (4, 4)] {
+        for (len, unit) in [(64, 8), (56, 4), (14, 2), (13, 1), (0, 8), (4, 4)] {
             for copy in ways {
                 let mut words = [u64::MAX; 9];
                 let target: &mut [u8] = bytemuck::cast_slice_mut(&mut words);

@@ -50,6 +50,8 @@ pub(crate) enum Shortage {
     DescriptorsOfMachine,
     Processes,
     Memory,
+    /// Of a file system: a full /dev/shm.
+    Space,
 }
 
 impl Shortage {
@@ -59,6 +61,7 @@ impl Shortage {
             libc::ENFILE => Some(Self::DescriptorsOfMachine),
             libc::EAGAIN => Some(Self::Processes),
             libc::ENOMEM => Some(Self::Memory),
+            libc::ENOSPC => Some(Self::Space),
             _ => None,
         }
     }

@@ -1,70 +1,134 @@
-//! mmap(2): shared memory as atomics and copies, never as references to plain data.
+//! mmap(2): shared memory as atomics and copies, never as references to plain data, unless it is sealed.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 use super::copy::{copy_in, copy_out};
+use super::memfd;
 
-/// Memory that other processes read and write too.
+/// Memory that other processes may read and write too.
 #[derive(Debug)]
 pub(crate) struct SharedMap {
-    raw: MmapRaw,
+    pages: Pages,
     len: usize,
+}
+
+#[derive(Debug)]
+enum Pages {
+    Writable(MmapRaw),
+    ReadOnly(MmapRaw),
+    /// Of a memfd that is sealed against writing by anybody.
+    Sealed(Mmap),
 }
 
 impl SharedMap {
     /// Maps the first `len` bytes of `fd`, which must be that long and stay so (see `memfd`).
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        let raw = MmapOptions::new().len(len).map_raw(fd.as_raw_fd())?;
-        Ok(Self { raw, len })
+        let pages = Pages::Writable(MmapOptions::new().len(len).map_raw(fd.as_raw_fd())?);
+        Ok(Self { pages, len })
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
+    /// As [`new`](Self::new), of a descriptor that may only be read.
+    pub(crate) fn read_only(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let pages = Pages::ReadOnly(MmapOptions::new().len(len).map_raw_read_only(fd.as_raw_fd())?);
+        Ok(Self { pages, len })
+    }
+
+    /// Maps the first `len` bytes of a memfd that is sealed against writing, whose bytes therefore never change.
+    ///
+    /// # Errors
+    /// When it is not sealed or not so long, or cannot be mapped.
+    pub(crate) fn sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let (_, size) = memfd::identity(fd)?;
+        if !memfd::is_content_sealed(fd) || size < len as u64 {
+            return Err(io::Error::other(format!("it is not sealed with {len} bytes against any change")));
+        }
+        // SAFETY: nobody can change these bytes or cut them short, as was just asked of the kernel. The map is a
+        // private one, which shares the pages as long as nobody writes: before Linux 6.7 a sealed memfd has no other.
+        let pages = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd())? };
+        Ok(Self { pages: Pages::Sealed(pages), len })
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        matches!(self.pages, Pages::Writable(_))
+    }
+
+    /// The bytes in place, when nobody can change them.
+    pub(crate) fn sealed_bytes(&self) -> Option<&[u8]> {
+        match &self.pages {
+            Pages::Sealed(map) => Some(map),
+            Pages::Writable(_) | Pages::ReadOnly(_) => None,
+        }
     }
 
     /// The address of byte `offset`, of which `size` bytes and `align` are checked.
     ///
     /// # Panics
     /// When these bytes do not lie in the map or are not aligned.
+    #[inline]
     pub(crate) fn at(&self, offset: usize, size: usize, align: usize) -> *mut u8 {
         let inside = offset.checked_add(size).is_some_and(|end| end <= self.len);
         assert!(inside, "{size} bytes at {offset} of a map of {} bytes", self.len);
         assert!(offset.is_multiple_of(align), "offset {offset} is not a multiple of {align}");
-        self.raw.as_mut_ptr().wrapping_add(offset)
+        let start = match &self.pages {
+            Pages::Writable(map) | Pages::ReadOnly(map) => map.as_mut_ptr(),
+            Pages::Sealed(map) => map.as_ptr().cast_mut(),
+        };
+        start.wrapping_add(offset)
     }
 
+    /// As [`at`](Self::at), to write there.
+    ///
+    /// # Panics
+    /// As [`at`](Self::at), and when the map is read-only: its holder asks [`is_writable`](Self::is_writable) first.
+    #[inline]
+    fn writable_at(&self, offset: usize, size: usize, align: usize) -> *mut u8 {
+        assert!(self.is_writable(), "a map that can only be read is written to");
+        self.at(offset, size, align)
+    }
+
+    #[inline]
     pub(crate) fn u8(&self, offset: usize) -> &AtomicU8 {
-        // SAFETY: `at` checked the bounds; the memory lives as long as self and is accessed by atomics only.
+        // SAFETY: `at` checked the bounds; the memory lives as long as self and is accessed by atomics only. In a
+        // map that can only be read the holder only loads (see `writable_at`).
         unsafe { AtomicU8::from_ptr(self.at(offset, 1, 1)) }
     }
 
-    pub(crate) fn u32(&self, offset: usize) -> &AtomicU32 {
+    #[inline]
+    pub(crate) fn u16(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: as in `u8`; `at` also checked the alignment, and maps begin at a page.
+        unsafe { AtomicU16::from_ptr(self.at(offset, 2, 2).cast()) }
+    }
+
+    #[inline]
+    pub(crate) fn u32(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: as in `u16`.
         unsafe { AtomicU32::from_ptr(self.at(offset, 4, 4).cast()) }
     }
 
+    #[inline]
     pub(crate) fn u64(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: as in `u32`.
+        // SAFETY: as in `u16`.
         unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) }
     }
 
-    /// Copies `bytes` to `offset`, in elements of `unit` bytes (1, 4 or 8).
+    /// Copies `bytes` to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
     ///
     /// # Panics
-    /// When they do not fit, or are not whole and aligned elements.
+    /// When they do not fit, or are not whole and aligned elements, or the map is read-only.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8], unit: usize) {
         assert!(bytes.len().is_multiple_of(unit), "{} bytes are not elements of {unit}", bytes.len());
-        let target = self.at(offset, bytes.len(), unit);
+        let target = self.writable_at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap, since
         // nobody can have a slice of shared memory; who accesses it by elements does so by this unit.
         unsafe { copy_in(bytes.as_ptr(), target, bytes.len(), unit) }
     }
 
-    /// Fills `bytes` from `offset`, in elements of `unit` bytes (1, 4 or 8).
+    /// Fills `bytes` from `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
     ///
     /// # Panics
     /// When there are not so many, or they are not whole and aligned elements.
@@ -74,14 +138,67 @@ impl SharedMap {
         // SAFETY: `at` checked the source, the slice vouches for the target; the rest as in `write`.
         unsafe { copy_out(source, bytes.as_mut_ptr(), bytes.len(), unit) }
     }
+
+    /// Reads `len` bytes of `file` from byte `from` on straight into the map at `offset`: pread(2).
+    ///
+    /// # Errors
+    /// When the file is shorter, or cannot be read.
+    ///
+    /// # Panics
+    /// When there are not so many bytes in the map, or it is read-only.
+    #[cfg_attr(not(feature = "safetensors"), expect(dead_code, reason = "only files are read so"))]
+    pub(crate) fn fill_from(&self, file: &File, from: u64, offset: usize, len: usize) -> io::Result<()> {
+        let start = self.writable_at(offset, len, 1);
+        let mut done = 0;
+        while done < len {
+            let place = i64::try_from(from + done as u64).map_err(io::Error::other)?;
+            // SAFETY: `writable_at` checked the bounds; the kernel writes there, as any other process could.
+            let got =
+                unsafe { libc::pread(file.as_raw_fd(), start.wrapping_add(done).cast(), len - done, place) };
+            match usize::try_from(got) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(more) => done += more,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in the page tables now, so that no later access has to: madvise(2), MADV_POPULATE_WRITE.
+    pub(crate) fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
+        const POPULATE_READ: i32 = 22;
+        const POPULATE_WRITE: i32 = 23;
+        let (_, page) = (self.at(offset, len, 1), page_size());
+        let begin = offset - offset % page;
+        let advice = if self.is_writable() { POPULATE_WRITE } else { POPULATE_READ };
+        let length = offset + len - begin;
+        // SAFETY: a part of the map, which `at` checked; populating pages changes none of their bytes.
+        let done = unsafe { libc::madvise(self.at(begin, length, 1).cast(), length, advice) };
+        if done == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // Before Linux 5.14 nobody else does it: a load a page.
+            error if error.raw_os_error() == Some(libc::EINVAL) => {
+                (begin..offset + len).step_by(page).for_each(|at| {
+                    let _ = self.u8(at).load(Ordering::Relaxed);
+                });
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
 }
 
-/// Maps a memfd that is sealed against writing, whose bytes therefore never change.
-///
-/// # Errors
-/// When it is not sealed or cannot be mapped.
-pub(crate) fn map_sealed(fd: BorrowedFd<'_>) -> io::Result<Mmap> {
-    MmapOptions::new().map_if_safe(fd.as_raw_fd()).map_err(io::Error::other)
+/// Bytes of a page.
+fn page_size() -> usize {
+    // SAFETY: takes an integer.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 #[cfg(test)]
@@ -89,19 +206,20 @@ mod tests {
     use std::os::fd::AsFd;
     use std::sync::atomic::Ordering::Relaxed;
 
-    use super::super::memfd;
     use super::*;
 
     #[test]
     fn shared_map_writes_are_seen_through_a_second_map() {
         let fd = memfd::create("test", 64).unwrap();
         let one = SharedMap::new(fd.as_fd(), 64).unwrap();
-        let two = SharedMap::new(fd.as_fd(), 64).unwrap();
+        let two = SharedMap::read_only(fd.as_fd(), 64).unwrap();
         one.write(3, b"hello", 1);
         one.u32(16).store(9, Relaxed);
         let mut seen = [0; 5];
         two.read(3, &mut seen, 1);
         assert_eq!((&seen, two.u32(16).load(Relaxed)), (b"hello", 9));
+        one.prefault(5, 40).unwrap();
+        two.prefault(5, 40).unwrap();
     }
 
     #[test]
@@ -112,10 +230,18 @@ mod tests {
     }
 
     #[test]
-    fn map_sealed_refuses_writable_memory() {
+    #[should_panic(expected = "can only be read")]
+    fn read_only_map_refuses_to_be_written_before_the_processor_does() {
         let fd = memfd::create("test", 64).unwrap();
-        assert!(map_sealed(fd.as_fd()).is_err());
+        SharedMap::read_only(fd.as_fd(), 64).unwrap().write(0, &[1], 1);
+    }
+
+    #[test]
+    fn sealed_map_refuses_writable_memory_and_what_is_too_short() {
+        let fd = memfd::create("test", 64).unwrap();
+        assert!(SharedMap::sealed(fd.as_fd(), 64).is_err());
         memfd::seal_contents(fd.as_fd()).unwrap();
-        assert_eq!(map_sealed(fd.as_fd()).unwrap().len(), 64);
+        assert_eq!(SharedMap::sealed(fd.as_fd(), 64).unwrap().sealed_bytes().unwrap(), [0; 64]);
+        assert!(SharedMap::sealed(fd.as_fd(), 65).is_err());
     }
 }

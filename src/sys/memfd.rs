@@ -2,38 +2,72 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::ftruncate;
 
 use super::fd::above_stdio;
-use super::limits;
+use super::{limits, memory};
 
 /// A memfd of `size` bytes of zeros whose memory is reserved: using it later cannot fail with SIGBUS.
 pub(crate) fn create(name: &str, size: u64) -> io::Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let fd = above_stdio(memfd_create(name, flags)?)?;
-    reserve(&fd, size)?;
+    let fd = unnamed(name, MFdFlags::empty())?;
+    reserve(fd.as_fd(), 0, size)?;
     Ok(fd)
+}
+
+/// As [`create`], in huge pages of the system's default size, of which `size` is a multiple (hugetlbfs).
+pub(crate) fn create_huge(name: &str, size: u64) -> io::Result<OwnedFd> {
+    let fd = unnamed(name, MFdFlags::MFD_HUGETLB)?;
+    reserve(fd.as_fd(), 0, size)?;
+    Ok(fd)
+}
+
+/// A memfd of `size` bytes of which none is reserved: see [`reserve`].
+pub(crate) fn create_empty(name: &str, size: u64) -> io::Result<OwnedFd> {
+    let fd = unnamed(name, MFdFlags::empty())?;
+    set_size(fd.as_fd(), size)?;
+    Ok(fd)
+}
+
+fn unnamed(name: &str, flags: MFdFlags) -> io::Result<OwnedFd> {
+    above_stdio(memfd_create(name, flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?)
+}
+
+/// ftruncate(2), with an error where the kernel would kill.
+pub(crate) fn set_size(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    check_file_size(size)?;
+    Ok(ftruncate(fd, offset(size)?)?)
+}
+
+/// Beyond RLIMIT_FSIZE the kernel does not refuse but kills, by SIGXFSZ.
+fn check_file_size(size: u64) -> io::Result<()> {
+    if size > limits::file_size()? {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    Ok(())
+}
+
+fn offset(bytes: u64) -> io::Result<i64> {
+    i64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
 /// What is reserved in one call: fallocate(2) undoes a call that a signal interrupts, so that a single large one
 /// might never come to an end under a storm of signals.
 const CHUNK: u64 = 64 << 20;
 
-fn reserve(fd: &OwnedFd, size: u64) -> io::Result<()> {
-    // Beyond RLIMIT_FSIZE the kernel does not refuse but kills, by SIGXFSZ.
-    if size > limits::file_size()? {
-        return Err(io::Error::from_raw_os_error(libc::EFBIG));
-    }
-    let offset = |bytes: u64| i64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
-    let mut done = 0;
-    while done < size {
-        let chunk = CHUNK.min(size - done);
+/// Reserves the memory of the bytes from `from` to `to`, in a memfd or a file below /dev/shm: using them later cannot
+/// fail with SIGBUS. The file grows to hold them.
+pub(crate) fn reserve(fd: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
+    check_file_size(to)?;
+    let mut done = from;
+    while done < to {
+        let chunk = CHUNK.min(to - done);
         match fallocate(fd, FallocateFlags::empty(), offset(done)?, offset(chunk)?) {
             Ok(()) => done += chunk,
             Err(Errno::EINTR) => {}
@@ -41,6 +75,13 @@ fn reserve(fd: &OwnedFd, size: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Bytes of a huge page, and how many of them are free (/proc/meminfo).
+pub(crate) fn huge_pages() -> Option<(u64, u64)> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let number = |key| memory::number_after(&meminfo, key);
+    Some((number("Hugepagesize:")? * 1024, number("HugePages_Free:")?))
 }
 
 /// A memfd with `parts`, one after the other, sealed so that its bytes never change.
@@ -53,7 +94,7 @@ pub(crate) fn sealed_with(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
         at += part.len() as u64;
     }
     let fd = OwnedFd::from(file);
-    seal_contents(std::os::fd::AsFd::as_fd(&fd))?;
+    seal_contents(fd.as_fd())?;
     Ok(fd)
 }
 
@@ -75,13 +116,41 @@ fn add_seals(fd: BorrowedFd<'_>, seals: SealFlag) -> io::Result<()> {
 }
 
 /// Whether its size can change no more.
-pub(crate) fn is_size_sealed(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let seals = SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS)?);
-    Ok(seals.contains(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))
+pub(crate) fn is_size_sealed(fd: BorrowedFd<'_>) -> bool {
+    seals(fd).contains(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)
 }
 
-/// What tells this file from any other: device and inode, and its size in bytes.
+/// Whether neither its bytes nor its size can change any more.
+pub(crate) fn is_content_sealed(fd: BorrowedFd<'_>) -> bool {
+    seals(fd).contains(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE)
+}
+
+/// Whether it may be sealed: it is a memfd, and no file with a name.
+pub(crate) fn is_sealable(fd: BorrowedFd<'_>) -> bool {
+    fcntl(fd, FcntlArg::F_GET_SEALS).is_ok() && !seals(fd).contains(SealFlag::F_SEAL_SEAL)
+}
+
+/// What can have no seals has none.
+fn seals(fd: BorrowedFd<'_>) -> SealFlag {
+    SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS).unwrap_or(0))
+}
+
+/// Whether the descriptor may only be read.
+pub(crate) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    Ok(flags & OFlag::O_ACCMODE == OFlag::O_RDONLY)
+}
+
+/// What tells this file from any other: device and inode, and its size in bytes. What is no file of bytes is an error.
 pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<((u64, u64), u64)> {
     let stat = fstat(fd)?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(io::Error::other("it is no regular file"));
+    }
     Ok(((stat.st_dev, stat.st_ino), stat.st_size.unsigned_abs()))
+}
+
+/// How many names it has.
+pub(crate) fn link_count(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(fstat(fd)?.st_nlink)
 }

@@ -78,9 +78,15 @@ pub(crate) fn peak_resident_kib() -> Option<u64> {
 }
 
 /// The number behind `key`, which begins a line.
-fn number_after(text: &str, key: &str) -> Option<u64> {
+pub(super) fn number_after(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// How many mappings this process has, and how many it may have (vm.max_map_count).
+pub(crate) fn mappings() -> Option<(usize, usize)> {
+    let count = read_to_string("/proc/self/maps").ok()?.lines().count();
+    Some((count, read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?))
 }
 
 #[cfg(test)]

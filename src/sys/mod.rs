@@ -4,6 +4,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod copy;
+pub(crate) mod dir;
 pub(crate) mod env;
 pub(crate) mod epoll;
 pub(crate) mod fd;
@@ -16,5 +17,6 @@ pub(crate) mod memory;
 pub(crate) mod prctl;
 pub(crate) mod process;
 pub(crate) mod signal;
+pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod trace;

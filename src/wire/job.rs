@@ -1,37 +1,62 @@
-//! A job in a sealed memfd: length of the header, header, arguments.
+//! A job in a sealed memfd: the header, then the arguments.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use memmap2::Mmap;
-
 use super::codec::{self, Encoded};
-use super::message::Job;
-use crate::shm::Storage;
-use crate::sys::{map, memfd};
+use super::message::{Job, Manifest, Way};
+use crate::shm::passing::{Arrival, Arrivals, Parcel};
+use crate::shm::segment::Vehicle;
+use crate::shm::tree::{Nest, Place};
+use crate::sys::map::SharedMap;
+use crate::sys::{fd, memfd};
 
-/// A job ready to be inherited, and the storages that go with it.
+/// A job ready to be inherited, and the memory that goes with it.
 #[derive(Debug)]
 pub(crate) struct JobFile {
     fd: OwnedFd,
-    storages: Vec<Storage>,
+    parcel: Parcel,
 }
 
 impl JobFile {
-    /// Writes `job` with these arguments. Their storages keep their descriptors' numbers in the worker.
+    /// Writes `job` with these arguments. The descriptors of their memory keep their numbers in the worker.
     pub(crate) fn new(job: &Job, arguments: Encoded) -> io::Result<Self> {
-        let Encoded { bytes: arguments, storages } = arguments;
-        let numbers = storages.iter().map(|storage| storage.as_fd().as_raw_fd()).collect();
-        let job = Job { storages: numbers, ..job.clone() };
-        let header = codec::encode_plain(&job).map_err(io::Error::other)?;
-        let length = (header.len() as u64).to_le_bytes();
-        let fd = memfd::sealed_with("phalanx-job", &[&length, &header, &arguments])?;
-        Ok(Self { fd, storages })
+        let Encoded { bytes: arguments, parcel } = arguments;
+        let ways = parcel.segments.iter().map(|segment| match segment.vehicle() {
+            Vehicle::Descriptor(fd) => Way::Descriptor(fd.as_raw_fd()),
+            Vehicle::Name => Way::Name,
+        });
+        let manifest = Manifest { segments: ways.collect(), grants: parcel.grants.clone() };
+        let job = Job { manifest, ..job.clone() };
+        let header = codec::with_header(&job).map_err(io::Error::other)?;
+        let fd = memfd::sealed_with("phalanx-job", &[&header, &arguments])?;
+        Ok(Self { fd, parcel })
     }
 
-    /// All descriptors that a worker must inherit for it.
+    /// The descriptors that a worker must inherit for it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.fd.as_fd()).chain(self.storages.iter().map(AsFd::as_fd))
+        let of_segments = self.parcel.segments.iter().filter_map(|segment| match segment.vehicle() {
+            Vehicle::Descriptor(fd) => Some(fd),
+            Vehicle::Name => None,
+        });
+        std::iter::once(self.fd.as_fd()).chain(of_segments)
+    }
+
+    /// Puts the memory that has names where a worker looks for it.
+    pub(crate) fn link_into(&self, nest: &Nest) -> io::Result<()> {
+        let numbered = self.parcel.segments.iter().enumerate();
+        let named = numbered.filter(|(_, segment)| matches!(segment.vehicle(), Vehicle::Name));
+        named.map(|(number, segment)| segment.link(&nest.argument(number))).collect()
+    }
+
+    /// How many shards its arguments have, which only one worker may get.
+    pub(crate) fn shards(&self) -> usize {
+        self.parcel.shards()
+    }
+
+    /// Says that all its workers have started.
+    pub(crate) fn deliver(&mut self) {
+        self.parcel.deliver();
     }
 }
 
@@ -45,49 +70,83 @@ impl AsFd for JobFile {
 #[derive(Debug)]
 pub(crate) struct OpenJob {
     pub(crate) job: Job,
-    map: Mmap,
+    map: SharedMap,
     arguments_at: usize,
 }
 
 impl OpenJob {
     /// Reads what [`JobFile::new`] wrote.
     pub(crate) fn read(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let map = map::map_sealed(fd)?;
-        let (header, arguments_at) =
-            header_of(&map).ok_or_else(|| io::Error::other("the job is cut short"))?;
-        let job = codec::decode(header, Vec::new()).map_err(io::Error::other)?;
+        let (_, size) = memfd::identity(fd)?;
+        let map = SharedMap::sealed(fd, usize::try_from(size).map_err(io::Error::other)?)?;
+        let (job, arguments_at) = codec::read_header(map.sealed_bytes().unwrap_or_default())
+            .map_err(|error| io::Error::other(format!("the job cannot be read: {error}")))?;
         Ok(Self { job, map, arguments_at })
     }
 
     pub(crate) fn arguments(&self) -> &[u8] {
-        &self.map[self.arguments_at..]
+        self.map.sealed_bytes().and_then(|bytes| bytes.get(self.arguments_at..)).unwrap_or_default()
     }
-}
 
-fn header_of(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let (length, rest) = bytes.split_first_chunk::<8>()?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-    Some((rest.get(..length)?, 8 + length))
+    /// Takes over the inherited descriptors of the arguments, and finds their names in this process's place.
+    pub(crate) fn arrivals(&self, place: Option<&Place>) -> io::Result<Arrivals> {
+        let Manifest { segments, grants } = &self.job.manifest;
+        let arrival = |(number, way): (usize, &Way)| match *way {
+            Way::Descriptor(raw) => fd::adopt(raw).map(Arrival::Descriptor),
+            Way::NamedDescriptor(raw) => fd::adopt(raw).map(Arrival::NamedDescriptor),
+            Way::Name => {
+                let place =
+                    place.ok_or_else(|| io::Error::other("the launcher gave no place for named memory"))?;
+                Ok(Arrival::Name(place.argument(number)))
+            }
+        };
+        let segments = segments.iter().enumerate().map(arrival).collect::<io::Result<_>>()?;
+        Ok(Arrivals::new(segments, grants.clone()))
+    }
+
+    /// All descriptors that came with it.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
+        let of_segments = self.job.manifest.segments.iter().filter_map(|way| match *way {
+            Way::Descriptor(raw) | Way::NamedDescriptor(raw) => Some(raw),
+            Way::Name => None,
+        });
+        let of_place = self.job.place.iter().map(|(raw, _)| *raw);
+        of_segments.chain(of_place).chain([self.job.returns])
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::Tensor;
+    use crate::shm::strategy::Choice;
 
     fn job() -> Job {
-        Job { image: vec![1, 2], entry: 3, function: "f".into(), name: "n".into(), storages: Vec::new() }
+        Job {
+            image: vec![1, 2],
+            entry: 3,
+            function: "f".into(),
+            name: "n".into(),
+            sharing: Choice::of_this_process(),
+            place: Some((9, "w1/".into())),
+            returns: 7,
+            manifest: Manifest::default(),
+        }
     }
 
     #[test]
     fn job_file_round_trips() {
-        let storage = Storage::new(8).unwrap();
-        let number = storage.as_fd().as_raw_fd();
-        let arguments = Encoded { bytes: b"arguments".to_vec(), storages: vec![storage] };
+        let tensor = Tensor::<u8>::zeros(&[8]).unwrap();
+        let arguments = codec::encode(&tensor).unwrap();
+        let bytes = arguments.bytes.clone();
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
+        let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 7]].concat());
+        assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(
-            (&open.job, open.arguments()),
-            (&Job { storages: vec![number], ..job() }, &b"arguments"[..])
+            (&Job { manifest: Manifest::default(), ..open.job.clone() }, open.arguments()),
+            (&job(), &bytes[..])
         );
     }
 

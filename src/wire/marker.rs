@@ -16,13 +16,15 @@ pub(crate) struct Marker {
     pub(crate) job: RawFd,
     pub(crate) report: RawFd,
     pub(crate) death_signal: Option<Signal>,
+    /// The number of our place in the launcher's tree of named memory.
+    pub(crate) nest: Option<u64>,
 }
 
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, launcher, job, report, death_signal } = self;
-        let death = death_signal.map_or(0, Signal::number);
-        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death}")
+        let Self { rank, launcher, job, report, death_signal, nest } = self;
+        let (death, nest) = (death_signal.map_or(0, Signal::number), nest.unwrap_or(0));
+        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {nest}")
     }
 }
 
@@ -33,7 +35,7 @@ impl FromStr for Marker {
         let bad = || format!("{text:?} is no marker of protocol {PROTOCOL}");
         let numbers: Vec<u64> =
             text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
-        let [version, rank, launcher, job, report, death] = numbers[..] else { return Err(bad()) };
+        let [version, rank, launcher, job, report, death, nest] = numbers[..] else { return Err(bad()) };
         if version != u64::from(PROTOCOL) {
             return Err(bad());
         }
@@ -44,6 +46,7 @@ impl FromStr for Marker {
             job: small(job)?,
             report: small(report)?,
             death_signal: Signal::new(small(death)?),
+            nest: Some(nest).filter(|&nest| nest != 0),
         })
     }
 }
@@ -54,24 +57,30 @@ mod tests {
 
     #[test]
     fn marker_round_trips() {
-        for death_signal in [None, Some(Signal::KILL)] {
-            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal };
+        for (death_signal, nest) in [(None, Some(9)), (Some(Signal::KILL), None)] {
+            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal, nest };
             assert_eq!(marker.to_string().parse(), Ok(marker));
         }
     }
 
     #[test]
     fn marker_of_other_version_or_garbage_is_an_error() {
-        for text in
-            ["", "1", "1 2 3 4 5", "2 0 1 3 4 9", "1 0 1 3 4 9 9", "1 0 1 -3 4 9", "1 0 1 99999999999 4 9"]
-        {
+        for text in [
+            "",
+            "2",
+            "2 2 3 4 5 0",
+            "1 0 1 3 4 9 0",
+            "2 0 1 3 4 9 9 9",
+            "2 0 1 -3 4 9 0",
+            "2 0 1 99999999999 4 9 0",
+        ] {
             assert!(text.parse::<Marker>().is_err(), "{text:?}");
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn hostile_marker_never_panics_and_a_good_one_round_trips(text: String, numbers in proptest::array::uniform6(0_u64..1 << 33)) {
+        fn hostile_marker_never_panics_and_a_good_one_round_trips(text: String, numbers in proptest::array::uniform7(0_u64..1 << 33)) {
             let _ = text.parse::<Marker>();
             let text = numbers.map(|number| number.to_string()).join(" ");
             if let Ok(marker) = text.parse::<Marker>() {

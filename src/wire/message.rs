@@ -4,6 +4,9 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::shm::passing::Grant;
+use crate::shm::strategy::Choice;
+
 /// What a worker is to do. Its arguments follow it as bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
@@ -15,6 +18,31 @@ pub(crate) struct Job {
     pub(crate) function: String,
     /// The job's name, for the worker's comm name.
     pub(crate) name: String,
-    /// The inherited descriptors of the storages in the arguments.
-    pub(crate) storages: Vec<RawFd>,
+    /// How its launcher shares memory.
+    pub(crate) sharing: Choice,
+    /// The launcher's place in a tree of named memory, if it has one: the tree's directory, inherited, and the
+    /// launcher's path in it.
+    pub(crate) place: Option<(RawFd, String)>,
+    /// Where the descriptors of the result go, inherited.
+    pub(crate) returns: RawFd,
+    /// What goes with the arguments. Descriptors are inherited ones.
+    pub(crate) manifest: Manifest,
+}
+
+/// What goes beside the bytes of a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) segments: Vec<Way>,
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// How a segment gets to the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Way {
+    /// As the descriptor of this number: an inherited one, or one of those that were sent.
+    Descriptor(RawFd),
+    /// As such a descriptor, but of a file that has a name in a tree which the other side does not live in.
+    NamedDescriptor(RawFd),
+    /// By a name that was put for it where the other side looks: its number is the segment's.
+    Name,
 }

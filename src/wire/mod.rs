@@ -5,6 +5,7 @@
 //! - `message`: the vocabulary
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
+//! - `returns`: results with memory beside them
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
 pub(crate) mod codec;
@@ -12,4 +13,5 @@ pub(crate) mod job;
 pub(crate) mod marker;
 pub(crate) mod message;
 pub(crate) mod names;
+pub(crate) mod returns;
 pub(crate) mod slot;

@@ -4,7 +4,7 @@
 pub(crate) const WORKER: &str = "__PHALANX_WORKER";
 
 /// Counts up when marker, job or report slot change.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Exit code of a worker whose function returned `Err` or panicked.
 pub(crate) const EXIT_RAISED: i32 = 1;

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::codec;
+use crate::shm::tree::Nest;
 use crate::sys::clock::Moment;
 use crate::sys::image::Module;
 use crate::sys::map::SharedMap;
@@ -190,7 +191,11 @@ fn checksum(body: &[u8]) -> u32 {
 
 /// The launcher's end.
 #[derive(Debug)]
-pub(crate) struct Slot(File);
+pub(crate) struct Slot {
+    file: File,
+    /// The worker's place in the tree of named memory, which goes with the slot.
+    nest: Option<Nest>,
+}
 
 /// What the fixed fields of a slot say.
 #[derive(Clone, Debug)]
@@ -215,14 +220,18 @@ pub(crate) struct FaultRecord {
 }
 
 impl Slot {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(File::from(memfd::create("phalanx-report", BODY as u64)?)))
+    pub(crate) fn new(nest: Option<Nest>) -> io::Result<Self> {
+        Ok(Self { file: File::from(memfd::create("phalanx-report", BODY as u64)?), nest })
+    }
+
+    pub(crate) fn nest(&self) -> Option<&Nest> {
+        self.nest.as_ref()
     }
 
     /// Reads the fixed fields.
     pub(crate) fn account(&self) -> io::Result<Account> {
         let mut bytes = vec![0; MODULES];
-        self.0.read_exact_at(&mut bytes, 0)?;
+        self.file.read_exact_at(&mut bytes, 0)?;
         let fields = Fields(&bytes);
         let fault = match Signal::new(fields.u32(FAULT_SIGNAL) as i32) {
             Some(signal) => Some(self.fault(signal, &fields)?),
@@ -242,20 +251,20 @@ impl Slot {
     fn fault(&self, signal: Signal, fields: &Fields<'_>) -> io::Result<FaultRecord> {
         let count = (fields.u32(FRAME_COUNT) as usize).min(FRAMES_MAX);
         let mut modules = vec![0; (fields.u32(MODULES_LEN) as usize).min(MODULES_MAX)];
-        self.0.read_exact_at(&mut modules, MODULES as u64)?;
+        self.file.read_exact_at(&mut modules, MODULES as u64)?;
         Ok(FaultRecord {
             signal,
             address: fields.u64(FAULT_ADDRESS),
             stack: fields.u64(FAULT_STACK),
             frames: (0..count).map(|place| fields.u64(FRAMES + 8 * place)).collect(),
             // Without the list the frames are shown as bare addresses.
-            modules: codec::decode(&modules, Vec::new()).unwrap_or_default(),
+            modules: codec::decode_plain(&modules).unwrap_or_default(),
         })
     }
 
     /// Reads the body that `account` tells of.
     pub(crate) fn body(&self, account: &Account) -> Result<Vec<u8>, String> {
-        let room = self.0.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
+        let room = self.file.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
         if account.body_len > room {
             return Err(format!("{} bytes were announced, but only {room} are there", account.body_len));
         }
@@ -263,7 +272,7 @@ impl Slot {
         let mut body = Vec::new();
         body.try_reserve_exact(len).map_err(|error| format!("{len} bytes: {error}"))?;
         body.resize(len, 0);
-        self.0.read_exact_at(&mut body, BODY as u64).map_err(|error| error.to_string())?;
+        self.file.read_exact_at(&mut body, BODY as u64).map_err(|error| error.to_string())?;
         if checksum(&body) != account.body_checksum {
             return Err(format!("its {} bytes do not match their checksum", body.len()));
         }
@@ -273,7 +282,7 @@ impl Slot {
 
 impl AsFd for Slot {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -300,7 +309,7 @@ mod tests {
     use super::*;
 
     fn pair() -> (Slot, SlotWriter) {
-        let slot = Slot::new().unwrap();
+        let slot = Slot::new(None).unwrap();
         let writer = SlotWriter::new(slot.as_fd().try_clone_to_owned().unwrap()).unwrap();
         (slot, writer)
     }

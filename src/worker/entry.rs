@@ -5,7 +5,6 @@
 //! address would not do: the compiler folds equal functions and may give one function several addresses.
 
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use anyhow::anyhow;
@@ -13,8 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
+use crate::shm::passing::Arrivals;
 use crate::sys::image::Image;
-use crate::wire::codec;
+use crate::wire::codec::{self, Encoded};
 use crate::wire::message::Job;
 
 /// "PHLXENTR": what a record begins with.
@@ -29,8 +29,8 @@ pub(crate) struct Entry {
     call: Call,
 }
 
-/// Takes the rank, the encoded arguments and their storages' descriptors; returns the encoded result.
-type Call = fn(usize, &[u8], Vec<OwnedFd>) -> anyhow::Result<Vec<u8>>;
+/// Takes the rank, the encoded arguments and what came beside them; returns the encoded result.
+type Call = fn(usize, &[u8], Arrivals) -> anyhow::Result<Encoded>;
 
 /// The record of the function type `F`.
 pub(crate) fn of<F, A, R, E>() -> &'static Entry
@@ -58,18 +58,20 @@ where
 
 /// Decodes the arguments, calls the function, encodes its result. Frames below this one are ours.
 #[inline(never)]
-fn call<F, A, R, E>(rank: usize, arguments: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Vec<u8>>
+fn call<F, A, R, E>(rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded>
 where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
     R: Serialize,
     E: Into<anyhow::Error>,
 {
-    let arguments = codec::decode::<A>(arguments, descriptors).map_err(|reason| {
+    // What the arguments did not take is dropped here.
+    let (arguments, _) = codec::decode::<A>(arguments, arrivals);
+    let arguments = arguments.map_err(|reason| {
         anyhow!("cannot read the arguments of type {}: {reason}", std::any::type_name::<A>())
     })?;
     let result = conjure::<F>()(rank, arguments).map_err(Into::into)?;
-    codec::encode_plain(&result).map_err(|reason| {
+    codec::encode(&result).map_err(|reason| {
         anyhow!("cannot serialise the result of type {}: {reason}", std::any::type_name::<R>())
     })
 }
@@ -103,13 +105,8 @@ impl Entry {
         image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
     }
 
-    pub(super) fn call(
-        &self,
-        rank: usize,
-        arguments: &[u8],
-        descriptors: Vec<OwnedFd>,
-    ) -> anyhow::Result<Vec<u8>> {
-        (self.call)(rank, arguments, descriptors)
+    pub(super) fn call(&self, rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded> {
+        (self.call)(rank, arguments, arrivals)
     }
 }
 
@@ -144,6 +141,8 @@ fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::strategy::Choice;
+    use crate::wire::message::Manifest;
 
     fn double(_rank: usize, x: u32) -> anyhow::Result<u32> {
         Ok(x * 2)
@@ -159,7 +158,10 @@ mod tests {
             entry: entry.offset(image).unwrap(),
             function: entry.name().to_owned(),
             name: String::new(),
-            storages: Vec::new(),
+            sharing: Choice::of_this_process(),
+            place: None,
+            returns: 0,
+            manifest: Manifest::default(),
         }
     }
 
@@ -168,8 +170,8 @@ mod tests {
         let image = Image::main().unwrap();
         for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
             let found = find(&job_of(entry, image), image).unwrap();
-            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Vec::new()).unwrap();
-            assert_eq!(codec::decode::<u32>(&result, Vec::new()), Ok(42));
+            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Arrivals::default());
+            assert_eq!(codec::decode_plain::<u32>(&result.unwrap().bytes), Ok(42));
         }
     }
 

@@ -1,18 +1,25 @@
 //! What a worker does from its first instruction to its last.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
+use super::entry::Entry;
 use super::{crash, entry, report};
+use crate::shm::passing::Arrivals;
+use crate::shm::segment;
+use crate::shm::tree::{self, Place};
 use crate::sys::clock::Moment;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::global::Global;
 use crate::sys::image::Image;
+use crate::sys::socket::Socket;
 use crate::sys::{prctl, process, signal};
 use crate::wire::job::OpenJob;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
+use crate::wire::returns;
 use crate::wire::slot::{SlotWriter, State};
 
 /// How this process came to be.
@@ -57,24 +64,39 @@ fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
 }
 
 fn work(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> i32 {
-    let ready = settle(marker, origin, slot).and_then(|(open, storages)| {
-        let image = Image::main()?;
-        let entry = entry::find(&open.job, image).map_err(io::Error::other)?;
-        Ok((open, storages, entry))
+    let ready = settle(marker, origin, slot).and_then(|desk| {
+        let entry = entry::find(&desk.open.job, Image::main()?).map_err(io::Error::other)?;
+        Ok((desk, entry))
     });
-    let (open, storages, entry) = match ready {
+    let (desk, entry) = match ready {
         Ok(ready) => ready,
         Err(error) => return refuse(slot, &error),
     };
     slot.set_state(State::Running);
-    let done = report::call_and_report(slot, || entry.call(marker.rank, open.arguments(), storages));
-    match done {
+    match report::call_and_report(slot, || desk.call(marker.rank, entry)) {
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
         Err(error) => {
             slot.set_note(&format!("its report could not be written: {error}"));
             EXIT_RAISED
         }
+    }
+}
+
+/// What a worker needs for its call.
+struct Desk {
+    open: OpenJob,
+    arrivals: Arrivals,
+    outbox: Socket,
+    /// In the launcher's tree of named memory.
+    place: Option<Arc<Place>>,
+}
+
+impl Desk {
+    /// Calls the function and sends what goes beside its result; returns the result's bytes.
+    fn call(self, rank: usize, entry: &Entry) -> anyhow::Result<Vec<u8>> {
+        let result = entry.call(rank, self.open.arguments(), self.arrivals)?;
+        returns::send(rank, result, &self.outbox, self.place.as_deref()).map_err(anyhow::Error::msg)
     }
 }
 
@@ -86,11 +108,10 @@ fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
 }
 
 /// Makes the process what a worker's function may expect to find.
-fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Result<(OpenJob, Vec<OwnedFd>)> {
+fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Result<Desk> {
     let job = fd::adopt(marker.job)?;
     let open = OpenJob::read(job.as_fd())?;
-    let storages = open.job.storages.iter().map(|&raw| fd::adopt(raw)).collect::<io::Result<Vec<_>>>()?;
-    let own: Vec<_> = storages.iter().chain([&job]).map(AsRawFd::as_raw_fd).chain([marker.report]).collect();
+    let own: Vec<_> = open.descriptors().chain([job.as_raw_fd(), marker.report]).collect();
     match origin {
         Origin::Exec => {
             fd::close_inherited(Inherited::ThroughExec, &own)?;
@@ -100,6 +121,7 @@ fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Res
         Origin::Fork => {
             process::lead_own_group(0)?;
             fd::close_inherited(Inherited::ThroughFork, &own)?;
+            segment::forget_all();
             signal::reset_all()?;
         }
     }
@@ -107,7 +129,19 @@ fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Res
     prctl::set_name(&comm(&open.job, marker.rank))?;
     crash::watch(slot)?;
     watch_exit(slot)?;
-    Ok((open, storages))
+    share_as_launcher(marker, &open.job)?;
+    let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(fd::adopt(open.job.returns)?));
+    let arrivals = open.arrivals(place.as_deref())?;
+    Ok(Desk { open, arrivals, outbox, place })
+}
+
+/// Takes over the launcher's way of sharing memory, and the place that it has made.
+fn share_as_launcher(marker: &Marker, job: &Job) -> io::Result<()> {
+    job.sharing.clone().take_on();
+    match (&job.place, marker.nest) {
+        (Some((tree, launchers)), Some(nest)) => tree::take_place(fd::adopt(*tree)?, launchers, nest),
+        _ => Ok(()),
+    }
 }
 
 /// `job:rank`, of whose 15 bytes the rank has its whole.
@@ -146,10 +180,20 @@ fn leave(code: i32, origin: Origin) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::strategy::Choice;
+    use crate::wire::message::Manifest;
 
     fn comm_of(name: &str, rank: usize) -> String {
-        let job =
-            Job { image: vec![], entry: 0, function: String::new(), name: name.into(), storages: vec![] };
+        let job = Job {
+            image: vec![],
+            entry: 0,
+            function: String::new(),
+            name: name.into(),
+            sharing: Choice::of_this_process(),
+            place: None,
+            returns: 0,
+            manifest: Manifest::default(),
+        };
         comm(&job, rank)
     }
 

@@ -23,9 +23,15 @@ pub(crate) fn race_time() -> Duration {
 
 /// Runs one test under the watchdog, alone in its process, and looks for what it left behind.
 pub(crate) fn watched<T>(test: impl FnOnce() -> T) -> T {
+    watched_after(|| {}, test)
+}
+
+/// As [`watched`], after something that may leave what it makes.
+fn watched_after<T>(prepare: impl FnOnce(), test: impl FnOnce() -> T) -> T {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     nix::unistd::alarm::set(WATCHDOG_SECONDS + race_time().as_secs() as u32);
+    prepare();
     let before = Snapshot::take();
     let result = test();
     let after = Snapshot::take();
@@ -48,7 +54,7 @@ impl Snapshot {
         Self {
             descriptors: descriptors(),
             children: children(),
-            named_memory: names_in("/dev/shm"),
+            named_memory: named_memory(),
             temporary: names_in(std::env::temp_dir().to_str().unwrap()),
         }
     }
@@ -89,6 +95,35 @@ pub(crate) fn state_of(pid: u32) -> Option<char> {
 fn stat_field(pid: u32, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(number).map(str::to_owned)
+}
+
+/// All that lies in the directories of named memory, but not these: a process keeps its own until it ends.
+pub(crate) fn named_memory() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut dirs: Vec<_> = names_in("/dev/shm").into_iter().map(|name| format!("/dev/shm/{name}")).collect();
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path().to_string_lossy().into_owned();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                dirs.push(path.clone());
+            }
+            found.insert(path);
+        }
+    }
+    found
+}
+
+/// Runs a test under each sharing strategy, each time watched.
+pub(crate) fn under_both_strategies(test: impl Fn()) {
+    for &strategy in phalanx::get_all_sharing_strategies() {
+        // A process's place in a tree of named memory costs it a descriptor, which it keeps.
+        let take_place = || {
+            phalanx::set_sharing_strategy(phalanx::SharingStrategy::FileSystem);
+            drop(Tensor::<u8>::zeros(&[1]).unwrap());
+            phalanx::set_sharing_strategy(strategy);
+        };
+        watched_after(take_place, &test);
+    }
 }
 
 fn names_in(dir: &str) -> BTreeSet<String> {

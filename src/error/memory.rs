@@ -1,0 +1,235 @@
+//! What can go wrong with shared memory.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::sys::limits::{self, Shortage};
+use crate::sys::memory;
+
+/// What can go wrong with a [`Storage`](crate::Storage), a [`Tensor`](crate::Tensor) and what is made of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// More was asked for than there is.
+    #[error("{asked} bytes were asked for, but only {available} bytes are available{}", Place(.place.as_ref()))]
+    NotEnough {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that are left: of the machine and of this process's cgroup, or of the file system.
+        available: u64,
+        /// The directory whose file system is full; `None`: it is the machine's memory.
+        place: Option<PathBuf>,
+    },
+
+    /// Huge pages were required, and there are not so many.
+    #[error(
+        "{asked} bytes were asked for in huge pages of {page} bytes, of which only {free} are free: reserve more in \
+         /proc/sys/vm/nr_hugepages, or ask for HugePages::Preferred"
+    )]
+    NoHugePages {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes of one huge page; 0 when the kernel has none.
+        page: u64,
+        /// How many are free.
+        free: u64,
+    },
+
+    /// A shape whose size in bytes does not fit in the address space.
+    #[error("a tensor of shape {shape:?} with elements of {element} bytes is larger than the address space")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Bytes of one element.
+        element: usize,
+    },
+
+    /// The number of elements does not fit the shape.
+    #[error("{given} elements do not fill a tensor of shape {shape:?}, which has {expected}")]
+    LengthMismatch {
+        /// How many were given.
+        given: usize,
+        /// How many the shape has.
+        expected: usize,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+
+    /// An index that the tensor does not have.
+    #[error("index {index:?} is outside of a tensor of shape {shape:?}")]
+    OutOfBounds {
+        /// The index.
+        index: Vec<usize>,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+
+    /// A dimension, or a part of one, that the tensor does not have.
+    #[error("{what} of dimension {dimension} does not exist in a tensor of shape {shape:?}")]
+    NoSuchPart {
+        /// What was asked for.
+        what: String,
+        /// The dimension.
+        dimension: usize,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+
+    /// The elements do not lie one after the other, as is needed here.
+    #[error(
+        "a tensor of shape {shape:?} with strides {strides:?} cannot be {wanted} without a copy: call contiguous() first"
+    )]
+    NotContiguous {
+        /// What it was to become.
+        wanted: String,
+        /// The shape.
+        shape: Vec<usize>,
+        /// The distances of elements, in elements, by dimension.
+        strides: Vec<usize>,
+    },
+
+    /// The elements are of another type.
+    #[error("this is a tensor of {found}, not of {expected}")]
+    WrongType {
+        /// What they are.
+        found: crate::DType,
+        /// What was asked for.
+        expected: crate::DType,
+    },
+
+    /// A write to memory that can only be read: a file's, or one that is frozen.
+    #[error("this memory can only be read: it is frozen, or a file's")]
+    ReadOnly,
+
+    /// Memory that is to be frozen can still be written through somebody's map of it.
+    #[error("cannot freeze {bytes} bytes: {holder} can still write to them")]
+    StillWritable {
+        /// Size of the memory.
+        bytes: usize,
+        /// Who.
+        holder: &'static str,
+    },
+
+    /// A tensor that is to be divided has other holders.
+    #[error("cannot divide a tensor of shape {shape:?} into {parts} shards: {reason}")]
+    CannotDivide {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Into how many parts.
+        parts: usize,
+        /// Why.
+        reason: &'static str,
+    },
+
+    /// A shard was used after it was sent to another process, or by a fork of the process that has it.
+    #[error("shard {index} of {of} is not here: {reason}")]
+    ShardGone {
+        /// Which shard, from zero.
+        index: usize,
+        /// Of how many.
+        of: usize,
+        /// Where it is.
+        reason: &'static str,
+    },
+
+    /// Shards that do not make up one whole tensor.
+    #[error("{given} shards do not make up a tensor: {reason}")]
+    NotAllShards {
+        /// How many were given.
+        given: usize,
+        /// What is missing.
+        reason: String,
+    },
+
+    /// A name that no sharing strategy has.
+    #[error("there is no sharing strategy {name:?}: the valid ones are {}", .valid.join(", "))]
+    UnknownStrategy {
+        /// The name.
+        name: String,
+        /// All names.
+        valid: Vec<&'static str>,
+    },
+
+    /// The directory for named memory cannot be used or changed.
+    #[error("cannot use {} for named memory: {reason}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
+    /// A file in somebody's format cannot be read or written.
+    #[error("{doing} {}: {reason}", .path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+
+    /// The data of another library cannot become a tensor.
+    #[error("cannot take over foreign data: {reason}")]
+    Foreign {
+        /// Why.
+        reason: String,
+    },
+
+    /// The system refused.
+    #[error("{doing} of {bytes} bytes: {os}{}", Hint(.hint.as_deref()))]
+    Os {
+        /// The system call.
+        doing: &'static str,
+        /// The size that was asked for.
+        bytes: u64,
+        /// What the system said.
+        os: io::Error,
+        /// The limit that it probably met, with its numbers, and what to do about it.
+        hint: Option<String>,
+    },
+}
+
+impl MemoryError {
+    /// For `map_err`: names what was being done to so many bytes when the system refused.
+    pub(crate) fn os(doing: &'static str, bytes: u64) -> impl FnOnce(io::Error) -> Self {
+        move |os| Self::Os { doing, bytes, hint: hint(&os), os }
+    }
+}
+
+/// The limit that such an error means, with its numbers.
+fn hint(error: &io::Error) -> Option<String> {
+    match Shortage::of(error)? {
+        Shortage::Descriptors => {
+            let limit = limits::descriptors().ok()?;
+            Some(format!(
+                "RLIMIT_NOFILE is {} of at most {}; tensors of up to 256 KiB share descriptors, and \
+                 SharingStrategy::FileSystem needs none",
+                limit.soft, limit.hard
+            ))
+        }
+        Shortage::Memory => {
+            let (count, most) = memory::mappings()?;
+            Some(format!("{count} mappings of at most {most} (vm.max_map_count)"))
+        }
+        Shortage::DescriptorsOfMachine | Shortage::Processes | Shortage::Space => None,
+    }
+}
+
+struct Place<'a>(Option<&'a PathBuf>);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |path| write!(f, " in {}", path.display()))
+    }
+}
+
+struct Hint<'a>(Option<&'a str>);
+
+impl fmt::Display for Hint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |text| write!(f, " ({text})"))
+    }
+}

@@ -1,0 +1,84 @@
+//! Small storages: carved one after the other from a shared segment, so that thousands of them cost a few descriptors
+//! and mappings.
+//!
+//! Nothing is given back: a segment is gone when no process holds any of its storages. There is no count across
+//! processes, which one that is killed could leave wrong.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::segment::{Plan, Segment};
+use super::strategy::SharingStrategy;
+use crate::error::MemoryError;
+
+/// Storages of up to so many bytes are carved.
+pub(super) const SMALL: usize = 256 << 10;
+/// Bytes of address space of a segment. Its memory is reserved as it is carved.
+const SEGMENT: usize = 8 << 20;
+/// What is reserved at a time.
+const STEP: usize = 256 << 10;
+/// Where storages begin: at a cache line of their own, which is aligned for any element.
+const ALIGN: usize = 64;
+
+/// The segment that is being carved. Its storages hold it, not the arena: it goes with the last of them.
+struct Arena {
+    /// The process: a fork of it has a copy of this, but must not carve the same bytes.
+    owner: u32,
+    strategy: SharingStrategy,
+    segment: Weak<Segment>,
+    used: usize,
+    reserved: usize,
+}
+
+static ARENA: Mutex<Option<Arena>> = Mutex::new(None);
+
+/// A segment and where in it there are `bytes` bytes of zeros that nobody else has.
+pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segment>, usize), MemoryError> {
+    let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(arena) = arena.as_mut().filter(|arena| arena.serves(strategy, bytes))
+        && let Some(segment) = arena.segment.upgrade()
+    {
+        let at = arena.take(&segment, bytes)?;
+        return Ok((segment, at));
+    }
+    let segment = Segment::create(Plan { strategy, bytes: SEGMENT, reserved: STEP, huge: false })?;
+    let used = bytes.next_multiple_of(ALIGN);
+    let (owner, weak) = (std::process::id(), Arc::downgrade(&segment));
+    *arena = Some(Arena { owner, strategy, segment: weak, used, reserved: STEP });
+    Ok((segment, 0))
+}
+
+impl Arena {
+    fn serves(&self, strategy: SharingStrategy, bytes: usize) -> bool {
+        self.owner == std::process::id() && self.strategy == strategy && self.used + bytes <= SEGMENT
+    }
+
+    fn take(&mut self, segment: &Segment, bytes: usize) -> Result<usize, MemoryError> {
+        let (at, end) = (self.used, self.used + bytes);
+        if end > self.reserved {
+            let reserved = end.next_multiple_of(STEP).min(SEGMENT);
+            segment.reserve(self.reserved, reserved)?;
+            self.reserved = reserved;
+        }
+        self.used = end.next_multiple_of(ALIGN);
+        Ok(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn carved_pieces_do_not_overlap_and_a_full_segment_is_followed_by_another() {
+        let pieces: Vec<_> =
+            (0..100).map(|_| carve(SharingStrategy::FileDescriptor, SMALL - 1).unwrap()).collect();
+        let mut places: Vec<_> = pieces.iter().map(|(segment, at)| (segment.identity(), *at)).collect();
+        places.sort_unstable();
+        for pair in places.windows(2) {
+            assert!(pair[0].0 != pair[1].0 || pair[1].1 - pair[0].1 >= SMALL - 1, "{pair:?}");
+        }
+        assert!(places.iter().all(|(_, at)| at % ALIGN == 0 && at + SMALL <= SEGMENT));
+        places.dedup_by_key(|(identity, _)| *identity);
+        assert!((4..=6).contains(&places.len()), "{}", places.len());
+    }
+}

@@ -1,0 +1,371 @@
+//! A layout over a storage, whose element type is known only when the program runs.
+
+use std::ops::{Bound, RangeBounds};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+
+use super::dtype::{DType, Element};
+use super::layout::Layout;
+use super::passing;
+use super::storage::{Storage, StorageId};
+use super::tensor::Tensor;
+use crate::error::MemoryError;
+use crate::sys::map::SharedMap;
+
+/// An array of numbers whose type is data ([`DType`]), in memory that workers share. [`typed`](Self::typed) makes a
+/// [`Tensor`] of it, which has access to its elements; [`Tensor::into_dyn`] is the way back.
+///
+/// ```
+/// use phalanx::{DType, DynTensor, Tensor};
+/// let any = DynTensor::zeros(DType::F32, &[2, 3])?;
+/// let row: Tensor<f32> = any.select(0, 1)?.typed()?;
+/// row.set(2, 0.5)?;
+/// assert_eq!(any.typed::<f32>()?.to_vec(), [0.0, 0.0, 0.0, 0.0, 0.0, 0.5]);
+/// assert!(any.typed::<f64>().is_err());
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct DynTensor {
+    storage: Storage,
+    dtype: DType,
+    layout: Layout,
+}
+
+impl DynTensor {
+    /// A tensor of zeros. A shape without dimensions has one element.
+    ///
+    /// # Errors
+    /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than can be counted.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, MemoryError> {
+        let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
+        let layout = Layout::row_major(shape).ok_or_else(too_large)?;
+        let bytes = layout.len().checked_mul(dtype.size()).ok_or_else(too_large)?;
+        Ok(Self { storage: Storage::new(bytes)?, dtype, layout })
+    }
+
+    /// A tensor over the first bytes of a storage, in row-major order.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape.
+    pub fn from_storage(storage: &Storage, dtype: DType, shape: &[usize]) -> Result<Self, MemoryError> {
+        let given = storage.len() / dtype.size();
+        let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
+        let layout = Layout::row_major(shape).ok_or_else(too_large)?;
+        if layout.len() > given {
+            return Err(MemoryError::LengthMismatch { given, expected: layout.len(), shape: shape.to_vec() });
+        }
+        Ok(Self { storage: storage.clone(), dtype, layout })
+    }
+
+    /// As [`from_storage`](Self::from_storage), from a byte of the storage on that is a multiple of the element.
+    pub(super) fn within(storage: &Storage, at: usize, dtype: DType, shape: &[usize]) -> Option<Self> {
+        let (layout, offset) = (Layout::row_major(shape)?, at / dtype.size());
+        let room = storage.len() / dtype.size();
+        let layout = Layout::checked(layout.shape(), layout.strides(), offset, room)?;
+        Some(Self { storage: storage.clone(), dtype, layout })
+    }
+
+    /// The size of every dimension.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        self.layout.shape()
+    }
+
+    /// By dimension, how many elements of the storage lie between two neighbours.
+    #[must_use]
+    pub fn strides(&self) -> &[usize] {
+        self.layout.strides()
+    }
+
+    /// Which element of the storage comes first.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.layout.offset()
+    }
+
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The type of its elements.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The memory below it.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The memory's name, the same in every process that has it.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        self.storage.id()
+    }
+
+    /// Whether its elements lie one after the other in row-major order.
+    #[must_use]
+    pub fn is_contiguous(&self) -> bool {
+        self.layout.is_contiguous()
+    }
+
+    /// Whether its memory is one that other processes can map: as torch has it, but here it always is.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        true
+    }
+
+    /// The same tensor with its element type known to the compiler.
+    ///
+    /// # Errors
+    /// [`MemoryError::WrongType`] when it is another.
+    pub fn typed<T: Element>(&self) -> Result<Tensor<T>, MemoryError> {
+        Tensor::try_from(self.clone())
+    }
+
+    /// A view of `len` elements of a dimension, from `start` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPart`].
+    pub fn narrow(&self, dimension: usize, start: usize, len: usize) -> Result<Self, MemoryError> {
+        self.view(self.layout.part(dimension, start, len, 1), dimension, || {
+            format!("the part of {len} elements from {start} on")
+        })
+    }
+
+    /// A view of every `step`th element of a range of a dimension.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPart`], also when the step is zero.
+    pub fn slice(
+        &self,
+        dimension: usize,
+        range: impl RangeBounds<usize>,
+        step: usize,
+    ) -> Result<Self, MemoryError> {
+        let size = self.shape().get(dimension).copied().unwrap_or(0);
+        let start = match range.start_bound() {
+            Bound::Included(&start) => Some(start),
+            Bound::Excluded(&before) => before.checked_add(1),
+            Bound::Unbounded => Some(0),
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&last) => last.checked_add(1),
+            Bound::Excluded(&end) => Some(end),
+            Bound::Unbounded => Some(size),
+        };
+        let bounds = start.zip(end).filter(|(start, end)| start <= end && *end <= size && step > 0);
+        let part = bounds
+            .and_then(|(start, end)| self.layout.part(dimension, start, (end - start).div_ceil(step), step));
+        self.view(part, dimension, || {
+            let (start, end) = (range.start_bound(), range.end_bound());
+            format!("the range from {start:?} to {end:?} in steps of {step}")
+        })
+    }
+
+    /// A view of one element of a dimension, which the view does not have.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPart`].
+    pub fn select(&self, dimension: usize, index: usize) -> Result<Self, MemoryError> {
+        self.view(self.layout.select(dimension, index), dimension, || format!("element {index}"))
+    }
+
+    /// A view in which two dimensions have changed places.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPart`] when there is no such dimension.
+    pub fn transpose(&self, one: usize, other: usize) -> Result<Self, MemoryError> {
+        self.view(self.layout.transpose(one, other), one.max(other), || "anything".to_owned())
+    }
+
+    /// A view of the same elements, in the same order, with another shape.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when that shape has not as many elements, [`MemoryError::NotContiguous`] when a
+    /// copy would be needed: [`contiguous`](Self::contiguous) makes one.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self, MemoryError> {
+        let expected = Layout::row_major(shape).map(|layout| layout.len());
+        if expected != Some(self.len()) {
+            let (given, expected) = (self.len(), expected.unwrap_or(usize::MAX));
+            return Err(MemoryError::LengthMismatch { given, expected, shape: shape.to_vec() });
+        }
+        let layout = self.layout.reshape(shape);
+        let layout = layout.ok_or_else(|| self.not_contiguous(format!("one of shape {shape:?}")))?;
+        Ok(self.with(layout))
+    }
+
+    /// This tensor if its elements lie one after the other, else a copy of it whose do.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn contiguous(&self) -> Result<Self, MemoryError> {
+        if self.is_contiguous() { Ok(self.clone()) } else { self.copied() }
+    }
+
+    /// This tensor if it is the only handle to its memory in any process and its elements lie one after the other, else a
+    /// copy of it.
+    pub(super) fn into_exclusive(mut self) -> Result<Self, MemoryError> {
+        let alone = self.is_contiguous() && self.storage.is_exclusive() && self.storage.is_writable();
+        if alone { Ok(self) } else { self.copied() }
+    }
+
+    /// A copy in memory of its own.
+    pub(super) fn copied(&self) -> Result<Self, MemoryError> {
+        let copy = Self::zeros(self.dtype, self.shape())?;
+        copy.write_bytes(&self.to_bytes())?;
+        Ok(copy)
+    }
+
+    fn view(
+        &self,
+        layout: Option<Layout>,
+        dimension: usize,
+        what: impl FnOnce() -> String,
+    ) -> Result<Self, MemoryError> {
+        let missing = || MemoryError::NoSuchPart { what: what(), dimension, shape: self.shape().to_vec() };
+        Ok(self.with(layout.ok_or_else(missing)?))
+    }
+
+    fn with(&self, layout: Layout) -> Self {
+        Self { storage: self.storage.clone(), dtype: self.dtype, layout }
+    }
+
+    pub(super) fn not_contiguous(&self, wanted: String) -> MemoryError {
+        MemoryError::NotContiguous { wanted, shape: self.shape().to_vec(), strides: self.strides().to_vec() }
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The storage, and how to put the same tensor over it again.
+    pub(super) fn into_parts(self) -> (Storage, impl FnOnce(Storage) -> Self) {
+        let Self { storage, dtype, layout } = self;
+        (storage, move |storage| Self { storage, dtype, layout })
+    }
+
+    /// The map and the byte of the element at `place` in row-major order.
+    #[inline]
+    pub(super) fn element(&self, place: usize) -> Result<(&SharedMap, usize), MemoryError> {
+        match (self.layout.element(place), self.storage.bytes()) {
+            (Some(element), Some((map, start))) => Ok((map, start + element * self.dtype.size())),
+            _ => Err(MemoryError::OutOfBounds { index: vec![place], shape: self.shape().to_vec() }),
+        }
+    }
+
+    /// As [`element`](Self::element), to be written to.
+    #[inline]
+    pub(super) fn writable_element(&self, place: usize) -> Result<(&SharedMap, usize), MemoryError> {
+        let (map, at) = self.element(place)?;
+        if map.is_writable() { Ok((map, at)) } else { Err(MemoryError::ReadOnly) }
+    }
+
+    /// Where the elements lie: the map, the number of bytes that lie one after the other, and where such runs begin.
+    pub(super) fn runs(&self) -> Option<(&SharedMap, usize, impl Iterator<Item = usize>)> {
+        let (map, begin) = self.storage.bytes()?;
+        let (run, starts) = self.layout.runs();
+        let size = self.dtype.size();
+        Some((map, run * size, starts.map(move |start| begin + start * size)))
+    }
+
+    pub(super) fn check_length(&self, given: usize) -> Result<(), MemoryError> {
+        let expected = self.len();
+        if given == expected {
+            return Ok(());
+        }
+        Err(MemoryError::LengthMismatch { given, expected, shape: self.shape().to_vec() })
+    }
+
+    /// The bytes of all elements in row-major order, in the machine's byte order.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len() * self.dtype.size()];
+        if let Some((map, run, starts)) = self.runs()
+            && run > 0
+        {
+            let targets = bytes.chunks_exact_mut(run);
+            starts.zip(targets).for_each(|(at, target)| map.read(at, target, self.dtype.size()));
+        }
+        bytes
+    }
+
+    /// Copies the bytes of all elements, in row-major order, over those that are here.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::ReadOnly`].
+    pub fn write_bytes(&self, bytes: &[u8]) -> Result<(), MemoryError> {
+        let (size, expected) = (self.dtype.size(), self.len() * self.dtype.size());
+        if bytes.len() != expected {
+            let missing = bytes.len() < expected;
+            self.check_length(if missing { bytes.len() / size } else { bytes.len().div_ceil(size) })?;
+        }
+        if !self.storage.is_writable() {
+            return Err(MemoryError::ReadOnly);
+        }
+        if let Some((map, run, starts)) = self.runs()
+            && run > 0
+        {
+            starts.zip(bytes.chunks_exact(run)).for_each(|(at, source)| map.write(at, source, size));
+        }
+        Ok(())
+    }
+}
+
+/// What crosses to another process in the place of a tensor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Handle {
+    grant: u32,
+    dtype: DType,
+    shape: Vec<usize>,
+    /// None: row-major.
+    strides: Option<Vec<usize>>,
+    offset: usize,
+}
+
+impl Serialize for DynTensor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let grant = passing::send(&self.storage).map_err(ser::Error::custom)?;
+        let strides = (!self.is_contiguous()).then(|| self.strides().to_vec());
+        let (shape, offset) = (self.shape().to_vec(), self.offset());
+        Handle { grant, dtype: self.dtype, shape, strides, offset }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DynTensor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let handle = Handle::deserialize(deserializer)?;
+        Self::open(handle).map_err(passing::refuse)
+    }
+}
+
+impl DynTensor {
+    /// Nothing in the handle is taken on trust.
+    fn open(handle: Handle) -> Result<Self, String> {
+        let Handle { grant, dtype, shape, strides, offset } = handle;
+        let storage = passing::receive(grant)?;
+        let room = storage.len() / dtype.size();
+        let row_major = || Layout::row_major(&shape).map(|layout| layout.strides().to_vec());
+        let layout = strides
+            .clone()
+            .or_else(row_major)
+            .and_then(|strides| Layout::checked(&shape, &strides, offset, room));
+        let layout = layout.ok_or_else(|| {
+            let len = storage.len();
+            format!(
+                "a tensor of {dtype}, shape {shape:?}, strides {strides:?} and offset {offset} does not fit its storage of {len} bytes"
+            )
+        })?;
+        Ok(Self { storage, dtype, layout })
+    }
+}

@@ -1,0 +1,245 @@
+//! Tensors that nobody can change any more.
+
+use std::fmt;
+use std::ops::Deref;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::dtype::{DType, Element, Number};
+use super::dyn_tensor::DynTensor;
+use super::passing;
+use super::storage::{Storage, StorageId};
+use super::tensor::Tensor;
+use crate::error::MemoryError;
+
+/// A tensor whose memory is sealed: no process can write to it ever again, so it is a plain slice, safely.
+///
+/// Clones, and what arrives in a worker, are the same memory.
+///
+/// ```
+/// use phalanx::Tensor;
+/// let weights = Tensor::from_slice(&[0.5_f32, 1.5, 2.0], &[3])?.freeze()?;
+/// assert_eq!(weights.iter().sum::<f32>(), 4.0);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+///
+/// A `FrozenTensor<bool>` is no slice, since another byte than 0 and 1 may have been written before it was frozen:
+/// [`to_tensor`](Self::to_tensor) reads it.
+#[derive(Clone)]
+pub struct FrozenTensor<T: Element>(Tensor<T>);
+
+impl<T: Element> FrozenTensor<T> {
+    /// The size of every dimension.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    /// The type of its elements.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        T::DTYPE
+    }
+
+    /// The memory's name, the same in every process that has it.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        self.0.storage_id()
+    }
+
+    /// The same memory as a tensor that can only be read, of which there are views.
+    #[must_use]
+    pub fn to_tensor(&self) -> Tensor<T> {
+        self.0.clone()
+    }
+}
+
+impl<T: Number> Deref for FrozenTensor<T> {
+    type Target = [T];
+
+    /// Its elements in row-major order.
+    fn deref(&self) -> &[T] {
+        let tensor = self.0.as_dyn();
+        let bytes = tensor.storage().bytes().and_then(|(map, at)| {
+            let begin = at + tensor.offset() * size_of::<T>();
+            map.sealed_bytes()?.get(begin..begin + tensor.len() * size_of::<T>())
+        });
+        // Aligned: storages begin at multiples of 8, and elements at multiples of their size in them.
+        bytes.map_or(&[], bytemuck::cast_slice)
+    }
+}
+
+impl<T: Number> AsRef<[T]> for FrozenTensor<T> {
+    fn as_ref(&self) -> &[T] {
+        self
+    }
+}
+
+impl<T: Element> fmt::Debug for FrozenTensor<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FrozenTensor").field(&self.0).finish()
+    }
+}
+
+impl<T: Element> Tensor<T> {
+    /// Seals the memory against writing by anybody, in any process, for ever.
+    ///
+    /// That is possible when nobody else can write to it: this is the only handle in this process, and no other process
+    /// has it mapped. The kernel says so, and undoes nothing: workers that had the tensor have ended, or have dropped
+    /// it. Then nothing is copied, provided that the tensor is larger than 256 KiB, was made by
+    /// [`SharingStrategy::FileDescriptor`](crate::SharingStrategy), and lies there in one piece. Otherwise its memory
+    /// cannot be sealed alone, or not at all: its elements are copied into memory that can. A process that still has the
+    /// old memory may write there, and nobody sees it here.
+    ///
+    /// What is frozen already can be frozen again at no cost.
+    ///
+    /// # Errors
+    /// [`FreezeError`], with the tensor: [`MemoryError::StillWritable`] when somebody else has it; as
+    /// [`zeros`](Self::zeros) when it has to be copied.
+    pub fn freeze(self) -> Result<FrozenTensor<T>, FreezeError<T>> {
+        if is_frozen(self.as_dyn()) {
+            return Ok(FrozenTensor(self));
+        }
+        let refuse = |tensor, reason| FreezeError(Box::new((Tensor::over(tensor), reason)));
+        let tensor = self.into_dyn();
+        let alone = match tensor.alone() {
+            Ok(None) => tensor,
+            Ok(Some(copy)) => copy,
+            Err(reason) => return Err(refuse(tensor, reason)),
+        };
+        match alone.freeze_storage() {
+            Ok(frozen) => Ok(FrozenTensor(Tensor::over(frozen))),
+            Err((tensor, reason)) => Err(refuse(tensor, reason)),
+        }
+    }
+}
+
+/// Whether the elements lie one after the other in memory that is sealed.
+fn is_frozen(tensor: &DynTensor) -> bool {
+    let sealed = tensor.storage().bytes().is_some_and(|(map, _)| map.sealed_bytes().is_some());
+    tensor.is_contiguous() && (sealed || tensor.storage().is_empty())
+}
+
+impl DynTensor {
+    /// A copy of it in memory of its own, which can be sealed; `None` when its memory can be.
+    ///
+    /// # Errors
+    /// When another holder is known that could write to it: what he wrote would not be seen in the copy.
+    fn alone(&self) -> Result<Option<Self>, MemoryError> {
+        if self.is_contiguous() && self.storage().is_sealable() {
+            return Ok(None);
+        }
+        if let Some(holder) = self.storage().other_writer() {
+            return Err(MemoryError::StillWritable { bytes: self.storage().len(), holder });
+        }
+        let bytes = self.to_bytes();
+        let copy = Self::from_storage(&Storage::sealable(bytes.len())?, self.dtype(), self.shape())?;
+        copy.write_bytes(&bytes)?;
+        Ok(Some(copy))
+    }
+
+    fn freeze_storage(self) -> Result<Self, (Self, MemoryError)> {
+        let (storage, rebuild) = self.into_parts();
+        match storage.freeze() {
+            Ok(storage) => Ok(rebuild(storage)),
+            Err((storage, error)) => Err((rebuild(storage), error)),
+        }
+    }
+}
+
+/// Why a tensor was not frozen, and the tensor, as it was.
+#[derive(Debug)]
+pub struct FreezeError<T: Element>(Box<(Tensor<T>, MemoryError)>);
+
+impl<T: Element> FreezeError<T> {
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &MemoryError {
+        &self.0.1
+    }
+
+    /// The tensor, which can be written to as before.
+    #[must_use]
+    pub fn into_tensor(self) -> Tensor<T> {
+        self.0.0
+    }
+}
+
+impl<T: Element> fmt::Display for FreezeError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason().fmt(f)
+    }
+}
+
+impl<T: Element> std::error::Error for FreezeError<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.reason().source()
+    }
+}
+
+impl<T: Element> Serialize for FrozenTensor<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: Element> Deserialize<'de> for FrozenTensor<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tensor = Tensor::deserialize(deserializer)?;
+        if is_frozen(tensor.as_dyn()) {
+            return Ok(Self(tensor));
+        }
+        Err(passing::refuse(
+            "a tensor arrived where a frozen one was expected: its memory is not sealed".to_owned(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::arena::SMALL;
+
+    #[test]
+    fn large_tensor_is_frozen_in_place_and_refuses_to_be_written() {
+        let large = Tensor::<f64>::zeros(&[SMALL]).unwrap();
+        large.set(5, 1.5).unwrap();
+        let id = large.storage_id();
+        let frozen = large.freeze().unwrap();
+        assert_eq!((frozen.storage_id(), frozen[5], frozen.len()), (id, 1.5, SMALL));
+        let tensor = frozen.to_tensor();
+        assert!(matches!(tensor.set(0, 1.0), Err(MemoryError::ReadOnly)));
+        assert!(matches!(tensor.fetch_add(0, 1.0), Err(MemoryError::ReadOnly)));
+        assert!(matches!(tensor.write_from(&vec![0.0; SMALL]), Err(MemoryError::ReadOnly)));
+        // A part of it is frozen too, at no cost.
+        let part = tensor.narrow(0, 4, 3).unwrap().freeze().unwrap();
+        assert_eq!((&part[..], part.storage_id()), (&[0.0, 1.5, 0.0][..], id));
+    }
+
+    #[test]
+    fn tensor_with_another_handle_is_not_frozen_and_comes_back() {
+        for elements in [10, SMALL] {
+            let tensor = Tensor::<f64>::zeros(&[elements]).unwrap();
+            let other = tensor.narrow(0, 0, 1).unwrap();
+            let error = tensor.freeze().unwrap_err();
+            assert!(error.to_string().contains("another tensor of this process can still write"), "{error}");
+            let tensor = error.into_tensor();
+            tensor.set(0, 2.0).unwrap();
+            assert_eq!(other.get(0).unwrap(), 2.0);
+            drop(other);
+            assert_eq!(tensor.freeze().unwrap()[0], 2.0);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sealed_alone_is_copied() {
+        let small = Tensor::from_slice(&[1_u16, 2, 3, 4, 5, 6], &[2, 3]).unwrap();
+        assert_eq!(&small.freeze().unwrap()[..], [1, 2, 3, 4, 5, 6]);
+        let columns = Tensor::from_slice(&[1_u16, 2, 3, 4, 5, 6], &[2, 3]).unwrap().transpose(0, 1).unwrap();
+        assert_eq!(&columns.freeze().unwrap()[..], [1, 4, 2, 5, 3, 6]);
+        let empty = Tensor::<f32>::zeros(&[0, 4]).unwrap().freeze().unwrap();
+        assert!(empty.is_empty());
+        let flags = Tensor::from_slice(&[true, false], &[2]).unwrap().freeze().unwrap();
+        assert_eq!(flags.to_tensor().to_vec(), [true, false]);
+    }
+}

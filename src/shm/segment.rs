@@ -1,0 +1,423 @@
+//! A piece of memory that this process has mapped: what storages lie in, and what travels.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::strategy::SharingStrategy;
+use super::tree::{self, FileName, Place};
+use crate::error::MemoryError;
+use crate::sys::limits::{self, Shortage};
+use crate::sys::map::SharedMap;
+use crate::sys::{memfd, memory};
+
+/// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
+const ASK_FIRST: u64 = 1 << 20;
+/// Room for descriptors that is made when there is none.
+const MORE_DESCRIPTORS: usize = 64;
+/// What the memfds of storages are called in /proc.
+const NAME: &str = "phalanx-storage";
+
+/// Device and inode: what tells a file from any other.
+pub(super) type Identity = (u64, u64);
+
+/// Memory in a memfd or a file, mapped here once.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// `None` only while it is being sealed, or when it could not be mapped again after that.
+    map: Option<SharedMap>,
+    len: usize,
+    backing: Backing,
+    identity: Identity,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Descriptor(OwnedFd),
+    Name(FileName),
+}
+
+/// How it travels to a process of the same tree.
+#[derive(Debug)]
+pub(crate) enum Vehicle<'a> {
+    Descriptor(BorrowedFd<'a>),
+    /// By a name that is put where the other process looks for it.
+    Name,
+}
+
+/// The segments of this process, each found by what it is: one that arrives twice is mapped once.
+static KNOWN: Mutex<Option<HashMap<Identity, Weak<Segment>>>> = Mutex::new(None);
+
+fn known() -> MutexGuard<'static, Option<HashMap<Identity, Weak<Segment>>>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What shared memory this process has mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Pieces of shared memory: small storages lie in one together, larger ones have each its own.
+    pub segments: usize,
+    /// Mappings, of which the kernel allows vm.max_map_count.
+    pub mappings: usize,
+    /// Descriptors that they keep open, the one of this process's place in a tree of named memory included.
+    pub descriptors: usize,
+    /// Bytes of address space that they take. (Of a segment of small storages only the part that is in use has
+    /// memory.)
+    pub bytes: usize,
+}
+
+/// Counts the shared memory that this process has mapped.
+///
+/// ```
+/// let large = phalanx::Tensor::<f32>::zeros(&[1 << 20])?;
+/// let stats = phalanx::shm::stats();
+/// assert!(stats.segments >= 1 && stats.bytes >= 4 << 20);
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+#[must_use]
+pub fn stats() -> Stats {
+    let mut stats = Stats { descriptors: usize::from(tree::place_in_use().is_some()), ..Stats::default() };
+    let segments: Vec<_> = known().iter().flat_map(HashMap::values).filter_map(Weak::upgrade).collect();
+    for segment in segments {
+        stats.segments += 1;
+        stats.mappings += usize::from(segment.map.is_some());
+        stats.descriptors += usize::from(matches!(segment.backing, Backing::Descriptor(_)));
+        stats.bytes += segment.len;
+    }
+    stats
+}
+
+/// Forgets the segments of the process of which this one is a fork: their descriptors are closed here.
+pub(crate) fn forget_all() {
+    *known() = None;
+}
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) strategy: SharingStrategy,
+    pub(super) bytes: usize,
+    /// How many of them get their memory at once; [`Segment::reserve`] gets it for more.
+    pub(super) reserved: usize,
+    /// In huge pages, of which `bytes` is a multiple.
+    pub(super) huge: bool,
+}
+
+impl Segment {
+    /// Makes one of zeros, whose reserved memory is there for certain.
+    pub(super) fn create(plan: Plan) -> Result<Arc<Self>, MemoryError> {
+        let asked = plan.reserved as u64;
+        // Asking first, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
+        if asked >= ASK_FIRST && !plan.huge {
+            let available = memory::available().filter(|&available| available < asked);
+            if let Some(available) = available {
+                return Err(MemoryError::NotEnough { asked, available, place: None });
+            }
+        }
+        match plan.strategy {
+            SharingStrategy::FileDescriptor => Self::create_unnamed(plan),
+            SharingStrategy::FileSystem => Self::create_named(plan),
+        }
+    }
+
+    fn create_unnamed(plan: Plan) -> Result<Arc<Self>, MemoryError> {
+        let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
+        let make = || match plan {
+            Plan { huge: true, .. } => memfd::create_huge(NAME, size),
+            Plan { bytes, reserved, .. } if bytes == reserved => memfd::create(NAME, size),
+            _ => {
+                let fd = memfd::create_empty(NAME, size)?;
+                memfd::reserve(fd.as_fd(), 0, reserved)?;
+                Ok(fd)
+            }
+        };
+        let refused = if plan.huge { no_huge_pages } else { no_memory };
+        let fd = with_room(make).map_err(|os| refused(os, reserved))?;
+        memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
+        Self::map_known(Backing::Descriptor(fd), |fd, len| SharedMap::new(fd, len))
+            .map_err(MemoryError::os("mapping a memfd", size))
+    }
+
+    fn create_named(plan: Plan) -> Result<Arc<Self>, MemoryError> {
+        let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
+        let place = tree::place()?;
+        let make = || {
+            let (name, fd) = place.new_file()?;
+            memfd::set_size(fd.as_fd(), size)?;
+            memfd::reserve(fd.as_fd(), 0, reserved)?;
+            Ok(name)
+        };
+        let name = with_room(make).map_err(|os| no_space(os, reserved, &place))?;
+        Self::map_known(Backing::Name(name), |fd, len| SharedMap::new(fd, len))
+            .map_err(MemoryError::os("mapping a file of named memory", size))
+    }
+
+    /// A file's bytes, to be read only, through the page cache.
+    pub(super) fn of_file(path: &Path) -> Result<Arc<Self>, MemoryError> {
+        let failed = |error: io::Error| MemoryError::File {
+            doing: "mapping",
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let file = File::open(path).map_err(failed)?;
+        Self::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)
+    }
+
+    /// Takes over one that another process has sent by its descriptor.
+    ///
+    /// # Errors
+    /// When it is neither sealed against being cut short, nor a regular file that belongs to whoever sent it.
+    pub(super) fn receive(fd: OwnedFd, named: bool) -> io::Result<Arc<Self>> {
+        let read_only = memfd::is_read_only(fd.as_fd())?;
+        if !(named || read_only || memfd::is_size_sealed(fd.as_fd())) {
+            return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
+        }
+        let map = if read_only {
+            SharedMap::read_only
+        } else if memfd::is_content_sealed(fd.as_fd()) {
+            SharedMap::sealed
+        } else {
+            SharedMap::new
+        };
+        Self::map_known(Backing::Descriptor(fd), map)
+    }
+
+    /// Takes over one that another process has put under a name.
+    pub(super) fn receive_named(path: &str) -> io::Result<Arc<Self>> {
+        let place =
+            tree::place_in_use().ok_or_else(|| io::Error::other("this process has no named memory"))?;
+        Self::map_known(Backing::Name(place.take_over(path)?), SharedMap::new)
+    }
+
+    /// The one that is mapped already, or a new map.
+    fn map_known(
+        backing: Backing,
+        map: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<SharedMap>,
+    ) -> io::Result<Arc<Self>> {
+        // Held until it is mapped: two threads that receive the same one must not both map it.
+        let mut known = known();
+        let known = known.get_or_insert_default();
+        let found = backing.with_descriptor(|fd| {
+            let (identity, size) = memfd::identity(fd)?;
+            if let Some(segment) = known.get(&identity).and_then(Weak::upgrade) {
+                return Ok(Err(segment));
+            }
+            let len = usize::try_from(size).map_err(io::Error::other)?;
+            let map = if len == 0 { None } else { Some(map(fd, len)?) };
+            Ok(Ok((map, len, identity)))
+        })?;
+        let (map, len, identity) = match found {
+            Ok(new) => new,
+            Err(segment) => return Ok(segment),
+        };
+        let segment = Arc::new(Self { map, len, identity, backing });
+        known.insert(identity, Arc::downgrade(&segment));
+        Ok(segment)
+    }
+
+    pub(super) fn map(&self) -> Option<&SharedMap> {
+        self.map.as_ref()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Gets the memory of the bytes from `from` to `to`.
+    pub(super) fn reserve(&self, from: usize, to: usize) -> Result<(), MemoryError> {
+        let asked = (to - from) as u64;
+        let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
+        self.backing.with_descriptor(reserve).map_err(|os| match &self.backing {
+            Backing::Descriptor(_) => no_memory(os, asked),
+            Backing::Name(name) => no_space(os, asked, name.place()),
+        })
+    }
+
+    /// How it travels to a process of the same tree.
+    pub(crate) fn vehicle(&self) -> Vehicle<'_> {
+        match &self.backing {
+            Backing::Descriptor(fd) => Vehicle::Descriptor(fd.as_fd()),
+            Backing::Name(_) => Vehicle::Name,
+        }
+    }
+
+    /// Puts it under a name for another process of the tree.
+    pub(crate) fn link(&self, path: &str) -> io::Result<()> {
+        match &self.backing {
+            Backing::Name(name) => name.link(path),
+            Backing::Descriptor(_) => Err(io::Error::other("it has no name")),
+        }
+    }
+
+    /// A descriptor of its own, for a process of another tree.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        match &self.backing {
+            Backing::Name(name) => name.open(),
+            Backing::Descriptor(fd) => fd.try_clone(),
+        }
+    }
+
+    /// Whether another process has a name for it, or one is on its way to somebody. Each holder has its own.
+    pub(super) fn has_other_names(&self) -> bool {
+        let links = |fd: BorrowedFd<'_>| memfd::link_count(fd);
+        matches!(&self.backing, Backing::Name(_))
+            && self.backing.with_descriptor(links).is_ok_and(|links| links > 1)
+    }
+
+    /// Whether [`seal`](Self::seal) can be tried: it is a memfd.
+    pub(super) fn is_sealable(&self) -> bool {
+        matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
+    }
+
+    /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows.
+    ///
+    /// # Errors
+    /// [`MemoryError::StillWritable`] when somebody else has it; it is as before then.
+    pub(super) fn seal(this: Arc<Self>) -> Result<Arc<Self>, (Arc<Self>, MemoryError)> {
+        let bytes = this.len;
+        let mut alone = Arc::try_unwrap(this).map_err(|held| {
+            (held, MemoryError::StillWritable { bytes, holder: "another tensor of this process" })
+        })?;
+        let sealed = alone.try_seal();
+        let this = Arc::new(alone);
+        known().get_or_insert_default().insert(this.identity, Arc::downgrade(&this));
+        match sealed {
+            Ok(()) => Ok(this),
+            Err(error) => Err((this, error)),
+        }
+    }
+
+    fn try_seal(&mut self) -> Result<(), MemoryError> {
+        let bytes = self.len;
+        let Backing::Descriptor(fd) = &self.backing else { return Err(MemoryError::ReadOnly) };
+        // Our own map would be one through which it can be written.
+        self.map = None;
+        let sealed = memfd::seal_contents(fd.as_fd());
+        let map = if sealed.is_ok() { SharedMap::sealed } else { SharedMap::new };
+        let mapped = map(fd.as_fd(), bytes).map_err(MemoryError::os("mapping a memfd again", bytes as u64));
+        self.map = Some(mapped?);
+        sealed.map_err(|os| match os.kind() {
+            io::ErrorKind::ResourceBusy => MemoryError::StillWritable { bytes, holder: "another process" },
+            _ => MemoryError::os("sealing a memfd", bytes as u64)(os),
+        })
+    }
+}
+
+impl Backing {
+    /// Runs `work` with a descriptor, which a name does not keep.
+    fn with_descriptor<T>(&self, work: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Self::Descriptor(fd) => work(fd.as_fd()),
+            Self::Name(name) => work(with_room(|| name.open())?.as_fd()),
+        }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if let Some(known) = known().as_mut() {
+            // Another thread may have mapped it anew meanwhile: that one stays known.
+            if known.get(&self.identity).is_some_and(|segment| segment.strong_count() == 0) {
+                known.remove(&self.identity);
+            }
+        }
+    }
+}
+
+/// Runs `make`, and once more with more room for descriptors when it had none.
+fn with_room<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if Shortage::of(&error) == Some(Shortage::Descriptors) => {
+            limits::make_room_for_descriptors(MORE_DESCRIPTORS);
+            make()
+        }
+        done => done,
+    }
+}
+
+fn no_memory(os: io::Error, asked: u64) -> MemoryError {
+    match Shortage::of(&os) {
+        Some(Shortage::Space | Shortage::Memory) => {
+            MemoryError::NotEnough { asked, available: memory::available().unwrap_or(0), place: None }
+        }
+        _ => MemoryError::os("reserving a memfd", asked)(os),
+    }
+}
+
+/// hugetlbfs says either of them when it has not so many.
+fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
+    match Shortage::of(&os) {
+        Some(Shortage::Space | Shortage::Memory) => {
+            let (page, free) = memfd::huge_pages().unwrap_or_default();
+            MemoryError::NoHugePages { asked, page, free }
+        }
+        _ => MemoryError::os("reserving a memfd of huge pages", asked)(os),
+    }
+}
+
+fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
+    match Shortage::of(&os) {
+        Some(Shortage::Space) => {
+            let base = Some(place.base().to_owned());
+            MemoryError::NotEnough { asked, available: place.space().unwrap_or(0), place: base }
+        }
+        _ => MemoryError::os("reserving a file of named memory", asked)(os),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(strategy: SharingStrategy) -> Plan {
+        Plan { strategy, bytes: 4096, reserved: 4096, huge: false }
+    }
+
+    #[test]
+    fn segment_that_arrives_again_is_the_same_and_is_forgotten_with_its_last_holder() {
+        for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
+            let segment = Segment::create(plan(strategy)).unwrap();
+            let again = Segment::receive(segment.open().unwrap(), true).unwrap();
+            assert!(Arc::ptr_eq(&segment, &again));
+            let identity = segment.identity();
+            drop((segment, again));
+            assert!(known().as_ref().is_none_or(|known| !known.contains_key(&identity)));
+        }
+    }
+
+    #[test]
+    fn unnamed_segment_cannot_be_resized() {
+        let segment = Segment::create(plan(SharingStrategy::FileDescriptor)).unwrap();
+        let file = File::from(segment.open().unwrap());
+        assert!(file.set_len(10).is_err());
+        assert!(file.set_len(10_000).is_err());
+    }
+
+    #[test]
+    fn receive_refuses_what_is_not_sealed() {
+        let loose = memfd::create("loose", 100).unwrap();
+        assert!(Segment::receive(loose, false).is_err());
+        let file = File::open("/dev/null").unwrap();
+        assert!(Segment::receive(file.into(), false).is_err());
+    }
+
+    #[test]
+    fn named_segment_has_as_many_names_as_holders() {
+        let segment = Segment::create(plan(SharingStrategy::FileSystem)).unwrap();
+        assert!(!segment.has_other_names());
+        let place = tree::place().unwrap();
+        let nest = place.nest().unwrap();
+        segment.link(&nest.argument(0)).unwrap();
+        assert!(segment.has_other_names());
+        drop(nest);
+        assert!(!segment.has_other_names());
+    }
+}

@@ -1,0 +1,149 @@
+//! How memory is made that other processes can map, and the process's choice of it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::tree;
+use crate::error::MemoryError;
+
+/// How the memory of new storages is made. A storage keeps to the way in which it was made.
+///
+/// ```
+/// use phalanx::SharingStrategy;
+/// assert_eq!("file_system".parse::<SharingStrategy>()?, SharingStrategy::FileSystem);
+/// let error = "files".parse::<SharingStrategy>().unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "there is no sharing strategy \"files\": the valid ones are file_descriptor, file_system"
+/// );
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SharingStrategy {
+    /// A memfd: memory without a name, which is gone with its last holder, however that ends. Each storage of more
+    /// than 256 KiB keeps a descriptor in every process that has it; smaller ones share a few.
+    #[default]
+    FileDescriptor,
+    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`]: no storage keeps a descriptor. Names
+    /// are gone with their holders; those of a tree of processes that was killed as a whole are removed at the next
+    /// start of one that uses this strategy.
+    FileSystem,
+}
+
+impl SharingStrategy {
+    const ALL: [Self; 2] = [Self::FileDescriptor, Self::FileSystem];
+
+    /// Its name, as torch has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FileDescriptor => "file_descriptor",
+            Self::FileSystem => "file_system",
+        }
+    }
+}
+
+impl fmt::Display for SharingStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for SharingStrategy {
+    type Err = MemoryError;
+
+    fn from_str(name: &str) -> Result<Self, MemoryError> {
+        Self::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
+            MemoryError::UnknownStrategy { name: name.to_owned(), valid: Self::ALL.map(Self::name).to_vec() }
+        })
+    }
+}
+
+static CHOSEN: AtomicU8 = AtomicU8::new(SharingStrategy::FileDescriptor as u8);
+static DIRECTORY: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Chooses how new storages of this process are made. Workers start with their launcher's choice.
+///
+/// ```
+/// use phalanx::{SharingStrategy, Tensor, get_sharing_strategy, set_sharing_strategy};
+/// set_sharing_strategy(SharingStrategy::FileSystem);
+/// assert_eq!(get_sharing_strategy(), SharingStrategy::FileSystem);
+/// let named = Tensor::<f32>::zeros(&[1000])?;
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+pub fn set_sharing_strategy(strategy: SharingStrategy) {
+    CHOSEN.store(strategy as u8, Relaxed);
+}
+
+/// How new storages of this process are made.
+#[must_use]
+pub fn get_sharing_strategy() -> SharingStrategy {
+    let chosen = CHOSEN.load(Relaxed);
+    SharingStrategy::ALL.into_iter().find(|&strategy| strategy as u8 == chosen).unwrap_or_default()
+}
+
+/// All strategies, the default first.
+#[must_use]
+pub fn get_all_sharing_strategies() -> &'static [SharingStrategy] {
+    &SharingStrategy::ALL
+}
+
+/// Chooses where [`SharingStrategy::FileSystem`] makes its files, in the place of `/dev/shm`. It should be a tmpfs:
+/// elsewhere the memory is that of a file on disk. Workers use their launcher's.
+///
+/// ```
+/// phalanx::set_sharing_directory("/dev/shm")?;
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+///
+/// # Errors
+/// [`MemoryError::Directory`] when there is no such directory, or when this process or its launcher has made files
+/// elsewhere already.
+pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> {
+    let path = path.as_ref();
+    let refuse = |reason: String| MemoryError::Directory { path: path.to_owned(), reason };
+    let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+    if !path.is_dir() {
+        return Err(refuse("it is no directory".to_owned()));
+    }
+    match tree::base_in_use() {
+        Some(used) if used != path => {
+            Err(refuse(format!("this process already has named memory in {}", used.display())))
+        }
+        _ => {
+            *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
+            Ok(())
+        }
+    }
+}
+
+/// Where [`SharingStrategy::FileSystem`] makes its files.
+#[must_use]
+pub fn get_sharing_directory() -> PathBuf {
+    let chosen = DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
+    chosen.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"))
+}
+
+/// What a worker takes over of its launcher's choices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Choice {
+    strategy: SharingStrategy,
+    directory: PathBuf,
+}
+
+impl Choice {
+    pub(crate) fn of_this_process() -> Self {
+        Self { strategy: get_sharing_strategy(), directory: get_sharing_directory() }
+    }
+
+    pub(crate) fn take_on(self) {
+        set_sharing_strategy(self.strategy);
+        *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.directory);
+    }
+}

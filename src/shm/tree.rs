@@ -1,0 +1,320 @@
+//! Named memory: a directory for each tree of processes, and in it one for each process.
+//!
+//! ```text
+//! /dev/shm/phalanx-5f3a…/        the launcher's, whose shared lock (flock) every process of the tree holds
+//!     s1 s2 …                    its storages
+//!     w1/                        its first worker's, made before the worker and removed when it is reaped
+//!         a0 a1 …                the storages in its arguments
+//!         s1 …  out/0 out/1 …    its own, and those in its result
+//!         w1/ …                  of the workers that it starts itself
+//! ```
+//!
+//! Whoever holds a storage has a name of its own for it, a hard link: the kernel counts them, and frees the memory with
+//! the last name and the last map. So a killed holder cannot make a count wrong; it leaves names, which go with its
+//! directory. A tree whose lock nobody holds is dead, and whoever begins a new one removes it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::strategy::get_sharing_directory;
+use crate::error::MemoryError;
+use crate::sys::dir::{self, Dir};
+use crate::sys::process;
+
+/// What the directories of all trees begin with.
+const PREFIX: &str = "phalanx-";
+/// In a worker's directory, what its result carries.
+const OUT: &str = "out";
+
+/// This process's place in its tree.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The tree's directory, which this process has locked.
+    tree: Dir,
+    base: PathBuf,
+    /// Of the tree's directory in `base`, if this process has made it.
+    founded: Option<String>,
+    /// This process's directory in the tree's: "" or a path that ends in "/".
+    own: String,
+    /// The process: a fork of it has a copy of this, but other storages.
+    owner: u32,
+    serial: AtomicU64,
+}
+
+static PLACE: Mutex<Option<Arc<Place>>> = Mutex::new(None);
+
+/// This process's place, if it has one.
+pub(crate) fn place_in_use() -> Option<Arc<Place>> {
+    let place = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+    place.as_ref().filter(|place| place.is_own()).cloned()
+}
+
+/// The directory in which this process has named memory.
+pub(super) fn base_in_use() -> Option<PathBuf> {
+    Some(place_in_use()?.base.clone())
+}
+
+/// This process's place. The first call begins a tree, unless the launcher gave us a place in its own.
+pub(crate) fn place() -> Result<Arc<Place>, MemoryError> {
+    let mut known = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(place) = known.as_ref().filter(|place| place.is_own()) {
+        return Ok(place.clone());
+    }
+    let base = get_sharing_directory();
+    let place = Place::found(&base).map_err(|error| MemoryError::Directory {
+        path: base,
+        reason: format!("a directory for this process cannot be made in it: {error}"),
+    })?;
+    let place = Arc::new(place);
+    replace(&mut known, place.clone());
+    Ok(place)
+}
+
+/// Takes the place that the launcher has made: the directory of that number in its own.
+pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
+    let inherited = Dir::from_descriptor(tree)?;
+    // With a lock of its own: the launcher's is one that we have only a copy of.
+    let tree = inherited.open_dir(".")?;
+    tree.lock_shared()?;
+    let own = nest_of(launchers, number);
+    let place = Place {
+        tree,
+        base: get_sharing_directory(),
+        founded: None,
+        own,
+        owner: std::process::id(),
+        serial: AtomicU64::new(0),
+    };
+    replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(place));
+    Ok(())
+}
+
+/// The place before it was another process's, of which this one is a fork. Its descriptor may have been closed, and its
+/// number be another's by now: it is never dropped.
+fn replace(known: &mut Option<Arc<Place>>, place: Arc<Place>) {
+    std::mem::forget(known.replace(place));
+}
+
+fn nest_of(launchers: &str, number: u64) -> String {
+    format!("{launchers}w{number}/")
+}
+
+impl Place {
+    /// Begins a tree, after removing those that are dead.
+    fn found(base: &Path) -> io::Result<Self> {
+        let dir = Dir::open(base)?;
+        sweep(&dir);
+        loop {
+            let name = format!("{PREFIX}{}", dir::unguessable()?);
+            dir.make_dir(&name)?;
+            // Somebody else's sweep may come between each of these lines. It can only remove what is not locked.
+            let tree = match dir.open_dir(&name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                tree => tree?,
+            };
+            tree.lock_shared()?;
+            if tree.is_removed()? {
+                continue;
+            }
+            process::at_exit(leave)?;
+            let (owner, serial) = (std::process::id(), AtomicU64::new(0));
+            let (base, founded) = (base.to_owned(), Some(name));
+            return Ok(Self { tree, base, founded, own: String::new(), owner, serial });
+        }
+    }
+
+    fn is_own(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    fn next(&self) -> u64 {
+        self.serial.fetch_add(1, Relaxed) + 1
+    }
+
+    /// This process's directory in the tree's.
+    pub(crate) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// Bytes that are left where the files are.
+    pub(super) fn space(&self) -> Option<u64> {
+        self.tree.space()
+    }
+
+    /// Where the tree is.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// A new file of no bytes.
+    pub(super) fn new_file(self: &Arc<Self>) -> io::Result<(FileName, OwnedFd)> {
+        let path = self.new_path();
+        let fd = self.tree.make_file(&path)?;
+        Ok((FileName { place: self.clone(), path }, fd))
+    }
+
+    fn new_path(&self) -> String {
+        format!("{}s{}", self.own, self.next())
+    }
+
+    /// Takes over the file `from`, which another process has put there, under a name of this process's own.
+    pub(super) fn take_over(self: &Arc<Self>, from: &str) -> io::Result<FileName> {
+        let path = self.new_path();
+        self.tree.rename(from, &path)?;
+        Ok(FileName { place: self.clone(), path })
+    }
+
+    /// Makes a directory for a worker that is to be started.
+    pub(crate) fn nest(self: &Arc<Self>) -> io::Result<Nest> {
+        let number = self.next();
+        let path = nest_of(&self.own, number);
+        self.tree.make_dir(path.trim_end_matches('/'))?;
+        Ok(Nest { place: self.clone(), path, number })
+    }
+
+    /// Makes the directory for what a result carries. In a process without a launcher's place there is none.
+    pub(crate) fn make_out(&self) -> io::Result<Option<String>> {
+        if self.founded.is_some() {
+            return Ok(None);
+        }
+        let out = format!("{}{OUT}", self.own);
+        self.tree.make_dir(&out)?;
+        Ok(Some(out))
+    }
+
+    /// The path of a storage in this process's arguments.
+    pub(crate) fn argument(&self, number: usize) -> String {
+        argument_in(&self.own, number)
+    }
+}
+
+fn argument_in(nest: &str, number: usize) -> String {
+    format!("{nest}a{number}")
+}
+
+impl AsFd for Place {
+    /// The tree's directory, which a worker inherits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tree.as_fd()
+    }
+}
+
+/// Removes the trees in `base` that are ours and that nobody lives in any more. What cannot be removed is left to the
+/// next who comes: a start must not fail of it.
+fn sweep(base: &Dir) {
+    for name in base.names().unwrap_or_default().iter().filter(|name| name.starts_with(PREFIX)) {
+        let _ = remove_if_dead(base, name);
+    }
+}
+
+fn remove_if_dead(base: &Dir, name: &str) -> io::Result<()> {
+    let tree = base.open_dir(name)?;
+    if !tree.is_private()? {
+        return Ok(());
+    }
+    // The lock is held until the name is gone: who begins a tree there now sees then that it was removed.
+    let removed = tree.if_unused(|tree| tree.clear(|_| true).and_then(|()| base.remove_dir(name)))?;
+    removed.unwrap_or(Ok(()))
+}
+
+/// Runs at exit: a tree goes with the process that began it, unless others live in it still. Then the last of them is
+/// followed by a sweep.
+extern "C" fn leave() {
+    let Some(place) = place_in_use() else { return };
+    let Some(name) = &place.founded else { return };
+    let _ = place.tree.open_dir(".").and_then(|tree| {
+        // Only files: the directories are those of workers.
+        tree.clear(|name| !name.starts_with('w'))?;
+        remove_own(&place, tree, name)
+    });
+}
+
+/// With the lock that this process holds itself given up, whoever else holds one is another process.
+fn remove_own(place: &Place, own: Dir, name: &str) -> io::Result<()> {
+    place.tree.unlock()?;
+    let base = Dir::open(&place.base)?;
+    let removed = own.if_unused(|tree| tree.clear(|_| true).and_then(|()| base.remove_dir(name)))?;
+    removed.unwrap_or(Ok(()))
+}
+
+/// This process's name of a file. The name is removed when this is dropped; the file is gone with its last one.
+#[derive(Debug)]
+pub(super) struct FileName {
+    place: Arc<Place>,
+    path: String,
+}
+
+impl FileName {
+    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+        self.place.tree.open_file(&self.path)
+    }
+
+    /// Gives the file another name in the same tree.
+    pub(super) fn link(&self, path: &str) -> io::Result<()> {
+        self.place.tree.link(&self.path, path)
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Drop for FileName {
+    /// A name that cannot be removed goes with the directory.
+    fn drop(&mut self) {
+        if self.place.is_own() {
+            let _ = self.place.tree.unlink(&self.path);
+        }
+    }
+}
+
+/// A worker's directory, as its launcher has it. Dropping it removes it with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Nest {
+    place: Arc<Place>,
+    path: String,
+    number: u64,
+}
+
+impl Nest {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The path of a storage in the worker's arguments.
+    pub(crate) fn argument(&self, number: usize) -> String {
+        argument_in(&self.path, number)
+    }
+
+    /// The path of a storage in the worker's result.
+    pub(crate) fn result(&self, number: usize) -> String {
+        result_in(&format!("{}{OUT}", self.path), number)
+    }
+
+    /// Removes what the worker has left, but not its result.
+    pub(crate) fn clear_but_result(&self) {
+        // What cannot be removed now is tried again when this is dropped.
+        let _ = self
+            .place
+            .tree
+            .open_dir(self.path.trim_end_matches('/'))
+            .and_then(|nest| nest.clear(|name| name != OUT));
+    }
+}
+
+/// The path of a storage in a result, whose directory is `out`.
+pub(crate) fn result_in(out: &str, number: usize) -> String {
+    format!("{out}/{number}")
+}
+
+impl Drop for Nest {
+    /// What cannot be removed goes with the tree.
+    fn drop(&mut self) {
+        if self.place.is_own() {
+            let _ = self.place.tree.remove_tree(self.path.trim_end_matches('/'));
+        }
+    }
+}

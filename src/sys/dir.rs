@@ -1,0 +1,249 @@
+//! Directories and the files in them, by descriptor: openat(2), mkdirat(2), linkat(2), flock(2). No symbolic link is
+//! followed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
+
+use super::fd::above_stdio;
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Dir(OwnedFd);
+
+/// Nobody but its owner.
+const PRIVATE_DIR: Mode = Mode::S_IRWXU;
+const PRIVATE_FILE: Mode = Mode::from_bits_truncate(0o600);
+
+impl Dir {
+    /// Opens a directory, by a path whose last part is no symbolic link.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        open_dir(AT_FDCWD, path).map(Self)
+    }
+
+    /// Takes over a descriptor of a directory.
+    pub(crate) fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
+        let kind = SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT;
+        if kind == SFlag::S_IFDIR { Ok(Self(fd)) } else { Err(io::Error::from_raw_os_error(libc::ENOTDIR)) }
+    }
+
+    /// Opens a directory below this one. `.` gives a descriptor of its own for this one, with locks of its own.
+    pub(crate) fn open_dir(&self, path: &str) -> io::Result<Self> {
+        open_dir(self.0.as_fd(), Path::new(path)).map(Self)
+    }
+
+    /// Makes a directory that only its owner may enter; one that is there is an error.
+    pub(crate) fn make_dir(&self, path: &str) -> io::Result<()> {
+        Ok(mkdirat(&self.0, path, PRIVATE_DIR)?)
+    }
+
+    /// Makes a file that only its owner may use; one that is there is an error.
+    pub(crate) fn make_file(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+    }
+
+    /// Opens a file for reading and writing.
+    pub(crate) fn open_file(&self, path: &str) -> io::Result<OwnedFd> {
+        self.open_with(path, OFlag::O_RDWR)
+    }
+
+    fn open_with(&self, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
+        above_stdio(openat(&self.0, path, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, PRIVATE_FILE)?)
+    }
+
+    /// Gives a file another name besides.
+    pub(crate) fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+    }
+
+    /// Gives a file another name instead.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.0, from, &self.0, to)?)
+    }
+
+    /// Removes the name of a file; one that is not there is fine.
+    pub(crate) fn unlink(&self, path: &str) -> io::Result<()> {
+        match unlinkat(&self.0, path, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes an empty directory; one that is not there is fine.
+    pub(crate) fn remove_dir(&self, path: &str) -> io::Result<()> {
+        match unlinkat(&self.0, path, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a directory and all that is in it; one that is not there is fine.
+    pub(crate) fn remove_tree(&self, path: &str) -> io::Result<()> {
+        match self.open_dir(path) {
+            Ok(dir) => dir.clear(|_| true)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.remove_dir(path)
+    }
+
+    /// Removes what is in it, of which `chosen` says so by the name.
+    pub(crate) fn clear(&self, chosen: impl Fn(&str) -> bool) -> io::Result<()> {
+        for name in self.names()?.into_iter().filter(|name| chosen(name)) {
+            match self.unlink(&name) {
+                Err(error) if error.raw_os_error() == Some(libc::EISDIR) => self.remove_tree(&name)?,
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The names in it.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(self.path())?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    /// A path to it that holds as long as it is open, whatever becomes of its name.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    /// Whether it belongs to our user, and nobody else may enter it.
+    pub(crate) fn is_private(&self) -> io::Result<bool> {
+        let stat = fstat(&self.0)?;
+        let others = Mode::S_IRWXG | Mode::S_IRWXO;
+        Ok(stat.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(stat.st_mode).intersects(others))
+    }
+
+    /// Whether its name has been removed.
+    pub(crate) fn is_removed(&self) -> io::Result<bool> {
+        Ok(fstat(&self.0)?.st_nlink == 0)
+    }
+
+    /// Takes a shared lock of it, which is held until its descriptor and all copies of that are closed. Waits for who
+    /// holds it exclusively, which nobody does for long.
+    pub(crate) fn lock_shared(&self) -> io::Result<()> {
+        self.flock(libc::LOCK_SH)
+    }
+
+    /// Gives the shared lock up.
+    pub(crate) fn unlock(&self) -> io::Result<()> {
+        self.flock(libc::LOCK_UN)
+    }
+
+    /// Runs `work` while nobody else holds a lock of it; `None` when somebody does. It must not hold one itself.
+    pub(crate) fn if_unused<T>(self, work: impl FnOnce(&Self) -> T) -> io::Result<Option<T>> {
+        match self.flock(libc::LOCK_EX | libc::LOCK_NB) {
+            Ok(()) => Ok(Some(work(&self))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// flock(2) by libc: the guard that nix has gives the lock up, also that of a copy.
+    fn flock(&self, operation: i32) -> io::Result<()> {
+        loop {
+            // SAFETY: takes two integers.
+            if unsafe { libc::flock(self.0.as_raw_fd(), operation) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Bytes that its file system still has.
+    pub(crate) fn space(&self) -> Option<u64> {
+        let stat = fstatvfs(&self.0).ok()?;
+        Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+    }
+}
+
+fn open_dir(base: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    above_stdio(openat(base, path, flags, Mode::empty())?)
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// 128 bits that nobody can guess, in hexadecimal.
+pub(crate) fn unguessable() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temporary() -> (tempfile::TempDir, Dir) {
+        let path = tempfile::tempdir().unwrap();
+        let dir = Dir::open(path.path()).unwrap();
+        (path, dir)
+    }
+
+    #[test]
+    fn file_lives_as_long_as_it_has_a_name() {
+        let (_path, dir) = temporary();
+        dir.make_file("a").unwrap();
+        assert!(dir.make_file("a").is_err());
+        dir.link("a", "b").unwrap();
+        dir.unlink("a").unwrap();
+        dir.unlink("a").unwrap();
+        assert!(dir.open_file("a").is_err());
+        dir.rename("b", "c").unwrap();
+        assert_eq!(dir.names().unwrap(), ["c"]);
+    }
+
+    #[test]
+    fn remove_tree_follows_no_symbolic_link() {
+        let (path, dir) = temporary();
+        dir.make_dir("tree").unwrap();
+        dir.make_dir("other").unwrap();
+        dir.make_file("other/kept").unwrap();
+        std::os::unix::fs::symlink("../other", path.path().join("tree/link")).unwrap();
+        std::os::unix::fs::symlink("other", path.path().join("link")).unwrap();
+        assert!(dir.open_dir("link").is_err());
+        dir.remove_tree("tree").unwrap();
+        dir.remove_tree("tree").unwrap();
+        assert!(dir.open_file("other/kept").is_ok());
+    }
+
+    #[test]
+    fn shared_lock_outlives_a_copy_and_keeps_off_who_asks() {
+        let (path, held) = temporary();
+        held.lock_shared().unwrap();
+        let asks = || Dir::open(path.path()).unwrap().if_unused(|_| ()).unwrap();
+        assert_eq!(asks(), None);
+        drop(held);
+        assert_eq!(asks(), Some(()));
+    }
+
+    #[test]
+    fn private_is_what_nobody_else_may_enter() {
+        use std::os::unix::fs::PermissionsExt;
+        let (path, dir) = temporary();
+        for (mode, private) in [(0o700, true), (0o755, false), (0o710, false), (0o702, false)] {
+            std::fs::set_permissions(path.path(), PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(dir.is_private().unwrap(), private, "{mode:o}");
+        }
+        assert!(!dir.is_removed().unwrap());
+        drop(path);
+        assert!(dir.is_removed().unwrap());
+    }
+}

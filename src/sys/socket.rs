@@ -1,0 +1,151 @@
+//! socketpair(2), sendmsg(2) and recvmsg(2): messages with descriptors beside them (unix(7), SCM_RIGHTS).
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+
+use super::fd::above_stdio;
+
+/// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// One end of a pair. What is sent arrives whole, in order, and also when its sender is dead by then.
+#[derive(Debug)]
+pub(crate) struct Socket(OwnedFd);
+
+/// One message.
+#[derive(Debug)]
+pub(crate) struct Message<const N: usize> {
+    pub(crate) bytes: [u8; N],
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+impl Socket {
+    /// Two ends, close-on-exec.
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+        let (one, two) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(above_stdio(one)?), Self(above_stdio(two)?)))
+    }
+
+    /// Takes over one end.
+    pub(crate) fn from_descriptor(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Sends one message, and waits while the other end is full.
+    pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let beside = if numbers.is_empty() { &rights[..0] } else { &rights };
+        loop {
+            let sent = sendmsg::<()>(
+                self.0.as_raw_fd(),
+                &[IoSlice::new(bytes)],
+                beside,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            match sent {
+                Err(Errno::EINTR) => {}
+                other => return Ok(other.map(drop)?),
+            }
+        }
+    }
+
+    /// The next message, if one is there. It does not wait. Descriptors for which this process has no room are lost:
+    /// the sender has to say how many there were.
+    pub(crate) fn try_receive<const N: usize>(&self) -> io::Result<Option<Message<N>>> {
+        let mut bytes = [0; N];
+        let mut control = [0_u64; CONTROL_WORDS];
+        let (length, control_length) = loop {
+            match self.receive_raw(&mut bytes, &mut control) {
+                Ok(lengths) => break lengths,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        };
+        let control = bytemuck::cast_slice::<u64, u8>(&control);
+        let descriptors = take_descriptors(&control[..control_length.min(control.len())])?;
+        if length == N {
+            Ok(Some(Message { bytes, descriptors }))
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    /// recvmsg(2) by libc: nix gives no descriptors at all when some were cut off, so that the others would leak.
+    fn receive_raw(&self, bytes: &mut [u8], control: &mut [u64]) -> io::Result<(usize, usize)> {
+        let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: a plain record, for which zeros are valid.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(control);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        // SAFETY: the header points to a buffer and a control buffer of ours with their lengths; all outlive the call.
+        let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) };
+        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        Ok((length, header.msg_controllen))
+    }
+}
+
+/// Words of the control buffer: one control message with as many descriptors as there can be.
+const CONTROL_WORDS: usize = (HEADER + MAX_DESCRIPTORS * size_of::<RawFd>()).div_ceil(8);
+/// Bytes of a control message before its data: length, level, type (cmsg(3)).
+const HEADER: usize = size_of::<libc::cmsghdr>();
+
+/// The descriptors of the one control message that there can be; the kernel has made them for us.
+fn take_descriptors(control: &[u8]) -> io::Result<Vec<OwnedFd>> {
+    let Some((length, rest)) = control.split_first_chunk::<8>() else { return Ok(Vec::new()) };
+    let Some((kind, _)) = rest.split_first_chunk::<8>() else { return Ok(Vec::new()) };
+    let rights = [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_RIGHTS.to_ne_bytes()].concat();
+    let end = usize::try_from(u64::from_ne_bytes(*length)).unwrap_or(0).min(control.len());
+    if kind[..] != rights[..] || end < HEADER {
+        return Ok(Vec::new());
+    }
+    let (numbers, _) = control[HEADER..end].as_chunks::<4>();
+    let owned = numbers.iter().map(|raw| {
+        // SAFETY: the kernel has just made this descriptor and put its number here.
+        unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*raw)) }
+    });
+    owned.collect::<Vec<_>>().into_iter().map(above_stdio).collect()
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_with_their_descriptors_after_the_sender_is_gone() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        there.send(b"one", &[file.as_fd(), file.as_fd()]).unwrap();
+        there.send(b"two", &[]).unwrap();
+        drop(there);
+        let message = here.try_receive::<3>().unwrap().unwrap();
+        assert_eq!((&message.bytes, message.descriptors.len()), (b"one", 2));
+        assert_eq!(&here.try_receive::<3>().unwrap().unwrap().bytes, b"two");
+        assert!(here.try_receive::<3>().is_err(), "the end of the stream is no message");
+    }
+
+    #[test]
+    fn nothing_there_is_told_without_waiting_and_too_many_are_refused() {
+        let (here, there) = Socket::pair().unwrap();
+        assert!(here.try_receive::<1>().unwrap().is_none());
+        let file = tempfile::tempfile().unwrap();
+        assert!(there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS + 1]).is_err());
+        there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS]).unwrap();
+        assert_eq!(here.try_receive::<1>().unwrap().unwrap().descriptors.len(), MAX_DESCRIPTORS);
+    }
+}

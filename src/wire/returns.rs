@@ -1,0 +1,179 @@
+//! Results with memory beside them: a worker sends the descriptors through a socket that all workers of a context share,
+//! or puts names where the launcher looks, and writes the bytes into its report slot after that.
+//!
+//! What was sent is in the socket when its sender is dead. The launcher takes it out whenever it looks at its workers, so
+//! that none of them waits for room in it for long.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::codec::{self, Encoded};
+use super::message::{Manifest, Way};
+use crate::shm::passing::{Arrival, Arrivals, Parcel};
+use crate::shm::segment::Vehicle;
+use crate::shm::tree::{self, Nest, Place};
+use crate::sys::limits;
+use crate::sys::socket::{MAX_DESCRIPTORS, Message, Socket};
+
+/// The launcher's end, with what has arrived.
+#[derive(Debug)]
+pub(crate) struct Returns {
+    inbox: Socket,
+    /// What the workers inherit; kept here too, so that the inbox never comes to an end.
+    outbox: Socket,
+    /// By rank.
+    arrived: Vec<Vec<OwnedFd>>,
+}
+
+impl Returns {
+    pub(crate) fn new(nprocs: usize) -> io::Result<Self> {
+        let (inbox, outbox) = Socket::pair()?;
+        Ok(Self { inbox, outbox, arrived: (0..nprocs).map(|_| Vec::new()).collect() })
+    }
+
+    /// The number under which a worker inherits its end.
+    pub(crate) fn number(&self) -> RawFd {
+        self.outbox.as_fd().as_raw_fd()
+    }
+
+    /// What a worker inherits.
+    pub(crate) fn outbox(&self) -> BorrowedFd<'_> {
+        self.outbox.as_fd()
+    }
+
+    /// Takes out all that is there, without waiting.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        loop {
+            // What there is no room for would be lost.
+            limits::make_room_for_descriptors(MAX_DESCRIPTORS);
+            match self.inbox.try_receive() {
+                Ok(Some(message)) => self.keep(message),
+                Ok(None) => return Ok(()),
+                // Not from a worker of ours: some child of theirs that has the descriptor.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn keep(&mut self, Message { bytes, descriptors }: Message<8>) {
+        let rank = usize::try_from(u64::from_ne_bytes(bytes)).ok();
+        if let Some(arrived) = rank.and_then(|rank| self.arrived.get_mut(rank)) {
+            arrived.extend(descriptors);
+        }
+    }
+
+    /// What a rank has sent.
+    pub(crate) fn take(&mut self, rank: usize) -> Vec<OwnedFd> {
+        self.arrived.get_mut(rank).map(std::mem::take).unwrap_or_default()
+    }
+}
+
+impl AsFd for Returns {
+    /// Readable when something has arrived.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inbox.as_fd()
+    }
+}
+
+/// Sends what goes beside the bytes of a rank's result; returns what goes into the report slot.
+pub(crate) fn send(
+    rank: usize,
+    result: Encoded,
+    outbox: &Socket,
+    place: Option<&Place>,
+) -> Result<Vec<u8>, String> {
+    let Encoded { bytes, mut parcel } = result;
+    let failed = |error: io::Error| format!("its memory cannot be sent: {error}");
+    let load = Load::of(&parcel, place).map_err(failed)?;
+    for batch in load.descriptors.chunks(MAX_DESCRIPTORS) {
+        let batch: Vec<_> = batch.iter().map(Carried::as_fd).collect();
+        outbox.send(&(rank as u64).to_ne_bytes(), &batch).map_err(failed)?;
+    }
+    let header = codec::with_header(&Manifest { segments: load.ways, grants: parcel.grants.clone() })?;
+    parcel.deliver();
+    Ok([header, bytes].concat())
+}
+
+/// The segments of a result, each with its way.
+#[derive(Default)]
+struct Load<'a> {
+    ways: Vec<Way>,
+    descriptors: Vec<Carried<'a>>,
+}
+
+enum Carried<'a> {
+    Kept(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl Carried<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Kept(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl<'a> Load<'a> {
+    /// What has a name gets one where the launcher looks, if it has given this process a place in its tree.
+    fn of(parcel: &'a Parcel, place: Option<&Place>) -> io::Result<Self> {
+        let named = parcel.segments.iter().any(|segment| matches!(segment.vehicle(), Vehicle::Name));
+        let out = place.filter(|_| named).map(Place::make_out).transpose()?.flatten();
+        let mut load = Self::default();
+        for (number, segment) in parcel.segments.iter().enumerate() {
+            let way = match (segment.vehicle(), &out) {
+                (Vehicle::Descriptor(fd), _) => Way::Descriptor(load.carry(Carried::Kept(fd))),
+                (Vehicle::Name, None) => Way::NamedDescriptor(load.carry(Carried::Opened(segment.open()?))),
+                (Vehicle::Name, Some(out)) => {
+                    segment.link(&tree::result_in(out, number))?;
+                    Way::Name
+                }
+            };
+            load.ways.push(way);
+        }
+        Ok(load)
+    }
+
+    /// Returns the number under which it arrives.
+    fn carry(&mut self, descriptor: Carried<'a>) -> RawFd {
+        self.descriptors.push(descriptor);
+        self.descriptors.len() as RawFd - 1
+    }
+}
+
+/// What arrived beside a result, and where its bytes begin.
+pub(crate) fn open(
+    body: &[u8],
+    descriptors: Vec<OwnedFd>,
+    nest: Option<&Nest>,
+) -> Result<(Arrivals, usize), String> {
+    let (manifest, at) = codec::read_header::<Manifest>(body)?;
+    let came = descriptors.len();
+    let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
+    let mut take = |number: RawFd| {
+        let place = usize::try_from(number).ok().and_then(|number| descriptors.get_mut(number));
+        place.and_then(Option::take).ok_or_else(|| Arrival::Broken(lost(came)))
+    };
+    let arrival = |(number, way): (usize, &Way)| match *way {
+        Way::Descriptor(sent) => take(sent).map_or_else(|lost| lost, Arrival::Descriptor),
+        Way::NamedDescriptor(sent) => take(sent).map_or_else(|lost| lost, Arrival::NamedDescriptor),
+        Way::Name => nest.map_or_else(
+            || Arrival::Broken("it has no place for named memory".to_owned()),
+            |nest| Arrival::Name(nest.result(number)),
+        ),
+    };
+    let segments = manifest.segments.iter().enumerate().map(arrival).collect();
+    Ok((Arrivals::new(segments, manifest.grants), at))
+}
+
+/// Where the bytes of a result begin.
+pub(crate) fn bytes_at(body: &[u8]) -> Result<usize, String> {
+    codec::read_header::<Manifest>(body).map(|(_, at)| at)
+}
+
+fn lost(came: usize) -> String {
+    let limit = limits::descriptors().map_or_else(|_| "the limit".to_owned(), |limit| limit.soft.to_string());
+    format!("only {came} of its descriptors arrived: this process may have {limit} (RLIMIT_NOFILE)")
+}
