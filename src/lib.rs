@@ -70,8 +70,40 @@
 //!
 //! # Shared memory
 //!
-//! A [`Tensor`] in the arguments is the same memory in every worker. Safe access is atomic; slices of memory that
-//! another process may write are `unsafe`.
+//! A [`Tensor`] in arguments or results is the same memory in every process that has it. Safe access is atomic. Two
+//! kinds of slices need no `unsafe`: of a [`FrozenTensor`], which the kernel lets nobody change any more, and of a
+//! [`Shard`], which only one process at a time can reach:
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use phalanx::{FrozenTensor, Options, Shard, Tensor, start_processes_with};
+//!
+//! type Args = (FrozenTensor<f32>, Shard<f32>);
+//!
+//! fn scale(_rank: usize, (factors, mut rows): Args) -> anyhow::Result<Shard<f32>> {
+//!     for row in rows.as_mut_slice()?.chunks_mut(factors.len()) {
+//!         row.iter_mut().zip(&*factors).for_each(|(x, factor)| *x *= factor);
+//!     }
+//!     Ok(rows)
+//! }
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let factors = Tensor::from_slice(&[1.0, 10.0], &[2])?.freeze()?;
+//! let table = Tensor::from_slice(&[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+//! let mut shards = table.into_shards(2)?.into_iter();
+//! let args = |_| (factors.clone(), shards.next().expect("one a rank"));
+//! let scaled = start_processes_with(scale, args, Options::new(2))?.join()?;
+//! assert_eq!(Tensor::from_shards(scaled)?.to_vec(), [1.0, 20.0, 3.0, 40.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`SharingStrategy`] says how the memory is made: without a name (the default), or with names and no descriptors.
+//!
+//! # Features
+//!
+//! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
+//! libraries).
 //!
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 

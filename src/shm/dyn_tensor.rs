@@ -1,5 +1,6 @@
 //! A layout over a storage, whose element type is known only when the program runs.
 
+use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
@@ -24,7 +25,7 @@ use crate::sys::map::SharedMap;
 /// assert!(any.typed::<f64>().is_err());
 /// # Ok::<(), phalanx::MemoryError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DynTensor {
     storage: Storage,
     dtype: DType,
@@ -319,6 +320,25 @@ impl DynTensor {
             starts.zip(bytes.chunks_exact(run)).for_each(|(at, source)| map.write(at, source, size));
         }
         Ok(())
+    }
+}
+
+impl DynTensor {
+    /// What it is, without its elements: there may be many, and others may be writing them.
+    pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        let Self { storage, dtype, layout } = self;
+        let mut shown = f.debug_struct(name);
+        shown.field("dtype", dtype).field("shape", &layout.shape());
+        if !layout.is_contiguous() {
+            shown.field("strides", &layout.strides());
+        }
+        shown.field("offset", &layout.offset()).field("storage", storage).finish()
+    }
+}
+
+impl fmt::Debug for DynTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(f, "DynTensor")
     }
 }
 

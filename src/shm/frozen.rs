@@ -108,8 +108,8 @@ impl<T: Element> Tensor<T> {
             Err(reason) => return Err(refuse(tensor, reason)),
         };
         match alone.freeze_storage() {
-            Ok(frozen) => Ok(FrozenTensor(Tensor::over(frozen))),
-            Err((tensor, reason)) => Err(refuse(tensor, reason)),
+            (frozen, Ok(())) => Ok(FrozenTensor(Tensor::over(frozen))),
+            (tensor, Err(reason)) => Err(refuse(tensor, reason)),
         }
     }
 }
@@ -138,17 +138,15 @@ impl DynTensor {
         Ok(Some(copy))
     }
 
-    fn freeze_storage(self) -> Result<Self, (Self, MemoryError)> {
+    /// Seals its memory; with the error it is as it was.
+    fn freeze_storage(self) -> (Self, Result<(), MemoryError>) {
         let (storage, rebuild) = self.into_parts();
-        match storage.freeze() {
-            Ok(storage) => Ok(rebuild(storage)),
-            Err((storage, error)) => Err((rebuild(storage), error)),
-        }
+        let (storage, done) = storage.freeze();
+        (rebuild(storage), done)
     }
 }
 
 /// Why a tensor was not frozen, and the tensor, as it was.
-#[derive(Debug)]
 pub struct FreezeError<T: Element>(Box<(Tensor<T>, MemoryError)>);
 
 impl<T: Element> FreezeError<T> {
@@ -168,6 +166,13 @@ impl<T: Element> FreezeError<T> {
 impl<T: Element> fmt::Display for FreezeError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.reason().fmt(f)
+    }
+}
+
+impl<T: Element> fmt::Debug for FreezeError<T> {
+    /// As its text, and which tensor: `unwrap` and a main that returns it show it so.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}: {:?}", self.0.0)
     }
 }
 

@@ -59,9 +59,11 @@ impl Parcel {
 /// A segment on its way in.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    Descriptor(OwnedFd),
-    /// The descriptor of a file that has, or had, a name.
-    NamedDescriptor(OwnedFd),
+    /// `sealed`: it must be a memfd of fixed size.
+    Descriptor {
+        fd: OwnedFd,
+        sealed: bool,
+    },
     /// A name in the tree.
     Name(String),
     Mapped(Arc<Segment>),
@@ -95,8 +97,7 @@ impl Arrivals {
         let failed = |error: std::io::Error| format!("segment {number} cannot be mapped: {error}");
         let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
             Arrival::Mapped(segment) => Ok(segment),
-            Arrival::Descriptor(fd) => Segment::receive(fd, false).map_err(failed),
-            Arrival::NamedDescriptor(fd) => Segment::receive(fd, true).map_err(failed),
+            Arrival::Descriptor { fd, sealed } => Segment::receive(fd, sealed).map_err(failed),
             Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
             Arrival::Broken(why) => Err(why),
         };
@@ -301,6 +302,118 @@ fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result
 /// What a parcel is on the other side, when it did not have to travel.
 #[cfg(test)]
 pub(super) fn arrive(parcel: &Parcel) -> Arrivals {
-    let segments = parcel.segments.iter().map(|segment| Arrival::Descriptor(segment.open().unwrap()));
+    let open = |segment: &Arc<Segment>| Arrival::Descriptor { fd: segment.open().unwrap(), sealed: false };
+    let segments = parcel.segments.iter().map(open);
     Arrivals::new(segments.collect(), parcel.grants.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::shm::{DType, DynTensor, FrozenTensor, Shard, Tensor};
+
+    fn through<A: Serialize, B: DeserializeOwned>(value: &A) -> Result<B, postcard::Error> {
+        let (bytes, parcel) = collect(|| postcard::to_stdvec(value).unwrap());
+        provide(arrive(&parcel), || postcard::from_bytes(&bytes)).0
+    }
+
+    #[test]
+    fn same_storage_twice_travels_as_one_and_arrives_as_one() {
+        let tensor = Tensor::<i32>::zeros(&[4]).unwrap();
+        let view = tensor.narrow(0, 1, 3).unwrap();
+        let (bytes, parcel) = collect(|| postcard::to_stdvec(&(&tensor, &tensor, &view)).unwrap());
+        assert_eq!((parcel.segments.len(), parcel.grants.len()), (1, 1));
+        let arrived = provide(arrive(&parcel), || postcard::from_bytes::<[Tensor<i32>; 3]>(&bytes)).0;
+        let [one, two, view] = arrived.unwrap();
+        one.set(3, 7).unwrap();
+        assert_eq!((two.get(3).unwrap(), view.get(2).unwrap(), tensor.get(3).unwrap()), (7, 7, 7));
+        assert!(one.storage().is_same(two.storage()) && one.storage().is_same(tensor.storage()));
+    }
+
+    #[test]
+    fn views_arrive_as_they_are() {
+        let matrix = Tensor::<u16>::from_slice(&[1, 2, 3, 4, 5, 6], &[2, 3]).unwrap();
+        for view in [
+            matrix.transpose(0, 1).unwrap(),
+            matrix.select(1, 2).unwrap(),
+            matrix.slice(1, .., 2).unwrap(),
+            matrix.narrow(0, 2, 0).unwrap(),
+            Tensor::zeros(&[]).unwrap(),
+        ] {
+            let arrived: Tensor<u16> = through(&view).unwrap();
+            assert_eq!((arrived.shape(), arrived.strides()), (view.shape(), view.strides()));
+            assert_eq!(arrived.to_vec(), view.to_vec());
+        }
+    }
+
+    #[test]
+    fn wrong_element_type_is_an_error() {
+        assert!(through::<_, Tensor<f32>>(&Tensor::<i32>::zeros(&[4]).unwrap()).is_err());
+        assert!(through::<_, FrozenTensor<i32>>(&Tensor::<i32>::zeros(&[4]).unwrap()).is_err());
+        let shard = Tensor::<i32>::zeros(&[4]).unwrap().into_shards(1).unwrap().remove(0);
+        assert!(through::<_, Shard<f32>>(&shard).is_err());
+    }
+
+    #[test]
+    fn serialising_outside_is_an_error_with_a_sentence() {
+        let tensor = Tensor::<u8>::zeros(&[1]).unwrap();
+        let error = serde_json::to_string(&tensor).unwrap_err().to_string();
+        assert!(error.contains("only in the arguments or the result of a worker"), "{error}");
+        let frozen = tensor.freeze().unwrap();
+        assert!(serde_json::to_string(&frozen).is_err());
+        let error = serde_json::from_str::<DynTensor>(
+            r#"{"grant":0,"dtype":"U8","shape":[1],"strides":null,"offset":0}"#,
+        );
+        assert!(error.unwrap_err().to_string().contains("deserialised only from"));
+    }
+
+    fn grants() -> impl proptest::strategy::Strategy<Value = Vec<Grant>> {
+        let number = || prop_oneof![0_usize..200, Just(64), Just(usize::MAX), any::<usize>()];
+        let part = (proptest::option::of(0_u32..3), number(), number())
+            .prop_map(|(segment, offset, len)| Part { segment, offset, len });
+        proptest::collection::vec(part.prop_map(Grant::Shared), 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_handles_and_grants_never_leave_their_memory(
+            grants in grants(),
+            grant in 0_u32..5,
+            shape in proptest::collection::vec(prop_oneof![0_usize..9, any::<usize>()], 0..4),
+            strides in proptest::option::of(proptest::collection::vec(prop_oneof![0_usize..9, any::<usize>()], 0..4)),
+            offset in prop_oneof![0_usize..70, any::<usize>()],
+            wide: bool,
+        ) {
+            let dtype = if wide { DType::F64 } else { DType::U8 };
+            let bytes = postcard::to_stdvec(&(grant, dtype, shape, strides, offset)).unwrap();
+            let segment = Storage::sealable(64).unwrap();
+            let open = || segment.segment().unwrap().open().unwrap();
+            let arrivals = (0..2).map(|_| Arrival::Descriptor { fd: open(), sealed: true }).collect();
+            let (tensor, _) = provide(Arrivals::new(arrivals, grants), || postcard::from_bytes::<DynTensor>(&bytes));
+            if let Ok(tensor) = tensor {
+                prop_assert!(tensor.len() * dtype.size() <= 64);
+                tensor.write_bytes(&vec![1; tensor.len() * dtype.size()]).unwrap();
+                prop_assert!(tensor.to_bytes().iter().all(|&byte| byte == 1));
+                if let Ok(tensor) = tensor.typed::<u8>() {
+                    (0..tensor.len()).for_each(|place| { tensor.fetch_add(place, 1).unwrap(); });
+                }
+            }
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic(bytes: Vec<u8>, grants in grants()) {
+            let arrivals = || {
+                let segment = Storage::sealable(64).unwrap();
+                let fd = segment.segment().unwrap().open().unwrap();
+                Arrivals::new(vec![Arrival::Descriptor { fd, sealed: true }], grants.clone())
+            };
+            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<DynTensor>>(&bytes).map(drop));
+            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<Shard<u8>>>(&bytes).map(drop));
+            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));
+            let _ = provide(Arrivals::default(), || postcard::from_bytes::<(Part, Vec<Grant>)>(&bytes).map(drop));
+        }
+    }
 }

@@ -43,7 +43,8 @@ enum Backing {
 /// How it travels to a process of the same tree.
 #[derive(Debug)]
 pub(crate) enum Vehicle<'a> {
-    Descriptor(BorrowedFd<'a>),
+    /// `sealed`: it is a memfd of fixed size.
+    Descriptor { fd: BorrowedFd<'a>, sealed: bool },
     /// By a name that is put where the other process looks for it.
     Name,
 }
@@ -138,7 +139,7 @@ impl Segment {
         let refused = if plan.huge { no_huge_pages } else { no_memory };
         let fd = with_room(make).map_err(|os| refused(os, reserved))?;
         memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
-        Self::map_known(Backing::Descriptor(fd), |fd, len| SharedMap::new(fd, len))
+        Self::map_known(Backing::Descriptor(fd), SharedMap::new)
             .map_err(MemoryError::os("mapping a memfd", size))
     }
 
@@ -152,7 +153,7 @@ impl Segment {
             Ok(name)
         };
         let name = with_room(make).map_err(|os| no_space(os, reserved, &place))?;
-        Self::map_known(Backing::Name(name), |fd, len| SharedMap::new(fd, len))
+        Self::map_known(Backing::Name(name), SharedMap::new)
             .map_err(MemoryError::os("mapping a file of named memory", size))
     }
 
@@ -170,13 +171,12 @@ impl Segment {
     /// Takes over one that another process has sent by its descriptor.
     ///
     /// # Errors
-    /// When it is neither sealed against being cut short, nor a regular file that belongs to whoever sent it.
-    pub(super) fn receive(fd: OwnedFd, named: bool) -> io::Result<Arc<Self>> {
-        let read_only = memfd::is_read_only(fd.as_fd())?;
-        if !(named || read_only || memfd::is_size_sealed(fd.as_fd())) {
+    /// When it is to be sealed against being cut short, and is not; when it is no file, or cannot be mapped.
+    pub(super) fn receive(fd: OwnedFd, sealed: bool) -> io::Result<Arc<Self>> {
+        if sealed && !memfd::is_size_sealed(fd.as_fd()) {
             return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
         }
-        let map = if read_only {
+        let map = if memfd::is_read_only(fd.as_fd())? {
             SharedMap::read_only
         } else if memfd::is_content_sealed(fd.as_fd()) {
             SharedMap::sealed
@@ -244,7 +244,9 @@ impl Segment {
     /// How it travels to a process of the same tree.
     pub(crate) fn vehicle(&self) -> Vehicle<'_> {
         match &self.backing {
-            Backing::Descriptor(fd) => Vehicle::Descriptor(fd.as_fd()),
+            Backing::Descriptor(fd) => {
+                Vehicle::Descriptor { fd: fd.as_fd(), sealed: memfd::is_size_sealed(fd.as_fd()) }
+            }
             Backing::Name(_) => Vehicle::Name,
         }
     }
@@ -277,22 +279,24 @@ impl Segment {
         matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
     }
 
-    /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows.
+    /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows. It comes back, sealed
+    /// or as it was.
     ///
     /// # Errors
-    /// [`MemoryError::StillWritable`] when somebody else has it; it is as before then.
-    pub(super) fn seal(this: Arc<Self>) -> Result<Arc<Self>, (Arc<Self>, MemoryError)> {
+    /// [`MemoryError::StillWritable`] when somebody else has it.
+    pub(super) fn seal(this: Arc<Self>) -> (Arc<Self>, Result<(), MemoryError>) {
         let bytes = this.len;
-        let mut alone = Arc::try_unwrap(this).map_err(|held| {
-            (held, MemoryError::StillWritable { bytes, holder: "another tensor of this process" })
-        })?;
+        let mut alone = match Arc::try_unwrap(this) {
+            Ok(alone) => alone,
+            Err(held) => {
+                let holder = "another tensor of this process";
+                return (held, Err(MemoryError::StillWritable { bytes, holder }));
+            }
+        };
         let sealed = alone.try_seal();
         let this = Arc::new(alone);
         known().get_or_insert_default().insert(this.identity, Arc::downgrade(&this));
-        match sealed {
-            Ok(()) => Ok(this),
-            Err(error) => Err((this, error)),
-        }
+        (this, sealed)
     }
 
     fn try_seal(&mut self) -> Result<(), MemoryError> {
@@ -385,7 +389,7 @@ mod tests {
     fn segment_that_arrives_again_is_the_same_and_is_forgotten_with_its_last_holder() {
         for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
             let segment = Segment::create(plan(strategy)).unwrap();
-            let again = Segment::receive(segment.open().unwrap(), true).unwrap();
+            let again = Segment::receive(segment.open().unwrap(), false).unwrap();
             assert!(Arc::ptr_eq(&segment, &again));
             let identity = segment.identity();
             drop((segment, again));
@@ -404,7 +408,7 @@ mod tests {
     #[test]
     fn receive_refuses_what_is_not_sealed() {
         let loose = memfd::create("loose", 100).unwrap();
-        assert!(Segment::receive(loose, false).is_err());
+        assert!(Segment::receive(loose, true).is_err());
         let file = File::open("/dev/null").unwrap();
         assert!(Segment::receive(file.into(), false).is_err());
     }

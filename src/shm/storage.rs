@@ -29,7 +29,7 @@ use crate::sys::memfd;
 /// assert_eq!((storage.len(), copy.len()), (4096, 5));
 /// # Ok::<(), phalanx::MemoryError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Storage(Arc<Inner>);
 
 #[derive(Debug)]
@@ -43,6 +43,12 @@ struct Inner {
     owner: u32,
     /// Whether another process may have it.
     shared: AtomicBool,
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Storage({}, {} bytes)", self.id(), self.len())
+    }
 }
 
 /// What is the same for the same memory, in whichever process it is asked for.
@@ -275,20 +281,24 @@ impl Storage {
         inner.owner == std::process::id() && !*inner.shared.get_mut()
     }
 
-    /// Freezes it: seals its memory against writing by anybody.
+    /// Seals its memory against writing by anybody. It comes back, sealed or as it was.
     ///
     /// # Errors
-    /// [`MemoryError::StillWritable`], with the storage as it was.
-    pub(super) fn freeze(self) -> Result<Self, (Self, MemoryError)> {
-        let inner = Arc::try_unwrap(self.0).map_err(|shared| Self(shared).held_elsewhere())?;
-        let Inner { segment, offset, len, owner: _, shared } = inner;
-        let shared = shared.into_inner();
-        let place = |segment| Self::place(segment, offset, len, shared);
-        let Some(segment) = segment else { return Ok(place(None)) };
-        match Segment::seal(segment) {
-            Ok(sealed) => Ok(place(Some(sealed))),
-            Err((segment, error)) => Err((place(Some(segment)), error)),
-        }
+    /// [`MemoryError::StillWritable`] when somebody else has it.
+    pub(super) fn freeze(self) -> (Self, Result<(), MemoryError>) {
+        let bytes = self.len();
+        let Inner { segment, offset, len, owner: _, shared } = match Arc::try_unwrap(self.0) {
+            Ok(inner) => inner,
+            Err(held) => {
+                let holder = "another tensor of this process";
+                return (Self(held), Err(MemoryError::StillWritable { bytes, holder }));
+            }
+        };
+        let (segment, done) = match segment.map(Segment::seal) {
+            Some((segment, done)) => (Some(segment), done),
+            None => (None, Ok(())),
+        };
+        (Self::place(segment, offset, len, shared.into_inner()), done)
     }
 
     /// Memory that is this storage's alone and can be sealed.
@@ -315,12 +325,6 @@ impl Storage {
         } else {
             None
         }
-    }
-
-    fn held_elsewhere(self) -> (Self, MemoryError) {
-        let error =
-            MemoryError::StillWritable { bytes: self.len(), holder: "another tensor of this process" };
-        (self, error)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A tensor whose element type the compiler knows.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::RangeBounds;
 
@@ -37,7 +38,7 @@ use crate::error::MemoryError;
 /// assert_eq!(weights.transpose(0, 1)?.to_vec(), [0.0, 0.0, 0.0, 0.0, 1.0, 0.75]);
 /// # Ok::<(), phalanx::MemoryError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tensor<T: Element> {
     /// Of elements of this type.
     any: DynTensor,
@@ -333,6 +334,13 @@ impl<T: Number> Tensor<T> {
     }
 }
 
+impl<T: Element> fmt::Debug for Tensor<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { any, elements: _ } = self;
+        any.describe(f, "Tensor")
+    }
+}
+
 impl<T: Element> From<Tensor<T>> for DynTensor {
     fn from(tensor: Tensor<T>) -> Self {
         tensor.any
@@ -361,5 +369,131 @@ impl<'de, T: Element> Deserialize<'de> for Tensor<T> {
         any.try_into().map_err(|_: MemoryError| {
             passing::refuse(format!("a tensor of {found} arrived where one of {expected} was expected"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound;
+
+    use half::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn bounds_and_lengths_are_checked() {
+        let tensor = Tensor::<f64>::from_slice(&[1.0, 2.0, 3.0, 4.0], &[2, 2]).unwrap();
+        assert_eq!(tensor.position(&[1, 0]).unwrap(), 2);
+        assert!(tensor.position(&[0, 2]).is_err());
+        assert!(tensor.position(&[1]).is_err());
+        assert!(tensor.get(4).is_err());
+        assert!(tensor.read_into(&mut [0.0; 3]).is_err());
+        assert!(tensor.as_dyn().write_bytes(&[0; 31]).is_err());
+        assert!(Tensor::<f64>::from_slice(&[1.0], &[2]).is_err());
+        assert!(matches!(Tensor::<f64>::zeros(&[usize::MAX, 2]), Err(MemoryError::TooLarge { .. })));
+        assert!(matches!(Tensor::<f64>::zeros(&[usize::MAX / 4]), Err(MemoryError::TooLarge { .. })));
+        assert!(Tensor::<u8>::zeros(&[3, 0]).unwrap().get(0).is_err());
+        let storage = Storage::new(15).unwrap();
+        assert!(Tensor::<f64>::from_storage(&storage, &[2]).is_err());
+        assert_eq!(Tensor::<f64>::from_storage(&storage, &[1]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn views_share_the_memory_and_parts_that_are_not_there_are_told() {
+        let tensor = Tensor::from_slice(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[3, 4]).unwrap();
+        let corner = tensor.narrow(0, 1, 2).unwrap().slice(1, 1..=2, 1).unwrap();
+        assert_eq!((corner.to_vec(), corner.is_contiguous()), (vec![5, 6, 9, 10], false));
+        corner.write_from(&[50, 60, 90, 100]).unwrap();
+        corner.fetch_add(3, 1).unwrap();
+        assert_eq!(tensor.to_vec(), [0, 1, 2, 3, 4, 50, 60, 7, 8, 90, 101, 11]);
+        let copy = corner.contiguous().unwrap();
+        copy.set(0, 0).unwrap();
+        assert_eq!((corner.get(0).unwrap(), copy.to_vec()), (50, vec![0, 60, 90, 101]));
+        assert_eq!(tensor.reshape(&[2, 6]).unwrap().get(11).unwrap(), 11);
+        let error = |result: Result<Tensor<i32>, MemoryError>| result.unwrap_err().to_string();
+        assert!(error(corner.reshape(&[4])).contains("cannot be one of shape [4] without a copy"));
+        assert!(error(corner.reshape(&[5])).contains("which has 5"));
+        assert_eq!(
+            error(tensor.select(0, 3)),
+            "element 3 of dimension 0 does not exist in a tensor of shape [3, 4]"
+        );
+        assert!(error(tensor.narrow(1, 3, 2)).contains("the part of 2 elements from 3 on of dimension 1"));
+        for missing in [
+            tensor.slice(2, .., 1),
+            tensor.slice(0, (Bound::Included(2), Bound::Excluded(1)), 1),
+            tensor.slice(0, ..4, 1),
+            tensor.slice(0, .., 0),
+        ] {
+            assert!(matches!(missing, Err(MemoryError::NoSuchPart { .. })));
+        }
+        assert!(tensor.transpose(0, 2).is_err());
+    }
+
+    fn numbers<T: Number>(values: [T; 3], sum: T) {
+        let tensor = Tensor::from_slice(&values, &[3]).unwrap();
+        assert_eq!(tensor.fetch_add(1, values[2]).unwrap(), values[1]);
+        assert_eq!(tensor.to_vec(), [values[0], sum, values[2]]);
+        tensor.set(0, values[2]).unwrap();
+        assert_eq!((tensor.get(0).unwrap(), tensor.dtype().size()), (values[2], size_of::<T>()));
+        assert!(tensor.into_dyn().typed::<bool>().is_err());
+    }
+
+    #[test]
+    fn every_element_type_works() {
+        numbers([1_u8, 250, 10], 4);
+        numbers([1_u16, 65_530, 10], 4);
+        numbers([1_u32, 2, 3], 5);
+        numbers([1_u64, u64::MAX, 3], 2);
+        numbers([-1_i8, 100, 100], -56);
+        numbers([-1_i16, 2, -3], -1);
+        numbers([-1_i32, 2, -3], -1);
+        numbers([-1_i64, 2, -3], -1);
+        numbers([0.5, 1.5, 2.0].map(f16::from_f32), f16::from_f32(3.5));
+        numbers([0.5, 1.5, 2.0].map(bf16::from_f32), bf16::from_f32(3.5));
+        numbers([0.5_f32, 1.5, 2.0], 3.5);
+        numbers([0.5_f64, 1.5, 2.0], 3.5);
+        let flags = Tensor::from_slice(&[true, false, true], &[3]).unwrap();
+        flags.set(1, true).unwrap();
+        assert_eq!((flags.to_vec(), flags.get(1).unwrap()), (vec![true; 3], true));
+    }
+
+    #[test]
+    fn any_byte_but_zero_is_true() {
+        let storage = Storage::from_bytes(&[0, 1, 2, 255]).unwrap();
+        let flags = Tensor::<bool>::from_storage(&storage, &[4]).unwrap();
+        assert_eq!(flags.to_vec(), [false, true, true, true]);
+        assert!(flags.get(2).unwrap());
+    }
+
+    #[test]
+    fn fetch_add_from_threads_loses_nothing() {
+        let tensor = Tensor::<f32>::zeros(&[2]).unwrap();
+        let halves = Tensor::<f16>::zeros(&[2]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..500).for_each(|_| {
+                        tensor.fetch_add(1, 1.0).unwrap();
+                        halves.fetch_add(1, f16::ONE).unwrap();
+                    })
+                });
+            }
+        });
+        assert_eq!((tensor.to_vec(), halves.get(1).unwrap()), (vec![0.0, 2000.0], f16::from_f32(2000.0)));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "slices of shared memory are unsafe")]
+    fn slices_of_what_is_scattered_or_read_only_are_refused() {
+        let tensor = Tensor::<i32>::zeros(&[2, 3]).unwrap();
+        let turned = tensor.transpose(0, 1).unwrap();
+        // SAFETY: there is no slice of it.
+        assert!(unsafe { turned.as_slice() }.is_err());
+        drop(turned);
+        let frozen = tensor.freeze().unwrap().to_tensor();
+        // SAFETY: likewise.
+        assert!(unsafe { frozen.as_mut_slice() }.is_err());
+        // SAFETY: nobody can write to it.
+        assert_eq!(unsafe { frozen.as_slice() }.unwrap(), [0; 6]);
     }
 }

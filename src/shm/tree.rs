@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::strategy::get_sharing_directory;
@@ -42,6 +42,8 @@ pub(crate) struct Place {
     /// The process: a fork of it has a copy of this, but other storages.
     owner: u32,
     serial: AtomicU64,
+    /// Whether a worker was started that may outlive this process.
+    survivors: AtomicBool,
 }
 
 static PLACE: Mutex<Option<Arc<Place>>> = Mutex::new(None);
@@ -87,6 +89,7 @@ pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Res
         own,
         owner: std::process::id(),
         serial: AtomicU64::new(0),
+        survivors: AtomicBool::new(false),
     };
     replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(place));
     Ok(())
@@ -120,9 +123,15 @@ impl Place {
                 continue;
             }
             process::at_exit(leave)?;
-            let (owner, serial) = (std::process::id(), AtomicU64::new(0));
-            let (base, founded) = (base.to_owned(), Some(name));
-            return Ok(Self { tree, base, founded, own: String::new(), owner, serial });
+            return Ok(Self {
+                tree,
+                base: base.to_owned(),
+                founded: Some(name),
+                own: String::new(),
+                owner: std::process::id(),
+                serial: AtomicU64::new(0),
+                survivors: AtomicBool::new(false),
+            });
         }
     }
 
@@ -185,6 +194,23 @@ impl Place {
         Ok(Some(out))
     }
 
+    /// Says that a worker is being started that may outlive this process.
+    pub(crate) fn expect_survivors(&self) {
+        self.survivors.store(true, Relaxed);
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.tree.clear(|_| true)?;
+        Dir::open(&self.base)?.remove_dir(name)
+    }
+
+    fn remove_if_last(&self, name: &str) -> io::Result<()> {
+        // Only files: the directories are those of workers.
+        self.tree.clear(|name| !name.starts_with('w'))?;
+        self.tree.unlock()?;
+        remove_if_dead(&Dir::open(&self.base)?, name)
+    }
+
     /// The path of a storage in this process's arguments.
     pub(crate) fn argument(&self, number: usize) -> String {
         argument_in(&self.own, number)
@@ -220,24 +246,13 @@ fn remove_if_dead(base: &Dir, name: &str) -> io::Result<()> {
     removed.unwrap_or(Ok(()))
 }
 
-/// Runs at exit: a tree goes with the process that began it, unless others live in it still. Then the last of them is
-/// followed by a sweep.
+/// Runs at exit: a tree goes with the process that began it. Its workers go too, and need no names any more; only those
+/// that may outlive it keep theirs, until the next sweep after the last of them has ended.
 extern "C" fn leave() {
     let Some(place) = place_in_use() else { return };
     let Some(name) = &place.founded else { return };
-    let _ = place.tree.open_dir(".").and_then(|tree| {
-        // Only files: the directories are those of workers.
-        tree.clear(|name| !name.starts_with('w'))?;
-        remove_own(&place, tree, name)
-    });
-}
-
-/// With the lock that this process holds itself given up, whoever else holds one is another process.
-fn remove_own(place: &Place, own: Dir, name: &str) -> io::Result<()> {
-    place.tree.unlock()?;
-    let base = Dir::open(&place.base)?;
-    let removed = own.if_unused(|tree| tree.clear(|_| true).and_then(|()| base.remove_dir(name)))?;
-    removed.unwrap_or(Ok(()))
+    // What cannot be removed here is left to the next sweep.
+    let _ = if place.survivors.load(Relaxed) { place.remove_if_last(name) } else { place.remove(name) };
 }
 
 /// This process's name of a file. The name is removed when this is dropped; the file is gone with its last one.

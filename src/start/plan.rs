@@ -51,6 +51,9 @@ impl Group {
     pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
         let nest = self.place.as_ref().map(Place::nest).transpose();
         let nest = nest.map_err(Failure::of("making a directory for its named memory (mkdirat)"))?;
+        if let Some(place) = self.place.as_ref().filter(|_| self.death_signal != Some(Signal::KILL)) {
+            place.expect_survivors();
+        }
         if let Some(nest) = &nest {
             let linked = self.job(rank).link_into(nest);
             linked.map_err(Failure::of("naming the memory of its arguments (linkat)"))?;

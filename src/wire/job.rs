@@ -23,7 +23,7 @@ impl JobFile {
     pub(crate) fn new(job: &Job, arguments: Encoded) -> io::Result<Self> {
         let Encoded { bytes: arguments, parcel } = arguments;
         let ways = parcel.segments.iter().map(|segment| match segment.vehicle() {
-            Vehicle::Descriptor(fd) => Way::Descriptor(fd.as_raw_fd()),
+            Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: fd.as_raw_fd(), sealed },
             Vehicle::Name => Way::Name,
         });
         let manifest = Manifest { segments: ways.collect(), grants: parcel.grants.clone() };
@@ -36,7 +36,7 @@ impl JobFile {
     /// The descriptors that a worker must inherit for it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let of_segments = self.parcel.segments.iter().filter_map(|segment| match segment.vehicle() {
-            Vehicle::Descriptor(fd) => Some(fd),
+            Vehicle::Descriptor { fd, .. } => Some(fd),
             Vehicle::Name => None,
         });
         std::iter::once(self.fd.as_fd()).chain(of_segments)
@@ -45,8 +45,8 @@ impl JobFile {
     /// Puts the memory that has names where a worker looks for it.
     pub(crate) fn link_into(&self, nest: &Nest) -> io::Result<()> {
         let numbered = self.parcel.segments.iter().enumerate();
-        let named = numbered.filter(|(_, segment)| matches!(segment.vehicle(), Vehicle::Name));
-        named.map(|(number, segment)| segment.link(&nest.argument(number))).collect()
+        let mut named = numbered.filter(|(_, segment)| matches!(segment.vehicle(), Vehicle::Name));
+        named.try_for_each(|(number, segment)| segment.link(&nest.argument(number)))
     }
 
     /// How many shards its arguments have, which only one worker may get.
@@ -92,8 +92,7 @@ impl OpenJob {
     pub(crate) fn arrivals(&self, place: Option<&Place>) -> io::Result<Arrivals> {
         let Manifest { segments, grants } = &self.job.manifest;
         let arrival = |(number, way): (usize, &Way)| match *way {
-            Way::Descriptor(raw) => fd::adopt(raw).map(Arrival::Descriptor),
-            Way::NamedDescriptor(raw) => fd::adopt(raw).map(Arrival::NamedDescriptor),
+            Way::Descriptor { number, sealed } => Ok(Arrival::Descriptor { fd: fd::adopt(number)?, sealed }),
             Way::Name => {
                 let place =
                     place.ok_or_else(|| io::Error::other("the launcher gave no place for named memory"))?;
@@ -107,7 +106,7 @@ impl OpenJob {
     /// All descriptors that came with it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_segments = self.job.manifest.segments.iter().filter_map(|way| match *way {
-            Way::Descriptor(raw) | Way::NamedDescriptor(raw) => Some(raw),
+            Way::Descriptor { number, .. } => Some(number),
             Way::Name => None,
         });
         let of_place = self.job.place.iter().map(|(raw, _)| *raw);

@@ -39,10 +39,9 @@ pub(crate) struct Manifest {
 /// How a segment gets to the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Way {
-    /// As the descriptor of this number: an inherited one, or one of those that were sent.
-    Descriptor(RawFd),
-    /// As such a descriptor, but of a file that has a name in a tree which the other side does not live in.
-    NamedDescriptor(RawFd),
+    /// As the descriptor of this number: an inherited one, or one of those that were sent. `sealed`: it is a memfd of
+    /// fixed size, and no file that somebody could cut short.
+    Descriptor { number: RawFd, sealed: bool },
     /// By a name that was put for it where the other side looks: its number is the segment's.
     Name,
 }

@@ -124,8 +124,8 @@ impl<'a> Load<'a> {
         let mut load = Self::default();
         for (number, segment) in parcel.segments.iter().enumerate() {
             let way = match (segment.vehicle(), &out) {
-                (Vehicle::Descriptor(fd), _) => Way::Descriptor(load.carry(Carried::Kept(fd))),
-                (Vehicle::Name, None) => Way::NamedDescriptor(load.carry(Carried::Opened(segment.open()?))),
+                (Vehicle::Descriptor { fd, sealed }, _) => load.carry(Carried::Kept(fd), sealed),
+                (Vehicle::Name, None) => load.carry(Carried::Opened(segment.open()?), false),
                 (Vehicle::Name, Some(out)) => {
                     segment.link(&tree::result_in(out, number))?;
                     Way::Name
@@ -136,10 +136,9 @@ impl<'a> Load<'a> {
         Ok(load)
     }
 
-    /// Returns the number under which it arrives.
-    fn carry(&mut self, descriptor: Carried<'a>) -> RawFd {
+    fn carry(&mut self, descriptor: Carried<'a>, sealed: bool) -> Way {
         self.descriptors.push(descriptor);
-        self.descriptors.len() as RawFd - 1
+        Way::Descriptor { number: self.descriptors.len() as RawFd - 1, sealed }
     }
 }
 
@@ -154,11 +153,12 @@ pub(crate) fn open(
     let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
     let mut take = |number: RawFd| {
         let place = usize::try_from(number).ok().and_then(|number| descriptors.get_mut(number));
-        place.and_then(Option::take).ok_or_else(|| Arrival::Broken(lost(came)))
+        place.and_then(Option::take)
     };
     let arrival = |(number, way): (usize, &Way)| match *way {
-        Way::Descriptor(sent) => take(sent).map_or_else(|lost| lost, Arrival::Descriptor),
-        Way::NamedDescriptor(sent) => take(sent).map_or_else(|lost| lost, Arrival::NamedDescriptor),
+        Way::Descriptor { number, sealed } => {
+            take(number).map_or_else(|| Arrival::Broken(lost(came)), |fd| Arrival::Descriptor { fd, sealed })
+        }
         Way::Name => nest.map_or_else(
             || Arrival::Broken("it has no place for named memory".to_owned()),
             |nest| Arrival::Name(nest.result(number)),
