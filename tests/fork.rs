@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -12,7 +13,10 @@ use common::{
     assert_fresh_signals, await_end, await_post, board, children, descriptors, kill_self, post,
     wait_for_ever, watched,
 };
-use phalanx::{Cause, Error, Options, ProcessContext, StartMethod, Status, Tensor, spawn, start_processes};
+use phalanx::{
+    Cause, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod, Status, Tensor,
+    set_sharing_strategy, spawn, start_processes,
+};
 
 fn forked(nprocs: usize) -> Options {
     Options::new(nprocs).start_method(StartMethod::Fork)
@@ -20,12 +24,11 @@ fn forked(nprocs: usize) -> Options {
 
 fn main() {
     phalanx::init();
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 11] = [
         ("results_come_by_rank", results_come_by_rank),
         ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
         ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
         ("environment_is_set_in_the_worker_only", environment_is_set_in_the_worker_only),
-        ("tensors_are_shared", tensors_are_shared),
         ("failures_are_told_as_with_spawn", failures_are_told_as_with_spawn),
         (
             "exit_handlers_of_the_launcher_do_not_run_in_workers",
@@ -37,11 +40,27 @@ fn main() {
         ("handlers_of_the_launcher_do_not_run_in_workers", handlers_of_the_launcher_do_not_run_in_workers),
         ("threads_are_refused", threads_are_refused),
     ];
+    let tests_of_memory: [(&str, fn()); 4] = [
+        ("tensors_are_shared", || by_both(tensors_are_shared)),
+        ("tensors_in_results_arrive", || by_both(tensors_in_results_arrive)),
+        ("what_came_by_the_fork_can_be_used_but_not_sent", || {
+            by_both(what_came_by_the_fork_can_be_used_but_not_sent);
+        }),
+        ("shard_is_of_one_process_only", || by_both(shard_is_of_one_process_only)),
+    ];
+    run(&tests);
+    // This process's place in a tree of named memory costs it a descriptor, which it keeps.
+    set_sharing_strategy(SharingStrategy::FileSystem);
+    drop(Tensor::<u8>::zeros(&[1]));
+    run(&tests_of_memory);
+    println!("\ntest result: ok. {} passed; 0 failed", tests.len() + tests_of_memory.len());
+}
+
+fn run(tests: &[(&str, fn())]) {
     for (name, test) in tests {
         watched(test);
         println!("test {name} ... ok");
     }
-    println!("\ntest result: ok. {} passed; 0 failed", tests.len());
 }
 
 fn start<R>(
@@ -52,6 +71,69 @@ where
     R: serde::Serialize + serde::de::DeserializeOwned,
 {
     start_processes(f, (), forked(nprocs)).unwrap()
+}
+
+fn by_both(test: fn()) {
+    for &strategy in phalanx::get_all_sharing_strategies() {
+        set_sharing_strategy(strategy);
+        test();
+    }
+    set_sharing_strategy(SharingStrategy::default());
+}
+
+/// Elements of a tensor of bytes that has a segment of its own.
+const LARGE: usize = 300 << 10;
+
+fn tensors_in_results_arrive() {
+    let work = |rank, given: Tensor<u8>| -> anyhow::Result<(Tensor<u8>, Tensor<u8>)> {
+        given.set(rank, 1)?;
+        Ok((given, Tensor::from_slice(&vec![rank as u8; LARGE], &[LARGE])?))
+    };
+    let given = Tensor::<u8>::zeros(&[3]).unwrap();
+    let results = start_processes(work, given.clone(), forked(3)).unwrap().join().unwrap();
+    assert_eq!(given.to_vec(), [1; 3]);
+    for (rank, (same, new)) in results.iter().enumerate() {
+        assert!(same.storage().is_same(given.storage()));
+        assert_eq!(new.get(LARGE - 1).unwrap(), rank as u8);
+    }
+}
+
+fn what_came_by_the_fork_can_be_used_but_not_sent() {
+    static HELD: Mutex<Option<Tensor<u8>>> = Mutex::new(None);
+    *HELD.lock().unwrap() = Some(Tensor::zeros(&[LARGE]).unwrap());
+    let write = |rank, ()| Ok(HELD.lock().unwrap().as_ref().unwrap().set(rank, 5)?);
+    start(write, 2).join().unwrap();
+    let send = |_, ()| Ok(HELD.lock().unwrap().clone().unwrap());
+    let error = start(send, 1).join().unwrap_err().to_string();
+    assert!(error.contains("it can be used, but not be sent"), "{error}");
+    let freeze = |_, ()| Ok(HELD.lock().unwrap().take().unwrap().freeze().map(drop)?);
+    let error = start(freeze, 1).join().unwrap_err().to_string();
+    assert!(error.contains("can still write to them"), "{error}");
+    // Its descriptor's number is another's when it is dropped.
+    let drop_late = |_, ()| {
+        let files: Vec<_> = (0..64).map(|_| std::fs::File::open("/dev/null")).collect::<Result<_, _>>()?;
+        drop(HELD.lock().unwrap().take());
+        Ok(files.iter().all(|file| file.metadata().is_ok()))
+    };
+    assert_eq!(start(drop_late, 1).join().unwrap(), [true]);
+    let held = HELD.lock().unwrap().take().unwrap();
+    assert_eq!(held.to_vec()[..3], [5, 5, 0]);
+}
+
+fn shard_is_of_one_process_only() {
+    static HELD: Mutex<Option<Shard<i32>>> = Mutex::new(None);
+    let mut shards = Tensor::<i32>::zeros(&[2]).unwrap().into_shards(2).unwrap();
+    *HELD.lock().unwrap() = Some(shards.remove(0));
+    let take = |_, mut given: Shard<i32>| -> anyhow::Result<(String, Shard<i32>)> {
+        given.as_mut_slice()?[0] = 8;
+        let error = HELD.lock().unwrap().as_mut().unwrap().as_mut_slice().unwrap_err();
+        Ok((error.to_string(), given))
+    };
+    let mut results = start_processes(take, shards.remove(0), forked(1)).unwrap().join().unwrap();
+    let (error, given) = results.remove(0);
+    assert_eq!(error, "shard 0 of 2 is not here: it belongs to the process of which this one is a fork");
+    let held = HELD.lock().unwrap().take().unwrap();
+    assert_eq!(Tensor::from_shards(vec![held, given]).unwrap().to_vec(), [0, 8]);
 }
 
 fn results_come_by_rank() {

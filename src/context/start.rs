@@ -168,7 +168,7 @@ impl JobBuilder {
         start::make_room(options.nprocs);
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let nprocs = options.nprocs;
-        let returns = Returns::new(nprocs).map_err(Error::system("make a way for results (socketpair)"))?;
+        let returns = Returns::new().map_err(Error::system("make a way for results (socketpair)"))?;
         let place = place_for_workers()?;
         let job = Job {
             image: image.id().to_vec(),

@@ -214,6 +214,7 @@ fn hint(error: &io::Error) -> Option<String> {
             let (count, most) = memory::mappings()?;
             Some(format!("{count} mappings of at most {most} (vm.max_map_count)"))
         }
+        Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::DescriptorsOfMachine | Shortage::Processes | Shortage::Space => None,
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::segment::{Plan, Segment};
 use super::strategy::SharingStrategy;
 use crate::error::MemoryError;
+use crate::sys::limits;
 
 /// Storages of up to so many bytes are carved.
 pub(super) const SMALL: usize = 256 << 10;
@@ -25,6 +26,7 @@ struct Arena {
     owner: u32,
     strategy: SharingStrategy,
     segment: Weak<Segment>,
+    size: usize,
     used: usize,
     reserved: usize,
 }
@@ -40,22 +42,30 @@ pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segm
         let at = arena.take(&segment, bytes)?;
         return Ok((segment, at));
     }
-    let segment = Segment::create(Plan { strategy, bytes: SEGMENT, reserved: STEP, huge: false })?;
+    let size = segment_size(bytes);
+    let reserved = STEP.min(size);
+    let segment = Segment::create(Plan { strategy, bytes: size, reserved, huge: false })?;
     let used = bytes.next_multiple_of(ALIGN);
     let (owner, weak) = (std::process::id(), Arc::downgrade(&segment));
-    *arena = Some(Arena { owner, strategy, segment: weak, used, reserved: STEP });
+    *arena = Some(Arena { owner, strategy, segment: weak, size, used, reserved });
     Ok((segment, 0))
+}
+
+/// Less where RLIMIT_FSIZE forbids so large a file, but never less than what is asked for: that is refused with words.
+fn segment_size(bytes: usize) -> usize {
+    let limit = limits::file_size().ok().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(SEGMENT);
+    SEGMENT.min(limit).max(bytes)
 }
 
 impl Arena {
     fn serves(&self, strategy: SharingStrategy, bytes: usize) -> bool {
-        self.owner == std::process::id() && self.strategy == strategy && self.used + bytes <= SEGMENT
+        self.owner == std::process::id() && self.strategy == strategy && self.used + bytes <= self.size
     }
 
     fn take(&mut self, segment: &Segment, bytes: usize) -> Result<usize, MemoryError> {
         let (at, end) = (self.used, self.used + bytes);
         if end > self.reserved {
-            let reserved = end.next_multiple_of(STEP).min(SEGMENT);
+            let reserved = end.next_multiple_of(STEP).min(self.size);
             segment.reserve(self.reserved, reserved)?;
             self.reserved = reserved;
         }

@@ -72,7 +72,7 @@ pub(crate) enum Arrival {
 }
 
 /// To what a storage is aligned at the least, so that it fits any element.
-const MAX_ALIGN: usize = 8;
+pub(super) const MAX_ALIGN: usize = 8;
 
 /// What has arrived beside the bytes of a value.
 #[derive(Debug, Default)]
@@ -116,20 +116,11 @@ impl Arrivals {
     /// The memory of a part, which is held against the size of its segment.
     fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
         let Part { segment, offset, len } = part;
-        let Some(number) = segment else {
-            return if len == 0 {
-                Ok(Storage::place(None, 0, 0, shared))
-            } else {
-                Err("a part of nothing".into())
-            };
-        };
-        let segment = self.segment(number)?;
-        let inside = offset.checked_add(len).is_some_and(|end| end <= segment.len());
-        if !(inside && offset.is_multiple_of(align)) {
-            let size = segment.len();
-            return Err(format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew"));
-        }
-        Ok(Storage::place(Some(segment), offset, len, shared))
+        let segment = segment.map(|number| self.segment(number)).transpose()?;
+        let size = segment.as_ref().map_or(0, |segment| segment.len());
+        Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
+            format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew")
+        })
     }
 
     fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
@@ -256,10 +247,16 @@ impl Drop for Restore {
 const ONLY_HERE: &str = "a tensor can be serialised only in the arguments or the result of a worker: its memory travels \
                          beside the bytes, not in them";
 
+const CUT_OFF: &str = "this tensor came into the worker by its fork, which closed its descriptor: it can be used, but not \
+                       be sent; give it to the worker in its arguments";
+
 /// Adds a storage to what is being sent; returns the number of its grant.
 pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
     TABLE.with_borrow_mut(|table| {
         let Some(Table::Sending(outgoing)) = table else { return Err(ONLY_HERE) };
+        if storage.segment().is_some_and(|segment| segment.is_cut_off()) {
+            return Err(CUT_OFF);
+        }
         storage.set_shared();
         let part = outgoing.part(storage);
         if let Some(&number) = outgoing.parts.get(&part) {

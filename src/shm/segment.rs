@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::strategy::SharingStrategy;
@@ -32,12 +33,16 @@ pub(crate) struct Segment {
     len: usize,
     backing: Backing,
     identity: Identity,
+    /// How many forks of workers came before it: see [`close_all`].
+    generation: u32,
 }
 
 #[derive(Debug)]
 enum Backing {
     Descriptor(OwnedFd),
     Name(FileName),
+    /// Its descriptor was closed, behind its back.
+    Closed,
 }
 
 /// How it travels to a process of the same tree.
@@ -92,9 +97,14 @@ pub fn stats() -> Stats {
     stats
 }
 
-/// Forgets the segments of the process of which this one is a fork: their descriptors are closed here.
-pub(crate) fn forget_all() {
+/// Counts up in a worker that was forked.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Says that all descriptors were closed that the process had of which this one is a fork. The segments stay mapped, but
+/// their descriptors' numbers are nobody's, or will be another's.
+pub(crate) fn close_all() {
     *known() = None;
+    GENERATION.fetch_add(1, Relaxed);
 }
 
 /// What is to be made.
@@ -165,7 +175,13 @@ impl Segment {
             reason: error.to_string(),
         };
         let file = File::open(path).map_err(failed)?;
-        Self::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)
+        let segment =
+            Self::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)?;
+        // Under a name in /proc or /dev/shm, of which somebody else may have an exclusive part.
+        if segment.map().is_some_and(SharedMap::is_writable) {
+            return Err(failed(io::Error::other("it is shared memory of this process already")));
+        }
+        Ok(segment)
     }
 
     /// Takes over one that another process has sent by its descriptor.
@@ -214,7 +230,8 @@ impl Segment {
             Ok(new) => new,
             Err(segment) => return Ok(segment),
         };
-        let segment = Arc::new(Self { map, len, identity, backing });
+        let generation = GENERATION.load(Relaxed);
+        let segment = Arc::new(Self { map, len, identity, backing, generation });
         known.insert(identity, Arc::downgrade(&segment));
         Ok(segment)
     }
@@ -236,9 +253,14 @@ impl Segment {
         let asked = (to - from) as u64;
         let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
         self.backing.with_descriptor(reserve).map_err(|os| match &self.backing {
-            Backing::Descriptor(_) => no_memory(os, asked),
+            Backing::Descriptor(_) | Backing::Closed => no_memory(os, asked),
             Backing::Name(name) => no_space(os, asked, name.place()),
         })
+    }
+
+    /// Whether it came by a fork that closed its descriptor: it can be used here, but not be sent on.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.generation != GENERATION.load(Relaxed)
     }
 
     /// How it travels to a process of the same tree.
@@ -247,7 +269,7 @@ impl Segment {
             Backing::Descriptor(fd) => {
                 Vehicle::Descriptor { fd: fd.as_fd(), sealed: memfd::is_size_sealed(fd.as_fd()) }
             }
-            Backing::Name(_) => Vehicle::Name,
+            Backing::Name(_) | Backing::Closed => Vehicle::Name,
         }
     }
 
@@ -255,7 +277,7 @@ impl Segment {
     pub(crate) fn link(&self, path: &str) -> io::Result<()> {
         match &self.backing {
             Backing::Name(name) => name.link(path),
-            Backing::Descriptor(_) => Err(io::Error::other("it has no name")),
+            Backing::Descriptor(_) | Backing::Closed => Err(io::Error::other("it has no name")),
         }
     }
 
@@ -264,6 +286,7 @@ impl Segment {
         match &self.backing {
             Backing::Name(name) => name.open(),
             Backing::Descriptor(fd) => fd.try_clone(),
+            Backing::Closed => Err(closed()),
         }
     }
 
@@ -276,7 +299,8 @@ impl Segment {
 
     /// Whether [`seal`](Self::seal) can be tried: it is a memfd.
     pub(super) fn is_sealable(&self) -> bool {
-        matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
+        !self.is_cut_off()
+            && matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
     }
 
     /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows. It comes back, sealed
@@ -321,12 +345,21 @@ impl Backing {
         match self {
             Self::Descriptor(fd) => work(fd.as_fd()),
             Self::Name(name) => work(with_room(|| name.open())?.as_fd()),
+            Self::Closed => Err(closed()),
         }
     }
 }
 
+fn closed() -> io::Error {
+    io::Error::other("its descriptor was closed by a fork")
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
+        if self.is_cut_off() {
+            // Its number may be another's by now.
+            std::mem::forget(std::mem::replace(&mut self.backing, Backing::Closed));
+        }
         if let Some(known) = known().as_mut() {
             // Another thread may have mapped it anew meanwhile: that one stays known.
             if known.get(&self.identity).is_some_and(|segment| segment.strong_count() == 0) {

@@ -200,10 +200,13 @@ impl<T: Number> Tensor<T> {
         }
         // Claimed, so that none can be used beside the tensor. (They are ours alone: nobody claims one meanwhile.)
         shards.iter().try_for_each(|shard| shard.claim().map(Claim::keep))?;
-        let storage = Storage::place(segment, cut.store_offset, cut.store_len, false);
-        let whole = DynTensor::within(&storage, cut.start * size_of::<T>(), T::DTYPE, &cut.whole_shape);
-        // A part of the storage that the shards do not fill would be no whole.
-        let whole = whole.filter(|whole| at == cut.whole_at() + whole.len() * size_of::<T>());
+        let store = (cut.store_offset, cut.store_len);
+        let whole = Storage::checked(segment, store, passing::MAX_ALIGN, false)
+            .and_then(|storage| {
+                DynTensor::within(&storage, cut.start * size_of::<T>(), T::DTYPE, &cut.whole_shape)
+            })
+            // A part of the storage that the shards do not fill would be no whole.
+            .filter(|whole| at == cut.whole_at() + whole.len() * size_of::<T>());
         whole.ok_or_else(|| refuse("they do not fit their memory".to_owned()))?.typed()
     }
 }

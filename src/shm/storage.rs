@@ -76,7 +76,7 @@ pub enum HugePages {
     /// In huge pages where there are enough free ones (and the strategy is
     /// [`FileDescriptor`](SharingStrategy::FileDescriptor)), else in ordinary ones.
     Preferred,
-    /// In huge pages, or not at all: [`MemoryError::NoHugePages`].
+    /// In huge pages, or not at all: [`MemoryError::NoHugePages`]. Always in a memfd, whatever the strategy.
     Required,
 }
 
@@ -214,6 +214,19 @@ impl Storage {
         Self(Arc::new(Inner { segment, offset, len, owner, shared }))
     }
 
+    /// As [`place`](Self::place), of numbers that came from elsewhere; `None` when they do not fit the segment.
+    pub(super) fn checked(
+        segment: Option<Arc<Segment>>,
+        (offset, len): (usize, usize),
+        align: usize,
+        shared: bool,
+    ) -> Option<Self> {
+        let room = segment.as_ref().map_or(0, |segment| segment.len());
+        let inside =
+            offset.checked_add(len).is_some_and(|end| end <= room) || (segment.is_none() && len == 0);
+        (inside && offset.is_multiple_of(align)).then(|| Self::place(segment, offset, len, shared))
+    }
+
     /// Its size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -318,6 +331,8 @@ impl Storage {
         let alone = self.len() > arena::SMALL;
         if !self.is_writable() {
             None
+        } else if self.0.segment.as_ref().is_some_and(|segment| segment.is_cut_off()) {
+            Some("the process of which this one is a fork")
         } else if Arc::strong_count(&self.0) > 1 {
             Some("another tensor of this process")
         } else if alone && self.0.segment.as_ref().is_some_and(|segment| segment.has_other_names()) {

@@ -114,13 +114,11 @@ impl Place {
             let name = format!("{PREFIX}{}", dir::unguessable()?);
             dir.make_dir(&name)?;
             // Somebody else's sweep may come between each of these lines. It can only remove what is not locked.
-            let tree = match dir.open_dir(&name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                tree => tree?,
-            };
+            let Some(tree) = if_there(dir.open_dir(&name))? else { continue };
             tree.lock_shared()?;
-            if tree.is_removed()? {
-                continue;
+            match if_there(dir.open_dir(&name))? {
+                Some(named) if named.is_same(&tree)? => {}
+                _ => continue,
             }
             process::at_exit(leave)?;
             return Ok(Self {
@@ -225,6 +223,14 @@ impl AsFd for Place {
     /// The tree's directory, which a worker inherits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tree.as_fd()
+    }
+}
+
+/// What was opened, or `None` when it is not there.
+fn if_there(opened: io::Result<Dir>) -> io::Result<Option<Dir>> {
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
     }
 }
 

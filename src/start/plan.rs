@@ -109,6 +109,7 @@ pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
             let limit = numbers("RLIMIT_NPROC", limits::processes())?;
             Some(format!("{limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"))
         }
+        Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::Space => Some("the file system is full".to_owned()),
         Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
     }

@@ -23,9 +23,10 @@ const PRIVATE_DIR: Mode = Mode::S_IRWXU;
 const PRIVATE_FILE: Mode = Mode::from_bits_truncate(0o600);
 
 impl Dir {
-    /// Opens a directory, by a path whose last part is no symbolic link.
+    /// Opens a directory that the user or the system has named: here alone symbolic links are followed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        open_dir(AT_FDCWD, path).map(Self)
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        Ok(Self(above_stdio(openat(AT_FDCWD, path, flags, Mode::empty())?)?))
     }
 
     /// Takes over a descriptor of a directory.
@@ -36,7 +37,8 @@ impl Dir {
 
     /// Opens a directory below this one. `.` gives a descriptor of its own for this one, with locks of its own.
     pub(crate) fn open_dir(&self, path: &str) -> io::Result<Self> {
-        open_dir(self.0.as_fd(), Path::new(path)).map(Self)
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        Ok(Self(above_stdio(openat(&self.0, path, flags, Mode::empty())?)?))
     }
 
     /// Makes a directory that only its owner may enter; one that is there is an error.
@@ -123,9 +125,10 @@ impl Dir {
         Ok(stat.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(stat.st_mode).intersects(others))
     }
 
-    /// Whether its name has been removed.
-    pub(crate) fn is_removed(&self) -> io::Result<bool> {
-        Ok(fstat(&self.0)?.st_nlink == 0)
+    /// Whether both are the same directory.
+    pub(crate) fn is_same(&self, other: &Self) -> io::Result<bool> {
+        let (one, other) = (fstat(&self.0)?, fstat(&other.0)?);
+        Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
     }
 
     /// Takes a shared lock of it, which is held until its descriptor and all copies of that are closed. Waits for who
@@ -167,11 +170,6 @@ impl Dir {
         let stat = fstatvfs(&self.0).ok()?;
         Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
     }
-}
-
-fn open_dir(base: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    above_stdio(openat(base, path, flags, Mode::empty())?)
 }
 
 impl AsFd for Dir {
@@ -242,8 +240,7 @@ mod tests {
             std::fs::set_permissions(path.path(), PermissionsExt::from_mode(mode)).unwrap();
             assert_eq!(dir.is_private().unwrap(), private, "{mode:o}");
         }
-        assert!(!dir.is_removed().unwrap());
-        drop(path);
-        assert!(dir.is_removed().unwrap());
+        assert!(dir.is_same(&Dir::open(path.path()).unwrap()).unwrap());
+        assert!(!dir.is_same(&Dir::open(Path::new("/")).unwrap()).unwrap());
     }
 }

@@ -52,6 +52,8 @@ pub(crate) enum Shortage {
     Memory,
     /// Of a file system: a full /dev/shm.
     Space,
+    /// The largest file that this process may make.
+    FileSize,
 }
 
 impl Shortage {
@@ -62,6 +64,7 @@ impl Shortage {
             libc::EAGAIN => Some(Self::Processes),
             libc::ENOMEM => Some(Self::Memory),
             libc::ENOSPC => Some(Self::Space),
+            libc::EFBIG => Some(Self::FileSize),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@
 //! What was sent is in the socket when its sender is dead. The launcher takes it out whenever it looks at its workers, so
 //! that none of them waits for room in it for long.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -12,6 +13,8 @@ use super::message::{Manifest, Way};
 use crate::shm::passing::{Arrival, Arrivals, Parcel};
 use crate::shm::segment::Vehicle;
 use crate::shm::tree::{self, Nest, Place};
+use crate::sys::clock::Moment;
+use crate::sys::epoll::wait_readable;
 use crate::sys::limits;
 use crate::sys::socket::{MAX_DESCRIPTORS, Message, Socket};
 
@@ -22,13 +25,13 @@ pub(crate) struct Returns {
     /// What the workers inherit; kept here too, so that the inbox never comes to an end.
     outbox: Socket,
     /// By rank.
-    arrived: Vec<Vec<OwnedFd>>,
+    arrived: HashMap<u64, Vec<OwnedFd>>,
 }
 
 impl Returns {
-    pub(crate) fn new(nprocs: usize) -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (inbox, outbox) = Socket::pair()?;
-        Ok(Self { inbox, outbox, arrived: (0..nprocs).map(|_| Vec::new()).collect() })
+        Ok(Self { inbox, outbox, arrived: HashMap::new() })
     }
 
     /// The number under which a worker inherits its end.
@@ -43,29 +46,27 @@ impl Returns {
 
     /// Takes out all that is there, without waiting.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        loop {
+        while wait_readable(self.inbox.as_fd(), Some(Moment::now()))? {
             // What there is no room for would be lost.
             limits::make_room_for_descriptors(MAX_DESCRIPTORS);
             match self.inbox.try_receive() {
                 Ok(Some(message)) => self.keep(message),
-                Ok(None) => return Ok(()),
+                Ok(None) => break,
                 // Not from a worker of ours: some child of theirs that has the descriptor.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     fn keep(&mut self, Message { bytes, descriptors }: Message<8>) {
-        let rank = usize::try_from(u64::from_ne_bytes(bytes)).ok();
-        if let Some(arrived) = rank.and_then(|rank| self.arrived.get_mut(rank)) {
-            arrived.extend(descriptors);
-        }
+        self.arrived.entry(u64::from_ne_bytes(bytes)).or_default().extend(descriptors);
     }
 
     /// What a rank has sent.
     pub(crate) fn take(&mut self, rank: usize) -> Vec<OwnedFd> {
-        self.arrived.get_mut(rank).map(std::mem::take).unwrap_or_default()
+        self.arrived.remove(&(rank as u64)).unwrap_or_default()
     }
 }
 

@@ -121,7 +121,7 @@ fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Res
         Origin::Fork => {
             process::lead_own_group(0)?;
             fd::close_inherited(Inherited::ThroughFork, &own)?;
-            segment::forget_all();
+            segment::close_all();
             signal::reset_all()?;
         }
     }
