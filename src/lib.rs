@@ -127,6 +127,10 @@ pub use error::{
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;
+#[cfg(feature = "dlpack")]
+pub use shm::dlpack;
+#[cfg(feature = "safetensors")]
+pub use shm::safetensors;
 pub use shm::{
     DType, DynTensor, Element, FreezeError, FrozenTensor, HugePages, Number, Shard, SharingStrategy, Storage,
     StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,

@@ -11,12 +11,14 @@
 //! - `frozen`: tensors that nobody can change any more
 //! - `shard`: the exclusive parts of a tensor
 //! - `passing`: how memory leaves and enters a process beside serialised bytes
+//! - `formats`: other people's, each a feature that is off by default
 //!
 //! What is public here is exported by the crate's root too, but for [`stats`] and [`Stats`].
 
 mod arena;
 mod dtype;
 mod dyn_tensor;
+mod formats;
 mod frozen;
 mod layout;
 pub(crate) mod passing;
@@ -29,6 +31,10 @@ pub(crate) mod tree;
 
 pub use dtype::{DType, Element, Number};
 pub use dyn_tensor::DynTensor;
+#[cfg(feature = "dlpack")]
+pub use formats::dlpack;
+#[cfg(feature = "safetensors")]
+pub use formats::safetensors;
 pub use frozen::{FreezeError, FrozenTensor};
 pub use segment::{Stats, stats};
 pub use shard::Shard;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
+#[cfg(feature = "dlpack")]
+use super::copy::copy_between;
 use super::copy::{copy_in, copy_out};
 use super::memfd;
 
@@ -137,6 +139,22 @@ impl SharedMap {
         let source = self.at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the source, the slice vouches for the target; the rest as in `write`.
         unsafe { copy_out(source, bytes.as_mut_ptr(), bytes.len(), unit) }
+    }
+
+    /// Copies `len` bytes of somebody else's memory to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    ///
+    /// # Safety
+    /// The bytes from `source` on are readable, aligned to the element, and not those that are written here; nobody
+    /// writes to them meanwhile but by atomics of its size.
+    #[cfg(feature = "dlpack")]
+    pub(crate) unsafe fn write_from(&self, offset: usize, source: *const u8, len: usize, unit: usize) {
+        assert!(len.is_multiple_of(unit), "{len} bytes are not elements of {unit}");
+        let target = self.writable_at(offset, len, unit);
+        // SAFETY: `at` checked the target, the caller vouches for the source.
+        unsafe { copy_between(source, target, len, unit) }
     }
 
     /// Reads `len` bytes of `file` from byte `from` on straight into the map at `offset`: pread(2).
