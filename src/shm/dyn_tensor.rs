@@ -256,19 +256,29 @@ impl DynTensor {
         (storage, move |storage| Self { storage, dtype, layout })
     }
 
-    /// The map and the byte of the element at `place` in row-major order.
+    /// The map and the byte of the element at `place` in row-major order, of `size` bytes as the caller knows: what is
+    /// looked up in the type costs as much as all the rest.
     #[inline]
-    pub(super) fn element(&self, place: usize) -> Result<(&SharedMap, usize), MemoryError> {
+    pub(super) fn element(&self, place: usize, size: usize) -> Result<(&SharedMap, usize), MemoryError> {
         match (self.layout.element(place), self.storage.bytes()) {
-            (Some(element), Some((map, start))) => Ok((map, start + element * self.dtype.size())),
-            _ => Err(MemoryError::OutOfBounds { index: vec![place], shape: self.shape().to_vec() }),
+            (Some(element), Some((map, start))) => Ok((map, start + element * size)),
+            _ => Err(self.out_of_bounds(place)),
         }
+    }
+
+    #[cold]
+    fn out_of_bounds(&self, place: usize) -> MemoryError {
+        MemoryError::OutOfBounds { index: vec![place], shape: self.shape().to_vec() }
     }
 
     /// As [`element`](Self::element), to be written to.
     #[inline]
-    pub(super) fn writable_element(&self, place: usize) -> Result<(&SharedMap, usize), MemoryError> {
-        let (map, at) = self.element(place)?;
+    pub(super) fn writable_element(
+        &self,
+        place: usize,
+        size: usize,
+    ) -> Result<(&SharedMap, usize), MemoryError> {
+        let (map, at) = self.element(place, size)?;
         if map.is_writable() { Ok((map, at)) } else { Err(MemoryError::ReadOnly) }
     }
 

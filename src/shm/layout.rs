@@ -95,12 +95,14 @@ impl Layout {
 
     fn scattered(&self, place: usize) -> usize {
         let mut rest = place;
-        let dimensions = self.shape.iter().zip(&self.strides).rev();
-        dimensions.fold(self.offset, |element, (size, stride)| {
+        let inner = self.shape.iter().zip(&self.strides).skip(1).rev();
+        let element = inner.fold(self.offset, |element, (size, stride)| {
             let at = rest % size;
             rest /= size;
             element + at * stride
-        })
+        });
+        // In the outermost dimension that is all that is left: divisions are what this costs.
+        element + self.strides.first().map_or(0, |stride| rest * stride)
     }
 
     /// The runs of elements that lie one after the other, in row-major order: where each begins in the storage. All

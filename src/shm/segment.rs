@@ -236,6 +236,7 @@ impl Segment {
         Ok(segment)
     }
 
+    #[inline]
     pub(super) fn map(&self) -> Option<&SharedMap> {
         self.map.as_ref()
     }

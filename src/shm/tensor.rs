@@ -226,7 +226,7 @@ impl<T: Element> Tensor<T> {
     /// [`MemoryError::OutOfBounds`] when there is no such element.
     #[inline]
     pub fn get(&self, place: usize) -> Result<T, MemoryError> {
-        let (map, at) = self.any.element(place)?;
+        let (map, at) = self.any.element(place, size_of::<T>())?;
         Ok(T::load(map, at))
     }
 
@@ -236,7 +236,7 @@ impl<T: Element> Tensor<T> {
     /// As [`get`](Self::get), and [`MemoryError::ReadOnly`].
     #[inline]
     pub fn set(&self, place: usize, value: T) -> Result<(), MemoryError> {
-        let (map, at) = self.any.writable_element(place)?;
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
         value.store(map, at);
         Ok(())
     }
@@ -283,7 +283,7 @@ impl<T: Number> Tensor<T> {
     /// As [`set`](Self::set).
     #[inline]
     pub fn fetch_add(&self, place: usize, value: T) -> Result<T, MemoryError> {
-        let (map, at) = self.any.writable_element(place)?;
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
         Ok(value.fetch_add(map, at))
     }
 

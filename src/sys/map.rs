@@ -55,6 +55,7 @@ impl SharedMap {
         Ok(Self { pages: Pages::Sealed(pages), len })
     }
 
+    #[inline]
     pub(crate) fn is_writable(&self) -> bool {
         matches!(self.pages, Pages::Writable(_))
     }
