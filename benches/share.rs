@@ -376,7 +376,8 @@ fn many(_: usize, (strategy, rounds): (SharingStrategy, usize)) -> anyhow::Resul
         Ok(seconds)
     };
     let with = || {
-        let (seconds, done) = timed(|| spawn(look, tensors.clone(), 2));
+        let arguments = tensors.clone();
+        let (seconds, done) = timed(|| spawn(look, arguments, 2));
         seen = done?;
         Ok(seconds)
     };
