@@ -290,6 +290,12 @@ impl DynTensor {
         Some((map, run * size, starts.map(move |start| begin + start * size)))
     }
 
+    /// As [`runs`](Self::runs) of one run: the map and the byte where all elements lie one after the other.
+    pub(super) fn only_run(&self) -> Option<(&SharedMap, usize)> {
+        let (map, begin) = self.storage.bytes().filter(|_| self.is_contiguous())?;
+        Some((map, begin + self.offset() * self.dtype.size()))
+    }
+
     pub(super) fn check_length(&self, given: usize) -> Result<(), MemoryError> {
         let expected = self.len();
         if given == expected {
@@ -302,7 +308,9 @@ impl DynTensor {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len() * self.dtype.size()];
-        if let Some((map, run, starts)) = self.runs()
+        if let Some((map, at)) = self.only_run() {
+            map.read(at, &mut bytes, self.dtype.size());
+        } else if let Some((map, run, starts)) = self.runs()
             && run > 0
         {
             let targets = bytes.chunks_exact_mut(run);
@@ -324,7 +332,9 @@ impl DynTensor {
         if !self.storage.is_writable() {
             return Err(MemoryError::ReadOnly);
         }
-        if let Some((map, run, starts)) = self.runs()
+        if let Some((map, at)) = self.only_run() {
+            map.write(at, bytes, size);
+        } else if let Some((map, run, starts)) = self.runs()
             && run > 0
         {
             starts.zip(bytes.chunks_exact(run)).for_each(|(at, source)| map.write(at, source, size));

@@ -75,6 +75,7 @@ impl Layout {
     }
 
     /// The place of an index in row-major order; `None` when there is no such index.
+    #[inline]
     pub(super) fn position(&self, index: &[usize]) -> Option<usize> {
         let inside =
             index.len() == self.shape.len() && index.iter().zip(&self.shape).all(|(at, size)| at < size);

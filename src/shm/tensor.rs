@@ -215,6 +215,7 @@ impl<T: Element> Tensor<T> {
     ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
+    #[inline]
     pub fn position(&self, index: &[usize]) -> Result<usize, MemoryError> {
         let place = self.any.layout().position(index);
         place.ok_or_else(|| MemoryError::OutOfBounds { index: index.to_vec(), shape: self.shape().to_vec() })
@@ -247,7 +248,9 @@ impl<T: Element> Tensor<T> {
     /// [`MemoryError::LengthMismatch`] when `target` does not have as many.
     pub fn read_into(&self, target: &mut [T]) -> Result<(), MemoryError> {
         self.any.check_length(target.len())?;
-        if let Some((map, run, starts)) = self.any.runs()
+        if let Some((map, at)) = self.any.only_run() {
+            T::load_all(map, at, target);
+        } else if let Some((map, run, starts)) = self.any.runs()
             && run > 0
         {
             let targets = target.chunks_exact_mut(run / size_of::<T>());

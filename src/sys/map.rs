@@ -68,7 +68,7 @@ impl SharedMap {
         }
     }
 
-    /// The address of byte `offset`, of which `size` bytes and `align` are checked.
+    /// The address of byte `offset`, of which `size` bytes and `align`, a power of two, are checked.
     ///
     /// # Panics
     /// When these bytes do not lie in the map or are not aligned.
@@ -76,7 +76,8 @@ impl SharedMap {
     pub(crate) fn at(&self, offset: usize, size: usize, align: usize) -> *mut u8 {
         let inside = offset.checked_add(size).is_some_and(|end| end <= self.len);
         assert!(inside, "{size} bytes at {offset} of a map of {} bytes", self.len);
-        assert!(offset.is_multiple_of(align), "offset {offset} is not a multiple of {align}");
+        // Of a power of two: no division.
+        assert!(offset & (align - 1) == 0, "offset {offset} is not a multiple of {align}");
         let start = match &self.pages {
             Pages::Writable(map) | Pages::ReadOnly(map) => map.as_mut_ptr(),
             Pages::Sealed(map) => map.as_ptr().cast_mut(),
@@ -124,7 +125,7 @@ impl SharedMap {
     /// # Panics
     /// When they do not fit, or are not whole and aligned elements, or the map is read-only.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8], unit: usize) {
-        assert!(bytes.len().is_multiple_of(unit), "{} bytes are not elements of {unit}", bytes.len());
+        assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let target = self.writable_at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap, since
         // nobody can have a slice of shared memory; who accesses it by elements does so by this unit.
@@ -136,7 +137,7 @@ impl SharedMap {
     /// # Panics
     /// When there are not so many, or they are not whole and aligned elements.
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8], unit: usize) {
-        assert!(bytes.len().is_multiple_of(unit), "{} bytes are not elements of {unit}", bytes.len());
+        assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let source = self.at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the source, the slice vouches for the target; the rest as in `write`.
         unsafe { copy_out(source, bytes.as_mut_ptr(), bytes.len(), unit) }
