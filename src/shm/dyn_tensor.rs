@@ -224,8 +224,21 @@ impl DynTensor {
     /// A copy in memory of its own.
     pub(super) fn copied(&self) -> Result<Self, MemoryError> {
         let copy = Self::zeros(self.dtype, self.shape())?;
-        copy.write_bytes(&self.to_bytes())?;
+        copy.copy_from(self);
         Ok(copy)
+    }
+
+    /// Copies the elements of a tensor of the same shape and type, from map to map. This one is row-major from its
+    /// storage's begin on, and was made for it.
+    pub(super) fn copy_from(&self, source: &Self) {
+        if let (Some((map, begin)), Some((other, run, starts))) = (self.storage.bytes(), source.runs())
+            && run > 0
+        {
+            let targets = (begin..).step_by(run);
+            starts
+                .zip(targets)
+                .for_each(|(from, to)| map.copy_from(to, (other, from), run, self.dtype.size()));
+        }
     }
 
     fn view(
@@ -283,7 +296,7 @@ impl DynTensor {
     }
 
     /// Where the elements lie: the map, the number of bytes that lie one after the other, and where such runs begin.
-    pub(super) fn runs(&self) -> Option<(&SharedMap, usize, impl Iterator<Item = usize>)> {
+    pub(super) fn runs(&self) -> Option<(&SharedMap, usize, impl Iterator<Item = usize> + '_)> {
         let (map, begin) = self.storage.bytes()?;
         let (run, starts) = self.layout.runs();
         let size = self.dtype.size();

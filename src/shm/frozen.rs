@@ -117,7 +117,7 @@ impl<T: Element> Tensor<T> {
 /// Whether the elements lie one after the other in memory that is sealed.
 fn is_frozen(tensor: &DynTensor) -> bool {
     let sealed = tensor.storage().bytes().is_some_and(|(map, _)| map.sealed_bytes().is_some());
-    tensor.is_contiguous() && (sealed || tensor.storage().is_empty())
+    tensor.is_contiguous() && (sealed || tensor.is_empty())
 }
 
 impl DynTensor {
@@ -132,9 +132,9 @@ impl DynTensor {
         if let Some(holder) = self.storage().other_writer() {
             return Err(MemoryError::StillWritable { bytes: self.storage().len(), holder });
         }
-        let bytes = self.to_bytes();
-        let copy = Self::from_storage(&Storage::sealable(bytes.len())?, self.dtype(), self.shape())?;
-        copy.write_bytes(&bytes)?;
+        let storage = Storage::sealable(self.len() * self.dtype().size())?;
+        let copy = Self::from_storage(&storage, self.dtype(), self.shape())?;
+        copy.copy_from(self);
         Ok(Some(copy))
     }
 
@@ -244,6 +244,8 @@ mod tests {
         assert_eq!(&columns.freeze().unwrap()[..], [1, 4, 2, 5, 3, 6]);
         let empty = Tensor::<f32>::zeros(&[0, 4]).unwrap().freeze().unwrap();
         assert!(empty.is_empty());
+        let held = Tensor::<f32>::zeros(&[4]).unwrap();
+        assert!(held.narrow(0, 4, 0).unwrap().freeze().unwrap().is_empty());
         let flags = Tensor::from_slice(&[true, false], &[2]).unwrap().freeze().unwrap();
         assert_eq!(flags.to_tensor().to_vec(), [true, false]);
     }

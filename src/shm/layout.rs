@@ -108,11 +108,11 @@ impl Layout {
 
     /// The runs of elements that lie one after the other, in row-major order: where each begins in the storage. All
     /// have the length that is returned first.
-    pub(super) fn runs(&self) -> (usize, impl Iterator<Item = usize>) {
+    pub(super) fn runs(&self) -> (usize, impl Iterator<Item = usize> + '_) {
         let (outer, run) = self.split_runs();
         let count = if self.len == 0 { 0 } else { self.len / run };
-        let outer = Self::known(self.shape[..outer].to_vec(), self.strides[..outer].to_vec(), self.offset);
-        (run, (0..count).map(move |place| outer.scattered(place)))
+        let (shape, strides) = (&self.shape[..outer], &self.strides[..outer]);
+        (run, Odometer { shape, strides, index: vec![0; outer], element: self.offset }.take(count))
     }
 
     /// How many outer dimensions there are, and how many elements the rest has, which lie one after the other.
@@ -203,6 +203,33 @@ impl Layout {
     }
 }
 
+/// Goes through the elements of some dimensions in row-major order, without a division.
+struct Odometer<'a> {
+    shape: &'a [usize],
+    strides: &'a [usize],
+    index: Vec<usize>,
+    element: usize,
+}
+
+impl Iterator for Odometer<'_> {
+    type Item = usize;
+
+    /// Never ends: after the last element it begins anew.
+    fn next(&mut self) -> Option<usize> {
+        let element = self.element;
+        for ((at, &size), &stride) in self.index.iter_mut().zip(self.shape).zip(self.strides).rev() {
+            *at += 1;
+            if *at < size {
+                self.element += stride;
+                break;
+            }
+            self.element -= (size - 1) * stride;
+            *at = 0;
+        }
+        Some(element)
+    }
+}
+
 fn product(shape: &[usize]) -> Option<usize> {
     // A zero makes the product zero, whatever overflows before it.
     if shape.contains(&0) {
@@ -212,11 +239,12 @@ fn product(shape: &[usize]) -> Option<usize> {
 }
 
 fn row_major_strides(shape: &[usize]) -> Option<Vec<usize>> {
-    let mut strides = vec![1; shape.len()];
+    let (mut strides, empty) = (vec![1; shape.len()], shape.contains(&0));
     let mut stride = 1_usize;
     for (place, &size) in strides.iter_mut().zip(shape).rev() {
         *place = stride;
-        stride = if size == 0 { stride } else { stride.checked_mul(size)? };
+        // Between no elements any distance will do.
+        stride = if empty { stride.saturating_mul(size.max(1)) } else { stride.checked_mul(size)? };
     }
     Some(strides)
 }
@@ -301,6 +329,10 @@ mod tests {
         assert!(Layout::checked(&[0, usize::MAX], &[usize::MAX, 1], 4, 4).is_some());
         assert!(Layout::checked(&[4], &[1], 0, 4).is_some());
         assert!(Layout::row_major(&[usize::MAX, 2]).is_none());
+        assert!(
+            Layout::row_major(&[usize::MAX, 0, 2]).is_some()
+                && Layout::row_major(&[0, usize::MAX, 2]).is_some()
+        );
     }
 
     proptest! {

@@ -78,16 +78,23 @@ pub(super) const MAX_ALIGN: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
     segments: Vec<Arrival>,
-    grants: Vec<Grant>,
-    /// By number of grant, what was made of it: the same tensor twice is the same storage.
-    opened: HashMap<u32, Storage>,
-    /// The exclusive grants that were taken: no second time.
-    taken: Vec<u32>,
+    grants: Vec<Incoming>,
+}
+
+/// A grant, and what has become of it.
+#[derive(Debug)]
+struct Incoming {
+    grant: Grant,
+    /// The same tensor twice is the same storage.
+    opened: Option<Storage>,
+    /// An exclusive one is there once.
+    taken: bool,
 }
 
 impl Arrivals {
     pub(crate) fn new(segments: Vec<Arrival>, grants: Vec<Grant>) -> Self {
-        Self { segments, grants, ..Self::default() }
+        let incoming = |grant| Incoming { grant, opened: None, taken: false };
+        Self { segments, grants: grants.into_iter().map(incoming).collect() }
     }
 
     fn segment(&mut self, number: u32) -> Result<Arc<Segment>, String> {
@@ -124,36 +131,39 @@ impl Arrivals {
     }
 
     fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
-        if let Some(storage) = self.opened.get(&number) {
+        let incoming = self.grant(number)?;
+        if let Some(storage) = &incoming.opened {
             return Ok(storage.clone());
         }
-        let part = match self.grant(number)? {
-            Grant::Shared(part) => *part,
+        let part = match incoming.grant {
+            Grant::Shared(part) => part,
             Grant::Exclusive(..) => return Err(format!("grant {number} is a shard's")),
         };
         let storage = self.storage(part, MAX_ALIGN, true)?;
-        self.opened.insert(number, storage.clone());
+        self.grant(number)?.opened = Some(storage.clone());
         Ok(storage)
     }
 
     fn take_exclusive(&mut self, number: u32) -> Result<(Cut, Storage), String> {
-        let (part, cut) = match self.grant(number)? {
+        let incoming = self.grant(number)?;
+        let (part, cut) = match &incoming.grant {
             Grant::Exclusive(part, cut) => (*part, cut.clone()),
             Grant::Shared(_) => return Err(format!("grant {number} is no shard's")),
         };
-        if self.taken.contains(&number) {
+        if incoming.taken {
             return Err(
                 "a shard was taken out of this message already, and there is no second of it".to_owned()
             );
         }
         let storage = self.storage(part, cut.align(), false)?;
-        self.taken.push(number);
+        self.grant(number)?.taken = true;
         Ok((cut, storage))
     }
 
-    fn grant(&self, number: u32) -> Result<&Grant, String> {
+    fn grant(&mut self, number: u32) -> Result<&mut Incoming, String> {
         let count = self.grants.len();
-        self.grants.get(number as usize).ok_or_else(|| format!("grant {number} of {count} does not exist"))
+        let incoming = self.grants.get_mut(number as usize);
+        incoming.ok_or_else(|| format!("grant {number} of {count} does not exist"))
     }
 }
 

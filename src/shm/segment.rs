@@ -55,9 +55,26 @@ pub(crate) enum Vehicle<'a> {
 }
 
 /// The segments of this process, each found by what it is: one that arrives twice is mapped once.
-static KNOWN: Mutex<Option<HashMap<Identity, Weak<Segment>>>> = Mutex::new(None);
+type Known = HashMap<Identity, Entry>;
 
-fn known() -> MutexGuard<'static, Option<HashMap<Identity, Weak<Segment>>>> {
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Entry {
+    segment: Weak<Segment>,
+    /// What [`stats`] tells of it: a strong handle, even for a moment, would look like another holder.
+    bytes: usize,
+    has_descriptor: bool,
+}
+
+impl Entry {
+    fn of(segment: &Arc<Segment>) -> Self {
+        let has_descriptor = matches!(segment.backing, Backing::Descriptor(_));
+        Self { segment: Arc::downgrade(segment), bytes: segment.len, has_descriptor }
+    }
+}
+
+fn known() -> MutexGuard<'static, Option<Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -86,15 +103,15 @@ pub struct Stats {
 /// ```
 #[must_use]
 pub fn stats() -> Stats {
-    let mut stats = Stats { descriptors: usize::from(tree::place_in_use().is_some()), ..Stats::default() };
-    let segments: Vec<_> = known().iter().flat_map(HashMap::values).filter_map(Weak::upgrade).collect();
-    for segment in segments {
-        stats.segments += 1;
-        stats.mappings += usize::from(segment.map.is_some());
-        stats.descriptors += usize::from(matches!(segment.backing, Backing::Descriptor(_)));
-        stats.bytes += segment.len;
-    }
-    stats
+    let place = usize::from(tree::place_in_use().is_some());
+    let known = known();
+    let living = known.iter().flat_map(HashMap::values).filter(|entry| entry.segment.strong_count() > 0);
+    living.fold(Stats { descriptors: place, ..Stats::default() }, |stats, entry| Stats {
+        segments: stats.segments + 1,
+        mappings: stats.mappings + usize::from(entry.bytes > 0),
+        descriptors: stats.descriptors + usize::from(entry.has_descriptor),
+        bytes: stats.bytes + entry.bytes,
+    })
 }
 
 /// Counts up in a worker that was forked.
@@ -219,7 +236,7 @@ impl Segment {
         let known = known.get_or_insert_default();
         let found = backing.with_descriptor(|fd| {
             let (identity, size) = memfd::identity(fd)?;
-            if let Some(segment) = known.get(&identity).and_then(Weak::upgrade) {
+            if let Some(segment) = known.get(&identity).and_then(|entry| entry.segment.upgrade()) {
                 return Ok(Err(segment));
             }
             let len = usize::try_from(size).map_err(io::Error::other)?;
@@ -232,7 +249,7 @@ impl Segment {
         };
         let generation = GENERATION.load(Relaxed);
         let segment = Arc::new(Self { map, len, identity, backing, generation });
-        known.insert(identity, Arc::downgrade(&segment));
+        known.insert(identity, Entry::of(&segment));
         Ok(segment)
     }
 
@@ -320,7 +337,7 @@ impl Segment {
         };
         let sealed = alone.try_seal();
         let this = Arc::new(alone);
-        known().get_or_insert_default().insert(this.identity, Arc::downgrade(&this));
+        known().get_or_insert_default().insert(this.identity, Entry::of(&this));
         (this, sealed)
     }
 
@@ -363,7 +380,7 @@ impl Drop for Segment {
         }
         if let Some(known) = known().as_mut() {
             // Another thread may have mapped it anew meanwhile: that one stays known.
-            if known.get(&self.identity).is_some_and(|segment| segment.strong_count() == 0) {
+            if known.get(&self.identity).is_some_and(|entry| entry.segment.strong_count() == 0) {
                 known.remove(&self.identity);
             }
         }

@@ -253,8 +253,13 @@ impl<T: Element> Tensor<T> {
         } else if let Some((map, run, starts)) = self.any.runs()
             && run > 0
         {
-            let targets = target.chunks_exact_mut(run / size_of::<T>());
-            starts.zip(targets).for_each(|(at, target)| T::load_all(map, at, target));
+            match run / size_of::<T>() {
+                1 => starts.zip(target).for_each(|(at, target)| *target = T::load(map, at)),
+                run => {
+                    let targets = target.chunks_exact_mut(run);
+                    starts.zip(targets).for_each(|(at, target)| T::load_all(map, at, target));
+                }
+            }
         }
         Ok(())
     }
@@ -265,7 +270,13 @@ impl<T: Element> Tensor<T> {
     /// [`MemoryError::LengthMismatch`] when `source` does not have as many, [`MemoryError::ReadOnly`].
     pub fn write_from(&self, source: &[T]) -> Result<(), MemoryError> {
         self.any.check_length(source.len())?;
-        self.any.write_bytes(T::bytes_of(source))
+        match self.any.runs() {
+            Some((map, run, starts)) if run == size_of::<T>() && map.is_writable() => {
+                starts.zip(source).for_each(|(at, value)| value.store(map, at));
+                Ok(())
+            }
+            _ => self.any.write_bytes(T::bytes_of(source)),
+        }
     }
 
     /// A copy of all elements.

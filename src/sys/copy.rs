@@ -12,14 +12,10 @@
 //! private. The other is mapped shared memory, aligned to the element, that is accessed only by atomics of that size
 //! and by these copies. For `copy_between` both are such memory.
 
-#[cfg(all(feature = "dlpack", not(target_arch = "x86_64")))]
-pub(super) use by_atomics::copy_between;
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) use by_atomics::{copy_in, copy_out};
-#[cfg(all(feature = "dlpack", target_arch = "x86_64"))]
-pub(super) use by_bytes::copy as copy_between;
+pub(super) use by_atomics::{copy_between, copy_in, copy_out};
 #[cfg(target_arch = "x86_64")]
-pub(super) use by_bytes::{copy as copy_in, copy as copy_out};
+pub(super) use by_bytes::{copy as copy_between, copy as copy_in, copy as copy_out};
 
 #[cfg(target_arch = "x86_64")]
 mod by_bytes {
@@ -69,7 +65,6 @@ mod by_atomics {
                 }
             }
 
-            #[cfg(any(test, feature = "dlpack"))]
             unsafe fn $copy_between(source: *const u8, target: *mut u8, len: usize) {
                 for at in (0..len).step_by(size_of::<$word>()) {
                     // SAFETY: within the source's range and aligned, as the caller promises.
@@ -121,7 +116,6 @@ mod by_atomics {
     ///
     /// # Safety
     /// As the head of this file says.
-    #[cfg(any(test, feature = "dlpack"))]
     pub(in crate::sys) unsafe fn copy_between(source: *const u8, target: *mut u8, len: usize, unit: usize) {
         let copy = match unit {
             8 => between_8,

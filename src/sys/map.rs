@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
-#[cfg(feature = "dlpack")]
-use super::copy::copy_between;
-use super::copy::{copy_in, copy_out};
+use super::copy::{copy_between, copy_in, copy_out};
 use super::memfd;
 
 /// Memory that other processes may read and write too.
@@ -141,6 +139,21 @@ impl SharedMap {
         let source = self.at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the source, the slice vouches for the target; the rest as in `write`.
         unsafe { copy_out(source, bytes.as_mut_ptr(), bytes.len(), unit) }
+    }
+
+    /// Copies `len` bytes of another map, from `from` on, to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
+    ///
+    /// # Panics
+    /// When they do not lie in both maps, are no elements, or overlap; when this map is read-only.
+    pub(crate) fn copy_from(&self, offset: usize, (other, from): (&Self, usize), len: usize, unit: usize) {
+        let (source, target) = (other.at(from, len, unit), self.writable_at(offset, len, unit));
+        assert!(len & (unit - 1) == 0, "{len} bytes are not elements of {unit}");
+        assert!(
+            source.addr().abs_diff(target.addr()) >= len,
+            "the same {len} bytes cannot be copied to themselves"
+        );
+        // SAFETY: `at` checked both and they do not overlap; who accesses either by elements does so by this unit.
+        unsafe { copy_between(source, target, len, unit) }
     }
 
     /// Copies `len` bytes of somebody else's memory to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).

@@ -70,8 +70,8 @@ impl DynTensor {
 
     /// NULL when there is none.
     fn first_element(&self) -> *mut u8 {
-        self.element(0)
-            .map_or(ptr::null_mut(), |(map, at)| map.at(at, self.dtype().size(), self.dtype().size()))
+        let size = self.dtype().size();
+        self.element(0, size).map_or(ptr::null_mut(), |(map, at)| map.at(at, size, size))
     }
 
     /// A copy of another library's tensor, of any strides, in memory that workers share.
