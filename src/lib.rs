@@ -98,7 +98,7 @@
 //! # }
 //! ```
 //!
-//! [`SharingStrategy`] says how the memory is made: without a name (the default), or with names and no descriptors.
+//! [`SharingStrategy`] says how the memory is made: without a name (the default), or with names and one descriptor a process.
 //!
 //! # Features
 //!
@@ -124,6 +124,8 @@ pub use error::{
     Cause, Error, Frame, MemoryError, Outcome, ProcessExitedException, ProcessRaisedException, RaisedError,
     ResourceUsage, Status, Traceback,
 };
+#[doc(no_inline)]
+pub use half::{bf16, f16};
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;

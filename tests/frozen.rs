@@ -39,7 +39,10 @@ fn freezing_is_refused_while_a_worker_can_write_and_done_when_it_has_ended() {
         let context = start_processes(hold, (tensor.clone(), board.clone()), Options::new(1)).unwrap();
         await_post(&board, 0);
         let error = tensor.freeze().unwrap_err();
-        assert!(error.to_string().contains("another process can still write to them"), "{error}");
+        assert!(
+            error.to_string().contains("a worker that was given them and has not ended can still write"),
+            "{error}"
+        );
         // It is as it was.
         let tensor = error.into_tensor();
         tensor.set(1, 5.0).unwrap();
@@ -101,5 +104,47 @@ fn frozen_in_place_means_no_copy() {
         assert_eq!(before == after, in_place);
         let tensor = Tensor::<f32>::zeros(&[LARGE]).unwrap();
         assert!(matches!(tensor.clone().freeze().unwrap_err().reason(), MemoryError::StillWritable { .. }));
+    });
+}
+
+#[test]
+fn freezing_is_refused_before_a_worker_has_even_mapped_it_and_for_every_kind_of_tensor() {
+    under_both_strategies(|| {
+        let large = || Tensor::<f32>::zeros(&[100, LARGE / 100]).unwrap();
+        let small = Tensor::<f32>::zeros(&[4, 4]).unwrap();
+        for tensor in [large().transpose(0, 1).unwrap(), large(), small] {
+            let write = |_, tensor: Tensor<f32>| tensor.set(3, 7.0);
+            let context = start_processes(write, tensor.clone(), Options::new(1)).unwrap();
+            let tensor = tensor.freeze().unwrap_err().into_tensor();
+            context.join().unwrap();
+            assert_eq!(tensor.freeze().unwrap()[3], 7.0);
+        }
+    });
+}
+
+#[test]
+fn another_process_that_was_given_it_by_somebody_else_is_known_to_the_kernel() {
+    // A worker gives it on to one of its own, and has it still when its own handles are gone.
+    fn outer(_: usize, (tensor, board): (Tensor<f32>, Tensor<i64>)) -> anyhow::Result<String> {
+        let hold = |_, (_tensor, board): (Tensor<f32>, Tensor<i64>)| -> anyhow::Result<()> {
+            post(&board, 0, 1);
+            await_post(&board, 1);
+            Ok(())
+        };
+        let context = start_processes(hold, (tensor.clone(), board.clone()), Options::new(1))?;
+        await_post(&board, 0);
+        // As if it had come from elsewhere: another handle, to which nothing was lent.
+        let error = through_a_worker(tensor)?.freeze().err().map(|error| error.to_string());
+        post(&board, 1, 1);
+        context.join()?;
+        error.ok_or_else(|| anyhow::anyhow!("it was frozen"))
+    }
+    fn through_a_worker(tensor: Tensor<f32>) -> anyhow::Result<Tensor<f32>> {
+        Ok(spawn(|_, tensor: Tensor<f32>| anyhow::Ok(tensor), tensor, 1)?.remove(0))
+    }
+    under_both_strategies(|| {
+        let given = (Tensor::<f32>::zeros(&[LARGE]).unwrap(), board(2));
+        let error = spawn(outer, given, 1).unwrap().remove(0);
+        assert!(error.contains("another process can still write to them"), "{error}");
     });
 }

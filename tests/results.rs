@@ -172,12 +172,12 @@ fn shard_for_all_ranks_and_shard_taken_twice_are_errors() {
     under_both_strategies(|| {
         let shard = || Tensor::<i32>::zeros(&[4]).unwrap().into_shards(1).unwrap().remove(0);
         let error = spawn(fill, shard(), 2).unwrap_err().to_string();
-        assert!(error.contains("a shard can be given to one rank only"), "{error}");
+        assert!(error.contains("a shard can go to one rank only"), "{error}");
         let mut context = start_processes(fill, shard(), Options::new(1)).unwrap();
         common::poll_join(&mut context).unwrap();
         assert!(context.result(0).unwrap().is_some());
         let error = context.result(0).unwrap_err().to_string();
-        assert!(error.contains("taken out of this message already"), "{error}");
+        assert!(error.contains("can be read out of a message only once"), "{error}");
     });
 }
 

@@ -10,6 +10,7 @@ use super::postmortem::{self, Baseline, End, Known};
 use super::returned::Returned;
 use super::verdict::{self, Failing, Sent};
 use crate::error::{Error, Outcome, Status, Story};
+use crate::shm::passing::Loan;
 use crate::start::Started;
 use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
@@ -60,6 +61,8 @@ pub(super) struct Crew {
     workers: Vec<Worker>,
     watch: WatchSet,
     returns: Returns,
+    /// What the workers were given to write to, until all have ended.
+    loans: Vec<Loan>,
     orders: Orders,
     /// The process that started them: a fork of it has a copy of this, but not the children.
     owner: u32,
@@ -80,7 +83,7 @@ pub(super) struct Crew {
 
 impl Crew {
     pub(super) fn new(started: Started, orders: Orders) -> Self {
-        let Started { children, watch, returns } = started;
+        let Started { children, watch, returns, loans } = started;
         // One that failed early may have ended before this line.
         let alive = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
@@ -94,6 +97,7 @@ impl Crew {
             workers,
             watch,
             returns,
+            loans,
             alive,
             stop: None,
             closed: false,
@@ -310,6 +314,7 @@ impl Crew {
     /// When all have ended: decides which failure to report, once.
     fn close(&mut self) -> Result<(), Error> {
         if !self.closed {
+            self.loans.clear();
             self.set_alarm(None)?;
             self.failure = self.first_failure().map(|first| Story::new(first, self.outcomes()));
             self.closed = true;

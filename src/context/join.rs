@@ -163,7 +163,7 @@ impl<R: DeserializeOwned> ProcessContext<R> {
     /// What a rank returned, also when others have failed; `None` when it has not succeeded, or not yet.
     ///
     /// Asked again it gives the same, and tensors that are the same memory; but a [`Shard`](crate::Shard) is there only
-    /// once.
+    /// once. The context keeps the memory of what it has given out until it is dropped.
     ///
     /// # Errors
     /// [`Error::NoSuchRank`], or [`Error::Result`] when the result cannot be read.

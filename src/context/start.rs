@@ -188,7 +188,7 @@ impl JobBuilder {
         let job = self.build(0, args)?;
         if job.shards() > 0 && self.nprocs > 1 {
             let reason = format!(
-                "a shard can be given to one rank only, but all {} would get these: use start_processes_with",
+                "a shard can go to one rank only, but these are for all {}: use start_processes_with",
                 self.nprocs
             );
             return Err(Error::Arguments { rank: 0, reason });

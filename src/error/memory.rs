@@ -24,7 +24,7 @@ pub enum MemoryError {
 
     /// Huge pages were required, and there are not so many.
     #[error(
-        "{asked} bytes were asked for in huge pages of {page} bytes, of which only {free} are free: reserve more in \
+        "{asked} bytes were asked for in whole huge pages of {page} bytes, of which only {free} are free: reserve more in \
          /proc/sys/vm/nr_hugepages, or ask for HugePages::Preferred"
     )]
     NoHugePages {
@@ -46,7 +46,7 @@ pub enum MemoryError {
     },
 
     /// The number of elements does not fit the shape.
-    #[error("{given} elements do not fill a tensor of shape {shape:?}, which has {expected}")]
+    #[error("{given} elements do not fit a tensor of shape {shape:?}, which has {expected}")]
     LengthMismatch {
         /// How many were given.
         given: usize,
@@ -57,21 +57,19 @@ pub enum MemoryError {
     },
 
     /// An index that the tensor does not have.
-    #[error("index {index:?} is outside of a tensor of shape {shape:?}")]
+    #[error("index {index:?} is outside of a tensor of shape {shape:?}{}", Places(.index, .shape))]
     OutOfBounds {
-        /// The index.
+        /// The index, or the one place in row-major order.
         index: Vec<usize>,
         /// The shape.
         shape: Vec<usize>,
     },
 
     /// A dimension, or a part of one, that the tensor does not have.
-    #[error("{what} of dimension {dimension} does not exist in a tensor of shape {shape:?}")]
+    #[error("{what} does not exist in a tensor of shape {shape:?}")]
     NoSuchPart {
-        /// What was asked for.
+        /// What was asked for, and of which dimension.
         what: String,
-        /// The dimension.
-        dimension: usize,
         /// The shape.
         shape: Vec<usize>,
     },
@@ -206,7 +204,7 @@ fn hint(error: &io::Error) -> Option<String> {
             let limit = limits::descriptors().ok()?;
             Some(format!(
                 "RLIMIT_NOFILE is {} of at most {}; tensors of up to 256 KiB share descriptors, and \
-                 SharingStrategy::FileSystem needs none",
+                 SharingStrategy::FileSystem needs one a process",
                 limit.soft, limit.hard
             ))
         }
@@ -224,6 +222,19 @@ struct Place<'a>(Option<&'a PathBuf>);
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |path| write!(f, " in {}", path.display()))
+    }
+}
+
+/// For an index that has not as many numbers as the tensor has dimensions.
+struct Places<'a>(&'a [usize], &'a [usize]);
+
+impl fmt::Display for Places<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.len(), self.1) {
+            (1, shape) if shape.len() != 1 => write!(f, " of {} elements", shape.iter().product::<usize>()),
+            (given, shape) if given != shape.len() => write!(f, ", which has {} dimensions", shape.len()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -30,9 +30,9 @@ pub enum DType {
     I32,
     /// `i64`
     I64,
-    /// `half::f16`
+    /// [`f16`](crate::f16)
     F16,
-    /// `half::bf16`
+    /// [`bf16`](crate::bf16)
     BF16,
     /// `f32`
     F32,
@@ -77,8 +77,8 @@ impl fmt::Display for DType {
     }
 }
 
-/// A type that a [`Tensor`](crate::Tensor) can hold: `bool`, `u8` to `u64`, `i8` to `i64`, `half::f16`, `half::bf16`,
-/// `f32`, `f64`.
+/// A type that a [`Tensor`](crate::Tensor) can hold: `bool`, `u8` to `u64`, `i8` to `i64`, [`f16`](crate::f16),
+/// [`bf16`](crate::bf16), `f32`, `f64`.
 ///
 /// Sealed: an element must be readable and writable in one relaxed atomic access.
 pub trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static + sealed::Atomic {

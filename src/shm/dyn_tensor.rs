@@ -140,7 +140,7 @@ impl DynTensor {
     /// [`MemoryError::NoSuchPart`].
     pub fn narrow(&self, dimension: usize, start: usize, len: usize) -> Result<Self, MemoryError> {
         self.view(self.layout.part(dimension, start, len, 1), dimension, || {
-            format!("the part of {len} elements from {start} on")
+            format!("a part of {len} elements from {start} on")
         })
     }
 
@@ -169,8 +169,8 @@ impl DynTensor {
         let part = bounds
             .and_then(|(start, end)| self.layout.part(dimension, start, (end - start).div_ceil(step), step));
         self.view(part, dimension, || {
-            let (start, end) = (range.start_bound(), range.end_bound());
-            format!("the range from {start:?} to {end:?} in steps of {step}")
+            let show = |end: Option<usize>| end.map_or_else(String::new, |end| end.to_string());
+            format!("the range {}..{} in steps of {step}", show(start), show(end))
         })
     }
 
@@ -206,7 +206,7 @@ impl DynTensor {
         Ok(self.with(layout))
     }
 
-    /// This tensor if its elements lie one after the other, else a copy of it whose do.
+    /// This tensor if its elements lie one after the other, else a copy in which they do.
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros).
@@ -247,7 +247,15 @@ impl DynTensor {
         dimension: usize,
         what: impl FnOnce() -> String,
     ) -> Result<Self, MemoryError> {
-        let missing = || MemoryError::NoSuchPart { what: what(), dimension, shape: self.shape().to_vec() };
+        let missing = || {
+            let there = dimension < self.shape().len();
+            let what = if there {
+                format!("{} of dimension {dimension}", what())
+            } else {
+                format!("dimension {dimension}")
+            };
+            MemoryError::NoSuchPart { what, shape: self.shape().to_vec() }
+        };
         Ok(self.with(layout.ok_or_else(missing)?))
     }
 
@@ -397,6 +405,7 @@ impl Serialize for DynTensor {
 
 impl<'de> Deserialize<'de> for DynTensor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        passing::check_receiving().map_err(passing::refuse)?;
         let handle = Handle::deserialize(deserializer)?;
         Self::open(handle).map_err(passing::refuse)
     }

@@ -23,6 +23,8 @@ use crate::error::MemoryError;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 ///
+/// Views go by [`to_tensor`](Self::to_tensor), and can be frozen themselves at no cost.
+///
 /// A `FrozenTensor<bool>` is no slice, since another byte than 0 and 1 may have been written before it was frozen:
 /// [`to_tensor`](Self::to_tensor) reads it.
 #[derive(Clone)]
@@ -33,6 +35,18 @@ impl<T: Element> FrozenTensor<T> {
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         self.0.shape()
+    }
+
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The type of its elements.
@@ -84,14 +98,14 @@ impl<T: Element> fmt::Debug for FrozenTensor<T> {
 impl<T: Element> Tensor<T> {
     /// Seals the memory against writing by anybody, in any process, for ever.
     ///
-    /// That is possible when nobody else can write to it: this is the only handle in this process, and no other process
-    /// has it mapped. The kernel says so, and undoes nothing: workers that had the tensor have ended, or have dropped
-    /// it. Then nothing is copied, provided that the tensor is larger than 256 KiB, was made by
-    /// [`SharingStrategy::FileDescriptor`](crate::SharingStrategy), and lies there in one piece. Otherwise its memory
-    /// cannot be sealed alone, or not at all: its elements are copied into memory that can. A process that still has the
-    /// old memory may write there, and nobody sees it here.
+    /// That is possible when nobody else can write to it: this is the only handle in this process, all workers that were
+    /// given it have ended, and no other process has it mapped, which the kernel knows. Then nothing is copied, provided
+    /// that the tensor is larger than 256 KiB, was made by [`SharingStrategy::FileDescriptor`](crate::SharingStrategy),
+    /// and lies there in one piece. Otherwise its memory cannot be sealed alone, or not at all: its elements are copied
+    /// into memory that can.
     ///
-    /// What is frozen already can be frozen again at no cost.
+    /// What is frozen already can be frozen again at no cost, so can a view of it: freeze the whole, then
+    /// [`narrow`](Self::narrow) and freeze the parts.
     ///
     /// # Errors
     /// [`FreezeError`], with the tensor: [`MemoryError::StillWritable`] when somebody else has it; as
@@ -126,11 +140,11 @@ impl DynTensor {
     /// # Errors
     /// When another holder is known that could write to it: what he wrote would not be seen in the copy.
     fn alone(&self) -> Result<Option<Self>, MemoryError> {
-        if self.is_contiguous() && self.storage().is_sealable() {
-            return Ok(None);
-        }
         if let Some(holder) = self.storage().other_writer() {
             return Err(MemoryError::StillWritable { bytes: self.storage().len(), holder });
+        }
+        if self.is_contiguous() && self.storage().is_sealable() {
+            return Ok(None);
         }
         let storage = Storage::sealable(self.len() * self.dtype().size())?;
         let copy = Self::from_storage(&storage, self.dtype(), self.shape())?;
@@ -170,7 +184,7 @@ impl<T: Element> fmt::Display for FreezeError<T> {
 }
 
 impl<T: Element> fmt::Debug for FreezeError<T> {
-    /// As its text, and which tensor: `unwrap` and a main that returns it show it so.
+    /// As its text, and which tensor: `unwrap` shows it so.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}: {:?}", self.0.0)
     }
@@ -227,7 +241,10 @@ mod tests {
             let tensor = Tensor::<f64>::zeros(&[elements]).unwrap();
             let other = tensor.narrow(0, 0, 1).unwrap();
             let error = tensor.freeze().unwrap_err();
-            assert!(error.to_string().contains("another tensor of this process can still write"), "{error}");
+            assert!(
+                error.to_string().contains("a clone or a view of it in this process can still write"),
+                "{error}"
+            );
             let tensor = error.into_tensor();
             tensor.set(0, 2.0).unwrap();
             assert_eq!(other.get(0).unwrap(), 2.0);

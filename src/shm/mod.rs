@@ -1,19 +1,17 @@
-//! Memory that several processes see.
-//!
-//! - `strategy`: how memory is made, and the process's choice of it
-//! - `tree`: the directories of named memory
-//! - `segment`: a mapped piece of memory, found by what it is
-//! - `arena`: small storages, carved from shared segments
-//! - `storage`: bytes without a shape
-//! - `dtype`: the element types
-//! - `layout`: pure: shape, strides and offset
-//! - `dyn_tensor`, `tensor`: a layout over a storage
-//! - `frozen`: tensors that nobody can change any more
-//! - `shard`: the exclusive parts of a tensor
-//! - `passing`: how memory leaves and enters a process beside serialised bytes
-//! - `formats`: other people's, each a feature that is off by default
-//!
-//! What is public here is exported by the crate's root too, but for [`stats`] and [`Stats`].
+//! Memory that several processes see. [`stats`] and [`Stats`] are only here; all else is at the crate's root.
+
+// - `strategy`: how memory is made, and the process's choice of it
+// - `tree`: the directories of named memory
+// - `segment`: a mapped piece of memory, found by what it is
+// - `arena`: small storages, carved from shared segments
+// - `storage`: bytes without a shape
+// - `dtype`: the element types
+// - `layout`: pure: shape, strides and offset
+// - `dyn_tensor`, `tensor`: a layout over a storage
+// - `frozen`: tensors that nobody can change any more
+// - `shard`: the exclusive parts of a tensor
+// - `passing`: how memory leaves and enters a process beside serialised bytes
+// - `formats`: other people's, each a feature that is off by default
 
 mod arena;
 mod dtype;

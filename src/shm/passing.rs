@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segment::Segment;
 use super::shard::{Claim, Cut};
+pub(crate) use super::storage::Loan;
 use super::storage::Storage;
 
 /// A part of a segment of the same message.
@@ -42,6 +43,8 @@ pub(crate) struct Parcel {
     pub(crate) grants: Vec<Grant>,
     /// The shards in it. Until it is [delivered](Self::deliver) they can come back.
     claims: Vec<Claim>,
+    /// What its receivers may write to as long as they live.
+    loans: Vec<Loan>,
 }
 
 impl Parcel {
@@ -50,9 +53,11 @@ impl Parcel {
         self.claims.len()
     }
 
-    /// Says that it has arrived, or may have: its shards are gone from here.
-    pub(crate) fn deliver(&mut self) {
+    /// Says that it has arrived, or may have: its shards are gone from here. Returns what is lent until the receivers
+    /// have ended.
+    pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.claims.drain(..).for_each(Claim::keep);
+        std::mem::take(&mut self.loans)
     }
 }
 
@@ -151,9 +156,7 @@ impl Arrivals {
             Grant::Shared(_) => return Err(format!("grant {number} is no shard's")),
         };
         if incoming.taken {
-            return Err(
-                "a shard was taken out of this message already, and there is no second of it".to_owned()
-            );
+            return Err("it was taken already: a shard can be read out of a message only once".to_owned());
         }
         let storage = self.storage(part, cut.align(), false)?;
         self.grant(number)?.taken = true;
@@ -254,7 +257,7 @@ impl Drop for Restore {
     }
 }
 
-const ONLY_HERE: &str = "a tensor can be serialised only in the arguments or the result of a worker: its memory travels \
+const ONLY_HERE: &str = "a tensor or shard can be serialised only in the arguments or the result of a worker: its memory travels \
                          beside the bytes, not in them";
 
 const CUT_OFF: &str = "this tensor came into the worker by its fork, which closed its descriptor: it can be used, but not \
@@ -267,7 +270,7 @@ pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
         if storage.segment().is_some_and(|segment| segment.is_cut_off()) {
             return Err(CUT_OFF);
         }
-        storage.set_shared();
+        outgoing.parcel.loans.push(storage.lend());
         let part = outgoing.part(storage);
         if let Some(&number) = outgoing.parts.get(&part) {
             return Ok(number);
@@ -289,6 +292,11 @@ pub(super) fn send_shard(storage: &Storage, claim: Claim, cut: Cut) -> Result<u3
     })
 }
 
+/// Whether a message is being read: what a handle would be taken for outside of one makes no sense to anybody.
+pub(super) fn check_receiving() -> Result<(), String> {
+    receiving(|_| Ok(()))
+}
+
 /// The storage of that grant.
 pub(super) fn receive(number: u32) -> Result<Storage, String> {
     receiving(|arrivals| arrivals.open_shared(number))
@@ -302,7 +310,8 @@ pub(super) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
 fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result<T, String> {
     TABLE.with_borrow_mut(|table| match table {
         Some(Table::Receiving(arrivals)) => take(arrivals),
-        _ => Err("a tensor can be deserialised only from the arguments or the result of a worker".to_owned()),
+        _ => Err("a tensor or shard can be deserialised only from the arguments or the result of a worker"
+            .to_owned()),
     })
 }
 

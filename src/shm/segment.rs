@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::strategy::SharingStrategy;
 use super::tree::{self, FileName, Place};
 use crate::error::MemoryError;
@@ -79,7 +81,7 @@ fn known() -> MutexGuard<'static, Option<Known>> {
 }
 
 /// What shared memory this process has mapped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Pieces of shared memory: small storages lie in one together, larger ones have each its own.
@@ -187,7 +189,7 @@ impl Segment {
     /// A file's bytes, to be read only, through the page cache.
     pub(super) fn of_file(path: &Path) -> Result<Arc<Self>, MemoryError> {
         let failed = |error: io::Error| MemoryError::File {
-            doing: "mapping",
+            doing: "reading",
             path: path.to_owned(),
             reason: error.to_string(),
         };
@@ -331,7 +333,7 @@ impl Segment {
         let mut alone = match Arc::try_unwrap(this) {
             Ok(alone) => alone,
             Err(held) => {
-                let holder = "another tensor of this process";
+                let holder = super::storage::OTHER_HANDLE;
                 return (held, Err(MemoryError::StillWritable { bytes, holder }));
             }
         };

@@ -1,5 +1,6 @@
 //! The exclusive parts of a tensor.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -36,7 +37,10 @@ use crate::error::MemoryError;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+///
+/// A shard whose worker fails is lost. To keep the others use
+/// [`ProcessContext::join_timeout`](crate::ProcessContext::join_timeout) and
+/// [`result`](crate::ProcessContext::result): [`join`](crate::ProcessContext::join) drops them with the context.
 pub struct Shard<T: Number> {
     /// The shard's own bytes.
     storage: Storage,
@@ -62,6 +66,15 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.0.store(false, Relaxed);
+    }
+}
+
+impl<T: Number> fmt::Debug for Shard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { storage, cut, sent, owner: _, elements: _ } = self;
+        let mut shown = f.debug_struct("Shard");
+        shown.field("index", &cut.index).field("count", &cut.of).field("shape", &cut.shape);
+        shown.field("sent", &sent.load(Relaxed)).field("storage", storage).finish()
     }
 }
 
@@ -145,8 +158,8 @@ impl<T: Number> Tensor<T> {
     /// Divides it along its first dimension into `n` shards, each of which one process can have for itself. They have
     /// as many rows each, but for one more in the first ones; with fewer rows than shards some are empty.
     ///
-    /// It is not copied when this is its only handle, it was never sent anywhere, and its elements lie one after the
-    /// other; else its elements are copied into memory of the shards' own, so that whoever has the old memory cannot
+    /// It is not copied when this is its only handle, it was never sent anywhere, it can be written to, and its elements
+    /// lie one after the other; else its elements are copied into memory of the shards' own, so that whoever has the old memory cannot
     /// reach them.
     ///
     /// # Errors
@@ -264,6 +277,7 @@ impl<T: Number> Serialize for Shard<T> {
 
 impl<'de, T: Number> Deserialize<'de> for Shard<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        passing::check_receiving().map_err(passing::refuse)?;
         let Handle { grant } = Handle::deserialize(deserializer)?;
         let (cut, storage) = passing::receive_shard(grant).map_err(passing::refuse)?;
         let found = cut.dtype;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,8 @@ use crate::error::MemoryError;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
 
-/// A piece of memory that workers share. Clones, and what arrives in a worker, are the same memory.
+/// A piece of memory that workers share. It travels below a [`Tensor`](crate::Tensor); by itself it cannot be sent.
+/// Clones, and the storage of a tensor that arrives in a worker, are the same memory.
 ///
 /// Its memory is reserved when it is made and its size is fixed, so no use of it ends in SIGBUS. (The exception is a
 /// file that somebody cuts short: see [`from_file`](Self::from_file), and docs/memory.md for named memory.)
@@ -43,6 +44,18 @@ struct Inner {
     owner: u32,
     /// Whether another process may have it.
     shared: AtomicBool,
+    /// In how many messages it is whose receivers have not ended.
+    lent: Arc<AtomicUsize>,
+}
+
+/// A message that a storage is in. Until this is dropped its receivers may write to the storage.
+#[derive(Debug)]
+pub(crate) struct Loan(Arc<AtomicUsize>);
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl fmt::Debug for Storage {
@@ -65,6 +78,9 @@ impl fmt::Display for StorageId {
         write!(f, "{device:x}:{inode}+{offset}")
     }
 }
+
+/// Who else has it, in an error.
+pub(super) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
 
 /// Whether memory is in huge pages, which spare the processor page-table walks in large tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -108,7 +124,7 @@ impl StorageOptions {
         self
     }
 
-    /// Whether it is in huge pages.
+    /// Whether it is in huge pages, whole ones: its memory is rounded up to them.
     pub fn huge_pages(mut self, huge: HugePages) -> Self {
         self.huge = huge;
         self
@@ -187,7 +203,8 @@ impl Storage {
     /// The bytes of a file, such as a data set: they are read when they are first used, through the page cache, which
     /// all processes share. They can only be read here.
     ///
-    /// Who changes the file changes what is seen; who cuts it short makes a later access end in SIGBUS.
+    /// Who changes the file changes what is seen; who cuts it short makes a later access end in SIGBUS. Its tensors can be
+    /// sent; `freeze` and `into_shards` copy them.
     ///
     /// ```
     /// use phalanx::{Storage, Tensor};
@@ -211,7 +228,7 @@ impl Storage {
     /// A part of a segment. `shared`: another process may have it.
     pub(super) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
         let (owner, shared) = (std::process::id(), AtomicBool::new(shared));
-        Self(Arc::new(Inner { segment, offset, len, owner, shared }))
+        Self(Arc::new(Inner { segment, offset, len, owner, shared, lent: Arc::default() }))
     }
 
     /// As [`place`](Self::place), of numbers that came from elsewhere; `None` when they do not fit the segment.
@@ -282,9 +299,11 @@ impl Storage {
         self.0.offset
     }
 
-    /// Notes that another process may have it from now on.
-    pub(super) fn set_shared(&self) {
+    /// Notes that another process may have it from now on, and writes to it as long as the loan lasts.
+    pub(super) fn lend(&self) -> Loan {
         self.0.shared.store(true, Relaxed);
+        self.0.lent.fetch_add(1, Relaxed);
+        Loan(self.0.lent.clone())
     }
 
     /// Whether this is the only handle to its memory in any process: it was made here, was never sent, and has no
@@ -300,10 +319,10 @@ impl Storage {
     /// [`MemoryError::StillWritable`] when somebody else has it.
     pub(super) fn freeze(self) -> (Self, Result<(), MemoryError>) {
         let bytes = self.len();
-        let Inner { segment, offset, len, owner: _, shared } = match Arc::try_unwrap(self.0) {
+        let Inner { segment, offset, len, owner: _, shared, lent: _ } = match Arc::try_unwrap(self.0) {
             Ok(inner) => inner,
             Err(held) => {
-                let holder = "another tensor of this process";
+                let holder = OTHER_HANDLE;
                 return (Self(held), Err(MemoryError::StillWritable { bytes, holder }));
             }
         };
@@ -331,10 +350,12 @@ impl Storage {
         let alone = self.len() > arena::SMALL;
         if !self.is_writable() {
             None
+        } else if self.0.lent.load(Relaxed) > 0 {
+            Some("a worker that was given them and has not ended")
         } else if self.0.segment.as_ref().is_some_and(|segment| segment.is_cut_off()) {
             Some("the process of which this one is a fork")
         } else if Arc::strong_count(&self.0) > 1 {
-            Some("another tensor of this process")
+            Some(OTHER_HANDLE)
         } else if alone && self.0.segment.as_ref().is_some_and(|segment| segment.has_other_names()) {
             Some("another process")
         } else {

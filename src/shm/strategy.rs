@@ -30,9 +30,9 @@ pub enum SharingStrategy {
     /// than 256 KiB keeps a descriptor in every process that has it; smaller ones share a few.
     #[default]
     FileDescriptor,
-    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`]: no storage keeps a descriptor. Names
-    /// are gone with their holders; those of a tree of processes that was killed as a whole are removed at the next
-    /// start of one that uses this strategy.
+    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`]: no storage made so keeps a descriptor.
+    /// Names are gone with their holders; those of a launcher that ended without its exit handlers (a signal, abort)
+    /// stay, with their memory, until a process of the same user next begins to use this strategy there.
     FileSystem,
 }
 

@@ -3,6 +3,7 @@
 use super::plan::{Failure, Group};
 use super::{StartMethod, fork, immortal, spawn};
 use crate::error::Error;
+use crate::shm::passing::Loan;
 use crate::supervise::child::Child;
 use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
@@ -27,6 +28,8 @@ pub(crate) struct Started {
     pub(crate) children: Vec<Child>,
     pub(crate) watch: WatchSet,
     pub(crate) returns: Returns,
+    /// What the workers were given to write to.
+    pub(crate) loans: Vec<Loan>,
 }
 
 /// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
@@ -54,8 +57,8 @@ fn start_each(mut group: Group) -> Result<Started, Error> {
             .map_err(|failure| failure.for_rank(rank, nprocs))?;
         children.0.push(child);
     }
-    group.jobs.iter_mut().for_each(JobFile::deliver);
-    Ok(Started { children: std::mem::take(&mut children.0), watch, returns: group.returns })
+    let loans = group.jobs.iter_mut().flat_map(JobFile::deliver).collect();
+    Ok(Started { children: std::mem::take(&mut children.0), watch, returns: group.returns, loans })
 }
 
 /// The first of N workers; if the others cannot follow, they are killed together before each is reaped.

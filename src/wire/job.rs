@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
-use crate::shm::passing::{Arrival, Arrivals, Parcel};
+use crate::shm::passing::{Arrival, Arrivals, Loan, Parcel};
 use crate::shm::segment::Vehicle;
 use crate::shm::tree::{Nest, Place};
 use crate::sys::map::SharedMap;
@@ -54,9 +54,9 @@ impl JobFile {
         self.parcel.shards()
     }
 
-    /// Says that all its workers have started.
-    pub(crate) fn deliver(&mut self) {
-        self.parcel.deliver();
+    /// Says that all its workers have started; returns what is lent to them.
+    pub(crate) fn deliver(&mut self) -> Vec<Loan> {
+        self.parcel.deliver()
     }
 }
 
