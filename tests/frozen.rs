@@ -112,7 +112,8 @@ fn freezing_is_refused_before_a_worker_has_even_mapped_it_and_for_every_kind_of_
     under_both_strategies(|| {
         let large = || Tensor::<f32>::zeros(&[100, LARGE / 100]).unwrap();
         let small = Tensor::<f32>::zeros(&[4, 4]).unwrap();
-        for tensor in [large().transpose(0, 1).unwrap(), large(), small] {
+        let scattered = large().transpose(0, 1).unwrap();
+        for tensor in [scattered, large(), small] {
             let write = |_, tensor: Tensor<f32>| tensor.set(3, 7.0);
             let context = start_processes(write, tensor.clone(), Options::new(1)).unwrap();
             let tensor = tensor.freeze().unwrap_err().into_tensor();
