@@ -134,7 +134,7 @@ pub use shm::dlpack;
 #[cfg(feature = "safetensors")]
 pub use shm::safetensors;
 pub use shm::{
-    DType, DynTensor, Element, FreezeError, FrozenTensor, HugePages, Number, Shard, SharingStrategy, Storage,
+    DType, DynTensor, Element, FrozenTensor, HugePages, Number, Refused, Shard, SharingStrategy, Storage,
     StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,
     get_sharing_strategy, set_sharing_directory, set_sharing_strategy,
 };

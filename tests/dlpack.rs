@@ -265,7 +265,7 @@ fn memory_that_was_handed_out_is_neither_frozen_nor_divided_in_place() {
     watched(|| {
         let tensor = Tensor::<f32>::zeros(&[100_000]).unwrap();
         let exported = tensor.as_dyn().to_dlpack().unwrap();
-        let tensor = tensor.freeze().unwrap_err().into_tensor();
+        let tensor = tensor.freeze().unwrap_err().into_inner();
         let id = tensor.storage_id();
         let shards = tensor.into_shards(2).unwrap();
         assert_ne!(Tensor::from_shards(shards).unwrap().storage_id(), id);

@@ -24,7 +24,7 @@ fn forked(nprocs: usize) -> Options {
 
 fn main() {
     phalanx::init();
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 12] = [
         ("results_come_by_rank", results_come_by_rank),
         ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
         ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
@@ -38,13 +38,17 @@ fn main() {
         ("nested_by_both_methods", nested_by_both_methods),
         ("children_of_a_worker_go_with_it", children_of_a_worker_go_with_it),
         ("handlers_of_the_launcher_do_not_run_in_workers", handlers_of_the_launcher_do_not_run_in_workers),
+        ("tree_that_a_worker_begins_goes_with_it", tree_that_a_worker_begins_goes_with_it),
         ("threads_are_refused", threads_are_refused),
     ];
-    let tests_of_memory: [(&str, fn()); 4] = [
+    let tests_of_memory: [(&str, fn()); 5] = [
         ("tensors_are_shared", || by_both(tensors_are_shared)),
         ("tensors_in_results_arrive", || by_both(tensors_in_results_arrive)),
         ("what_came_by_the_fork_can_be_used_but_not_sent", || {
             by_both(what_came_by_the_fork_can_be_used_but_not_sent);
+        }),
+        ("what_a_worker_has_by_its_fork_is_not_divided_in_place", || {
+            by_both(what_a_worker_has_by_its_fork_is_not_divided_in_place);
         }),
         ("shard_is_of_one_process_only", || by_both(shard_is_of_one_process_only)),
     ];
@@ -118,6 +122,36 @@ fn what_came_by_the_fork_can_be_used_but_not_sent() {
     assert_eq!(start(drop_late, 1).join().unwrap(), [true]);
     let held = HELD.lock().unwrap().take().unwrap();
     assert_eq!(held.to_vec()[..3], [5, 5, 0]);
+}
+
+fn what_a_worker_has_by_its_fork_is_not_divided_in_place() {
+    static HELD: Mutex<Option<Tensor<u8>>> = Mutex::new(None);
+    *HELD.lock().unwrap() = Some(Tensor::from_slice(&vec![1; LARGE], &[LARGE]).unwrap());
+    let board = board(2);
+    let write = |_, board: Tensor<i64>| -> anyhow::Result<()> {
+        post(&board, 0, 1);
+        await_post(&board, 1);
+        Ok(HELD.lock().unwrap().as_ref().unwrap().set(0, 9)?)
+    };
+    let context = start_processes(write, board.clone(), forked(1)).unwrap();
+    await_post(&board, 0);
+    let mut shards = HELD.lock().unwrap().take().unwrap().into_shards(1).unwrap();
+    post(&board, 1, 1);
+    context.join().unwrap();
+    assert_eq!(shards[0].as_mut_slice().unwrap()[0], 1, "the worker wrote to the shard");
+}
+
+fn tree_that_a_worker_begins_goes_with_it() {
+    let begin = |_, ()| {
+        set_sharing_strategy(SharingStrategy::FileSystem);
+        std::mem::forget(Tensor::<u8>::zeros(&[LARGE])?);
+        Ok(())
+    };
+    start(begin, 2).join().unwrap();
+    let left = std::fs::read_dir("/dev/shm").unwrap().filter(|entry| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("phalanx-"))
+    });
+    assert_eq!(left.count(), 0);
 }
 
 fn shard_is_of_one_process_only() {

@@ -44,7 +44,7 @@ fn freezing_is_refused_while_a_worker_can_write_and_done_when_it_has_ended() {
             "{error}"
         );
         // It is as it was.
-        let tensor = error.into_tensor();
+        let tensor = error.into_inner();
         tensor.set(1, 5.0).unwrap();
         post(&board, 1, 1);
         context.join().unwrap();
@@ -116,7 +116,7 @@ fn freezing_is_refused_before_a_worker_has_even_mapped_it_and_for_every_kind_of_
         for tensor in [scattered, large(), small] {
             let write = |_, tensor: Tensor<f32>| tensor.set(3, 7.0);
             let context = start_processes(write, tensor.clone(), Options::new(1)).unwrap();
-            let tensor = tensor.freeze().unwrap_err().into_tensor();
+            let tensor = tensor.freeze().unwrap_err().into_inner();
             context.join().unwrap();
             assert_eq!(tensor.freeze().unwrap()[3], 7.0);
         }

@@ -265,36 +265,64 @@ fn file_below(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn worker_that_outlives_its_launcher_keeps_its_names_until_it_ends() {
-    fn launch(_: usize, board: Tensor<i64>) -> anyhow::Result<()> {
+fn worker_that_outlives_its_launcher_keeps_what_it_was_given_and_can_begin_a_tree_of_its_own() {
+    fn outlive(_: usize, (given, board): (Tensor<u8>, Tensor<i64>)) -> anyhow::Result<()> {
+        post(&board, 0, std::process::id());
+        await_post(&board, 1);
+        let read = |_, tensors: [Tensor<u8>; 2]| anyhow::Ok((tensors[0].get(0)?, tensors[1].len()));
+        let seen = spawn(read, [given, Tensor::zeros(&[LARGE])?], 1)?;
+        anyhow::ensure!(seen == [(4, LARGE)], "{seen:?}");
+        post(&board, 2, 1);
+        Ok(())
+    }
+    fn launch(_: usize, (depth, board): (u32, Tensor<i64>)) -> anyhow::Result<()> {
         by_name();
-        let outlive = |_, (given, board): (Tensor<u8>, Tensor<i64>)| -> anyhow::Result<()> {
-            post(&board, 0, std::process::id());
-            await_post(&board, 1);
-            let read = |_, tensors: [Tensor<u8>; 2]| anyhow::Ok((tensors[0].get(0)?, tensors[1].len()));
-            let seen = spawn(read, [given, Tensor::zeros(&[LARGE])?], 1)?;
-            anyhow::ensure!(seen == [(4, LARGE)], "{seen:?}");
-            post(&board, 2, 1);
-            Ok(())
-        };
+        if depth > 0 {
+            spawn(launch, (depth - 1, board), 1)?;
+            return Ok(());
+        }
         let given = Tensor::from_slice(&vec![4_u8; LARGE], &[LARGE])?;
-        start_processes(outlive, (given, board.clone()), Options::new(1).death_signal(None))?.detach()?;
-        await_post(&board, 0);
+        // It may not have reached its first instruction when its launcher is gone.
+        start_processes(outlive, (given, board), Options::new(1).death_signal(None))?.detach()?;
         Ok(())
     }
     watched(|| {
-        let board = board(3);
-        // Its group is swept when the launcher, itself a worker, is reaped: its child must have left that.
-        spawn(launch, board.clone(), 1).unwrap();
-        assert_eq!(trees().len(), 1);
-        post(&board, 1, 1);
-        common::await_end(await_post(&board, 0));
-        assert_eq!(await_post(&board, 2), 1);
-        await_that(|| {
-            sweep();
-            trees().is_empty()
-        });
+        for depth in [0, 0, 0, 1] {
+            let board = board(3);
+            spawn(launch, (depth, board.clone()), 1).unwrap();
+            assert!(trees().is_empty(), "{:?}", trees());
+            post(&board, 1, 1);
+            common::await_end(await_post(&board, 0));
+            assert_eq!(await_post(&board, 2), 1);
+            assert!(trees().is_empty(), "{:?}", trees());
+        }
     });
+}
+
+#[test]
+fn shared_memory_is_not_taken_for_a_file_of_data() {
+    fn look(_: usize, _: ()) -> anyhow::Result<()> {
+        by_name();
+        let _held = Tensor::<u8>::zeros(&[LARGE])?;
+        let file = named_memory().into_iter().next().unwrap();
+        let fifo = tempfile::tempdir()?;
+        let pipe = fifo.path().join("fifo");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
+        set_sharing_strategy(SharingStrategy::FileDescriptor);
+        let _memfd = Tensor::<u8>::zeros(&[LARGE])?;
+        let (number, _) =
+            common::descriptors().into_iter().find(|(_, target)| target.contains("phalanx-storage")).unwrap();
+        for (path, why) in [
+            (PathBuf::from(file), "shared memory of some process"),
+            (PathBuf::from(format!("/proc/self/fd/{number}")), "shared memory of some process"),
+            (pipe, "no regular file"),
+        ] {
+            let error = phalanx::Storage::from_file(&path).unwrap_err().to_string();
+            anyhow::ensure!(error.contains(why), "{error}");
+        }
+        Ok(())
+    }
+    watched(|| drop(spawn(look, (), 1).unwrap()));
 }
 
 #[test]
@@ -374,4 +402,22 @@ fn full_file_system_is_an_error_with_numbers_and_never_sigbus() {
         assert!((10..=20).contains(&small), "{small} small ones");
         assert_eq!(fs::read_dir(tmpfs.0.path()).unwrap().count(), 0);
     });
+}
+
+#[test]
+fn results_wait_for_room_when_a_user_has_too_many_descriptors_on_their_way() {
+    fn launch(_: usize, _: ()) -> anyhow::Result<usize> {
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 100, 1000)?;
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534))?;
+        let make = |_, ()| (0..40).map(|_| Tensor::<u8>::zeros(&[LARGE])).collect::<Result<Vec<_>, _>>();
+        let context = start_processes(make, (), Options::new(8))?;
+        // What is on its way counts against the user's limit of descriptors until it is received.
+        std::iter::repeat_with(std::thread::yield_now).take(20_000).for_each(drop);
+        Ok(context.join()?.iter().map(Vec::len).sum())
+    }
+    if !nix::unistd::geteuid().is_root() {
+        skipped("only root can become another user");
+        return;
+    }
+    watched(|| assert_eq!(spawn(launch, (), 1).unwrap(), [320]));
 }

@@ -218,3 +218,41 @@ fn shard_of_a_start_that_failed_is_still_here() {
         assert!(error.contains("Too many open files"), "{error}");
     });
 }
+
+#[test]
+fn result_whose_reading_panics_is_told_and_does_not_hurt_the_others() {
+    static PANICS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(true);
+    #[derive(Debug, Serialize)]
+    struct Fragile(Tensor<u8>);
+    impl<'de> Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let tensor = Tensor::deserialize(deserializer)?;
+            assert!(!PANICS.swap(false, std::sync::atomic::Ordering::Relaxed), "as it happens");
+            Ok(Self(tensor))
+        }
+    }
+    under_both_strategies(|| {
+        PANICS.store(true, std::sync::atomic::Ordering::Relaxed);
+        let make =
+            |rank, ()| Ok::<_, phalanx::MemoryError>(Fragile(Tensor::from_slice(&[rank as u8], &[1])?));
+        let mut context = start_processes(make, (), Options::new(2)).unwrap();
+        common::poll_join(&mut context).unwrap();
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| context.result(0))).unwrap_err();
+        let error = context.result(0).err().unwrap().to_string();
+        assert!(error.contains("that ended in a panic"), "{error}");
+        assert_eq!(context.result(1).unwrap().unwrap().0.get(0).unwrap(), 1);
+    });
+}
+
+#[test]
+fn result_larger_than_a_file_may_be_is_an_error_of_its_rank() {
+    use nix::sys::resource::{Resource, setrlimit};
+    under_both_strategies(|| {
+        let make = |_, ()| {
+            setrlimit(Resource::RLIMIT_FSIZE, 1 << 20, 1 << 20)?;
+            anyhow::Ok(vec![1_u8; 2 << 20])
+        };
+        let error = spawn(make, (), 1).unwrap_err().to_string();
+        assert!(error.contains("its report could not be written: File too large"), "{error}");
+    });
+}

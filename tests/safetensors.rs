@@ -58,17 +58,19 @@ fn values(tensors: &BTreeMap<String, DynTensor>) -> BTreeMap<String, (DType, Vec
 }
 
 #[test]
-fn all_types_come_back_and_lie_in_one_storage_each_at_a_cache_line() {
+fn all_types_come_back_and_lie_in_one_segment_each_at_a_cache_line() {
     watched(|| {
         let ((_dir, path), saved) = (place(), one_of_each());
         save(&path, &saved).unwrap();
         for loaded in [load(&path).unwrap(), load_frozen(&path).unwrap()] {
             assert_eq!(values(&loaded), values(&saved));
-            let first = loaded.values().next().unwrap();
-            for tensor in loaded.values() {
-                assert!(tensor.storage().is_same(first.storage()));
-                assert!((tensor.offset() * tensor.dtype().size()).is_multiple_of(64));
-            }
+            let places = loaded.values().filter(|tensor| !tensor.is_empty()).map(|tensor| {
+                let id = tensor.storage_id().to_string();
+                let (segment, at) = id.split_once('+').unwrap();
+                assert!(at.parse::<usize>().unwrap().is_multiple_of(64) && tensor.offset() == 0, "{id}");
+                segment.to_owned()
+            });
+            assert_eq!(places.collect::<std::collections::BTreeSet<_>>().len(), 1);
         }
     });
 }

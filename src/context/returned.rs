@@ -23,6 +23,8 @@ pub(super) struct Returned {
 enum Beside {
     Unread(Vec<OwnedFd>),
     Read(Arrivals),
+    /// Taken out while it is read; it does not come back when that panics.
+    BeingRead,
 }
 
 impl Returned {
@@ -34,13 +36,18 @@ impl Returned {
     /// The value; each time the same, but for shards, which are there only once.
     pub(super) fn decode<R: DeserializeOwned>(&self) -> Result<R, String> {
         let body = self.slot.body(&self.account)?;
-        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        let (arrivals, at) = match std::mem::replace(&mut *beside, Beside::Unread(Vec::new())) {
+        let (arrivals, at) = match self.exchange(Beside::BeingRead) {
             Beside::Unread(descriptors) => returns::open(&body, descriptors, self.slot.nest())?,
             Beside::Read(arrivals) => (arrivals, returns::bytes_at(&body)?),
+            Beside::BeingRead => return Err("it is just being read, or that ended in a panic".to_owned()),
         };
+        // Not under the lock: this runs the type's own code.
         let (value, rest) = codec::decode(&body[at..], arrivals);
-        *beside = Beside::Read(rest);
+        self.exchange(Beside::Read(rest));
         value
+    }
+
+    fn exchange(&self, beside: Beside) -> Beside {
+        std::mem::replace(&mut *self.beside.lock().unwrap_or_else(PoisonError::into_inner), beside)
     }
 }

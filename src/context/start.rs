@@ -16,7 +16,7 @@ use crate::shm::tree::{self, Place};
 use crate::shm::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
-use crate::sys::signal;
+use crate::sys::signal::{self, Signal};
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::message::{Job, Manifest};
@@ -169,7 +169,7 @@ impl JobBuilder {
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let nprocs = options.nprocs;
         let returns = Returns::new().map_err(Error::system("make a way for results (socketpair)"))?;
-        let place = place_for_workers()?;
+        let place = if options.death_signal == Some(Signal::KILL) { place_for_workers()? } else { None };
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
@@ -221,7 +221,15 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
-    let started =
-        start::start_all(Group { method, nprocs, jobs, returns, place, environment, death_signal })?;
+    let started = start::start_all(Group {
+        method,
+        nprocs,
+        jobs,
+        returns,
+        place,
+        loans: Vec::new(),
+        environment,
+        death_signal,
+    })?;
     Ok(ProcessContext::new(Crew::new(started, Orders { daemon, grace, function, baseline })))
 }

@@ -96,6 +96,16 @@ pub enum MemoryError {
         expected: crate::DType,
     },
 
+    /// Tensors of different element sizes over one storage: processes that access the same bytes by atomics of different
+    /// sizes would have no defined behaviour.
+    #[error("this storage has elements of {found} bytes: it cannot have elements of {asked} bytes too")]
+    OtherSize {
+        /// Bytes of an element of the tensors over it.
+        found: usize,
+        /// Bytes of an element of the one that was to be made.
+        asked: usize,
+    },
+
     /// A write to memory that can only be read: a file's, or one that is frozen.
     #[error("this memory can only be read: it is frozen, or a file's")]
     ReadOnly,
@@ -109,7 +119,7 @@ pub enum MemoryError {
         holder: &'static str,
     },
 
-    /// A tensor that is to be divided has other holders.
+    /// A tensor that has no dimension to be divided along, or is to be divided into no parts.
     #[error("cannot divide a tensor of shape {shape:?} into {parts} shards: {reason}")]
     CannotDivide {
         /// The shape.

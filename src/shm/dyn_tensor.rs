@@ -41,13 +41,16 @@ impl DynTensor {
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
         let layout = Layout::row_major(shape).ok_or_else(too_large)?;
         let bytes = layout.len().checked_mul(dtype.size()).ok_or_else(too_large)?;
-        Ok(Self { storage: Storage::new(bytes)?, dtype, layout })
+        let storage = Storage::new(bytes)?;
+        storage.claim_unit(dtype.size())?;
+        Ok(Self { storage, dtype, layout })
     }
 
     /// A tensor over the first bytes of a storage, in row-major order.
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape.
+    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when there
+    /// was a tensor over it whose elements have another size.
     pub fn from_storage(storage: &Storage, dtype: DType, shape: &[usize]) -> Result<Self, MemoryError> {
         let given = storage.len() / dtype.size();
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
@@ -55,6 +58,7 @@ impl DynTensor {
         if layout.len() > given {
             return Err(MemoryError::LengthMismatch { given, expected: layout.len(), shape: shape.to_vec() });
         }
+        storage.claim_unit(dtype.size())?;
         Ok(Self { storage: storage.clone(), dtype, layout })
     }
 
@@ -63,6 +67,7 @@ impl DynTensor {
         let (layout, offset) = (Layout::row_major(shape)?, at / dtype.size());
         let room = storage.len() / dtype.size();
         let layout = Layout::checked(layout.shape(), layout.strides(), offset, room)?;
+        storage.claim_unit(dtype.size()).ok()?;
         Some(Self { storage: storage.clone(), dtype, layout })
     }
 
@@ -196,9 +201,10 @@ impl DynTensor {
     /// [`MemoryError::LengthMismatch`] when that shape has not as many elements, [`MemoryError::NotContiguous`] when a
     /// copy would be needed: [`contiguous`](Self::contiguous) makes one.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self, MemoryError> {
-        let expected = Layout::row_major(shape).map(|layout| layout.len());
-        if expected != Some(self.len()) {
-            let (given, expected) = (self.len(), expected.unwrap_or(usize::MAX));
+        let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: self.dtype.size() };
+        let expected = Layout::row_major(shape).ok_or_else(too_large)?.len();
+        if expected != self.len() {
+            let given = self.len();
             return Err(MemoryError::LengthMismatch { given, expected, shape: shape.to_vec() });
         }
         let layout = self.layout.reshape(shape);
@@ -343,12 +349,16 @@ impl DynTensor {
     /// Copies the bytes of all elements, in row-major order, over those that are here.
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::ReadOnly`].
+    /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::Foreign`] when they are no whole
+    /// elements, [`MemoryError::ReadOnly`].
     pub fn write_bytes(&self, bytes: &[u8]) -> Result<(), MemoryError> {
         let (size, expected) = (self.dtype.size(), self.len() * self.dtype.size());
+        if !bytes.len().is_multiple_of(size) {
+            let reason = format!("{} bytes are no whole elements of {size}", bytes.len());
+            return Err(MemoryError::Foreign { reason });
+        }
         if bytes.len() != expected {
-            let missing = bytes.len() < expected;
-            self.check_length(if missing { bytes.len() / size } else { bytes.len().div_ceil(size) })?;
+            self.check_length(bytes.len() / size)?;
         }
         if !self.storage.is_writable() {
             return Err(MemoryError::ReadOnly);
@@ -416,6 +426,7 @@ impl DynTensor {
     fn open(handle: Handle) -> Result<Self, String> {
         let Handle { grant, dtype, shape, strides, offset } = handle;
         let storage = passing::receive(grant)?;
+        storage.claim_unit(dtype.size()).map_err(|error| error.to_string())?;
         let room = storage.len() / dtype.size();
         let row_major = || Layout::row_major(&shape).map(|layout| layout.strides().to_vec());
         let layout = strides

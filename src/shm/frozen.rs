@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::dtype::{DType, Element, Number};
 use super::dyn_tensor::DynTensor;
 use super::passing;
+use super::refused::Refused;
 use super::storage::{Storage, StorageId};
 use super::tensor::Tensor;
 use crate::error::MemoryError;
@@ -108,13 +109,13 @@ impl<T: Element> Tensor<T> {
     /// [`narrow`](Self::narrow) and freeze the parts.
     ///
     /// # Errors
-    /// [`FreezeError`], with the tensor: [`MemoryError::StillWritable`] when somebody else has it; as
+    /// [`Refused`], with the tensor as it was: [`MemoryError::StillWritable`] when somebody else has it; as
     /// [`zeros`](Self::zeros) when it has to be copied.
-    pub fn freeze(self) -> Result<FrozenTensor<T>, FreezeError<T>> {
+    pub fn freeze(self) -> Result<FrozenTensor<T>, Refused<Tensor<T>>> {
         if is_frozen(self.as_dyn()) {
             return Ok(FrozenTensor(self));
         }
-        let refuse = |tensor, reason| FreezeError(Box::new((Tensor::over(tensor), reason)));
+        let refuse = |tensor, reason| Refused::new(Tensor::over(tensor), reason);
         let tensor = self.into_dyn();
         let alone = match tensor.alone() {
             Ok(None) => tensor,
@@ -157,42 +158,6 @@ impl DynTensor {
         let (storage, rebuild) = self.into_parts();
         let (storage, done) = storage.freeze();
         (rebuild(storage), done)
-    }
-}
-
-/// Why a tensor was not frozen, and the tensor, as it was.
-pub struct FreezeError<T: Element>(Box<(Tensor<T>, MemoryError)>);
-
-impl<T: Element> FreezeError<T> {
-    /// Why.
-    #[must_use]
-    pub fn reason(&self) -> &MemoryError {
-        &self.0.1
-    }
-
-    /// The tensor, which can be written to as before.
-    #[must_use]
-    pub fn into_tensor(self) -> Tensor<T> {
-        self.0.0
-    }
-}
-
-impl<T: Element> fmt::Display for FreezeError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.reason().fmt(f)
-    }
-}
-
-impl<T: Element> fmt::Debug for FreezeError<T> {
-    /// As its text, and which tensor: `unwrap` shows it so.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}: {:?}", self.0.0)
-    }
-}
-
-impl<T: Element> std::error::Error for FreezeError<T> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.reason().source()
     }
 }
 
@@ -245,7 +210,8 @@ mod tests {
                 error.to_string().contains("a clone or a view of it in this process can still write"),
                 "{error}"
             );
-            let tensor = error.into_tensor();
+            let tensor = error.into_inner();
+            assert_eq!(tensor.to_vec(), vec![0.0; elements]);
             tensor.set(0, 2.0).unwrap();
             assert_eq!(other.get(0).unwrap(), 2.0);
             drop(other);

@@ -142,7 +142,8 @@ impl Layout {
             if self.len == 0 || count == 0 { self.offset } else { self.offset + start * strides[dimension] };
         shape[dimension] = count;
         // With fewer than two elements the distance means nothing, and might overflow.
-        strides[dimension] = if count > 1 { strides[dimension] * step } else { strides[dimension] };
+        strides[dimension] =
+            if count > 1 { strides[dimension].saturating_mul(step) } else { strides[dimension] };
         Some(Self::known(shape, strides, offset))
     }
 

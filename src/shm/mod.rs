@@ -10,6 +10,7 @@
 // - `dyn_tensor`, `tensor`: a layout over a storage
 // - `frozen`: tensors that nobody can change any more
 // - `shard`: the exclusive parts of a tensor
+// - `refused`: what could not be done, with what it was to be done to
 // - `passing`: how memory leaves and enters a process beside serialised bytes
 // - `formats`: other people's, each a feature that is off by default
 
@@ -20,9 +21,10 @@ mod formats;
 mod frozen;
 mod layout;
 pub(crate) mod passing;
+mod refused;
 pub(crate) mod segment;
 mod shard;
-mod storage;
+pub(crate) mod storage;
 pub(crate) mod strategy;
 mod tensor;
 pub(crate) mod tree;
@@ -33,7 +35,8 @@ pub use dyn_tensor::DynTensor;
 pub use formats::dlpack;
 #[cfg(feature = "safetensors")]
 pub use formats::safetensors;
-pub use frozen::{FreezeError, FrozenTensor};
+pub use frozen::FrozenTensor;
+pub use refused::Refused;
 pub use segment::{Stats, stats};
 pub use shard::Shard;
 pub use storage::{HugePages, Storage, StorageId, StorageOptions};

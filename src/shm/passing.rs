@@ -25,6 +25,8 @@ pub(crate) struct Part {
     segment: Option<u32>,
     offset: usize,
     len: usize,
+    /// Bytes of an element of the tensors over it.
+    unit: u8,
 }
 
 /// What may be done with a part.
@@ -127,12 +129,17 @@ impl Arrivals {
 
     /// The memory of a part, which is held against the size of its segment.
     fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
-        let Part { segment, offset, len } = part;
+        let Part { segment, offset, len, unit } = part;
+        if !matches!(unit, 1 | 2 | 4 | 8) {
+            return Err(format!("there are no elements of {unit} bytes"));
+        }
         let segment = segment.map(|number| self.segment(number)).transpose()?;
         let size = segment.as_ref().map_or(0, |segment| segment.len());
-        Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
+        let storage = Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
             format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew")
-        })
+        })?;
+        storage.claim_unit(unit.into()).map_err(|error| error.to_string())?;
+        Ok(storage)
     }
 
     fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
@@ -187,7 +194,7 @@ impl Outgoing {
                 self.parcel.segments.len() as u32 - 1
             })
         });
-        Part { segment, offset: storage.offset(), len: storage.len() }
+        Part { segment, offset: storage.offset(), len: storage.len(), unit: storage.unit() }
     }
 
     fn grant(&mut self, grant: Grant) -> Result<u32, &'static str> {
@@ -241,18 +248,18 @@ pub(crate) fn provide<T>(arrivals: Arrivals, deserialise: impl FnOnce() -> T) ->
 }
 
 fn with_table<T>(table: Table, run: impl FnOnce() -> T) -> (T, Option<Table>) {
-    let mut before = Restore(TABLE.replace(Some(table)));
+    let mut before = Restore(Some(TABLE.replace(Some(table))));
     let result = run();
-    (result, TABLE.replace(before.0.take()))
+    (result, TABLE.replace(before.0.take().flatten()))
 }
 
-/// Puts the table of an outer call back, also when the user's serde code panics.
-struct Restore(Option<Table>);
+/// Puts the table of an outer call back when the user's serde code panics.
+struct Restore(Option<Option<Table>>);
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            TABLE.set(self.0.take());
+        if let Some(before) = self.0.take() {
+            TABLE.set(before);
         }
     }
 }
@@ -388,8 +395,13 @@ mod tests {
 
     fn grants() -> impl proptest::strategy::Strategy<Value = Vec<Grant>> {
         let number = || prop_oneof![0_usize..200, Just(64), Just(usize::MAX), any::<usize>()];
-        let part = (proptest::option::of(0_u32..3), number(), number())
-            .prop_map(|(segment, offset, len)| Part { segment, offset, len });
+        let part = (
+            proptest::option::of(0_u32..3),
+            number(),
+            number(),
+            prop_oneof![Just(1_u8), Just(8), any::<u8>()],
+        )
+            .prop_map(|(segment, offset, len, unit)| Part { segment, offset, len, unit });
         proptest::collection::vec(part.prop_map(Grant::Shared), 0..4)
     }
 

@@ -1,7 +1,7 @@
 //! A piece of memory that this process has mapped: what storages lie in, and what travels.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::tree::{self, FileName, Place};
 use crate::error::MemoryError;
 use crate::sys::limits::{self, Shortage};
 use crate::sys::map::SharedMap;
-use crate::sys::{memfd, memory};
+use crate::sys::{fd, memfd, memory};
 
 /// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
 const ASK_FIRST: u64 = 1 << 20;
@@ -30,7 +30,7 @@ pub(super) type Identity = (u64, u64);
 /// Memory in a memfd or a file, mapped here once.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    /// `None` only while it is being sealed, or when it could not be mapped again after that.
+    /// `None` when it has no bytes.
     map: Option<SharedMap>,
     len: usize,
     backing: Backing,
@@ -137,16 +137,29 @@ pub(super) struct Plan {
     pub(super) huge: bool,
 }
 
+impl Plan {
+    /// Whether it comes out of the machine's memory: a directory for named memory may be on a disk.
+    fn is_memory(&self) -> Result<bool, MemoryError> {
+        Ok(self.strategy == SharingStrategy::FileDescriptor || tree::place()?.is_memory())
+    }
+}
+
+/// Asks before, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
+fn ask_first(asked: u64) -> Result<(), MemoryError> {
+    if asked < ASK_FIRST {
+        return Ok(());
+    }
+    match memory::available() {
+        Some(available) if available < asked => Err(MemoryError::NotEnough { asked, available, place: None }),
+        _ => Ok(()),
+    }
+}
+
 impl Segment {
     /// Makes one of zeros, whose reserved memory is there for certain.
     pub(super) fn create(plan: Plan) -> Result<Arc<Self>, MemoryError> {
-        let asked = plan.reserved as u64;
-        // Asking first, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
-        if asked >= ASK_FIRST && !plan.huge {
-            let available = memory::available().filter(|&available| available < asked);
-            if let Some(available) = available {
-                return Err(MemoryError::NotEnough { asked, available, place: None });
-            }
+        if !plan.huge && plan.is_memory()? {
+            ask_first(plan.bytes as u64)?;
         }
         match plan.strategy {
             SharingStrategy::FileDescriptor => Self::create_unnamed(plan),
@@ -193,13 +206,12 @@ impl Segment {
             path: path.to_owned(),
             reason: error.to_string(),
         };
-        let file = File::open(path).map_err(failed)?;
-        let segment =
-            Self::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)?;
-        // Under a name in /proc or /dev/shm, of which somebody else may have an exclusive part.
-        if segment.map().is_some_and(SharedMap::is_writable) {
-            return Err(failed(io::Error::other("it is shared memory of this process already")));
+        let file = fd::open_to_read(path).map_err(failed)?;
+        // Under a name in /proc or /dev/shm, of which somebody may have an exclusive part.
+        if fd::target(file.as_fd()).is_some_and(|target| is_shared_memory(&target)) {
+            return Err(failed(io::Error::other("it is shared memory of some process, not a file of data")));
         }
+        let segment = Self::map_known(Backing::Descriptor(file), SharedMap::read_only).map_err(failed)?;
         Ok(segment)
     }
 
@@ -238,7 +250,9 @@ impl Segment {
         let known = known.get_or_insert_default();
         let found = backing.with_descriptor(|fd| {
             let (identity, size) = memfd::identity(fd)?;
-            if let Some(segment) = known.get(&identity).and_then(|entry| entry.segment.upgrade()) {
+            let same = known.get(&identity).and_then(|entry| entry.segment.upgrade());
+            // A file may have another size by now than when it was mapped.
+            if let Some(segment) = same.filter(|segment| segment.len as u64 == size) {
                 return Ok(Err(segment));
             }
             let len = usize::try_from(size).map_err(io::Error::other)?;
@@ -321,6 +335,7 @@ impl Segment {
     pub(super) fn is_sealable(&self) -> bool {
         !self.is_cut_off()
             && matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
+            && self.map.as_ref().is_some_and(SharedMap::is_writable)
     }
 
     /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows. It comes back, sealed
@@ -345,13 +360,10 @@ impl Segment {
 
     fn try_seal(&mut self) -> Result<(), MemoryError> {
         let bytes = self.len;
-        let Backing::Descriptor(fd) = &self.backing else { return Err(MemoryError::ReadOnly) };
-        // Our own map would be one through which it can be written.
-        self.map = None;
-        let sealed = memfd::seal_contents(fd.as_fd());
-        let map = if sealed.is_ok() { SharedMap::sealed } else { SharedMap::new };
-        let mapped = map(fd.as_fd(), bytes).map_err(MemoryError::os("mapping a memfd again", bytes as u64));
-        self.map = Some(mapped?);
+        let (Backing::Descriptor(fd), Some(map)) = (&self.backing, self.map.as_mut()) else {
+            return Err(MemoryError::ReadOnly);
+        };
+        let sealed = map.seal_with(fd.as_fd(), || memfd::seal_contents(fd.as_fd()));
         sealed.map_err(|os| match os.kind() {
             io::ErrorKind::ResourceBusy => MemoryError::StillWritable { bytes, holder: "another process" },
             _ => MemoryError::os("sealing a memfd", bytes as u64)(os),
@@ -398,6 +410,12 @@ fn with_room<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
         }
         done => done,
     }
+}
+
+/// Whether that is where a memfd of a storage or named memory lies.
+fn is_shared_memory(target: &Path) -> bool {
+    let is_tree = |name: &OsStr| tree::is_tree(&name.to_string_lossy());
+    target.to_string_lossy().starts_with(&format!("/memfd:{NAME}")) || target.iter().any(is_tree)
 }
 
 fn no_memory(os: io::Error, asked: u64) -> MemoryError {
@@ -453,7 +471,7 @@ mod tests {
     #[test]
     fn unnamed_segment_cannot_be_resized() {
         let segment = Segment::create(plan(SharingStrategy::FileDescriptor)).unwrap();
-        let file = File::from(segment.open().unwrap());
+        let file = std::fs::File::from(segment.open().unwrap());
         assert!(file.set_len(10).is_err());
         assert!(file.set_len(10_000).is_err());
     }
@@ -462,7 +480,7 @@ mod tests {
     fn receive_refuses_what_is_not_sealed() {
         let loose = memfd::create("loose", 100).unwrap();
         assert!(Segment::receive(loose, true).is_err());
-        let file = File::open("/dev/null").unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
         assert!(Segment::receive(file.into(), false).is_err());
     }
 

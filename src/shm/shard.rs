@@ -11,6 +11,7 @@ use super::dtype::{DType, Number};
 use super::dyn_tensor::DynTensor;
 use super::layout::Layout;
 use super::passing;
+use super::refused::Refused;
 use super::storage::Storage;
 use super::tensor::Tensor;
 use crate::error::MemoryError;
@@ -179,6 +180,8 @@ impl<T: Number> Tensor<T> {
             let (from, len) = (at, shape[0] * row_len);
             at += len;
             let storage = Storage::place(whole.storage().segment().cloned(), from, len, false);
+            // It is new: there is no other size yet.
+            let _ = storage.claim_unit(size_of::<T>());
             Shard::new(storage, Cut::of(&whole, shape, index, n))
         });
         Ok(shards.collect())
@@ -187,41 +190,52 @@ impl<T: Number> Tensor<T> {
     /// Puts all shards of a tensor together again, in whichever order they are. Nothing is copied.
     ///
     /// # Errors
-    /// [`MemoryError::NotAllShards`] when they are not all shards of one tensor; [`MemoryError::ShardGone`] when one
-    /// was sent.
-    pub fn from_shards(mut shards: Vec<Shard<T>>) -> Result<Self, MemoryError> {
-        let given = shards.len();
-        let refuse = |reason: String| MemoryError::NotAllShards { given, reason };
+    /// [`Refused`], with the shards as they were: [`MemoryError::NotAllShards`] when they are not all shards of one
+    /// tensor, [`MemoryError::ShardGone`] when one was sent.
+    pub fn from_shards(mut shards: Vec<Shard<T>>) -> Result<Self, Refused<Vec<Shard<T>>>> {
         shards.sort_by_key(Shard::index);
-        let first = shards.first().ok_or_else(|| refuse("there are none".to_owned()))?;
-        let (cut, segment) =
-            (first.cut.clone(), shards.iter().find_map(|shard| shard.storage.segment().cloned()));
-        let mut at = cut.whole_at();
-        for (index, shard) in shards.iter().enumerate() {
-            shard.check_here()?;
-            let same_memory = shard.storage.segment().map(Arc::as_ptr) == segment.as_ref().map(Arc::as_ptr);
-            if !(same_memory && shard.cut.is_of_same(&cut)) {
-                return Err(refuse("they are not of one tensor".to_owned()));
-            }
-            if shard.cut.index != index || shard.storage.offset() != at {
-                return Err(refuse(format!("shard {index} of {} is missing", cut.of)));
-            }
-            at += shard.storage.len();
-        }
-        if given != cut.of {
-            return Err(refuse(format!("there are {} in all", cut.of)));
-        }
+        let whole = match whole_of(&shards) {
+            Ok(whole) => whole,
+            Err(reason) => return Err(Refused::new(shards, reason)),
+        };
         // Claimed, so that none can be used beside the tensor. (They are ours alone: nobody claims one meanwhile.)
-        shards.iter().try_for_each(|shard| shard.claim().map(Claim::keep))?;
-        let store = (cut.store_offset, cut.store_len);
-        let whole = Storage::checked(segment, store, passing::MAX_ALIGN, false)
-            .and_then(|storage| {
-                DynTensor::within(&storage, cut.start * size_of::<T>(), T::DTYPE, &cut.whole_shape)
-            })
-            // A part of the storage that the shards do not fill would be no whole.
-            .filter(|whole| at == cut.whole_at() + whole.len() * size_of::<T>());
-        whole.ok_or_else(|| refuse("they do not fit their memory".to_owned()))?.typed()
+        match shards.iter().try_for_each(|shard| shard.claim().map(Claim::keep)) {
+            Ok(()) => Ok(Self::over(whole)),
+            Err(reason) => Err(Refused::new(shards, reason)),
+        }
     }
+}
+
+/// The tensor that these shards, in their order, make up.
+fn whole_of<T: Number>(shards: &[Shard<T>]) -> Result<DynTensor, MemoryError> {
+    let given = shards.len();
+    let refuse = |reason: String| MemoryError::NotAllShards { given, reason };
+    let first = shards.first().ok_or_else(|| refuse("there are none".to_owned()))?;
+    let (cut, segment) = (&first.cut, shards.iter().find_map(|shard| shard.storage.segment().cloned()));
+    let mut at = cut.whole_at();
+    for (index, shard) in shards.iter().enumerate() {
+        shard.check_here()?;
+        let own = shard.storage.segment().map(Arc::as_ptr);
+        let same_memory = own.is_none() || own == segment.as_ref().map(Arc::as_ptr);
+        if !(same_memory && shard.cut.is_of_same(cut)) {
+            return Err(refuse("they are not of one tensor".to_owned()));
+        }
+        if shard.cut.index != index || shard.storage.offset() != at {
+            return Err(refuse(format!("shard {index} of {} is missing", cut.of)));
+        }
+        at += shard.storage.len();
+    }
+    if given != cut.of {
+        return Err(refuse(format!("there are {} in all", cut.of)));
+    }
+    let store = (cut.store_offset, cut.store_len);
+    let whole = Storage::checked(segment, store, passing::MAX_ALIGN, false)
+        .and_then(|storage| {
+            DynTensor::within(&storage, cut.start * size_of::<T>(), T::DTYPE, &cut.whole_shape)
+        })
+        // A part of the storage that the shards do not fill would be no whole.
+        .filter(|whole| at == cut.whole_at() + whole.len() * size_of::<T>());
+    whole.ok_or_else(|| refuse("they do not fit their memory".to_owned()))
 }
 
 /// Which shard of which tensor.

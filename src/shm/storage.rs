@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,10 +42,22 @@ struct Inner {
     len: usize,
     /// The process that has made it; a fork of it has the same memory.
     owner: u32,
+    /// How many workers this process had forked when it was made: those that came later have a copy of its handles.
+    forks: u32,
+    /// Bytes of an element of the tensors over it; 0: there was none yet. Atomics of different sizes must not meet.
+    unit: AtomicU8,
     /// Whether another process may have it.
     shared: AtomicBool,
     /// In how many messages it is whose receivers have not ended.
     lent: Arc<AtomicUsize>,
+}
+
+/// How many workers this process has forked, or has begun to.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Says that a worker is being forked: it has a copy of every handle that is in a static.
+pub(crate) fn expect_fork() {
+    FORKS.fetch_add(1, Relaxed);
 }
 
 /// A message that a storage is in. Until this is dropped its receivers may write to the storage.
@@ -227,8 +239,9 @@ impl Storage {
 
     /// A part of a segment. `shared`: another process may have it.
     pub(super) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
-        let (owner, shared) = (std::process::id(), AtomicBool::new(shared));
-        Self(Arc::new(Inner { segment, offset, len, owner, shared, lent: Arc::default() }))
+        let (owner, forks, shared) = (std::process::id(), FORKS.load(Relaxed), AtomicBool::new(shared));
+        let (unit, lent) = (AtomicU8::new(0), Arc::default());
+        Self(Arc::new(Inner { segment, offset, len, owner, forks, unit, shared, lent }))
     }
 
     /// As [`place`](Self::place), of numbers that came from elsewhere; `None` when they do not fit the segment.
@@ -299,6 +312,32 @@ impl Storage {
         self.0.offset
     }
 
+    /// Says that tensors over it have elements of that size.
+    ///
+    /// # Errors
+    /// [`MemoryError::OtherSize`] when there was one of another size.
+    pub(super) fn claim_unit(&self, size: usize) -> Result<(), MemoryError> {
+        let unit = size as u8;
+        match self.0.unit.compare_exchange(0, unit, Relaxed, Relaxed) {
+            Err(found) if found != unit => Err(MemoryError::OtherSize { found: found.into(), asked: size }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The size that was claimed; 0: none.
+    pub(super) fn unit(&self) -> u8 {
+        self.0.unit.load(Relaxed)
+    }
+
+    /// A part of it as a storage of its own, in which elements may have another size. `None`: it has no such part.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn part(&self, at: usize, len: usize) -> Option<Self> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len());
+        let shared = self.0.shared.load(Relaxed);
+        inside
+            .then(|| Self::place(self.0.segment.clone().filter(|_| len > 0), self.offset() + at, len, shared))
+    }
+
     /// Notes that another process may have it from now on, and writes to it as long as the loan lasts.
     pub(super) fn lend(&self) -> Loan {
         self.0.shared.store(true, Relaxed);
@@ -310,7 +349,8 @@ impl Storage {
     /// clone.
     pub(super) fn is_exclusive(&mut self) -> bool {
         let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
-        inner.owner == std::process::id() && !*inner.shared.get_mut()
+        let here = inner.owner == std::process::id() && inner.forks == FORKS.load(Relaxed);
+        here && !*inner.shared.get_mut()
     }
 
     /// Seals its memory against writing by anybody. It comes back, sealed or as it was.
@@ -319,18 +359,19 @@ impl Storage {
     /// [`MemoryError::StillWritable`] when somebody else has it.
     pub(super) fn freeze(self) -> (Self, Result<(), MemoryError>) {
         let bytes = self.len();
-        let Inner { segment, offset, len, owner: _, shared, lent: _ } = match Arc::try_unwrap(self.0) {
+        let mut inner = match Arc::try_unwrap(self.0) {
             Ok(inner) => inner,
             Err(held) => {
                 let holder = OTHER_HANDLE;
                 return (Self(held), Err(MemoryError::StillWritable { bytes, holder }));
             }
         };
-        let (segment, done) = match segment.map(Segment::seal) {
+        let (segment, done) = match inner.segment.take().map(Segment::seal) {
             Some((segment, done)) => (Some(segment), done),
             None => (None, Ok(())),
         };
-        (Self::place(segment, offset, len, shared.into_inner()), done)
+        // It keeps what it knows of other holders, also when it could not be sealed.
+        (Self(Arc::new(Inner { segment, ..inner })), done)
     }
 
     /// Memory that is this storage's alone and can be sealed.
@@ -397,6 +438,9 @@ mod tests {
         map.read(at, &mut bytes, 1);
         assert_eq!((bytes, storage.is_writable()), ([1, 2, 3], false));
         assert!(storage.is_same(&Storage::from_file(file.path()).unwrap()));
+        // Of another size by now, it is mapped anew.
+        std::fs::write(file.path(), vec![4; 10_000]).unwrap();
+        assert_eq!(Storage::from_file(file.path()).unwrap().len(), 10_000);
         let missing = Storage::from_file("/no/such/file").unwrap_err().to_string();
         assert!(missing.contains("/no/such/file"), "{missing}");
         assert!(Storage::from_file("/dev/null").is_err());

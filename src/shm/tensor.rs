@@ -68,7 +68,8 @@ impl<T: Element> Tensor<T> {
     /// A tensor over the first bytes of a storage, in row-major order.
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape.
+    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when there
+    /// was a tensor over it whose elements have another size.
     pub fn from_storage(storage: &Storage, shape: &[usize]) -> Result<Self, MemoryError> {
         Ok(Self::over(DynTensor::from_storage(storage, T::DTYPE, shape)?))
     }
@@ -410,6 +411,9 @@ mod tests {
         let storage = Storage::new(15).unwrap();
         assert!(Tensor::<f64>::from_storage(&storage, &[2]).is_err());
         assert_eq!(Tensor::<f64>::from_storage(&storage, &[1]).unwrap().len(), 1);
+        assert!(Tensor::<i64>::from_storage(&storage, &[1]).is_ok());
+        let error = Tensor::<u8>::from_storage(&storage, &[1]).unwrap_err().to_string();
+        assert_eq!(error, "this storage has elements of 8 bytes: it cannot have elements of 1 bytes too");
     }
 
     #[test]

@@ -12,11 +12,14 @@
 //! Whoever holds a storage has a name of its own for it, a hard link: the kernel counts them, and frees the memory with
 //! the last name and the last map. So a killed holder cannot make a count wrong; it leaves names, which go with its
 //! directory. A tree whose lock nobody holds is dead, and whoever begins a new one removes it.
+//!
+//! All who live in a tree die with the process that began it. A worker that may outlive its launcher has no place in its
+//! tree: it gets descriptors, and begins a tree of its own when it needs one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::strategy::get_sharing_directory;
@@ -28,6 +31,12 @@ use crate::sys::process;
 const PREFIX: &str = "phalanx-";
 /// In a worker's directory, what its result carries.
 const OUT: &str = "out";
+
+/// Whether a directory is called like a tree's.
+pub(super) fn is_tree(name: &str) -> bool {
+    name.strip_prefix(PREFIX)
+        .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
 
 /// This process's place in its tree.
 #[derive(Debug)]
@@ -42,8 +51,6 @@ pub(crate) struct Place {
     /// The process: a fork of it has a copy of this, but other storages.
     owner: u32,
     serial: AtomicU64,
-    /// Whether a worker was started that may outlive this process.
-    survivors: AtomicBool,
 }
 
 static PLACE: Mutex<Option<Arc<Place>>> = Mutex::new(None);
@@ -77,10 +84,8 @@ pub(crate) fn place() -> Result<Arc<Place>, MemoryError> {
 
 /// Takes the place that the launcher has made: the directory of that number in its own.
 pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
-    let inherited = Dir::from_descriptor(tree)?;
-    // With a lock of its own: the launcher's is one that we have only a copy of.
-    let tree = inherited.open_dir(".")?;
-    tree.lock_shared()?;
+    // A copy of the launcher's, whose lock is held until the last copy is closed.
+    let tree = Dir::from_descriptor(tree)?;
     let own = nest_of(launchers, number);
     let place = Place {
         tree,
@@ -89,7 +94,6 @@ pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Res
         own,
         owner: std::process::id(),
         serial: AtomicU64::new(0),
-        survivors: AtomicBool::new(false),
     };
     replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(place));
     Ok(())
@@ -128,7 +132,6 @@ impl Place {
                 own: String::new(),
                 owner: std::process::id(),
                 serial: AtomicU64::new(0),
-                survivors: AtomicBool::new(false),
             });
         }
     }
@@ -149,6 +152,11 @@ impl Place {
     /// Bytes that are left where the files are.
     pub(super) fn space(&self) -> Option<u64> {
         self.tree.space()
+    }
+
+    /// Whether its files are memory, and not on a disk.
+    pub(super) fn is_memory(&self) -> bool {
+        self.tree.is_memory()
     }
 
     /// Where the tree is.
@@ -192,23 +200,6 @@ impl Place {
         Ok(Some(out))
     }
 
-    /// Says that a worker is being started that may outlive this process.
-    pub(crate) fn expect_survivors(&self) {
-        self.survivors.store(true, Relaxed);
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.tree.clear(|_| true)?;
-        Dir::open(&self.base)?.remove_dir(name)
-    }
-
-    fn remove_if_last(&self, name: &str) -> io::Result<()> {
-        // Only files: the directories are those of workers.
-        self.tree.clear(|name| !name.starts_with('w'))?;
-        self.tree.unlock()?;
-        remove_if_dead(&Dir::open(&self.base)?, name)
-    }
-
     /// The path of a storage in this process's arguments.
     pub(crate) fn argument(&self, number: usize) -> String {
         argument_in(&self.own, number)
@@ -237,7 +228,7 @@ fn if_there(opened: io::Result<Dir>) -> io::Result<Option<Dir>> {
 /// Removes the trees in `base` that are ours and that nobody lives in any more. What cannot be removed is left to the
 /// next who comes: a start must not fail of it.
 fn sweep(base: &Dir) {
-    for name in base.names().unwrap_or_default().iter().filter(|name| name.starts_with(PREFIX)) {
+    for name in base.names().unwrap_or_default().iter().filter(|name| is_tree(name)) {
         let _ = remove_if_dead(base, name);
     }
 }
@@ -252,13 +243,13 @@ fn remove_if_dead(base: &Dir, name: &str) -> io::Result<()> {
     removed.unwrap_or(Ok(()))
 }
 
-/// Runs at exit: a tree goes with the process that began it. Its workers go too, and need no names any more; only those
-/// that may outlive it keep theirs, until the next sweep after the last of them has ended.
-extern "C" fn leave() {
+/// Runs at exit: a tree goes with the process that began it. Whoever else lives in it goes too, and needs no names any
+/// more: a worker that may outlive its launcher gets no place in the launcher's tree.
+pub(crate) extern "C" fn leave() {
     let Some(place) = place_in_use() else { return };
     let Some(name) = &place.founded else { return };
     // What cannot be removed here is left to the next sweep.
-    let _ = if place.survivors.load(Relaxed) { place.remove_if_last(name) } else { place.remove(name) };
+    let _ = Dir::open(&place.base).and_then(|base| base.remove_tree(name));
 }
 
 /// This process's name of a file. The name is removed when this is dropped; the file is gone with its last one.

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::plan::{Failure, Group};
+use crate::shm::storage;
 use crate::sys::env;
 use crate::sys::process::{self, ForkError};
 use crate::wire::slot::Slot;
@@ -13,6 +14,7 @@ pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Fail
     let marker = group.marker(rank, slot);
     // What is buffered would be written by both. A closed stdout has lost it anyway.
     let _ = io::stdout().flush();
+    storage::expect_fork();
     let forked = process::fork(|| {
         for (key, value) in &group.environment {
             env::set(key, value);

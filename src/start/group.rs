@@ -9,7 +9,6 @@ use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{limits, process};
-use crate::wire::job::JobFile;
 use crate::wire::returns::Returns;
 
 /// Descriptors of the launcher that a worker costs: its pidfd, its report slot, and its job until it is started.
@@ -49,7 +48,7 @@ fn start_each(mut group: Group) -> Result<Started, Error> {
     let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {
         // Watched before the next one starts: ends come in their order only for those who are watched by then.
-        let child = start_one(&group, rank, &template)
+        let child = start_one(&mut group, rank, &template)
             .and_then(|child| {
                 watch.add(&child, rank).map_err(Failure::of("watching the process (epoll_ctl)"))?;
                 Ok(child)
@@ -57,8 +56,8 @@ fn start_each(mut group: Group) -> Result<Started, Error> {
             .map_err(|failure| failure.for_rank(rank, nprocs))?;
         children.0.push(child);
     }
-    let loans = group.jobs.iter_mut().flat_map(JobFile::deliver).collect();
-    Ok(Started { children: std::mem::take(&mut children.0), watch, returns: group.returns, loans })
+    let Group { returns, loans, .. } = group;
+    Ok(Started { children: std::mem::take(&mut children.0), watch, returns, loans })
 }
 
 /// The first of N workers; if the others cannot follow, they are killed together before each is reaped.
@@ -73,13 +72,15 @@ impl Drop for KilledTogether {
     }
 }
 
-fn start_one(group: &Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
+fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
     let slot = group.slot(rank)?;
     let started = Moment::now();
     let pid = match group.method {
         StartMethod::Fork => fork::start(group, rank, &slot)?,
         StartMethod::Spawn | StartMethod::ForkServer => template.start(group, rank, &slot)?,
     };
+    // From now on what it was given may be with a process of its own too, which its end does not end.
+    group.deliver(rank);
     let child = Child::adopt(pid, slot, started).map_err(Failure::of("watching the process (pidfd_open)"))?;
     Ok(child)
 }

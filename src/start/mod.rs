@@ -29,7 +29,8 @@ pub enum StartMethod {
     Spawn,
     /// Fork, and run in place. Only in a process that has a single thread, since a fork copies one thread and
     /// every lock. The worker sees the launcher's memory as it was, but none of its descriptors above 2: those
-    /// are closed, also where statics still hold their numbers.
+    /// are closed, also where statics still hold their numbers. Tensors in statics can be used, but not sent; a slice of
+    /// a [`Shard`](crate::Shard) that was leaked into a static must not be used in both.
     Fork,
     /// Ask a small server process to fork. Not there yet.
     ForkServer,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::StartMethod;
 use crate::error::Error;
+use crate::shm::passing::Loan;
 use crate::shm::tree::{Nest, Place};
 use crate::sys::limits::{self, Shortage};
 use crate::sys::memory;
@@ -26,6 +27,8 @@ pub(crate) struct Group {
     pub(crate) returns: Returns,
     /// This process's place in a tree of named memory, if it has one.
     pub(crate) place: Option<Arc<Place>>,
+    /// What was given to those that have been started.
+    pub(crate) loans: Vec<Loan>,
     /// Changes of the environment.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) death_signal: Option<Signal>,
@@ -34,6 +37,12 @@ pub(crate) struct Group {
 impl Group {
     pub(super) fn job(&self, rank: usize) -> &JobFile {
         &self.jobs[rank.min(self.jobs.len() - 1)]
+    }
+
+    /// Says that the worker of a rank has been started with its job.
+    pub(super) fn deliver(&mut self, rank: usize) {
+        let last = self.jobs.len() - 1;
+        self.loans.extend(self.jobs[rank.min(last)].deliver());
     }
 
     pub(super) fn marker(&self, rank: usize, slot: &Slot) -> Marker {
@@ -51,9 +60,6 @@ impl Group {
     pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
         let nest = self.place.as_ref().map(Place::nest).transpose();
         let nest = nest.map_err(Failure::of("making a directory for its named memory (mkdirat)"))?;
-        if let Some(place) = self.place.as_ref().filter(|_| self.death_signal != Some(Signal::KILL)) {
-            place.expect_survivors();
-        }
         if let Some(nest) = &nest {
             let linked = self.job(rank).link_into(nest);
             linked.map_err(Failure::of("naming the memory of its arguments (linkat)"))?;

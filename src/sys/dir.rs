@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 
@@ -88,6 +89,18 @@ impl Dir {
 
     /// Removes a directory and all that is in it; one that is not there is fine.
     pub(crate) fn remove_tree(&self, path: &str) -> io::Result<()> {
+        const TRIES: usize = 100;
+        for _ in 1..TRIES {
+            match self.try_remove_tree(path) {
+                // Somebody who is about to die has made something there meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                done => return done,
+            }
+        }
+        self.try_remove_tree(path)
+    }
+
+    fn try_remove_tree(&self, path: &str) -> io::Result<()> {
         match self.open_dir(path) {
             Ok(dir) => dir.clear(|_| true)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -137,11 +150,6 @@ impl Dir {
         self.flock(libc::LOCK_SH)
     }
 
-    /// Gives the shared lock up.
-    pub(crate) fn unlock(&self) -> io::Result<()> {
-        self.flock(libc::LOCK_UN)
-    }
-
     /// Runs `work` while nobody else holds a lock of it; `None` when somebody does. It must not hold one itself.
     pub(crate) fn if_unused<T>(self, work: impl FnOnce(&Self) -> T) -> io::Result<Option<T>> {
         match self.flock(libc::LOCK_EX | libc::LOCK_NB) {
@@ -163,6 +171,11 @@ impl Dir {
                 return Err(error);
             }
         }
+    }
+
+    /// Whether its files are memory: it is on a tmpfs.
+    pub(crate) fn is_memory(&self) -> bool {
+        fstatfs(&self.0).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC)
     }
 
     /// Bytes that its file system still has.

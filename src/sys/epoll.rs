@@ -65,6 +65,14 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io:
     Ok(ready > 0)
 }
 
+/// Waits for a time, where the kernel has no event for what is waited for: ppoll(2) of nothing.
+pub(crate) fn pause(time: Duration) -> io::Result<()> {
+    match ppoll(&mut [], Some(TimeSpec::from_duration(time)), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
     loop {
         match call() {

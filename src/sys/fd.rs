@@ -1,7 +1,8 @@
 //! Descriptors: fcntl(2), close(2), dup2(2) and /proc/self/fd.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
@@ -100,6 +101,16 @@ pub(crate) fn close_inherited(inherited: Inherited, keep: &[RawFd]) -> io::Resul
         }
     }
     Ok(())
+}
+
+/// Opens a file to be read, without waiting for the other end of a FIFO.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
+    above_stdio(open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// What a descriptor leads to, as /proc shows it.
+pub(crate) fn target(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 
 /// Puts /dev/null in the place of stdin, and of stdout and stderr where they are closed.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use memmap2::{Mmap, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 
 use super::copy::{copy_between, copy_in, copy_out};
 use super::memfd;
@@ -13,29 +13,30 @@ use super::memfd;
 /// Memory that other processes may read and write too.
 #[derive(Debug)]
 pub(crate) struct SharedMap {
-    pages: Pages,
+    raw: MmapRaw,
+    access: Access,
     len: usize,
 }
 
-#[derive(Debug)]
-enum Pages {
-    Writable(MmapRaw),
-    ReadOnly(MmapRaw),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Writable,
+    ReadOnly,
     /// Of a memfd that is sealed against writing by anybody.
-    Sealed(Mmap),
+    Sealed,
 }
 
 impl SharedMap {
     /// Maps the first `len` bytes of `fd`, which must be that long and stay so (see `memfd`).
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        let pages = Pages::Writable(MmapOptions::new().len(len).map_raw(fd.as_raw_fd())?);
-        Ok(Self { pages, len })
+        let raw = MmapOptions::new().len(len).map_raw(fd.as_raw_fd())?;
+        Ok(Self { raw, access: Access::Writable, len })
     }
 
     /// As [`new`](Self::new), of a descriptor that may only be read.
     pub(crate) fn read_only(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        let pages = Pages::ReadOnly(MmapOptions::new().len(len).map_raw_read_only(fd.as_raw_fd())?);
-        Ok(Self { pages, len })
+        let raw = MmapOptions::new().len(len).map_raw_read_only(fd.as_raw_fd())?;
+        Ok(Self { raw, access: Access::ReadOnly, len })
     }
 
     /// Maps the first `len` bytes of a memfd that is sealed against writing, whose bytes therefore never change.
@@ -43,27 +44,51 @@ impl SharedMap {
     /// # Errors
     /// When it is not sealed or not so long, or cannot be mapped.
     pub(crate) fn sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        let (_, size) = memfd::identity(fd)?;
-        if !memfd::is_content_sealed(fd) || size < len as u64 {
-            return Err(io::Error::other(format!("it is not sealed with {len} bytes against any change")));
-        }
+        check_sealed(fd, len)?;
         // SAFETY: nobody can change these bytes or cut them short, as was just asked of the kernel. The map is a
         // private one, which shares the pages as long as nobody writes: before Linux 6.7 a sealed memfd has no other.
-        let pages = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd())? };
-        Ok(Self { pages: Pages::Sealed(pages), len })
+        let map = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd())? };
+        Ok(Self { raw: MmapRaw::from(map), access: Access::Sealed, len })
+    }
+
+    /// Runs `seal` while this map, which must be the only handle to it, is not one through which `fd` could be written,
+    /// and maps it at the same place again: sealed if `seal` succeeded. The place is held meanwhile.
+    pub(crate) fn seal_with(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        seal: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.map_over(-1, libc::PROT_NONE, nothing)?;
+        let sealed = seal().and_then(|()| check_sealed(fd, self.len));
+        match sealed {
+            Ok(()) => {
+                self.map_over(fd.as_raw_fd(), libc::PROT_READ, libc::MAP_PRIVATE)?;
+                self.access = Access::Sealed;
+            }
+            Err(_) => self.map_over(fd.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?,
+        }
+        sealed
+    }
+
+    /// Replaces what is mapped here.
+    fn map_over(&mut self, fd: i32, protection: i32, flags: i32) -> io::Result<()> {
+        let (start, flags) = (self.raw.as_mut_ptr().cast(), flags | libc::MAP_FIXED);
+        // SAFETY: exactly the range of our own map, to which nobody else has a reference: `self` is borrowed mutably.
+        let mapped = unsafe { libc::mmap(start, self.len, protection, flags, fd, 0) };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     #[inline]
     pub(crate) fn is_writable(&self) -> bool {
-        matches!(self.pages, Pages::Writable(_))
+        self.access == Access::Writable
     }
 
     /// The bytes in place, when nobody can change them.
     pub(crate) fn sealed_bytes(&self) -> Option<&[u8]> {
-        match &self.pages {
-            Pages::Sealed(map) => Some(map),
-            Pages::Writable(_) | Pages::ReadOnly(_) => None,
-        }
+        // SAFETY: the map is that long, and its bytes never change, as the kernel has said (see `check_sealed`).
+        (self.access == Access::Sealed)
+            .then(|| unsafe { std::slice::from_raw_parts(self.raw.as_ptr(), self.len) })
     }
 
     /// The address of byte `offset`, of which `size` bytes and `align`, a power of two, are checked.
@@ -76,11 +101,7 @@ impl SharedMap {
         assert!(inside, "{size} bytes at {offset} of a map of {} bytes", self.len);
         // Of a power of two: no division.
         assert!(offset & (align - 1) == 0, "offset {offset} is not a multiple of {align}");
-        let start = match &self.pages {
-            Pages::Writable(map) | Pages::ReadOnly(map) => map.as_mut_ptr(),
-            Pages::Sealed(map) => map.as_ptr().cast_mut(),
-        };
-        start.wrapping_add(offset)
+        self.raw.as_mut_ptr().wrapping_add(offset)
     }
 
     /// As [`at`](Self::at), to write there.
@@ -125,8 +146,9 @@ impl SharedMap {
     pub(crate) fn write(&self, offset: usize, bytes: &[u8], unit: usize) {
         assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let target = self.writable_at(offset, bytes.len(), unit);
-        // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap, since
-        // nobody can have a slice of shared memory; who accesses it by elements does so by this unit.
+        // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap: a slice of these
+        // very bytes is either of a sealed map, which is refused, or of a shard, beside which nobody has this map's
+        // bytes to write to; who accesses them by elements does so by this unit.
         unsafe { copy_in(bytes.as_ptr(), target, bytes.len(), unit) }
     }
 
@@ -226,6 +248,15 @@ impl SharedMap {
             error => Err(error),
         }
     }
+}
+
+/// Whether nobody can change the first `len` bytes, or cut them short.
+fn check_sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let (_, size) = memfd::identity(fd)?;
+    if memfd::is_content_sealed(fd) && size >= len as u64 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("it is not sealed with {len} bytes against any change")))
 }
 
 /// Bytes of a page.

@@ -46,7 +46,7 @@ pub(crate) fn set_size(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
 }
 
 /// Beyond RLIMIT_FSIZE the kernel does not refuse but kills, by SIGXFSZ.
-fn check_file_size(size: u64) -> io::Result<()> {
+pub(crate) fn check_file_size(size: u64) -> io::Result<()> {
     if size > limits::file_size()? {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }

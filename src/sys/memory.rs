@@ -58,15 +58,22 @@ impl Cgroup {
         }
     }
 
-    /// Limit less use. A cgroup without a limit ("max", or no file in the root) gives `None`.
+    /// Limit less use, of which the page cache does not count: it can be had back. A cgroup without a limit ("max", or no
+    /// file in the root) gives `None`.
     fn headroom(&self) -> Option<u64> {
         let (dir, limit, used) = match self {
             Self::V1(dir) => (dir, "memory.limit_in_bytes", "memory.usage_in_bytes"),
             Self::V2(dir) => (dir, "memory.max", "memory.current"),
         };
         let number = |file| read_to_string(format!("{dir}/{file}")).ok()?.trim().parse::<u64>().ok();
-        Some(number(limit)?.saturating_sub(number(used)?))
+        let stat = read_to_string(format!("{dir}/memory.stat")).unwrap_or_default();
+        Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached(&stat))))
     }
+}
+
+/// Bytes of files in memory, by memory.stat.
+fn cached(stat: &str) -> u64 {
+    ["inactive_file ", "active_file "].iter().filter_map(|key| number_after(stat, key)).sum()
 }
 
 /// The most memory this process has had resident so far, in KiB (VmHWM).
@@ -107,6 +114,12 @@ mod tests {
         assert_eq!(events(mixed).unwrap(), "/sys/fs/cgroup/memory/a/b/memory.oom_control");
         assert_eq!(events("0::/x:y\n").unwrap(), "/sys/fs/cgroup/x:y/memory.events");
         assert_eq!(events("garbage"), None);
+    }
+
+    #[test]
+    fn cached_counts_files_on_both_lists() {
+        let stat = "anon 5\ninactive_anon 7\ninactive_file 100\nactive_file 20\ntotal_active_file 9\n";
+        assert_eq!((cached(stat), cached("")), (120, 0));
     }
 
     #[test]

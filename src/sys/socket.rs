@@ -3,14 +3,19 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
+use super::epoll::pause;
 use super::fd::above_stdio;
 
 /// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// When to try again after the user had too many descriptors on their way.
+const FULL_RETRY: Duration = Duration::from_millis(1);
 
 /// One end of a pair. What is sent arrives whole, in order, and also when its sender is dead by then.
 #[derive(Debug)]
@@ -50,6 +55,9 @@ impl Socket {
             );
             match sent {
                 Err(Errno::EINTR) => {}
+                // So many of this user's descriptors are on their way already (unix(7)). That changes when somebody
+                // receives, of which nobody tells us.
+                Err(Errno::ETOOMANYREFS) => pause(FULL_RETRY)?,
                 other => return Ok(other.map(drop)?),
             }
         }

@@ -16,21 +16,33 @@ use crate::sys::{fd, memfd};
 pub(crate) struct JobFile {
     fd: OwnedFd,
     parcel: Parcel,
+    /// Of files with names, for workers that have no place where these could be put.
+    opened: Vec<OwnedFd>,
 }
 
 impl JobFile {
     /// Writes `job` with these arguments. The descriptors of their memory keep their numbers in the worker.
     pub(crate) fn new(job: &Job, arguments: Encoded) -> io::Result<Self> {
         let Encoded { bytes: arguments, parcel } = arguments;
-        let ways = parcel.segments.iter().map(|segment| match segment.vehicle() {
-            Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: fd.as_raw_fd(), sealed },
-            Vehicle::Name => Way::Name,
-        });
-        let manifest = Manifest { segments: ways.collect(), grants: parcel.grants.clone() };
+        let (by_name, mut opened) = (job.place.is_some(), Vec::new());
+        let mut ways = Vec::with_capacity(parcel.segments.len());
+        for segment in &parcel.segments {
+            ways.push(match segment.vehicle() {
+                Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: fd.as_raw_fd(), sealed },
+                Vehicle::Name if by_name => Way::Name,
+                Vehicle::Name => {
+                    let fd = segment.open()?;
+                    let number = fd.as_raw_fd();
+                    opened.push(fd);
+                    Way::Descriptor { number, sealed: false }
+                }
+            });
+        }
+        let manifest = Manifest { segments: ways, grants: parcel.grants.clone() };
         let job = Job { manifest, ..job.clone() };
         let header = codec::with_header(&job).map_err(io::Error::other)?;
         let fd = memfd::sealed_with("phalanx-job", &[&header, &arguments])?;
-        Ok(Self { fd, parcel })
+        Ok(Self { fd, parcel, opened })
     }
 
     /// The descriptors that a worker must inherit for it.
@@ -39,7 +51,7 @@ impl JobFile {
             Vehicle::Descriptor { fd, .. } => Some(fd),
             Vehicle::Name => None,
         });
-        std::iter::once(self.fd.as_fd()).chain(of_segments)
+        std::iter::once(self.fd.as_fd()).chain(of_segments).chain(self.opened.iter().map(AsFd::as_fd))
     }
 
     /// Puts the memory that has names where a worker looks for it.
@@ -54,7 +66,7 @@ impl JobFile {
         self.parcel.shards()
     }
 
-    /// Says that all its workers have started; returns what is lent to them.
+    /// Says that a worker has been started with it; returns what is lent, the first time.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.parcel.deliver()
     }

@@ -174,6 +174,7 @@ impl SlotWriter {
         if memfd::identity(self.file.as_fd())?.0 != self.identity {
             return Err(io::Error::other("its descriptor was closed, and its number is another file's"));
         }
+        memfd::check_file_size((BODY + body.len()) as u64)?;
         self.file.write_all_at(body, BODY as u64)?;
         self.map.u64(BODY_LEN).store(body.len() as u64, Relaxed);
         self.map.u32(BODY_CHECKSUM).store(checksum(body), Relaxed);

@@ -172,6 +172,7 @@ fn leave(code: i32, origin: Origin) -> ! {
         Origin::Fork => {
             // A stdout that is closed loses what is left in the buffer, as at any exit.
             let _ = io::stdout().flush();
+            tree::leave();
             process::exit_at_once(code)
         }
     }

@@ -1,6 +1,6 @@
 //! Files of the safetensors format: their tensors in shared memory, and back.
 //!
-//! [`load`] and [`load_frozen`] put all tensors of a file into one storage, each at a multiple of 64 bytes. The system
+//! [`load`] and [`load_frozen`] put all tensors of a file into one piece of memory, each at a multiple of 64 bytes. The system
 //! reads them straight into it, so each byte is copied once. [`save`] writes tensors of any layout.
 //!
 //! ```
@@ -40,7 +40,7 @@ const ALIGN: usize = 64;
 /// The header's entry that is no tensor.
 const RESERVED: &str = "__metadata__";
 
-/// Loads the tensors of a file, by name. They lie in one storage, which can be written to.
+/// Loads the tensors of a file, by name. They lie in one piece of memory, which can be written to.
 ///
 /// Its memory goes with the last of them, and none can be frozen in place: see [`load_frozen`].
 ///
@@ -180,10 +180,12 @@ impl<'a> Source<'a> {
 
     fn tensors(self, storage: &Storage) -> Result<BTreeMap<String, DynTensor>, MemoryError> {
         let over = |tensor: Planned| {
-            let Planned { name, dtype, shape, at, .. } = tensor;
-            let made = DynTensor::within(storage, at, dtype, &shape);
-            // Only a shape of no elements can be too large: the others fit their data.
-            Ok((name, made.ok_or(MemoryError::TooLarge { shape, element: dtype.size() })?))
+            let Planned { name, dtype, shape, at, len, .. } = tensor;
+            // A storage for each, since their elements have different sizes. It fits: it was planned so.
+            let part = storage.part(at, len);
+            let part =
+                part.ok_or_else(|| MemoryError::TooLarge { shape: shape.clone(), element: dtype.size() })?;
+            Ok((name, DynTensor::from_storage(&part, dtype, &shape)?))
         };
         self.tensors.into_iter().map(over).collect()
     }
