@@ -3,8 +3,9 @@
 // - `strategy`: how memory is made, and the process's choice of it
 // - `tree`: the directories of named memory
 // - `segment`: a mapped piece of memory, found by what it is
+// - `known`: the segments that this process has mapped, and what they take
 // - `arena`: small storages, carved from shared segments
-// - `storage`: bytes without a shape
+// - `storage`, `options`: bytes without a shape, and how they are to be made
 // - `dtype`: the element types
 // - `layout`: pure: shape, strides and offset
 // - `dyn_tensor`, `tensor`: a layout over a storage
@@ -19,7 +20,9 @@ mod dtype;
 mod dyn_tensor;
 mod formats;
 mod frozen;
+mod known;
 mod layout;
+mod options;
 pub(crate) mod passing;
 mod refused;
 pub(crate) mod segment;
@@ -36,10 +39,11 @@ pub use formats::dlpack;
 #[cfg(feature = "safetensors")]
 pub use formats::safetensors;
 pub use frozen::FrozenTensor;
+pub use known::{Stats, stats};
+pub use options::{HugePages, StorageOptions};
 pub use refused::Refused;
-pub use segment::{Stats, stats};
 pub use shard::Shard;
-pub use storage::{HugePages, Storage, StorageId, StorageOptions};
+pub use storage::{Storage, StorageId};
 pub use strategy::{
     SharingStrategy, get_all_sharing_strategies, get_sharing_directory, get_sharing_strategy,
     set_sharing_directory, set_sharing_strategy,

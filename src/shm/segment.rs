@@ -1,15 +1,13 @@
 //! A piece of memory that this process has mapped: what storages lie in, and what travels.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use serde::{Deserialize, Serialize};
-
+use super::known::{self, Identity};
 use super::strategy::SharingStrategy;
 use super::tree::{self, FileName, Place};
 use crate::error::MemoryError;
@@ -23,9 +21,6 @@ const ASK_FIRST: u64 = 1 << 20;
 const MORE_DESCRIPTORS: usize = 64;
 /// What the memfds of storages are called in /proc.
 const NAME: &str = "phalanx-storage";
-
-/// Device and inode: what tells a file from any other.
-pub(super) type Identity = (u64, u64);
 
 /// Memory in a memfd or a file, mapped here once.
 #[derive(Debug)]
@@ -56,73 +51,13 @@ pub(crate) enum Vehicle<'a> {
     Name,
 }
 
-/// The segments of this process, each found by what it is: one that arrives twice is mapped once.
-type Known = HashMap<Identity, Entry>;
-
-static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
-
-#[derive(Debug)]
-struct Entry {
-    segment: Weak<Segment>,
-    /// What [`stats`] tells of it: a strong handle, even for a moment, would look like another holder.
-    bytes: usize,
-    has_descriptor: bool,
-}
-
-impl Entry {
-    fn of(segment: &Arc<Segment>) -> Self {
-        let has_descriptor = matches!(segment.backing, Backing::Descriptor(_));
-        Self { segment: Arc::downgrade(segment), bytes: segment.len, has_descriptor }
-    }
-}
-
-fn known() -> MutexGuard<'static, Option<Known>> {
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What shared memory this process has mapped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Pieces of shared memory: small storages lie in one together, larger ones have each its own.
-    pub segments: usize,
-    /// Mappings, of which the kernel allows vm.max_map_count.
-    pub mappings: usize,
-    /// Descriptors that they keep open, the one of this process's place in a tree of named memory included.
-    pub descriptors: usize,
-    /// Bytes of address space that they take. (Of a segment of small storages only the part that is in use has
-    /// memory.)
-    pub bytes: usize,
-}
-
-/// Counts the shared memory that this process has mapped.
-///
-/// ```
-/// let large = phalanx::Tensor::<f32>::zeros(&[1 << 20])?;
-/// let stats = phalanx::shm::stats();
-/// assert!(stats.segments >= 1 && stats.bytes >= 4 << 20);
-/// # Ok::<(), phalanx::MemoryError>(())
-/// ```
-#[must_use]
-pub fn stats() -> Stats {
-    let place = usize::from(tree::place_in_use().is_some());
-    let known = known();
-    let living = known.iter().flat_map(HashMap::values).filter(|entry| entry.segment.strong_count() > 0);
-    living.fold(Stats { descriptors: place, ..Stats::default() }, |stats, entry| Stats {
-        segments: stats.segments + 1,
-        mappings: stats.mappings + usize::from(entry.bytes > 0),
-        descriptors: stats.descriptors + usize::from(entry.has_descriptor),
-        bytes: stats.bytes + entry.bytes,
-    })
-}
-
 /// Counts up in a worker that was forked.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Says that all descriptors were closed that the process had of which this one is a fork. The segments stay mapped, but
 /// their descriptors' numbers are nobody's, or will be another's.
 pub(crate) fn close_all() {
-    *known() = None;
+    known::table().clear();
     GENERATION.fetch_add(1, Relaxed);
 }
 
@@ -246,11 +181,10 @@ impl Segment {
         map: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<SharedMap>,
     ) -> io::Result<Arc<Self>> {
         // Held until it is mapped: two threads that receive the same one must not both map it.
-        let mut known = known();
-        let known = known.get_or_insert_default();
+        let mut known = known::table();
         let found = backing.with_descriptor(|fd| {
             let (identity, size) = memfd::identity(fd)?;
-            let same = known.get(&identity).and_then(|entry| entry.segment.upgrade());
+            let same = known.find(identity);
             // A file may have another size by now than when it was mapped.
             if let Some(segment) = same.filter(|segment| segment.len as u64 == size) {
                 return Ok(Err(segment));
@@ -265,7 +199,7 @@ impl Segment {
         };
         let generation = GENERATION.load(Relaxed);
         let segment = Arc::new(Self { map, len, identity, backing, generation });
-        known.insert(identity, Entry::of(&segment));
+        known.insert(&segment);
         Ok(segment)
     }
 
@@ -276,6 +210,10 @@ impl Segment {
 
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    pub(super) fn has_descriptor(&self) -> bool {
+        matches!(self.backing, Backing::Descriptor(_))
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -354,7 +292,7 @@ impl Segment {
         };
         let sealed = alone.try_seal();
         let this = Arc::new(alone);
-        known().get_or_insert_default().insert(this.identity, Entry::of(&this));
+        known::table().insert(&this);
         (this, sealed)
     }
 
@@ -392,12 +330,7 @@ impl Drop for Segment {
             // Its number may be another's by now.
             std::mem::forget(std::mem::replace(&mut self.backing, Backing::Closed));
         }
-        if let Some(known) = known().as_mut() {
-            // Another thread may have mapped it anew meanwhile: that one stays known.
-            if known.get(&self.identity).is_some_and(|entry| entry.segment.strong_count() == 0) {
-                known.remove(&self.identity);
-            }
-        }
+        known::table().remove(self.identity);
     }
 }
 
@@ -464,7 +397,7 @@ mod tests {
             assert!(Arc::ptr_eq(&segment, &again));
             let identity = segment.identity();
             drop((segment, again));
-            assert!(known().as_ref().is_none_or(|known| !known.contains_key(&identity)));
+            assert!(known::table().find(identity).is_none());
         }
     }
 
