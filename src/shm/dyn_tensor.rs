@@ -346,6 +346,16 @@ impl DynTensor {
         bytes
     }
 
+    #[cold]
+    fn misfit(&self, bytes: usize) -> MemoryError {
+        let size = self.dtype.size();
+        if bytes.is_multiple_of(size) {
+            let (given, expected) = (bytes / size, self.len());
+            return MemoryError::LengthMismatch { given, expected, shape: self.shape().to_vec() };
+        }
+        MemoryError::Foreign { reason: format!("{bytes} bytes are no whole elements of {size}") }
+    }
+
     /// Copies the bytes of all elements, in row-major order, over those that are here.
     ///
     /// # Errors
@@ -353,12 +363,8 @@ impl DynTensor {
     /// elements, [`MemoryError::ReadOnly`].
     pub fn write_bytes(&self, bytes: &[u8]) -> Result<(), MemoryError> {
         let (size, expected) = (self.dtype.size(), self.len() * self.dtype.size());
-        if !bytes.len().is_multiple_of(size) {
-            let reason = format!("{} bytes are no whole elements of {size}", bytes.len());
-            return Err(MemoryError::Foreign { reason });
-        }
         if bytes.len() != expected {
-            self.check_length(bytes.len() / size)?;
+            return Err(self.misfit(bytes.len()));
         }
         if !self.storage.is_writable() {
             return Err(MemoryError::ReadOnly);

@@ -271,7 +271,9 @@ impl<T: Element> Tensor<T> {
     /// [`MemoryError::LengthMismatch`] when `source` does not have as many, [`MemoryError::ReadOnly`].
     pub fn write_from(&self, source: &[T]) -> Result<(), MemoryError> {
         self.any.check_length(source.len())?;
-        match self.any.runs() {
+        // Scattered one by one, elements are faster stored than copied.
+        let scattered = if self.is_contiguous() { None } else { self.any.runs() };
+        match scattered {
             Some((map, run, starts)) if run == size_of::<T>() && map.is_writable() => {
                 starts.zip(source).for_each(|(at, value)| value.store(map, at));
                 Ok(())
