@@ -6,7 +6,8 @@ use crate::start;
 use crate::sys::image::Image;
 use crate::sys::{env, process};
 use crate::wire::marker::Marker;
-use crate::wire::names::{EXIT_REFUSED, WORKER};
+use crate::wire::names::{EXIT_REFUSED, SERVER, WORKER};
+use crate::wire::service::ServerMarker;
 use crate::worker::{self, Origin};
 
 /// Says which process this is: a worker runs its function here and never returns; any other process goes on.
@@ -26,10 +27,17 @@ pub fn init() {
     }
     // A worker may start workers too, so this comes before it runs.
     start::allow_spawn();
+    if let Some(marker) = std::env::var_os(SERVER) {
+        env::remove(SERVER);
+        match marker.to_string_lossy().parse::<ServerMarker>() {
+            Ok(marker) => start::server::run(&marker),
+            Err(error) => refuse(&error),
+        }
+    }
     if let Some(marker) = std::env::var_os(WORKER) {
         env::remove(WORKER);
         match marker.to_string_lossy().parse::<Marker>() {
-            Ok(marker) => worker::run(&marker, Origin::Exec),
+            Ok(marker) => worker::run(&marker, &Origin::Exec),
             Err(error) => refuse(&error),
         }
     }

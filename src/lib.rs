@@ -68,6 +68,11 @@
 //! Workers die with their launcher, however it dies; a worker's own children are ended with it; dropping a
 //! [`ProcessContext`] ends its workers.
 //!
+//! # Start methods
+//!
+//! [`StartMethod`]: run the executable again (the default), fork in place, or have a [`ForkServer`] fork, which is by far
+//! the fastest and can load data once for all workers.
+//!
 //! # Shared memory
 //!
 //! A [`Tensor`] in arguments or results is the same memory in every process that has it. Safe access is atomic. Two
@@ -139,4 +144,6 @@ pub use shm::{
     get_sharing_strategy, set_sharing_directory, set_sharing_strategy,
 };
 pub use start::StartMethod;
+pub use start::forkserver::ForkServer;
 pub use sys::signal::Signal;
+pub use worker::{after_fork, seed};

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    await_end, await_post, await_that, board, children, kill_self, pidfd, post, processes, race_time, send,
-    state_of, wait_for_ever, watched,
+    await_end, await_post, await_that, board, children, kill_self, pidfd, post, race_time, send, state_of,
+    wait_for_ever, watched,
 };
 use nix::sys::signal::Signal as NixSignal;
 use phalanx::{Error, Options, Signal, Status, Tensor, spawn, start_processes};
@@ -21,13 +21,7 @@ const TAG: &str = "PHALANX_TEST_TAG";
 
 /// Living processes that were started with this tag.
 fn tagged(tag: &str) -> BTreeSet<u32> {
-    let wanted = format!("{TAG}={tag}");
-    let has_tag = |pid: &u32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|pair| pair == wanted.as_bytes())
-    };
-    let living = |pid: &u32| state_of(*pid).is_some_and(|state| state != 'Z');
-    processes().filter(has_tag).filter(living).collect()
+    common::tagged(TAG, tag)
 }
 
 /// Waits until nobody with this tag is left.

@@ -27,7 +27,7 @@ const UNSAFE_OUTSIDE_SYS: [&str; 6] = [
 ];
 
 /// Where the process may be ended.
-const MAY_EXIT: [&str; 3] = ["worker/run.rs", "init.rs", "sys/process.rs"];
+const MAY_EXIT: [&str; 4] = ["worker/run.rs", "start/server.rs", "init.rs", "sys/process.rs"];
 
 struct Source {
     path: String,

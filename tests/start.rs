@@ -62,16 +62,6 @@ fn no_workers_are_no_results() {
 }
 
 #[test]
-fn fork_server_is_an_error_that_says_so() {
-    watched(|| {
-        let error =
-            start_processes(scaled, 3, Options::new(1).start_method(StartMethod::ForkServer)).unwrap_err();
-        assert!(matches!(error, Error::Unsupported { method: "ForkServer" }));
-        assert!(error.to_string().contains("use StartMethod::Spawn"), "{error}");
-    });
-}
-
-#[test]
 fn fork_with_threads_is_refused_with_their_number() {
     watched(|| {
         let threads = fs::read_dir("/proc/self/task").unwrap().count();

@@ -76,6 +76,8 @@ pub(super) struct Crew {
     /// Until then those who run are known to have run.
     alive: Moment,
     stop: Option<Stop>,
+    /// Whether somebody is to blame.
+    failing: bool,
     closed: bool,
     /// What is reported once all have ended, the same at every call.
     failure: Option<Story>,
@@ -100,6 +102,7 @@ impl Crew {
             loans,
             alive,
             stop: None,
+            failing: false,
             closed: false,
             failure: None,
         }
@@ -166,7 +169,7 @@ impl Crew {
 
     /// Whether there is a failure after which nothing was done yet.
     fn is_failing(&self) -> bool {
-        self.stop.is_none() && self.first_failure().is_some()
+        self.stop.is_none() && self.failing
     }
 
     /// Takes in who has ended, and ends nobody. Who polls the descriptor is woken if there is something to do.
@@ -247,6 +250,7 @@ impl Crew {
 
     fn settle(&mut self, rank: usize, end: End) {
         self.workers[rank].end = Some(end);
+        self.failing |= self.workers[rank].failing(rank).is_some();
         self.order.push(rank);
         self.running -= 1;
     }

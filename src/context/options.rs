@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::start::StartMethod;
 use crate::sys::signal::Signal;
-use crate::wire::names::WORKER;
+use crate::wire::names::{SERVER, WORKER};
 
 /// How many workers to start, and how.
 ///
@@ -30,6 +30,7 @@ pub struct Options {
     pub(super) death_signal: Option<Signal>,
     pub(super) environment: Vec<(String, String)>,
     pub(super) name: Option<String>,
+    pub(super) guardian: bool,
 }
 
 impl Options {
@@ -43,6 +44,7 @@ impl Options {
             death_signal: Some(Signal::KILL),
             environment: Vec::new(),
             name: None,
+            guardian: false,
         }
     }
 
@@ -87,6 +89,14 @@ impl Options {
         self
     }
 
+    /// Whether the fork server is started to watch over these workers, so that when this process is killed, what they
+    /// have started themselves is ended too: without it only the workers are. Workers of
+    /// [`StartMethod::ForkServer`] have this guard anyway.
+    pub fn guardian(mut self, guardian: bool) -> Self {
+        self.guardian = guardian;
+        self
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
         let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
         for (key, value) in &self.environment {
@@ -94,7 +104,7 @@ impl Options {
                 "an environment variable's name must not be empty, nor have '=' or NUL in it"
             } else if value.contains('\0') {
                 "an environment variable's value must not have NUL in it"
-            } else if key == WORKER {
+            } else if key == WORKER || key == SERVER {
                 "this environment variable is the library's own"
             } else {
                 continue;
@@ -136,6 +146,7 @@ mod tests {
             Options::new(1).env("A=B", "x"),
             Options::new(1).env("A", "x\0"),
             Options::new(1).env(WORKER, "x"),
+            Options::new(1).env(SERVER, "x"),
             Options::new(1).name("a\0b"),
             Options::new(usize::MAX),
         ] {

@@ -1,6 +1,6 @@
 //! Check, build the jobs, start them.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -149,6 +149,7 @@ struct JobBuilder {
     function: &'static str,
     job: Job,
     returns: Returns,
+    guards: Option<Arc<OwnedFd>>,
     place: Option<Arc<Place>>,
 }
 
@@ -156,10 +157,7 @@ impl JobBuilder {
     /// Checks all that can be checked before anything is started.
     fn new(entry: &'static Entry, options: &Options) -> Result<Self, Error> {
         options.check()?;
-        start::check_init(options.method != StartMethod::Fork)?;
-        if options.method == StartMethod::ForkServer {
-            return Err(Error::Unsupported { method: "ForkServer" });
-        }
+        start::check_init(options.method != StartMethod::Fork || options.guardian)?;
         if signal::children_are_reaped_by_kernel()
             .map_err(Error::system("ask for the disposition of SIGCHLD"))?
         {
@@ -170,6 +168,9 @@ impl JobBuilder {
         let nprocs = options.nprocs;
         let returns = Returns::new().map_err(Error::system("make a way for results (socketpair)"))?;
         let place = if options.death_signal == Some(Signal::KILL) { place_for_workers()? } else { None };
+        // Workers of the fork server are its children anyway.
+        let guarded = options.guardian && options.method != StartMethod::ForkServer;
+        let guards = guarded.then(start::forkserver::guards).transpose()?;
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
@@ -178,9 +179,10 @@ impl JobBuilder {
             sharing: Choice::of_this_process(),
             place: place.as_ref().map(|place| (place.as_fd().as_raw_fd(), place.own().to_owned())),
             returns: returns.number(),
+            guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
             manifest: Manifest::default(),
         };
-        Ok(Self { nprocs, function: entry.name(), job, returns, place })
+        Ok(Self { nprocs, function: entry.name(), job, returns, guards, place })
     }
 
     /// One job for all ranks.
@@ -217,15 +219,16 @@ fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
 }
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { function, returns, place, .. } = builder;
+    let JobBuilder { function, returns, guards, place, .. } = builder;
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
-    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _ } = options;
+    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _ } = options;
     let started = start::start_all(Group {
         method,
         nprocs,
         jobs,
         returns,
+        guards,
         place,
         loans: Vec::new(),
         environment,

@@ -68,11 +68,24 @@ pub enum Error {
     #[error("cannot start workers: {0}")]
     InvalidOption(String),
 
-    /// A start method that this version does not have.
-    #[error("the start method {method} is not there yet: use StartMethod::Spawn")]
-    Unsupported {
-        /// Its name.
-        method: &'static str,
+    /// The preload function of the fork server failed. No worker was started.
+    #[error("the fork server's preload function failed: {0}")]
+    Preload(Box<RaisedError>),
+
+    /// A preload function was given when the fork server had been started already.
+    #[error(
+        "the fork server (pid {pid}) runs already: give it its preload function before the first start that needs it"
+    )]
+    ForkServerRuns {
+        /// The server.
+        pid: u32,
+    },
+
+    /// The fork server cannot be started, has died, or does not answer. The next start begins a new one.
+    #[error("cannot start workers by the fork server: {reason}")]
+    ForkServer {
+        /// What happened to it.
+        reason: String,
     },
 
     /// `Fork` was asked for in a process that has other threads, whose locks the child would inherit locked.

@@ -65,7 +65,9 @@ impl fmt::Display for Status {
                     None => write!(f, "terminated with {signal}{core}"),
                 }
             }
-            Self::Lost => f.write_str("ended, but its exit status was taken by somebody else"),
+            Self::Lost => f.write_str(
+                "ended, but its exit status was lost: somebody else took it, or the fork server died",
+            ),
             Self::Survived => f.write_str("survived SIGKILL and was left behind"),
         }
     }

@@ -15,17 +15,22 @@ pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Fail
     // What is buffered would be written by both. A closed stdout has lost it anyway.
     let _ = io::stdout().flush();
     storage::expect_fork();
-    let forked = process::fork(|| {
+    let alone = process::single_thread().map_err(failure)?;
+    let forked = process::fork(&alone, || {
         for (key, value) in &group.environment {
             env::set(key, value);
         }
-        worker::run(&marker, Origin::Fork)
+        worker::run(&marker, &Origin::Fork)
     });
-    let pid = forked.map_err(|error| match error {
-        ForkError::Threads(threads) => Failure::Threads(threads),
-        ForkError::Os(os) => Failure::of("forking (fork)")(os),
-    })?;
+    let pid = forked.map_err(failure)?;
     // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
     let _ = process::lead_own_group(pid);
     Ok(pid)
+}
+
+fn failure(error: ForkError) -> Failure {
+    match error {
+        ForkError::Threads(threads) => Failure::Threads(threads),
+        ForkError::Os(os) => Failure::of("forking (fork)")(os),
+    }
 }

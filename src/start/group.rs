@@ -1,7 +1,7 @@
 //! Start N workers, all or none.
 
 use super::plan::{Failure, Group};
-use super::{StartMethod, fork, immortal, spawn};
+use super::{StartMethod, fork, forkserver, immortal, spawn};
 use crate::error::Error;
 use crate::shm::passing::Loan;
 use crate::supervise::child::Child;
@@ -36,14 +36,36 @@ pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
     match group.method {
         StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(group))?,
         StartMethod::Spawn | StartMethod::Fork => start_each(group),
-        StartMethod::ForkServer => Err(Error::Unsupported { method: "ForkServer" }),
+        StartMethod::ForkServer => start_by_server(group),
+    }
+}
+
+fn start_by_server(mut group: Group) -> Result<Started, Error> {
+    let nprocs = group.nprocs;
+    let watch = watch_for(&group)?;
+    let mut children = KilledTogether(Vec::with_capacity(nprocs));
+    forkserver::start_each(&mut group, |child, rank| {
+        let watched = watch.add(&child, rank).map_err(Failure::of("watching the process (epoll_ctl)"));
+        children.0.push(child);
+        watched.map_err(|failure| failure.for_rank(rank, nprocs))
+    })?;
+    Ok(Started::new(group, children, watch))
+}
+
+fn watch_for(group: &Group) -> Result<WatchSet, Error> {
+    WatchSet::new(&group.returns).map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
+}
+
+impl Started {
+    fn new(group: Group, mut children: KilledTogether, watch: WatchSet) -> Self {
+        let Group { returns, loans, .. } = group;
+        Self { children: std::mem::take(&mut children.0), watch, returns, loans }
     }
 }
 
 fn start_each(mut group: Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
-    let watch = WatchSet::new(&group.returns)
-        .map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
+    let watch = watch_for(&group)?;
     let template = spawn::Template::new(&group.environment);
     let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {
@@ -56,8 +78,7 @@ fn start_each(mut group: Group) -> Result<Started, Error> {
             .map_err(|failure| failure.for_rank(rank, nprocs))?;
         children.0.push(child);
     }
-    let Group { returns, loans, .. } = group;
-    Ok(Started { children: std::mem::take(&mut children.0), watch, returns, loans })
+    Ok(Started::new(group, children, watch))
 }
 
 /// The first of N workers; if the others cannot follow, they are killed together before each is reaped.

@@ -24,7 +24,7 @@ pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     // Workers inherit the processors of the thread that starts them, which are to be the caller's.
     let affinity = Affinity::of_caller();
     let task: Task = Box::new(move || {
-        if let Ok(affinity) = affinity {
+        if let Ok(affinity) = &affinity {
             // It was the caller's a moment ago; if the system has taken it away since, its own is as good.
             let _ = affinity.take_on();
         }

@@ -1,7 +1,7 @@
 //! N workers to be started, and why one of them was not.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::StartMethod;
@@ -25,6 +25,8 @@ pub(crate) struct Group {
     pub(crate) jobs: Vec<JobFile>,
     /// Where the workers send what goes beside their results.
     pub(crate) returns: Returns,
+    /// Where workers ask for the guard of the fork server, if they are to.
+    pub(crate) guards: Option<Arc<OwnedFd>>,
     /// This process's place in a tree of named memory, if it has one.
     pub(crate) place: Option<Arc<Place>>,
     /// What was given to those that have been started.
@@ -74,15 +76,21 @@ impl Group {
         slot: &'a Slot,
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
         let place = self.place.as_ref().map(|place| place.as_fd());
-        self.job(rank).descriptors().chain([slot.as_fd(), self.returns.outbox()]).chain(place)
+        let guards = self.guards.as_ref().map(|guards| guards.as_fd());
+        self.job(rank).descriptors().chain([slot.as_fd(), self.returns.outbox()]).chain(place).chain(guards)
     }
 }
 
 /// Why a worker was not started.
 #[derive(Debug)]
 pub(super) enum Failure {
-    System { call: &'static str, os: io::Error },
+    System {
+        call: &'static str,
+        os: io::Error,
+    },
     Threads(usize),
+    /// The fork server has its own words for it.
+    Server(Error),
 }
 
 impl Failure {
@@ -94,6 +102,7 @@ impl Failure {
     pub(super) fn for_rank(self, rank: usize, nprocs: usize) -> Error {
         match self {
             Self::Threads(threads) => Error::ForkWithThreads { threads },
+            Self::Server(error) => error,
             Self::System { call, os } => Error::Start { rank, nprocs, call, limit: limit_met(&os), os },
         }
     }

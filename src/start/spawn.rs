@@ -1,13 +1,15 @@
 //! Run our own executable again.
 
 use std::ffi::{CStr, CString, OsString};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::plan::{Failure, Group};
 use crate::error::Error;
 use crate::sys::spawn::spawn_self;
-use crate::wire::names::WORKER;
+use crate::wire::names::{SERVER, WORKER};
 use crate::wire::slot::Slot;
 
 /// Whether `init` has run here: a program in which it does not would start programs that start programs.
@@ -24,7 +26,7 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
     let pid = std::process::id();
     if ALLOWED.load(Ordering::Relaxed) {
         Ok(())
-    } else if std::env::var_os(WORKER).is_some() {
+    } else if [WORKER, SERVER].iter().any(|key| std::env::var_os(key).is_some()) {
         Err(Error::InitSkipped { pid })
     } else if reruns_program {
         Err(Error::InitNotCalled { pid })
@@ -41,7 +43,9 @@ pub(super) struct Template {
 
 impl Template {
     pub(super) fn new(changes: &[(String, String)]) -> Self {
-        let changed = |key: &OsString| changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER;
+        let changed = |key: &OsString| {
+            changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER || key == SERVER
+        };
         let inherited = std::env::vars_os().filter(|(key, _)| !changed(key));
         let added = changes.iter().map(|(key, value)| (OsString::from(key), OsString::from(value)));
         let pairs = inherited.chain(added).filter_map(|(mut key, value)| {
@@ -53,10 +57,20 @@ impl Template {
     }
 
     pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
-        let marker = c_string(format!("{WORKER}={}", group.marker(rank, slot)).into());
-        let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
-        let pid = spawn_self(&self.arguments, &environment, group.inherited(rank, slot));
+        let marker = format!("{WORKER}={}", group.marker(rank, slot));
+        let pid = self.run(&marker, group.inherited(rank, slot));
         pid.map_err(Failure::of("running /proc/self/exe again (posix_spawn)"))
+    }
+
+    /// Runs our executable with a marker, by which it knows what it is.
+    pub(super) fn run<'a>(
+        &self,
+        marker: &str,
+        inherited: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<u32> {
+        let marker = c_string(marker.into());
+        let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
+        spawn_self(&self.arguments, &environment, inherited)
     }
 }
 

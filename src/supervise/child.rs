@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::process::{self, Exit, Reaped};
 use crate::sys::signal::Signal;
+use crate::wire::ledger::Ledger;
 use crate::wire::slot::Slot;
 
 /// How long a killed child may take to be gone before it is left behind, as one that hangs in the kernel.
@@ -21,7 +23,23 @@ pub(crate) struct Child {
     slot: Option<Slot>,
     started: Moment,
     rss_floor_kib: u64,
+    /// `None`: it is a child of this process.
+    served: Option<Served>,
+    /// When it was found ended, but nobody had reaped it yet.
+    ended_at: Option<Moment>,
 }
+
+/// Who reaps a worker of the fork server, and where that is written.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) rank: usize,
+    /// The server's pidfd.
+    pub(crate) server: Arc<OwnedFd>,
+}
+
+/// How long the fork server may take to write down who has ended, before anybody else is looked after.
+const WRITING: Duration = Duration::from_millis(10);
 
 /// What is left of a child.
 #[derive(Debug)]
@@ -43,7 +61,20 @@ impl Child {
                 process::kill_unwatched(pid);
             }
         })?;
-        Ok(Self { pid, pidfd, slot: Some(slot), started, rss_floor_kib: process::max_rss_kib() })
+        let (slot, rss_floor_kib) = (Some(slot), process::max_rss_kib());
+        Ok(Self { pid, pidfd, slot, started, rss_floor_kib, served: None, ended_at: None })
+    }
+
+    /// Takes over a worker that the fork server has forked: with its slot, the moment of its start, and what the server
+    /// had resident, in KiB.
+    pub(crate) fn served(
+        pid: u32,
+        pidfd: OwnedFd,
+        (slot, started, rss_floor_kib): (Slot, Moment, u64),
+        served: Served,
+    ) -> Self {
+        let (slot, served) = (Some(slot), Some(served));
+        Self { pid, pidfd, slot, started, rss_floor_kib, served, ended_at: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -72,6 +103,12 @@ impl Child {
     ///
     /// The group first: until it is reaped, the child's number cannot be anybody else's.
     pub(crate) fn try_reap(&mut self) -> io::Result<Option<Remains>> {
+        if let Some(served) = &self.served {
+            return Ok(match served.end_of(self.pidfd.as_fd(), &mut self.ended_at)? {
+                Some(exit) => self.slot.take().map(|slot| Remains { exit, slot }),
+                None => None,
+            });
+        }
         let pidfd = self.pidfd.as_fd();
         let exit = match process::reap(pidfd, || process::kill_group(pidfd, Some(self.pid)))? {
             Reaped::Running => return Ok(None),
@@ -92,6 +129,35 @@ impl Child {
     /// Whether [`try_reap`](Self::try_reap) has returned its remains, or it was given up.
     fn is_reaped(&self) -> bool {
         self.slot.is_none()
+    }
+}
+
+impl Served {
+    /// How the worker ended; the outer `None`: it has not, or the server has not written it yet.
+    fn end_of(
+        &self,
+        worker: BorrowedFd<'_>,
+        ended_at: &mut Option<Moment>,
+    ) -> io::Result<Option<Option<Exit>>> {
+        if !wait_readable(worker, Some(Moment::now()))? {
+            return Ok(None);
+        }
+        let now = Moment::now();
+        let record = |until| self.ledger.await_record(self.rank, until);
+        let gone = wait_readable(self.server.as_fd(), Some(now))?;
+        if let Some(exit) = record(now.checked_add(WRITING).filter(|_| !gone).unwrap_or(now))? {
+            return Ok(Some(exit));
+        }
+        let ended_at = *ended_at.get_or_insert(now);
+        if wait_readable(self.server.as_fd(), Some(now))? || now.since(ended_at) > DEATH_THROES {
+            // It wrote this as its last word, or nothing; what is left of the worker's group has no other to end it.
+            let last = record(now)?.flatten();
+            process::kill_group(worker, None);
+            return Ok(Some(last));
+        }
+        // Somebody may have stopped it.
+        let _ = process::pidfd_send_signal(self.server.as_fd(), Signal::CONT);
+        Ok(None)
     }
 }
 

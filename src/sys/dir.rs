@@ -1,8 +1,7 @@
 //! Directories and the files in them, by descriptor: openat(2), mkdirat(2), linkat(2), flock(2). No symbolic link is
 //! followed.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -193,9 +192,26 @@ impl AsFd for Dir {
 
 /// 128 bits that nobody can guess, in hexadecimal.
 pub(crate) fn unguessable() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+    Ok(format!("{:016x}{:016x}", random()?, random()?))
+}
+
+/// getrandom(2): a random number.
+pub(crate) fn random() -> io::Result<u64> {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: a buffer of ours with its length. So few bytes come whole.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == bytes.len() as isize { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The working directory, as a descriptor that only names it.
+pub(crate) fn current() -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    above_stdio(openat(AT_FDCWD, ".", flags, Mode::empty())?)
+}
+
+/// fchdir(2).
+pub(crate) fn enter(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(nix::unistd::fchdir(dir)?)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Descriptors: fcntl(2), close(2), dup2(2) and /proc/self/fd.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -91,6 +91,9 @@ fn listed_descriptors() -> io::Result<Vec<RawFd>> {
 ///
 /// Call it only in a worker, before user code has run.
 pub(crate) fn close_inherited(inherited: Inherited, keep: &[RawFd]) -> io::Result<()> {
+    if inherited == Inherited::ThroughFork && close_around(keep) {
+        return Ok(());
+    }
     for raw in open_descriptors()? {
         let own = raw <= libc::STDERR_FILENO || keep.contains(&raw);
         let late = inherited == Inherited::ThroughExec && flags(raw)?.contains(FdFlag::FD_CLOEXEC);
@@ -113,6 +116,22 @@ pub(crate) fn target(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 
+/// close_range(2) of all gaps between the numbers to keep, above 2; false before Linux 5.9.
+fn close_around(keep: &[RawFd]) -> bool {
+    let mut kept: Vec<_> = keep.iter().map(|raw| raw.unsigned_abs()).filter(|&raw| raw > 2).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for end in kept.into_iter().map(Some).chain([None]) {
+        let last = end.map_or(u32::MAX, |end| end - 1);
+        // SAFETY: as in `close_inherited`: nobody knows these descriptors, but statics that a fork copied.
+        if from <= last && unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) } < 0 {
+            return false;
+        }
+        from = end.map_or(u32::MAX, |end| end + 1);
+    }
+    true
+}
+
 /// Puts /dev/null in the place of stdin, and of stdout and stderr where they are closed.
 pub(crate) fn settle_stdio() -> io::Result<()> {
     null_at(libc::STDIN_FILENO)?;
@@ -124,6 +143,26 @@ pub(crate) fn settle_stdio() -> io::Result<()> {
     Ok(())
 }
 
+/// Puts a copy of `fd` in the place of stdout (1) or stderr (2).
+pub(crate) fn put_at(fd: BorrowedFd<'_>, place: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 onto a stdio number, which nobody owns as an OwnedFd.
+    if unsafe { libc::dup2(fd.as_raw_fd(), place) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A copy of stdout (1) or stderr (2); of /dev/null when it is closed.
+pub(crate) fn copy_of_stdio(place: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor; a number that is not open gives EBADF.
+    let copy = unsafe { libc::fcntl(place, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
+    if copy < 0 {
+        return above_stdio(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?);
+    }
+    // SAFETY: fcntl has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 fn null_at(place: RawFd) -> io::Result<()> {
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     if null.as_raw_fd() == place {
@@ -132,11 +171,7 @@ fn null_at(place: RawFd) -> io::Result<()> {
         std::mem::forget(null);
         return Ok(());
     }
-    // SAFETY: dup2 onto a stdio number, which nobody owns as an OwnedFd.
-    if unsafe { libc::dup2(null.as_raw_fd(), place) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    put_at(null.as_fd(), place)
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 
 /// A soft and a hard limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limit {
     pub(crate) soft: u64,
     pub(crate) hard: u64,
@@ -14,6 +15,11 @@ pub(crate) struct Limit {
 /// RLIMIT_NOFILE.
 pub(crate) fn descriptors() -> io::Result<Limit> {
     read(Resource::RLIMIT_NOFILE)
+}
+
+/// Sets RLIMIT_NOFILE.
+pub(crate) fn set_descriptors(limit: Limit) -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, limit.soft, limit.hard)?)
 }
 
 /// RLIMIT_NPROC.
@@ -41,6 +47,16 @@ pub(crate) fn make_room_for_descriptors(more: usize) {
     if open.saturating_add(more as u64) > limit.soft && limit.soft < limit.hard {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard);
     }
+}
+
+/// The error of who has no descriptor left.
+pub(crate) const NO_DESCRIPTORS: i32 = libc::EMFILE;
+
+/// Whether `more` descriptors fit under the soft limit, which is raised if it must be.
+pub(crate) fn has_room_for(more: usize) -> bool {
+    make_room_for_descriptors(more);
+    let open = super::fd::open_descriptors().map_or(usize::MAX, |open| open.len());
+    descriptors().is_ok_and(|limit| open.saturating_add(more) as u64 <= limit.soft)
 }
 
 /// What an error of starting a process says there was not enough of.

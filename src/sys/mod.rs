@@ -8,6 +8,7 @@ pub(crate) mod dir;
 pub(crate) mod env;
 pub(crate) mod epoll;
 pub(crate) mod fd;
+pub(crate) mod futex;
 pub(crate) mod global;
 pub(crate) mod image;
 pub(crate) mod limits;

@@ -1,13 +1,16 @@
 //! Processes: pidfd_open(2), waitid(2), fork(2), kill(2) of groups, _exit(2).
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
-use std::{io, mem, ptr};
+use std::{fmt, io, mem, ptr};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::Pid;
+
+use serde::{Deserialize, Serialize};
 
 use super::clock::Moment;
 use super::fd::above_stdio;
@@ -30,6 +33,15 @@ pub(crate) struct Exit {
 pub(crate) enum ExitStatus {
     Code(i32),
     Signal { signal: Signal, core_dumped: bool },
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal { signal, .. } => write!(f, "signal {signal}"),
+        }
+    }
 }
 
 /// pidfd_open(2), close-on-exec. The pid must be that of a child that has not been reaped.
@@ -94,20 +106,17 @@ fn gone(pidfd: BorrowedFd<'_>) -> io::Result<Reaped> {
 
 /// waitid(P_PIDFD): the raw system call, since only it returns the resource use too.
 fn wait(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<Option<Exit>> {
+    wait_for(libc::P_PIDFD, pidfd.as_raw_fd().unsigned_abs(), libc::WNOHANG | flags)
+}
+
+fn wait_for(kind: libc::idtype_t, id: u32, flags: i32) -> io::Result<Option<Exit>> {
     // SAFETY: a plain record of integers, for which zeros are valid.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     // SAFETY: likewise.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
     // SAFETY: both pointers are to records of ours that outlive the call.
     let done = unsafe {
-        libc::syscall(
-            libc::SYS_waitid,
-            libc::P_PIDFD,
-            pidfd.as_raw_fd(),
-            &raw mut info,
-            libc::WEXITED | libc::WNOHANG | flags,
-            &raw mut usage,
-        )
+        libc::syscall(libc::SYS_waitid, kind, id, &raw mut info, libc::WEXITED | flags, &raw mut usage)
     };
     if done < 0 {
         return Err(io::Error::last_os_error());
@@ -168,9 +177,10 @@ pub(crate) fn lead_own_group(pid: u32) -> io::Result<()> {
     Ok(nix::unistd::setpgid(pid, pid)?)
 }
 
-/// How many threads this process has.
+/// How many threads this process has: each adds a link to the directory of threads, which has two by itself.
 fn thread_count() -> io::Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/task")?.count())
+    let links = std::fs::metadata("/proc/self/task")?.nlink();
+    Ok(usize::try_from(links).map_err(io::Error::other)?.saturating_sub(2))
 }
 
 /// Why [`fork`] did not.
@@ -181,15 +191,23 @@ pub(crate) enum ForkError {
     Os(io::Error),
 }
 
+/// Evidence that this process had a single thread, and starts none while it is held.
+#[derive(Debug)]
+pub(crate) struct SingleThread(());
+
+/// Asks how many threads there are.
+pub(crate) fn single_thread() -> Result<SingleThread, ForkError> {
+    match settled_thread_count() {
+        Ok(1) => Ok(SingleThread(())),
+        Ok(threads) => Err(ForkError::Threads(threads)),
+        Err(error) => Err(ForkError::Os(error)),
+    }
+}
+
 /// fork(2) in a process of one thread. The child runs `child`, which must end the process, or it is aborted; it
 /// begins with all signals blocked, so that none runs a handler of the parent's in it, and empties the mask when
 /// it has reset the dispositions.
-pub(crate) fn fork(child: impl FnOnce()) -> Result<u32, ForkError> {
-    match settled_thread_count() {
-        Ok(1) => {}
-        Ok(threads) => return Err(ForkError::Threads(threads)),
-        Err(error) => return Err(ForkError::Os(error)),
-    }
+pub(crate) fn fork(_alone: &SingleThread, child: impl FnOnce()) -> Result<u32, ForkError> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     let before = before.map_err(|error| ForkError::Os(error.into()))?;
     // SAFETY: we are the only thread, so no lock is held by a thread that the child will not have.
@@ -263,19 +281,63 @@ pub(crate) fn max_rss_kib() -> u64 {
 }
 
 /// The processors that a thread may run on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Affinity(CpuSet);
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Affinity(Vec<usize>);
 
 impl Affinity {
     /// That of the calling thread.
     pub(crate) fn of_caller() -> io::Result<Self> {
-        Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
+        let set = sched_getaffinity(Pid::from_raw(0))?;
+        Ok(Self((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()))
     }
 
     /// Gives it to the calling thread.
     pub(crate) fn take_on(&self) -> io::Result<()> {
-        Ok(sched_setaffinity(Pid::from_raw(0), &self.0)?)
+        let mut set = CpuSet::new();
+        self.0.iter().try_for_each(|&cpu| set.set(cpu))?;
+        Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
     }
+}
+
+/// The file mode creation mask, which can only be read by setting it: /proc tells it too.
+pub(crate) fn umask() -> io::Result<u32> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let octal = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("0022").trim();
+    u32::from_str_radix(octal, 8).map_err(io::Error::other)
+}
+
+/// umask(2).
+pub(crate) fn set_umask(mask: u32) {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+}
+
+/// The next child of this process that has ended and was not reaped; nothing is reaped yet.
+pub(crate) fn next_ended() -> io::Result<Option<u32>> {
+    // By libc: nix refuses the status of who died of a real-time signal.
+    // SAFETY: a plain record of integers, for which zeros are valid.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the record is ours and outlives the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) } != 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: waitid has filled in the fields of a SIGCHLD, or left them zero.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then_some(pid.unsigned_abs()))
+}
+
+/// Reaps a child that has ended, after killing what is left of the process group that it led.
+pub(crate) fn sweep_and_reap(pid: u32) -> io::Result<Option<Exit>> {
+    kill_group_of_child(pid);
+    wait_for(libc::P_PID, pid, libc::WNOHANG)
+}
+
+/// Kills the process group that a child leads, which has not been reaped.
+pub(crate) fn kill_group_of_child(pid: u32) {
+    // SAFETY: takes two integers; while its leader is not reaped the number is nobody else's. ESRCH: nobody is left.
+    #[expect(clippy::disallowed_methods, reason = "an unreaped child's number is as good as a pidfd")]
+    let _ = unsafe { libc::kill(-(pid as i32), libc::SIGKILL) };
 }
 
 /// Waits for the signal that ends the process. Async-signal-safe.

@@ -1,9 +1,11 @@
 //! Signals: signal(7), sigaction(2), sigaltstack(2), pthread_sigmask(3).
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::{fmt, io, mem, ptr};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, pthread_sigmask, sigaction};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
 /// The number of a signal.
@@ -123,6 +125,11 @@ pub(crate) fn reset_all() -> io::Result<()> {
         let _ = set_disposition(number, libc::SIG_DFL);
     }
     set_disposition(libc::SIGPIPE, libc::SIG_IGN)?;
+    unblock_all()
+}
+
+/// Empties the signal mask.
+pub(crate) fn unblock_all() -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
@@ -142,6 +149,31 @@ fn set_disposition(number: i32, disposition: libc::sighandler_t) -> io::Result<(
 /// Blocks every signal in the calling thread: the program's handlers then run on its own threads.
 pub(crate) fn block_all_in_thread() -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+/// Tells by a descriptor that children have ended: signalfd(2) of SIGCHLD, which is blocked for that.
+#[derive(Debug)]
+pub(crate) struct ChildSignals(SignalFd);
+
+impl ChildSignals {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        set.add(nix::sys::signal::SIGCHLD);
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
+        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// Takes all out that were told.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        while self.0.read_signal()?.is_some() {}
+        Ok(())
+    }
+}
+
+impl AsFd for ChildSignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// The signals that a program's own mistake raises.

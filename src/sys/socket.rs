@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
+use super::clock::Moment;
 use super::epoll::pause;
 use super::fd::above_stdio;
 
@@ -42,6 +43,26 @@ impl Socket {
 
     /// Sends one message, and waits while the other end is full.
     pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_until(bytes, descriptors, None)
+    }
+
+    /// As [`send`](Self::send), but waits no longer than `time`.
+    pub(crate) fn send_within(
+        &self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        time: Duration,
+    ) -> io::Result<()> {
+        self.send_until(bytes, descriptors, Moment::now().checked_add(time))
+    }
+
+    fn send_until(
+        &self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Option<Moment>,
+    ) -> io::Result<()> {
+        let waiting = if deadline.is_some() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let beside = if numbers.is_empty() { &rights[..0] } else { &rights };
@@ -50,11 +71,15 @@ impl Socket {
                 self.0.as_raw_fd(),
                 &[IoSlice::new(bytes)],
                 beside,
-                MsgFlags::MSG_NOSIGNAL,
+                MsgFlags::MSG_NOSIGNAL | waiting,
                 None,
             );
             match sent {
                 Err(Errno::EINTR) => {}
+                Err(_) if deadline.is_some_and(|at| at <= Moment::now()) => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(Errno::EAGAIN) => pause(FULL_RETRY)?,
                 // So many of this user's descriptors are on their way already (unix(7)). That changes when somebody
                 // receives, of which nobody tells us.
                 Err(Errno::ETOOMANYREFS) => pause(FULL_RETRY)?,

@@ -1,7 +1,7 @@
 //! A job in a sealed memfd: the header, then the arguments.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
@@ -9,7 +9,7 @@ use crate::shm::passing::{Arrival, Arrivals, Loan, Parcel};
 use crate::shm::segment::Vehicle;
 use crate::shm::tree::{Nest, Place};
 use crate::sys::map::SharedMap;
-use crate::sys::{fd, memfd};
+use crate::sys::memfd;
 
 /// A job ready to be inherited, and the memory that goes with it.
 #[derive(Debug)]
@@ -101,10 +101,14 @@ impl OpenJob {
     }
 
     /// Takes over the inherited descriptors of the arguments, and finds their names in this process's place.
-    pub(crate) fn arrivals(&self, place: Option<&Place>) -> io::Result<Arrivals> {
+    pub(crate) fn arrivals(
+        &self,
+        place: Option<&Place>,
+        adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
+    ) -> io::Result<Arrivals> {
         let Manifest { segments, grants } = &self.job.manifest;
         let arrival = |(number, way): (usize, &Way)| match *way {
-            Way::Descriptor { number, sealed } => Ok(Arrival::Descriptor { fd: fd::adopt(number)?, sealed }),
+            Way::Descriptor { number, sealed } => Ok(Arrival::Descriptor { fd: adopt(number)?, sealed }),
             Way::Name => {
                 let place =
                     place.ok_or_else(|| io::Error::other("the launcher gave no place for named memory"))?;
@@ -122,7 +126,7 @@ impl OpenJob {
             Way::Name => None,
         });
         let of_place = self.job.place.iter().map(|(raw, _)| *raw);
-        of_segments.chain(of_place).chain([self.job.returns])
+        of_segments.chain(of_place).chain(self.job.guards).chain([self.job.returns])
     }
 }
 
@@ -141,6 +145,7 @@ mod tests {
             sharing: Choice::of_this_process(),
             place: Some((9, "w1/".into())),
             returns: 7,
+            guards: Some(8),
             manifest: Manifest::default(),
         }
     }
@@ -153,7 +158,7 @@ mod tests {
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 7]].concat());
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 8, 7]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(
             (&Job { manifest: Manifest::default(), ..open.job.clone() }, open.arguments()),

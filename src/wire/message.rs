@@ -25,6 +25,8 @@ pub(crate) struct Job {
     pub(crate) place: Option<(RawFd, String)>,
     /// Where the descriptors of the result go, inherited.
     pub(crate) returns: RawFd,
+    /// Where the worker asks to be guarded, inherited.
+    pub(crate) guards: Option<RawFd>,
     /// What goes with the arguments. Descriptors are inherited ones.
     pub(crate) manifest: Manifest,
 }

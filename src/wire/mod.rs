@@ -10,8 +10,11 @@
 
 pub(crate) mod codec;
 pub(crate) mod job;
+pub(crate) mod ledger;
+pub(crate) mod letter;
 pub(crate) mod marker;
 pub(crate) mod message;
 pub(crate) mod names;
 pub(crate) mod returns;
+pub(crate) mod service;
 pub(crate) mod slot;

@@ -3,6 +3,9 @@
 /// Makes a process a worker: a [`Marker`](super::marker::Marker) as text. Removed before user code runs.
 pub(crate) const WORKER: &str = "__PHALANX_WORKER";
 
+/// Makes a process a fork server: a [`ServerMarker`](super::service::ServerMarker) as text.
+pub(crate) const SERVER: &str = "__PHALANX_SERVER";
+
 /// Counts up when marker, job or report slot change.
 pub(crate) const PROTOCOL: u32 = 2;
 

@@ -75,6 +75,20 @@ const MODULES: usize = 4096;
 const MODULES_MAX: usize = 4096;
 const BODY: usize = MODULES + MODULES_MAX;
 
+/// A list of modules as it is written into a slot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ModuleList(Vec<u8>);
+
+impl ModuleList {
+    /// As many as there is room for.
+    pub(crate) fn of(modules: &[Module]) -> Self {
+        let fitting = (0..=modules.len())
+            .rev()
+            .filter_map(|count| codec::encode_plain(&modules[..count].to_vec()).ok());
+        Self(fitting.into_iter().find(|bytes| bytes.len() <= MODULES_MAX).unwrap_or_default())
+    }
+}
+
 /// The worker's end. A process that the user's function forked has a copy of it, which writes nothing.
 #[derive(Debug)]
 pub(crate) struct SlotWriter {
@@ -110,14 +124,10 @@ impl SlotWriter {
         self.map.u32(STATE).store(state as u32, Release);
     }
 
-    /// Leaves the list of modules, as many as there is room for, for who reads a crash.
-    pub(crate) fn set_modules(&self, modules: &[Module]) {
-        let fitting = (0..=modules.len())
-            .rev()
-            .filter_map(|count| codec::encode_plain(&modules[..count].to_vec()).ok());
-        let Some(bytes) = fitting.into_iter().find(|bytes| bytes.len() <= MODULES_MAX) else { return };
-        self.map.write(MODULES, &bytes, 1);
-        self.map.u32(MODULES_LEN).store(bytes.len() as u32, Release);
+    /// Leaves the list of modules for who reads a crash.
+    pub(crate) fn set_modules(&self, modules: &ModuleList) {
+        self.map.write(MODULES, &modules.0, 1);
+        self.map.u32(MODULES_LEN).store(modules.0.len() as u32, Release);
     }
 
     /// Leaves last words for the case that no report follows.

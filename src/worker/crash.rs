@@ -1,20 +1,38 @@
 //! From a fatal signal to a record of it, async-signal-safe (signal-safety(7)): no lock, no memory, no panic.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use crate::sys::clock::Moment;
 use crate::sys::global::Global;
 use crate::sys::signal::{self, Fault};
 use crate::sys::{image, process, trace};
-use crate::wire::slot::SlotWriter;
+use crate::wire::slot::{ModuleList, SlotWriter};
 
 static SLOT: Global<SlotWriter> = Global::new();
 
+/// What the fork server has found out for its workers.
+static PREPARED: Mutex<Option<ModuleList>> = Mutex::new(None);
+
 /// From now on a fatal signal of this process leaves its traceback in `slot`.
 pub(super) fn watch(slot: &'static SlotWriter) -> io::Result<()> {
-    slot.set_modules(&image::modules());
+    slot.set_modules(&ModuleList::of(&image::modules()));
     SLOT.set(slot);
     signal::on_fault(record)
+}
+
+/// Does in the fork server what is the same for all its workers. Until one of them has a slot, the handler records
+/// nothing.
+pub(crate) fn prepare() -> io::Result<()> {
+    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ModuleList::of(&image::modules()));
+    signal::on_fault(record)
+}
+
+/// As [`watch`], in a worker whose server has [prepared](prepare) it.
+pub(super) fn watch_prepared(slot: &'static SlotWriter) {
+    let prepared = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
+    prepared.iter().for_each(|modules| slot.set_modules(modules));
+    SLOT.set(slot);
 }
 
 fn record(fault: &Fault) {

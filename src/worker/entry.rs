@@ -43,6 +43,36 @@ where
     Record::<F, A, R, E>::ENTRY
 }
 
+/// The record of a preload function.
+pub(crate) fn of_preload<F, E>() -> &'static Entry
+where
+    F: Fn() -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    Preload::<F, E>::ENTRY
+}
+
+struct Preload<F, E>(PhantomData<(F, E)>);
+
+impl<F, E> Preload<F, E>
+where
+    F: Fn() -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    const ENTRY: &'static Entry =
+        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_preload::<F, E> };
+}
+
+#[inline(never)]
+fn call_preload<F, E>(_: usize, _: &[u8], _: Arrivals) -> anyhow::Result<Encoded>
+where
+    F: Fn() -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    conjure::<F>()().map_err(Into::into)?;
+    codec::encode(&()).map_err(anyhow::Error::msg)
+}
+
 struct Record<F, A, R, E>(PhantomData<(F, A, R, E)>);
 
 impl<F, A, R, E> Record<F, A, R, E>
@@ -105,20 +135,30 @@ impl Entry {
         image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
     }
 
-    pub(super) fn call(&self, rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded> {
+    pub(crate) fn call(&self, rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded> {
         (self.call)(rank, arguments, arrivals)
     }
 }
 
 /// Finds the record that `job` means, or says why it is not there.
 pub(super) fn find(job: &Job, image: &Image) -> Result<&'static Entry, String> {
-    if job.image != image.id() {
+    find_at(&job.image, job.entry, &job.function, image)
+}
+
+/// Finds the record of a function of that name at an offset in a build.
+pub(crate) fn find_at(
+    build: &[u8],
+    offset: u64,
+    function: &str,
+    image: &Image,
+) -> Result<&'static Entry, String> {
+    if build != image.id() {
         return Err("this executable is another build than the launcher's".to_owned());
     }
-    let entry = at(job.entry, image)
-        .ok_or_else(|| format!("there is no function at offset {:#x} of this executable", job.entry))?;
-    if entry.name() != job.function {
-        return Err(format!("offset {:#x} has `{}`, not `{}`", job.entry, entry.name(), job.function));
+    let entry = at(offset, image)
+        .ok_or_else(|| format!("there is no function at offset {offset:#x} of this executable"))?;
+    if entry.name() != function {
+        return Err(format!("offset {offset:#x} has `{}`, not `{function}`", entry.name()));
     }
     Ok(entry)
 }
@@ -161,6 +201,7 @@ mod tests {
             sharing: Choice::of_this_process(),
             place: None,
             returns: 0,
+            guards: None,
             manifest: Manifest::default(),
         }
     }

@@ -5,9 +5,11 @@
 //! - `report`: from `Err` or panic to a report
 //! - `crash`: from a fatal signal to a record of it
 
-mod crash;
+pub(crate) mod crash;
 pub(crate) mod entry;
-mod report;
+pub(crate) mod hooks;
+pub(crate) mod report;
 mod run;
 
-pub(crate) use run::{Origin, run};
+pub use hooks::{after_fork, seed};
+pub(crate) use run::{Origin, Served, run};

@@ -14,6 +14,20 @@ use crate::sys::{env, image, memory, signal, trace};
 use crate::wire::codec;
 use crate::wire::slot::{SlotWriter, State};
 
+/// Runs the preload function in the fork server, whose failure is told to the launcher by a reply.
+pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|info| see_panic(None, info)));
+    capture_backtraces_of_errors();
+    let outcome = panic::catch_unwind(AssertUnwindSafe(function));
+    panic::set_hook(hook);
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(returned_error(None, &ManuallyDrop::new(error)).raised),
+        Err(payload) => Err(panicked(&**ManuallyDrop::new(payload)).raised),
+    }
+}
+
 /// What the hook saw of a panic, for when nobody catches it.
 struct Seen {
     message: String,
@@ -38,12 +52,16 @@ struct Failure {
     at: Moment,
 }
 
+/// Asks for the most memory that the process has had resident, in KiB.
+pub(super) type Peak = fn() -> u64;
+
 /// Runs the user's function and writes its report; says whether it succeeded.
 ///
 /// # Errors
 /// When the report cannot be written, as for want of memory.
 pub(super) fn call_and_report(
     slot: &'static SlotWriter,
+    peak: Peak,
     function: impl FnOnce() -> anyhow::Result<Vec<u8>>,
 ) -> std::io::Result<bool> {
     watch_panics(slot);
@@ -54,11 +72,11 @@ pub(super) fn call_and_report(
     slot.set_state(State::Reporting);
     // From here on the worker ends by itself, and soon: a teardown must not cut its report short. SIGKILL can.
     signal::ignore(Signal::TERM)?;
-    let peak_kib = memory::peak_resident_kib().unwrap_or(0);
+    let peak_kib = peak();
     let failure = match outcome {
         Ok(Ok(result)) => return slot.finish(State::Returned, &result, peak_kib).map(|()| true),
         // Neither is ever dropped: a destructor that panics must not cost us the report, and this process ends.
-        Ok(Err(error)) => returned_error(slot, &ManuallyDrop::new(error)),
+        Ok(Err(error)) => returned_error(Some(slot), &ManuallyDrop::new(error)),
         Err(payload) => panicked(&**ManuallyDrop::new(payload)),
     };
     slot.set_failed_at(failure.at);
@@ -83,7 +101,7 @@ fn capture_backtraces_of_errors() {
     env::remove(VARIABLE);
 }
 
-fn returned_error(slot: &SlotWriter, error: &anyhow::Error) -> Failure {
+fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
     let at = Moment::now();
     // The user's Display may panic.
     let texts = || error.chain().map(ToString::to_string).collect::<Vec<_>>();
@@ -92,8 +110,10 @@ fn returned_error(slot: &SlotWriter, error: &anyhow::Error) -> Failure {
         vec![format!("its function returned an error whose text cannot be had: its Display panicked: {why}")]
     });
     // Naming the frames takes long: until the report is whole, the note tells the error.
-    slot.set_failed_at(at);
-    slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
+    if let Some(slot) = slot {
+        slot.set_failed_at(at);
+        slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
+    }
     let trace = Captured::Named(frames_of(error.backtrace()));
     Failure { raised: Raised { panicked: false, chain, location: None, trace }, at }
 }
@@ -151,7 +171,7 @@ fn raised_by(seen: Seen) -> Raised {
     }
 }
 
-fn text_of(payload: &(dyn Any + Send)) -> String {
+pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "Box<dyn Any>".to_owned())
 }
@@ -160,7 +180,7 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
 fn watch_panics(slot: &'static SlotWriter) {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        see_panic(slot, info);
+        see_panic(Some(slot), info);
         if !IN_FUNCTION.get() {
             previous(info);
         }
@@ -179,17 +199,17 @@ fn last_words(words: String) -> String {
     })
 }
 
-fn see_panic(slot: &SlotWriter, info: &PanicHookInfo<'_>) {
+fn see_panic(slot: Option<&SlotWriter>, info: &PanicHookInfo<'_>) {
     let at = Moment::now();
     let message = text_of(info.payload());
     let location = info.location().map(ToString::to_string);
-    if IN_FUNCTION.get() {
+    if let Some(slot) = slot.filter(|_| IN_FUNCTION.get()) {
         // For the panic that does not reach us: one in a destructor while the first unwinds aborts the process.
         let place = location.as_deref().unwrap_or("an unknown place");
         slot.set_note(&last_words(format!("panicked at {place}: {message}")));
     }
     let seen = Seen { message, location, addresses: trace::here(), at };
-    if cfg!(panic = "abort") && slot.is_own() {
+    if let Some(slot) = slot.filter(|slot| cfg!(panic = "abort") && slot.is_own()) {
         // Nothing unwinds to us: this is the last chance. Should it fail, the note is there.
         slot.set_failed_at(at);
         let _ = write_failure(slot, &raised_by(seen), memory::peak_resident_kib().unwrap_or(0));

@@ -1,11 +1,13 @@
 //! What a worker does from its first instruction to its last.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::entry::Entry;
-use super::{crash, entry, report};
+use super::{crash, entry, hooks, report};
 use crate::shm::passing::Arrivals;
 use crate::shm::segment;
 use crate::shm::tree::{self, Place};
@@ -13,26 +15,64 @@ use crate::sys::clock::Moment;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::global::Global;
 use crate::sys::image::Image;
+use crate::sys::limits::{self, Limit};
 use crate::sys::socket::Socket;
-use crate::sys::{prctl, process, signal};
+use crate::sys::{memory, prctl, process, signal};
 use crate::wire::job::OpenJob;
+use crate::wire::ledger::Ledger;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::returns;
 use crate::wire::slot::{SlotWriter, State};
 
+/// How long the guardian may take to make room for a worker's letter.
+const ASKING: Duration = Duration::from_secs(10);
+
 /// How this process came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
+#[derive(Debug)]
+pub(crate) enum Origin<'a> {
     /// By exec: a fresh image, whose exit handlers are its own.
     Exec,
-    /// By fork: a copy, whose exit handlers and dispositions are its parent's.
+    /// By fork of the launcher: a copy, whose exit handlers and dispositions are its parent's.
     Fork,
+    /// By fork of the fork server, a copy too.
+    Served(Served<'a>),
+}
+
+/// What a worker gets from the fork server.
+#[derive(Debug)]
+pub(crate) struct Served<'a> {
+    /// The numbers that descriptors have in the launcher, and have here.
+    pub(crate) numbers: &'a HashMap<RawFd, RawFd>,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) descriptor_limit: Limit,
+    /// The server's process, our parent.
+    pub(crate) server: u32,
+}
+
+impl Origin<'_> {
+    /// How to ask for the most memory that this process has had resident. Through an exec the count of getrusage goes on
+    /// from that of the process before; after a fork it begins anew, and asking it is much cheaper.
+    fn peak(&self) -> report::Peak {
+        match self {
+            Self::Exec => || memory::peak_resident_kib().unwrap_or(0),
+            Self::Fork | Self::Served(_) => process::max_rss_kib,
+        }
+    }
+
+    /// The number here of a descriptor that the job speaks of.
+    fn local(&self, number: RawFd) -> RawFd {
+        match self {
+            Self::Exec | Self::Fork => number,
+            // One that did not come is no descriptor at all.
+            Self::Served(served) => served.numbers.get(&number).copied().unwrap_or(-1),
+        }
+    }
 }
 
 /// Lives the life of a worker.
-pub(crate) fn run(marker: &Marker, origin: Origin) -> ! {
+pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
     let _no_way_back = process::AbortOnUnwind;
     let code = match die_with_launcher(marker) {
         // Whoever wanted to know about this worker is gone: it says nothing.
@@ -63,9 +103,10 @@ fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
     Ok(Box::leak(Box::new(slot)))
 }
 
-fn work(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> i32 {
+fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 {
     let ready = settle(marker, origin, slot).and_then(|desk| {
         let entry = entry::find(&desk.open.job, Image::main()?).map_err(io::Error::other)?;
+        await_start(origin)?;
         Ok((desk, entry))
     });
     let (desk, entry) = match ready {
@@ -73,7 +114,7 @@ fn work(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> i32 {
         Err(error) => return refuse(slot, &error),
     };
     slot.set_state(State::Running);
-    match report::call_and_report(slot, || desk.call(marker.rank, entry)) {
+    match report::call_and_report(slot, origin.peak(), || desk.call(marker.rank, entry)) {
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
         Err(error) => {
@@ -100,6 +141,23 @@ impl Desk {
     }
 }
 
+/// What comes last before the function: the hooks of who was forked, and the gate that opens when all are watched.
+fn await_start(origin: &Origin<'_>) -> io::Result<()> {
+    match origin {
+        Origin::Exec => Ok(()),
+        Origin::Fork => hooks::run().map_err(io::Error::other),
+        Origin::Served(served) => {
+            hooks::run().map_err(io::Error::other)?;
+            let open = served.ledger.await_gate(|| process::parent_id() == served.server)?;
+            if open {
+                Ok(())
+            } else {
+                Err(io::Error::other("the launcher or its fork server was gone before the start"))
+            }
+        }
+    }
+}
+
 fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
     slot.set_failed_at(Moment::now());
     slot.set_note(&error.to_string());
@@ -108,10 +166,11 @@ fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
 }
 
 /// Makes the process what a worker's function may expect to find.
-fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Result<Desk> {
+fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io::Result<Desk> {
     let job = fd::adopt(marker.job)?;
     let open = OpenJob::read(job.as_fd())?;
-    let own: Vec<_> = open.descriptors().chain([job.as_raw_fd(), marker.report]).collect();
+    let named = open.descriptors().map(|number| origin.local(number));
+    let own: Vec<_> = named.chain([job.as_raw_fd(), marker.report]).collect();
     match origin {
         Origin::Exec => {
             fd::close_inherited(Inherited::ThroughExec, &own)?;
@@ -119,29 +178,51 @@ fn settle(marker: &Marker, origin: Origin, slot: &'static SlotWriter) -> io::Res
             signal::ignore(signal::Signal::PIPE)?;
         }
         Origin::Fork => {
-            process::lead_own_group(0)?;
-            fd::close_inherited(Inherited::ThroughFork, &own)?;
-            segment::close_all();
+            come_from_fork(&own)?;
             signal::reset_all()?;
+        }
+        Origin::Served(served) => {
+            limits::set_descriptors(served.descriptor_limit)?;
+            come_from_fork(&own)?;
+            // The server has reset its dispositions for us; only the mask is left.
+            signal::unblock_all()?;
         }
     }
     fd::settle_stdio()?;
     prctl::set_name(&comm(&open.job, marker.rank))?;
-    crash::watch(slot)?;
+    match origin {
+        Origin::Served(_) => crash::watch_prepared(slot),
+        Origin::Exec | Origin::Fork => crash::watch(slot)?,
+    }
     watch_exit(slot)?;
-    share_as_launcher(marker, &open.job)?;
-    let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(fd::adopt(open.job.returns)?));
-    let arrivals = open.arrivals(place.as_deref())?;
+    let adopt = |number| fd::adopt(origin.local(number));
+    open.job.sharing.clone().take_on();
+    if let (Some((tree, launchers)), Some(nest)) = (&open.job.place, marker.nest) {
+        tree::take_place(adopt(*tree)?, launchers, nest)?;
+    }
+    // One that may outlive its launcher needs no guard.
+    if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
+        ask_for_guard(&Socket::from_descriptor(adopt(guards)?))?;
+    }
+    let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
+    let arrivals = open.arrivals(place.as_deref(), adopt)?;
     Ok(Desk { open, arrivals, outbox, place })
 }
 
-/// Takes over the launcher's way of sharing memory, and the place that it has made.
-fn share_as_launcher(marker: &Marker, job: &Job) -> io::Result<()> {
-    job.sharing.clone().take_on();
-    match (&job.place, marker.nest) {
-        (Some((tree, launchers)), Some(nest)) => tree::take_place(fd::adopt(*tree)?, launchers, nest),
-        _ => Ok(()),
-    }
+fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
+    process::lead_own_group(0)?;
+    fd::close_inherited(Inherited::ThroughFork, own)?;
+    segment::close_all();
+    Ok(())
+}
+
+/// Tells the guardian of this worker, before it can have children: whatever becomes of the launcher, the guardian finds
+/// the letter.
+fn ask_for_guard(guards: &Socket) -> io::Result<()> {
+    let own = std::process::id();
+    let asked =
+        guards.send_within(&u64::from(own).to_ne_bytes(), &[process::pidfd_open(own)?.as_fd()], ASKING);
+    asked.map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))
 }
 
 /// `job:rank`, of whose 15 bytes the rank has its whole.
@@ -166,10 +247,10 @@ fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
 
 /// Ends the process with what it has written flushed.
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "this is where a worker ends")]
-fn leave(code: i32, origin: Origin) -> ! {
+fn leave(code: i32, origin: &Origin<'_>) -> ! {
     match origin {
         Origin::Exec => std::process::exit(code),
-        Origin::Fork => {
+        Origin::Fork | Origin::Served(_) => {
             // A stdout that is closed loses what is left in the buffer, as at any exit.
             let _ = io::stdout().flush();
             tree::leave();
@@ -193,6 +274,7 @@ mod tests {
             sharing: Choice::of_this_process(),
             place: None,
             returns: 0,
+            guards: None,
             manifest: Manifest::default(),
         };
         comm(&job, rank)

@@ -132,6 +132,17 @@ fn names_in(dir: &str) -> BTreeSet<String> {
     names.filter(|name| name.contains("phalanx")).collect()
 }
 
+/// Living processes in whose environment at their start a variable has this value.
+pub(crate) fn tagged(variable: &str, value: &str) -> BTreeSet<u32> {
+    let wanted = format!("{variable}={value}");
+    let has_tag = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|pair| pair == wanted.as_bytes())
+    };
+    let living = |pid: &u32| state_of(*pid).is_some_and(|state| state != 'Z');
+    processes().filter(has_tag).filter(living).collect()
+}
+
 /// A pidfd of any process.
 #[expect(unsafe_code, reason = "nix has no pidfd_open")]
 pub(crate) fn pidfd(pid: u32) -> Option<OwnedFd> {

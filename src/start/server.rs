@@ -1,0 +1,368 @@
+//! The fork server process itself: our executable again, with one thread, which forks workers when its launcher asks. It
+//! reaps them and writes into the ledger how they ended.
+//!
+//! It outlives a launcher that was killed just long enough to end the process groups of the workers, and of those that
+//! the launcher has started itself and that have asked for its guard.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::Raised;
+use crate::shm::passing::Arrivals;
+use crate::sys::clock::Moment;
+use crate::sys::epoll::{Epoll, wait_readable};
+use crate::sys::fd::{self, Inherited};
+use crate::sys::image::Image;
+use crate::sys::process::{self, ForkError};
+use crate::sys::signal::{self, ChildSignals, Signal};
+use crate::sys::socket::Socket;
+use crate::sys::{limits, prctl};
+use crate::wire::codec;
+use crate::wire::ledger::Ledger;
+use crate::wire::letter;
+use crate::wire::marker::Marker;
+use crate::wire::names::EXIT_REFUSED;
+use crate::wire::service::{BEFORE_JOBS, GuardRequest, Order, Reply, Request, ServerMarker, Trouble};
+use crate::worker::{self, Origin, Served, entry, hooks, report};
+
+/// How long the rest of a letter may take that has begun to arrive.
+const LETTER: Duration = Duration::from_secs(10);
+
+// What is waited for; a guarded worker has a number behind these.
+const REQUESTS: u64 = 0;
+const GUARDS: u64 = 1;
+const LAUNCHER: u64 = 2;
+const CHILDREN: u64 = 3;
+const FIRST_GUARDED: u64 = 4;
+
+/// Lives the life of a fork server.
+pub(crate) fn run(marker: &ServerMarker) -> ! {
+    let _no_way_back = process::AbortOnUnwind;
+    let served = Server::begin(marker).and_then(|mut server| {
+        let served = server.serve();
+        // However it came to an end: nobody else will do it.
+        server.end_all();
+        served
+    });
+    let code = match served {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(
+                io::stderr(),
+                "phalanx: the fork server of process {} ends: {error}",
+                marker.launcher
+            );
+            EXIT_REFUSED
+        }
+    };
+    leave(code)
+}
+
+#[expect(clippy::exit, clippy::disallowed_methods, reason = "this is where the server ends")]
+fn leave(code: i32) -> ! {
+    std::process::exit(code)
+}
+
+struct Server {
+    epoll: Epoll,
+    requests: Socket,
+    guards: Socket,
+    /// Readable when the launcher has ended; `None`: it was gone before we began.
+    launcher: Option<OwnedFd>,
+    ends: ChildSignals,
+    /// By pid.
+    forked: HashMap<u32, Forked>,
+    /// By number in the epoll.
+    guarded: HashMap<u64, Guarded>,
+    next_guarded: u64,
+}
+
+/// A worker of ours.
+struct Forked {
+    ledger: Rc<Ledger>,
+    rank: usize,
+    /// Whether it is to die with the launcher, as most are.
+    ends_with_launcher: bool,
+}
+
+/// A worker that the launcher has started itself.
+struct Guarded {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Server {
+    fn begin(marker: &ServerMarker) -> io::Result<Self> {
+        // Should somebody have stopped us, the launcher's death wakes us.
+        prctl::set_death_signal(Some(Signal::CONT))?;
+        // When it is gone already, there may be workers that have asked for our guard.
+        let launcher = process::pidfd_open(marker.launcher).ok();
+        let launcher = launcher.filter(|_| process::parent_id() == marker.launcher);
+        let requests = Socket::from_descriptor(fd::adopt(marker.requests)?);
+        let guards = Socket::from_descriptor(fd::adopt(marker.guards)?);
+        fd::close_inherited(Inherited::ThroughExec, &[marker.requests, marker.guards])?;
+        fd::settle_stdio()?;
+        // All that there may be: what finds no room is lost on its way. Workers get the launcher's limit back.
+        limits::make_room_for_descriptors(usize::MAX);
+        prctl::set_name("fork-server")?;
+        let (epoll, ends) = (Epoll::new()?, prepare()?);
+        epoll.add(requests.as_fd(), REQUESTS)?;
+        epoll.add(guards.as_fd(), GUARDS)?;
+        launcher.iter().try_for_each(|launcher| epoll.add(launcher.as_fd(), LAUNCHER))?;
+        epoll.add(ends.as_fd(), CHILDREN)?;
+        let (forked, guarded) = (HashMap::new(), HashMap::new());
+        let next_guarded = FIRST_GUARDED;
+        Ok(Self { epoll, requests, guards, launcher, ends, forked, guarded, next_guarded })
+    }
+
+    /// Until the launcher is gone.
+    fn serve(&mut self) -> io::Result<()> {
+        while self.launcher.is_some() {
+            self.epoll.wait_until(None)?;
+            let ready = self.epoll.ready()?;
+            if ready.contains(&LAUNCHER) {
+                break;
+            }
+            for token in ready {
+                match token {
+                    CHILDREN => self.reap()?,
+                    GUARDS => self.take_guards()?,
+                    // The launcher is ending, but its workers have not been killed yet: until it is gone they may still
+                    // start children, and ask for our guard.
+                    REQUESTS if !self.answer()? => self.epoll.remove(self.requests.as_fd())?,
+                    REQUESTS => {}
+                    guarded => self.forget(guarded),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all who are to end with the launcher, and what they have started.
+    fn end_all(&mut self) {
+        // Of those that it could not take there is no trace here.
+        let _ = self.take_guards();
+        let forked = self.forked.iter().filter(|(_, forked)| forked.ends_with_launcher);
+        forked.for_each(|(&pid, _)| process::kill_group_of_child(pid));
+        self.guarded.values().for_each(Guarded::end);
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        self.ends.clear()?;
+        while let Some(pid) = process::next_ended()? {
+            let exit = process::sweep_and_reap(pid)?;
+            // Others are children of the preload function, whom nobody waits for any more.
+            if let Some(Forked { ledger, rank, .. }) = self.forked.remove(&pid) {
+                ledger.record(rank, exit);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_guards(&mut self) -> io::Result<()> {
+        while let Ok(Some(message)) = self.guards.try_receive::<{ size_of::<GuardRequest>() }>() {
+            let pid = u64::from_ne_bytes(message.bytes) as u32;
+            if message.descriptors.is_empty() {
+                let _ = writeln!(io::stderr(), "phalanx: there is no descriptor left to guard process {pid}");
+            }
+            for pidfd in message.descriptors {
+                self.epoll.add(pidfd.as_fd(), self.next_guarded)?;
+                self.guarded.insert(self.next_guarded, Guarded { pid, pidfd });
+                self.next_guarded += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A guarded worker has ended: the launcher sweeps its group too, unless it is killed before it comes to that.
+    fn forget(&mut self, number: u64) {
+        if let Some(guarded) = self.guarded.remove(&number) {
+            process::kill_group(guarded.pidfd.as_fd(), None);
+        }
+    }
+
+    /// Answers one letter; false when there will be no more.
+    fn answer(&mut self) -> io::Result<bool> {
+        let deadline = Moment::now().checked_add(LETTER);
+        let (reply, pidfds) = match letter::receive::<Request>(&self.requests, deadline) {
+            Ok(None) => return Ok(false),
+            Ok(Some((Request::Preload { image, entry, function }, _))) => {
+                (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
+            }
+            Ok(Some((Request::Fork(order), descriptors))) => self.fork(&order, &descriptors),
+            // After half a letter nobody knows which is the next: the launcher sees that we are gone.
+            Err(error) => return Err(error),
+        };
+        let pidfds: Vec<_> = pidfds.iter().map(AsFd::as_fd).collect();
+        // A launcher that does not hear it is gone.
+        Ok(letter::send(&self.requests, &letter::seal(&reply)?, &pidfds).is_ok())
+    }
+
+    fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
+        let done = preload(image, entry, function);
+        let ends = prepare().and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
+        // The one before tells of the same, but is of a mask that the function may have changed.
+        self.ends = ends.map_err(|os| system("sigaction", &os))?;
+        done
+    }
+
+    fn fork(&mut self, order: &Order, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
+        let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
+        reply.trouble = match Parts::of(order, descriptors) {
+            Ok(parts) => {
+                parts.surround().and_then(|()| self.fork_each(&parts, &mut reply.pids, &mut pidfds)).err()
+            }
+            Err(error) => Some(Trouble::Confused(error.to_string())),
+        };
+        (reply, pidfds)
+    }
+
+    fn fork_each(
+        &mut self,
+        parts: &Parts<'_>,
+        pids: &mut Vec<u32>,
+        pidfds: &mut Vec<OwnedFd>,
+    ) -> Result<(), Trouble> {
+        let (death_signal, server) = (Signal::new(parts.order.death_signal), std::process::id());
+        // From here on it is only our own code that runs, and that has no thread.
+        let alone = process::single_thread().map_err(trouble)?;
+        for (number, slot) in parts.slots.iter().enumerate() {
+            // Many forks of much memory take their time: nobody else must wait for us so long.
+            self.reap().map_err(|os| system("waitid", &os))?;
+            if self.launcher.as_ref().is_some_and(is_readable) {
+                return Err(Trouble::Confused("its launcher is gone".to_owned()));
+            }
+            let rank = parts.order.first + number;
+            let marker = parts.marker(number, slot.as_raw_fd(), death_signal);
+            let pid = process::fork(&alone, || worker::run(&marker, &Origin::Served(parts.served(server))))
+                .map_err(trouble)?;
+            let ledger = parts.ledger.clone();
+            let ends_with_launcher = death_signal == Some(Signal::KILL);
+            self.forked.insert(pid, Forked { ledger, rank, ends_with_launcher });
+            // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
+            let _ = process::lead_own_group(pid);
+            let pidfd = process::pidfd_open(pid).map_err(|os| {
+                // The launcher will not hear of it.
+                self.forked.remove(&pid);
+                process::kill_unwatched(pid);
+                system("pidfd_open", &os)
+            })?;
+            pidfds.push(pidfd);
+            pids.push(pid);
+        }
+        Ok(())
+    }
+}
+
+impl Guarded {
+    fn end(&self) {
+        // While it has not ended its number is its own. After that only the pidfd is.
+        process::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)));
+    }
+}
+
+/// Whether the process of a pidfd has ended.
+fn is_readable(pidfd: &OwnedFd) -> bool {
+    wait_readable(pidfd.as_fd(), Some(Moment::now())).unwrap_or(true)
+}
+
+impl Reply {
+    fn of(trouble: Option<Trouble>) -> Self {
+        Self { pids: Vec::new(), rss_kib: process::max_rss_kib(), trouble }
+    }
+}
+
+/// An order with its descriptors, each in its place.
+struct Parts<'a> {
+    order: &'a Order,
+    ledger: Rc<Ledger>,
+    dir: BorrowedFd<'a>,
+    output: [BorrowedFd<'a>; 2],
+    jobs: &'a [OwnedFd],
+    numbers: HashMap<RawFd, RawFd>,
+    slots: &'a [OwnedFd],
+}
+
+impl<'a> Parts<'a> {
+    fn of(order: &'a Order, descriptors: &'a [OwnedFd]) -> io::Result<Self> {
+        let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len();
+        if descriptors.len() != expected || order.jobs == 0 {
+            let came = descriptors.len();
+            return Err(io::Error::other(format!("{came} descriptors came with an order, not {expected}")));
+        }
+        let (before, rest) = descriptors.split_at(BEFORE_JOBS);
+        let (jobs, rest) = rest.split_at(order.jobs);
+        let (named, slots) = rest.split_at(order.numbers.len());
+        let numbers = order.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
+        let ledger = Rc::new(Ledger::open(before[0].as_fd(), order.nprocs)?);
+        let output = [before[2].as_fd(), before[3].as_fd()];
+        Ok(Self { order, ledger, dir: before[1].as_fd(), output, jobs, numbers, slots })
+    }
+
+    fn marker(&self, number: usize, report: RawFd, death_signal: Option<Signal>) -> Marker {
+        Marker {
+            rank: self.order.first + number,
+            launcher: std::process::id(),
+            job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
+            report,
+            death_signal,
+            nest: self.order.nests[number],
+        }
+    }
+
+    /// Takes on what all workers are to have from their launcher.
+    fn surround(&self) -> Result<(), Trouble> {
+        let taken = hooks::take_on(&self.order.surroundings, self.dir, self.output);
+        taken.map_err(|os| system("fchdir", &os))
+    }
+
+    fn served(&self, server: u32) -> Served<'_> {
+        let descriptor_limit = self.order.surroundings.descriptor_limit;
+        Served { numbers: &self.numbers, ledger: &self.ledger, descriptor_limit, server }
+    }
+}
+
+/// Makes our signals what a worker is to find, whatever a preload function has done, but for SIGCHLD, which tells us of
+/// ends; and does once what is the same for all workers.
+fn prepare() -> io::Result<ChildSignals> {
+    signal::reset_all()?;
+    worker::crash::prepare()?;
+    ChildSignals::new()
+}
+
+fn trouble(error: ForkError) -> Trouble {
+    match error {
+        ForkError::Threads(threads) => Trouble::Threads(threads),
+        ForkError::Os(os) => system("fork", &os),
+    }
+}
+
+fn system(call: &str, os: &io::Error) -> Trouble {
+    Trouble::System { call: call.to_owned(), errno: os.raw_os_error().unwrap_or(0) }
+}
+
+/// Runs the preload function.
+fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
+    let confused = |error: String| Trouble::Confused(error);
+    let own = Image::main().map_err(|error| confused(error.to_string()))?;
+    let entry = entry::find_at(image, entry, function, own).map_err(confused)?;
+    let unit = codec::encode_plain(&()).map_err(confused)?;
+    // It may take long, and we look after nobody meanwhile; but there is nobody yet to look after.
+    let launcher = process::parent_id();
+    die_with_launcher(Signal::KILL)?;
+    if process::parent_id() != launcher {
+        return Err(Trouble::Confused("its launcher is gone".to_owned()));
+    }
+    let done = report::call_in_server(|| entry.call(0, &unit, Arrivals::default()).map(drop));
+    die_with_launcher(Signal::CONT)?;
+    // What it printed is not to be printed by every worker again.
+    let _ = io::stdout().flush();
+    done.map_err(|raised: Raised| Trouble::Preload(raised))
+}
+
+fn die_with_launcher(signal: Signal) -> Result<(), Trouble> {
+    prctl::set_death_signal(Some(signal)).map_err(|os| system("prctl", &os))
+}

@@ -1,0 +1,103 @@
+//! A message of any size with any number of descriptors, over a socket that takes 253 of them at a time.
+//!
+//! The body goes as a sealed memfd, which is the first descriptor; each part says how many descriptors are still to come.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::codec;
+use crate::sys::clock::Moment;
+use crate::sys::epoll::wait_readable;
+use crate::sys::map::SharedMap;
+use crate::sys::memfd;
+use crate::sys::socket::{MAX_DESCRIPTORS, Socket};
+
+/// A body ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Sealed(OwnedFd);
+
+/// Writes a body.
+pub(crate) fn seal<T: Serialize>(body: &T) -> io::Result<Sealed> {
+    let body = codec::encode_plain(body).map_err(io::Error::other)?;
+    memfd::sealed_with("phalanx-letter", &[&body]).map(Sealed)
+}
+
+/// Sends a message. After an error the other end may have a part of it.
+pub(crate) fn send(socket: &Socket, body: &Sealed, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let all: Vec<_> = std::iter::once(body.0.as_fd()).chain(descriptors.iter().copied()).collect();
+    let mut left = all.len();
+    for part in all.chunks(MAX_DESCRIPTORS) {
+        left -= part.len();
+        socket.send(&(left as u64).to_ne_bytes(), part)?;
+    }
+    Ok(())
+}
+
+/// Receives a message, for which it waits until `deadline`. `None`: the other end is closed.
+///
+/// # Errors
+/// When it does not come in time, or does not come whole, as for want of descriptors.
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: &Socket,
+    deadline: Option<Moment>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut descriptors = Vec::new();
+    let mut expected = None;
+    loop {
+        if !wait_readable(socket.as_fd(), deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let message = match socket.try_receive::<8>() {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(error) if is_end(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let left = u64::from_ne_bytes(message.bytes);
+        let came = message.descriptors.len() as u64;
+        if came == 0 || expected.is_some_and(|expected| expected != left + came) {
+            return Err(io::Error::other("descriptors of a message were lost: is RLIMIT_NOFILE too low?"));
+        }
+        descriptors.extend(message.descriptors);
+        expected = Some(left);
+        if left == 0 {
+            break;
+        }
+    }
+    let body = descriptors.remove(0);
+    let (_, size) = memfd::identity(body.as_fd())?;
+    let map = SharedMap::sealed(body.as_fd(), usize::try_from(size).map_err(io::Error::other)?)?;
+    let body = codec::decode_plain(map.sealed_bytes().unwrap_or_default()).map_err(io::Error::other)?;
+    Ok(Some((body, descriptors)))
+}
+
+/// An empty read of a socket that keeps messages apart.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn letter_of_many_parts_arrives_whole() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let long = "x".repeat(1 << 20);
+        for count in [0, 252, 253, 600] {
+            send(&there, &seal(&(count, &long)).unwrap(), &vec![file.as_fd(); count]).unwrap();
+            let ((told, text), descriptors) = receive::<(usize, String)>(&here, None).unwrap().unwrap();
+            assert_eq!((told, descriptors.len(), text.len()), (count, count, 1 << 20));
+        }
+        let soon = Moment::now().checked_add(Duration::from_millis(1));
+        assert_eq!(receive::<u8>(&here, soon).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(there);
+        assert!(receive::<u8>(&here, None).unwrap().is_none());
+    }
+}

@@ -1,0 +1,125 @@
+//! What the launcher and its fork server say to each other, each letter with descriptors beside it.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::names::PROTOCOL;
+use crate::error::Raised;
+use crate::sys::limits::Limit;
+use crate::sys::process::Affinity;
+
+/// The line by which a process knows that it is a fork server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServerMarker {
+    /// The process that must be our parent.
+    pub(crate) launcher: u32,
+    /// Where its letters come.
+    pub(crate) requests: RawFd,
+    /// Where workers that it starts itself ask to be guarded.
+    pub(crate) guards: RawFd,
+}
+
+impl fmt::Display for ServerMarker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { launcher, requests, guards } = self;
+        write!(f, "{PROTOCOL} {launcher} {requests} {guards}")
+    }
+}
+
+impl FromStr for ServerMarker {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no fork server's marker of protocol {PROTOCOL}");
+        let numbers: Vec<i32> =
+            text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+        let [version, launcher, requests, guards] = numbers[..] else { return Err(bad()) };
+        if u32::try_from(version) != Ok(PROTOCOL) {
+            return Err(bad());
+        }
+        Ok(Self { launcher: u32::try_from(launcher).map_err(|_| bad())?, requests, guards })
+    }
+}
+
+/// What the launcher asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// To run a function once, before the first fork: the offset of its entry, and its name.
+    Preload { image: Vec<u8>, entry: u64, function: String },
+    /// To fork some of N workers.
+    Fork(Order),
+}
+
+/// Some workers of a group, with these descriptors, in this order: the ledger, the working directory, stdout, stderr,
+/// the jobs, those that the jobs speak of, a report slot for each worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) nprocs: usize,
+    pub(crate) first: usize,
+    /// By worker, the number of its place in the launcher's tree of named memory.
+    pub(crate) nests: Vec<Option<u64>>,
+    /// The number of a signal; 0: none.
+    pub(crate) death_signal: i32,
+    pub(crate) surroundings: Surroundings,
+    /// One for all workers, or one for each of these.
+    pub(crate) jobs: usize,
+    /// The numbers that the jobs' descriptors have in the launcher.
+    pub(crate) numbers: Vec<RawFd>,
+}
+
+/// How many descriptors of an order come before its jobs.
+pub(crate) const BEFORE_JOBS: usize = 4;
+
+/// What a worker takes over from its launcher, not from the server, besides what is a descriptor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Surroundings {
+    /// The whole environment, as bytes.
+    pub(crate) environment: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) umask: u32,
+    pub(crate) affinity: Affinity,
+    pub(crate) descriptor_limit: Limit,
+}
+
+/// What the server answers to a [`Request`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    /// The workers that were forked, whose pidfds come beside, in order.
+    pub(crate) pids: Vec<u32>,
+    /// The most memory that the server has had resident: a worker's count begins with it.
+    pub(crate) rss_kib: u64,
+    /// Why that is not all that was asked for.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// Why the server did not do what it was asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Trouble {
+    /// The preload function failed.
+    Preload(Raised),
+    /// It left threads behind, whose locks a fork would inherit locked.
+    Threads(usize),
+    /// The system refused, with this errno.
+    System { call: String, errno: i32 },
+    /// What it was sent made no sense.
+    Confused(String),
+}
+
+/// What asks for the guard of a worker: its pid, beside which its pidfd comes.
+pub(crate) type GuardRequest = [u8; 8];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_marker_round_trips_and_garbage_is_an_error() {
+        let marker = ServerMarker { launcher: 77, requests: 5, guards: 6 };
+        assert_eq!(marker.to_string().parse(), Ok(marker));
+        for text in ["", "2 1 2", "1 1 2 3", "2 -1 2 3", "2 1 2 3 4", "2 1 2 99999999999"] {
+            assert!(text.parse::<ServerMarker>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What a forked worker does before its function: its launcher's surroundings, a fresh seed, the user's hooks.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Mutex, PoisonError};
+
+use crate::sys::{dir, env, fd, process};
+use crate::wire::service::Surroundings;
+
+type Hook = Box<dyn Fn(u64) + Send>;
+
+static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
+/// The process that drew it, and the seed.
+static SEED: Mutex<Option<(u32, u64)>> = Mutex::new(None);
+
+/// Registers a function that every worker runs which is forked from this process, before its own function: with
+/// [`StartMethod::Fork`](crate::StartMethod) from the launcher, with `ForkServer` from the server, where
+/// [`ForkServer::preload`](crate::ForkServer::preload) is the place to register it. It gets a fresh random number, the
+/// worker's [`seed`], since a fork copies the state of random number generators: all workers would draw the same.
+///
+/// Hooks run in the order in which they were registered. One that panics fails its worker.
+///
+/// ```
+/// phalanx::after_fork(|seed| {
+///     // reseed what draws random numbers, reconnect what was connected
+///     let _ = seed;
+/// });
+/// ```
+pub fn after_fork(hook: impl Fn(u64) + Send + 'static) {
+    HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(hook));
+}
+
+/// A random number that is this process's own: every worker has another, however it was started, and also each time it
+/// is started.
+///
+/// ```
+/// assert_eq!(phalanx::seed(), phalanx::seed());
+/// ```
+#[must_use]
+pub fn seed() -> u64 {
+    let own = std::process::id();
+    let mut known = SEED.lock().unwrap_or_else(PoisonError::into_inner);
+    match *known {
+        Some((process, seed)) if process == own => seed,
+        // None yet, or that of the process of which this one is a fork.
+        _ => known.insert((own, draw())).1,
+    }
+}
+
+/// From the kernel; the clock and the pid where it has none to give.
+fn draw() -> u64 {
+    dir::random().unwrap_or_else(|_| {
+        mix(crate::sys::clock::Moment::now().as_nanos() ^ u64::from(std::process::id()).rotate_left(40))
+    })
+}
+
+/// splitmix64's last step.
+fn mix(number: u64) -> u64 {
+    let z = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Runs the hooks, in a worker that was forked.
+///
+/// # Errors
+/// What a hook that panicked said.
+pub(super) fn run() -> Result<(), String> {
+    // Not under the lock: a hook may register one.
+    let hooks = std::mem::take(&mut *HOOKS.lock().unwrap_or_else(PoisonError::into_inner));
+    let seed = seed();
+    let done = hooks.iter().try_for_each(|hook| {
+        panic::catch_unwind(AssertUnwindSafe(|| hook(seed)))
+            .map_err(|payload| format!("an after_fork hook panicked: {}", super::report::text_of(&*payload)))
+    });
+    // They are for the workers that this one forks, too.
+    HOOKS.lock().unwrap_or_else(PoisonError::into_inner).splice(0..0, hooks);
+    done
+}
+
+/// Has the fork server look like its launcher, as do then all whom it forks. It keeps its own limit of descriptors.
+pub(crate) fn take_on(
+    surroundings: &Surroundings,
+    dir: BorrowedFd<'_>,
+    output: [BorrowedFd<'_>; 2],
+) -> io::Result<()> {
+    let Surroundings { environment, umask, affinity, descriptor_limit: _ } = surroundings;
+    set_environment(environment);
+    process::set_umask(*umask);
+    dir::enter(dir)?;
+    for (number, stream) in [1, 2].into_iter().zip(output) {
+        fd::put_at(stream, number)?;
+    }
+    // It was the launcher's a moment ago; if the system has taken it away since, the server's is as good.
+    let _ = affinity.take_on();
+    Ok(())
+}
+
+/// Mostly it is the server's own already.
+fn set_environment(wanted: &[(Vec<u8>, Vec<u8>)]) {
+    let is_wanted = |key: &OsString| wanted.iter().any(|(name, _)| name == key.as_encoded_bytes());
+    let gone: Vec<_> = std::env::vars_os().map(|(key, _)| key).filter(|key| !is_wanted(key)).collect();
+    gone.iter().for_each(env::remove);
+    for (key, value) in wanted {
+        let (key, value) = (OsString::from_vec(key.clone()), OsString::from_vec(value.clone()));
+        if std::env::var_os(&key).as_ref() != Some(&value) {
+            env::set(&key, &value);
+        }
+    }
+}
