@@ -63,11 +63,27 @@ fn no_workers_are_no_results() {
 
 #[test]
 fn fork_with_threads_is_refused_with_their_number() {
+    // In a worker, since the threads of the test harness come and go.
+    fn fork_beside_two(_: usize, (): ()) -> anyhow::Result<(usize, String)> {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Mutex::new(held);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| held.lock().map(|held| held.recv().is_ok()).is_ok());
+            }
+            let options = Options::new(2).start_method(StartMethod::Fork);
+            let refused = start_processes(scaled, 3, options);
+            drop(release);
+            match refused {
+                Err(error @ Error::ForkWithThreads { threads }) => Ok((threads, error.to_string())),
+                other => anyhow::bail!("{other:?}"),
+            }
+        })
+    }
     watched(|| {
-        let threads = fs::read_dir("/proc/self/task").unwrap().count();
-        let error = start_processes(scaled, 3, Options::new(2).start_method(StartMethod::Fork)).unwrap_err();
-        assert!(matches!(error, Error::ForkWithThreads { threads: told } if told == threads), "{error}");
-        assert!(error.to_string().contains("StartMethod::Spawn"));
+        let [(threads, text)] = <[_; 1]>::try_from(spawn(fork_beside_two, (), 1).unwrap()).unwrap();
+        assert_eq!(threads, 3, "{text}");
+        assert!(text.contains("3 threads") && text.contains("StartMethod::Spawn"), "{text}");
     });
 }
 
