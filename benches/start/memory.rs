@@ -4,16 +4,15 @@ use std::hint::black_box;
 
 use phalanx::StartMethod;
 
-use crate::Extent;
-use crate::figures::{median, median_of, row, table, time, timed};
+use crate::figures::{Extent, median, row, table, time, timed};
 use crate::raw::fork_here;
-use crate::running::idle;
+use crate::running::{idle, median_of};
 use crate::ways::with_phalanx;
 
 const GIB: usize = 1 << 30;
 
 pub(crate) fn with_ballast(extent: Extent) -> anyhow::Result<()> {
-    let title = "Starting and joining 4 while the launcher has touched so much memory:";
+    let title = "Starting and joining 4 while the launcher has touched so much memory";
     table(title, &["memory", "raw fork of the launcher", "Spawn", "ForkServer"]);
     let room = kib_in("/proc/meminfo", "MemAvailable")? << 10;
     for gibibytes in [0, 2, 8] {
@@ -52,7 +51,7 @@ fn kib_in(path: &str, name: &str) -> anyhow::Result<usize> {
 pub(crate) fn memory(_: Extent) -> anyhow::Result<()> {
     const WORKERS: usize = 8;
     let columns = ["start method", "proportional (PSS)", "private", "aim"];
-    table("Memory of an idle worker, of 8 that run (/proc/PID/smaps_rollup):", &columns);
+    table("Memory of an idle worker, of 8 that run (/proc/PID/smaps_rollup)", &columns);
     for (method, aim) in [(StartMethod::ForkServer, "1 MiB"), (StartMethod::Spawn, "2 MiB")] {
         let context = idle(method, WORKERS)?;
         let (mut proportional, mut private) = (Vec::new(), Vec::new());

@@ -10,8 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SIGKILL, kill};
 use nix::unistd::Pid;
 
+use crate::common;
+use crate::figures::Extent;
 use crate::starting::Series;
-use crate::{Extent, common};
 
 /// Arguments: library, start method, workers, rounds. What the workers call must be found by its name in the others'
 /// fresh processes, to which this script is no module. The first round only warms up.

@@ -8,9 +8,15 @@ use nix::sys::signal::{SIGKILL, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use phalanx::{Options, ProcessContext, StartMethod, Tensor, start_processes};
 
-use crate::figures::{median_of, row, table, time, timed};
+use crate::common;
+use crate::figures::{Extent, median, row, table, time, timed};
 use crate::raw::bare_spawn;
-use crate::{Extent, common};
+
+/// The median of what so many calls return; a call before them only warms up.
+pub(crate) fn median_of(rounds: usize, mut work: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<f64> {
+    work()?;
+    Ok(median((0..rounds).map(|_| work()).collect::<anyhow::Result<Vec<_>>>()?))
+}
 
 /// Workers that have come to their function, and wait there until they are killed, which dropping this does.
 pub(crate) fn idle(method: StartMethod, nprocs: usize) -> anyhow::Result<ProcessContext<()>> {
@@ -27,7 +33,7 @@ pub(crate) fn idle(method: StartMethod, nprocs: usize) -> anyhow::Result<Process
 
 pub(crate) fn polling(extent: Extent) -> anyhow::Result<()> {
     const BATCH: usize = 100;
-    table("`join_timeout` of zero while all run:", &["workers", "start method", "one poll"]);
+    table("`join_timeout` of zero while all run", &["workers", "start method", "one poll"]);
     let (spawn, served) = (StartMethod::Spawn, StartMethod::ForkServer);
     for (method, nprocs) in [(spawn, 10), (served, 10), (spawn, 100), (served, 100), (served, 1000)] {
         let mut context = idle(method, nprocs)?;
@@ -46,10 +52,7 @@ pub(crate) fn polling(extent: Extent) -> anyhow::Result<()> {
 
 pub(crate) fn deaths(extent: Extent) -> anyhow::Result<()> {
     let rounds = extent.rounds(100);
-    table(
-        "From a worker's SIGKILL to the error, when the others have ended too:",
-        &["", "time", "over bare"],
-    );
+    table("From a worker's SIGKILL to the error, when the others have ended too", &["", "time", "over bare"]);
     let bare = median_of(rounds, bare_death)?;
     row(&["bare process: poll on its pidfd, then waitid".to_owned(), time(bare), String::new()]);
     for method in [StartMethod::Spawn, StartMethod::ForkServer] {

@@ -1,8 +1,7 @@
 //! Starting and joining, each way.
 
-use crate::Extent;
 use crate::chart::chart;
-use crate::figures::{median, ratio, row, table, time};
+use crate::figures::{Extent, median, row, table, time};
 use crate::python::python;
 use crate::ways::{OWN_WAYS, RAW_FORK, RAW_SPAWN, SERVED, SPAWN, ways};
 
@@ -56,11 +55,19 @@ pub(crate) fn starting(extent: Extent) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn ratio(value: f64) -> String {
+    match value {
+        none if none.is_nan() => "-".to_owned(),
+        large if large >= 20.0 => format!("{large:.0}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
 fn print_own(all: &[Series]) {
     let names = all[..OWN_WAYS].iter().map(|series| series.name.as_str());
     let ratios = ["Spawn / raw posix_spawn", "ForkServer / raw fork", "ForkServer, each"];
     let columns: Vec<_> = ["workers"].into_iter().chain(names).chain(ratios).collect();
-    table("Starting and joining workers that do nothing:", &columns);
+    table("Starting and joining workers that do nothing", &columns);
     for (nprocs, _) in NUMBERS {
         let times = all[..OWN_WAYS].iter().map(|series| time(series.seconds(nprocs)));
         let ratios = [(SPAWN, RAW_SPAWN), (SERVED, RAW_FORK)];
@@ -73,7 +80,7 @@ fn print_own(all: &[Series]) {
 
 fn print_rivals(all: &[Series]) {
     let columns = ["other", "workers", "time", "other / Spawn", "other / ForkServer"];
-    table("The same with others, where they are there:", &columns);
+    table("The same with others, where they are there", &columns);
     for series in &all[OWN_WAYS..] {
         for &(nprocs, _) in &series.turns {
             let seconds = series.seconds(nprocs);

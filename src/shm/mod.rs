@@ -15,6 +15,7 @@
 // - `passing`: how memory leaves and enters a process beside serialised bytes
 // - `formats`: other people's, each a feature that is off by default
 
+mod access;
 mod arena;
 mod dtype;
 mod dyn_tensor;

@@ -1,0 +1,221 @@
+//! A tensor's elements: one by one by relaxed atomics, in bulk by copies, and in place where the caller vouches for it.
+
+use super::dtype::{Element, Number};
+use super::tensor::Tensor;
+use crate::error::MemoryError;
+
+impl<T: Element> Tensor<T> {
+    /// The place of an element in row-major order, which the element accessors take.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`] when there is no such element.
+    #[inline]
+    pub fn position(&self, index: &[usize]) -> Result<usize, MemoryError> {
+        let place = self.any.layout().position(index);
+        place.ok_or_else(|| MemoryError::OutOfBounds { index: index.to_vec(), shape: self.shape().to_vec() })
+    }
+
+    /// The element at `place`, by a relaxed atomic load.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`] when there is no such element.
+    #[inline]
+    pub fn get(&self, place: usize) -> Result<T, MemoryError> {
+        let (map, at) = self.any.element(place, size_of::<T>())?;
+        Ok(T::load(map, at))
+    }
+
+    /// Sets the element at `place`, by a relaxed atomic store.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and [`MemoryError::ReadOnly`].
+    #[inline]
+    pub fn set(&self, place: usize, value: T) -> Result<(), MemoryError> {
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+        value.store(map, at);
+        Ok(())
+    }
+
+    /// Copies all elements to `target`.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when `target` does not have as many.
+    pub fn read_into(&self, target: &mut [T]) -> Result<(), MemoryError> {
+        self.any.check_length(target.len())?;
+        if let Some((map, at)) = self.any.only_run() {
+            T::load_all(map, at, target);
+        } else if let Some((map, run, starts)) = self.any.runs()
+            && run > 0
+        {
+            match run / size_of::<T>() {
+                1 => starts.zip(target).for_each(|(at, target)| *target = T::load(map, at)),
+                run => {
+                    let targets = target.chunks_exact_mut(run);
+                    starts.zip(targets).for_each(|(at, target)| T::load_all(map, at, target));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `source` over all elements.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when `source` does not have as many, [`MemoryError::ReadOnly`].
+    pub fn write_from(&self, source: &[T]) -> Result<(), MemoryError> {
+        self.any.check_length(source.len())?;
+        // Scattered one by one, elements are faster stored than copied.
+        let scattered = if self.is_contiguous() { None } else { self.any.runs() };
+        match scattered {
+            Some((map, run, starts)) if run == size_of::<T>() && map.is_writable() => {
+                starts.zip(source).for_each(|(at, value)| value.store(map, at));
+                Ok(())
+            }
+            _ => self.any.write_bytes(T::bytes_of(source)),
+        }
+    }
+
+    /// A copy of all elements.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<T> {
+        let mut elements = vec![T::default(); self.len()];
+        // It has as many: there is nothing to go wrong.
+        let _ = self.read_into(&mut elements);
+        elements
+    }
+}
+
+impl<T: Number> Tensor<T> {
+    /// Adds to the element at `place`, so that no addition of another process is lost; returns what was there
+    /// before. Integers wrap around.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    #[inline]
+    pub fn fetch_add(&self, place: usize, value: T) -> Result<T, MemoryError> {
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+        Ok(value.fetch_add(map, at))
+    }
+
+    /// The elements in place. For a slice without `unsafe` there is [`freeze`](Self::freeze).
+    ///
+    /// # Errors
+    /// [`MemoryError::NotContiguous`] when they do not lie one after the other.
+    ///
+    /// # Safety
+    /// While the slice lives, no process may write to these elements, nor cut short the file they are in.
+    #[expect(unsafe_code, reason = "a slice of shared memory is what the caller vouches for")]
+    pub unsafe fn as_slice(&self) -> Result<&[T], MemoryError> {
+        let (start, len) = (self.start()?, self.len());
+        // SAFETY: start() points to len() elements, aligned and valid since every bit pattern is an element; that
+        // nobody writes is what the caller promises.
+        Ok(unsafe { std::slice::from_raw_parts(start, len) })
+    }
+
+    /// The elements in place, to be changed. Without `unsafe` there is [`into_shards`](Self::into_shards).
+    ///
+    /// # Errors
+    /// As [`as_slice`](Self::as_slice), and [`MemoryError::ReadOnly`].
+    ///
+    /// # Safety
+    /// While the slice lives, no process may access these elements but through it, nor cut short the file they are in.
+    #[expect(unsafe_code, reason = "as as_slice")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "clones and other processes reach the memory too; the caller keeps them off"
+    )]
+    pub unsafe fn as_mut_slice(&self) -> Result<&mut [T], MemoryError> {
+        let (start, len) = (self.start()?, self.len());
+        if !self.storage().is_writable() {
+            return Err(MemoryError::ReadOnly);
+        }
+        // SAFETY: as in as_slice; that nobody else accesses it is what the caller promises.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
+    }
+
+    fn start(&self) -> Result<*mut T, MemoryError> {
+        if !self.is_contiguous() {
+            return Err(self.any.not_contiguous("a slice".to_owned()));
+        }
+        let bytes = self.len() * size_of::<T>();
+        let begin = self.any.offset() * size_of::<T>();
+        let start = self.storage().bytes().map(|(map, at)| map.at(at + begin, bytes, align_of::<T>()).cast());
+        Ok(start.unwrap_or(std::ptr::NonNull::dangling().as_ptr()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::super::storage::Storage;
+    use super::*;
+
+    fn numbers<T: Number>(values: [T; 3], sum: T) {
+        let tensor = Tensor::from_slice(&values, &[3]).unwrap();
+        assert_eq!(tensor.fetch_add(1, values[2]).unwrap(), values[1]);
+        assert_eq!(tensor.to_vec(), [values[0], sum, values[2]]);
+        tensor.set(0, values[2]).unwrap();
+        assert_eq!((tensor.get(0).unwrap(), tensor.dtype().size()), (values[2], size_of::<T>()));
+        assert!(tensor.into_dyn().typed::<bool>().is_err());
+    }
+
+    #[test]
+    fn every_element_type_works() {
+        numbers([1_u8, 250, 10], 4);
+        numbers([1_u16, 65_530, 10], 4);
+        numbers([1_u32, 2, 3], 5);
+        numbers([1_u64, u64::MAX, 3], 2);
+        numbers([-1_i8, 100, 100], -56);
+        numbers([-1_i16, 2, -3], -1);
+        numbers([-1_i32, 2, -3], -1);
+        numbers([-1_i64, 2, -3], -1);
+        numbers([0.5, 1.5, 2.0].map(f16::from_f32), f16::from_f32(3.5));
+        numbers([0.5, 1.5, 2.0].map(bf16::from_f32), bf16::from_f32(3.5));
+        numbers([0.5_f32, 1.5, 2.0], 3.5);
+        numbers([0.5_f64, 1.5, 2.0], 3.5);
+        let flags = Tensor::from_slice(&[true, false, true], &[3]).unwrap();
+        flags.set(1, true).unwrap();
+        assert_eq!((flags.to_vec(), flags.get(1).unwrap()), (vec![true; 3], true));
+    }
+
+    #[test]
+    fn any_byte_but_zero_is_true() {
+        let storage = Storage::from_bytes(&[0, 1, 2, 255]).unwrap();
+        let flags = Tensor::<bool>::from_storage(&storage, &[4]).unwrap();
+        assert_eq!(flags.to_vec(), [false, true, true, true]);
+        assert!(flags.get(2).unwrap());
+    }
+
+    #[test]
+    fn fetch_add_from_threads_loses_nothing() {
+        let tensor = Tensor::<f32>::zeros(&[2]).unwrap();
+        let halves = Tensor::<f16>::zeros(&[2]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..500).for_each(|_| {
+                        tensor.fetch_add(1, 1.0).unwrap();
+                        halves.fetch_add(1, f16::ONE).unwrap();
+                    })
+                });
+            }
+        });
+        assert_eq!((tensor.to_vec(), halves.get(1).unwrap()), (vec![0.0, 2000.0], f16::from_f32(2000.0)));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "slices of shared memory are unsafe")]
+    fn slices_of_what_is_scattered_or_read_only_are_refused() {
+        let tensor = Tensor::<i32>::zeros(&[2, 3]).unwrap();
+        let turned = tensor.transpose(0, 1).unwrap();
+        // SAFETY: there is no slice of it.
+        assert!(unsafe { turned.as_slice() }.is_err());
+        drop(turned);
+        let frozen = tensor.freeze().unwrap().to_tensor();
+        // SAFETY: likewise.
+        assert!(unsafe { frozen.as_mut_slice() }.is_err());
+        // SAFETY: nobody can write to it.
+        assert_eq!(unsafe { frozen.as_slice() }.unwrap(), [0; 6]);
+    }
+}
