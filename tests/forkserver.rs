@@ -8,43 +8,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use common::{
-    await_end, await_post, await_that, board, descriptors, kill_self, own_frames, post, wait_for_ever,
-    watched, write_to,
+    await_end, await_post, board, descriptors, kill_self, launched, own_frames, post, served, start,
+    wait_for_ever, write_to,
 };
-use nix::sys::signal::Signal as NixSignal;
 use phalanx::{
-    Error, ForkServer, Options, ProcessContext, SharingStrategy, StartMethod, Status, Tensor,
-    set_sharing_strategy, start_processes, start_processes_with,
+    Error, ForkServer, SharingStrategy, Tensor, set_sharing_strategy, start_processes, start_processes_with,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 phalanx::auto_init!();
-
-fn served(nprocs: usize) -> Options {
-    Options::new(nprocs).start_method(StartMethod::ForkServer)
-}
-
-fn start<R: Serialize + DeserializeOwned>(
-    f: impl Fn(usize, ()) -> anyhow::Result<R> + Copy + Send + 'static,
-    nprocs: usize,
-) -> ProcessContext<R> {
-    start_processes(f, (), served(nprocs)).unwrap()
-}
-
-/// Runs a test as a launcher in a process of its own, and sees to it that its server ends with it.
-fn launched(test: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + Send + 'static) {
-    const TAG: &str = "PHALANX_TEST_TAG";
-    static ROUND: AtomicU64 = AtomicU64::new(0);
-    watched(|| {
-        let tag = format!("forkserver-{}-{}", std::process::id(), ROUND.fetch_add(1, Relaxed));
-        let options = Options::new(1).env(TAG, &tag);
-        if let Err(error) = start_processes(test, (), options).unwrap().join() {
-            panic!("{error}");
-        }
-        await_that(|| common::tagged(TAG, &tag).is_empty());
-    });
-}
 
 #[test]
 fn results_come_by_rank_from_a_program_with_threads() {
@@ -219,40 +190,6 @@ fn first_failure_in_time_is_the_one_that_is_told() {
     });
 }
 
-#[test]
-fn killed_server_takes_its_workers_along_is_told_and_followed_by_another() {
-    launched(|_, ()| {
-        let mut context = start(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, 3);
-        let first = ForkServer::pid().unwrap();
-        common::send(first, NixSignal::SIGKILL);
-        let error = common::poll_join(&mut context).unwrap_err().to_string();
-        assert!(error.contains("process"), "{error}");
-        assert!(context.outcomes()?.iter().all(|outcome| outcome.status() != Status::Running));
-        drop(context);
-        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
-        assert_ne!(ForkServer::pid(), Some(first));
-        Ok(())
-    });
-}
-
-#[test]
-fn stopped_server_is_woken() {
-    launched(|_, ()| {
-        start(|_, ()| Ok(()), 1).join()?;
-        for _ in 0..3 {
-            common::send(ForkServer::pid().unwrap(), NixSignal::SIGSTOP);
-            assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
-            let board = board(1);
-            let work = |_, board: Tensor<i64>| anyhow::Ok(await_post(&board, 0));
-            let context = start_processes(work, board.clone(), served(2))?;
-            common::send(ForkServer::pid().unwrap(), NixSignal::SIGSTOP);
-            post(&board, 0, 5);
-            assert_eq!(context.join()?, [5, 5]);
-        }
-        Ok(())
-    });
-}
-
 static LOADED: OnceLock<Vec<u64>> = OnceLock::new();
 static SEEDS: AtomicU64 = AtomicU64::new(0);
 
@@ -322,69 +259,6 @@ fn preload_that_fails_is_an_error_of_every_start_with_its_traceback() {
         let error = start_processes(|_, ()| anyhow::Ok(()), (), served(2)).unwrap_err().to_string();
         assert!(error.contains("left 1 thread"), "{error}");
         assert!(common::children().len() <= 1);
-        Ok(())
-    });
-}
-
-#[test]
-fn forked_worker_of_a_launcher_with_a_server_gets_its_own_and_hurts_nothing() {
-    fn inner(_: usize, _: ()) -> anyhow::Result<Vec<usize>> {
-        let files: Vec<_> = (0..64).map(|_| std::fs::File::open("/dev/null")).collect::<Result<_, _>>()?;
-        let results = start(|rank, ()| Ok(rank), 3).join()?;
-        anyhow::ensure!(files.iter().all(|file| file.metadata().is_ok()), "a descriptor was closed");
-        Ok(results)
-    }
-    launched(|_, ()| {
-        let options = Options::new(2).start_method(StartMethod::Fork).guardian(true);
-        assert_eq!(start_processes(inner, (), options)?.join()?, [[0, 1, 2], [0, 1, 2]]);
-        Ok(())
-    });
-}
-
-#[test]
-fn worker_may_use_a_server_of_its_own() {
-    fn outer(rank: usize, _: ()) -> anyhow::Result<Vec<usize>> {
-        Ok(start_processes(|rank, by: usize| anyhow::Ok(rank + by), 10 * rank, served(2))?.join()?)
-    }
-    launched(|_, ()| {
-        assert_eq!(start(outer, 2).join()?, [[0, 1], [10, 11]]);
-        Ok(())
-    });
-}
-
-#[test]
-fn server_killed_at_any_moment_of_a_start_hangs_nobody_and_leaves_nobody() {
-    launched(|_, ()| {
-        let end = std::time::Instant::now() + common::race_time();
-        let (mut well, mut badly) = (0_u32, 0_u32);
-        while std::time::Instant::now() < end {
-            start(|_, ()| Ok(()), 1).join()?;
-            let server = ForkServer::pid().unwrap();
-            let moment = std::time::Duration::from_micros(u64::from(well + badly) * 618 % 12_000);
-            let killer = std::thread::spawn(move || {
-                // Till then it may be anywhere: writing orders, forking, reaping.
-                let until = std::time::Instant::now() + moment;
-                await_that(|| std::time::Instant::now() >= until);
-                common::send(server, NixSignal::SIGKILL);
-            });
-            let started = start_processes(|rank, ()| anyhow::Ok(rank), (), served(40));
-            match started.and_then(ProcessContext::join) {
-                Ok(results) => {
-                    assert_eq!(results.len(), 40);
-                    well += 1;
-                }
-                Err(_) => badly += 1,
-            }
-            killer.join().unwrap();
-            await_end(server);
-        }
-        assert!(well + badly > 10, "{well} went well, {badly} badly");
-        start(|_, ()| Ok(()), 1).join()?;
-        let server = ForkServer::pid().unwrap();
-        common::send(server, NixSignal::SIGKILL);
-        await_end(server);
-        // It is reaped by the next start, or with this process.
-        assert!(common::children().into_iter().all(|pid| pid == server), "{:?}", common::children());
         Ok(())
     });
 }

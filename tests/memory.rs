@@ -4,10 +4,11 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{await_post, board, descriptors, kill_self, post, under_both_strategies};
+use common::{await_post, board, descriptors, kill_self, post, under_both_strategies, watched};
+use nix::sys::resource::{UsageWho, getrusage};
 use phalanx::{
-    Error, MemoryError, Options, SharingStrategy, Storage, Tensor, get_sharing_strategy, spawn,
-    start_processes, start_processes_with,
+    Error, HugePages, MemoryError, Options, SharingStrategy, Storage, StorageOptions, Tensor,
+    get_sharing_strategy, spawn, start_processes, start_processes_with,
 };
 use serde::{Deserialize, Serialize};
 
@@ -222,5 +223,47 @@ fn slices_are_the_memory_itself() {
         let empty = Tensor::<f64>::zeros(&[0]).unwrap();
         // SAFETY: nobody else has it.
         assert!(unsafe { empty.as_slice() }.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn prefault_leaves_no_page_fault_for_later() {
+    const PAGES: usize = 1024;
+    let faults = |prefault| {
+        let storage = StorageOptions::new().prefault(prefault).zeros(PAGES * 4096).unwrap();
+        let tensor = Tensor::<u8>::from_storage(&storage, &[PAGES * 4096]).unwrap();
+        let so_far = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let before = so_far();
+        (0..PAGES).for_each(|page| tensor.set(page * 4096, 1).unwrap());
+        so_far() - before
+    };
+    under_both_strategies(|| {
+        // Some neighbours are mapped by one fault.
+        let (without, with) = (faults(false), faults(true));
+        assert!(without > 20 && with <= 4, "{without} faults without, {with} with");
+    });
+}
+
+#[test]
+fn huge_pages_hold_a_storage_where_some_are_reserved() {
+    let free = || {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let line = meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+        line.map_or(0, |number| number.trim().parse::<u64>().unwrap())
+    };
+    watched(|| {
+        let before = free();
+        let storage = StorageOptions::new().huge_pages(HugePages::Required).prefault(true).zeros(5);
+        if before == 0 {
+            // None are reserved here: what is said then is tested beside the options.
+            return assert!(matches!(storage, Err(MemoryError::NoHugePages { free: 0, .. })));
+        }
+        let tensor = Tensor::<u8>::from_storage(&storage.unwrap(), &[5]).unwrap();
+        assert_eq!(free(), before - 1);
+        let work = |_, tensor: Tensor<u8>| anyhow::Ok(tensor.set(4, 7)?);
+        spawn(work, tensor.clone(), 1).unwrap();
+        assert_eq!(tensor.to_vec(), [0, 0, 0, 0, 7]);
+        drop(tensor);
+        assert_eq!(free(), before);
     });
 }

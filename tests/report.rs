@@ -7,7 +7,7 @@ mod common;
 use std::fmt;
 
 use common::{await_that, exited_by, kill_self, raised_by, wait_for_ever, watched, write_to};
-use phalanx::{Cause, Error, Options, spawn, start_processes};
+use phalanx::{Cause, Error, ForkServer, Options, StartMethod, spawn, start_processes};
 
 phalanx::auto_init!();
 
@@ -120,30 +120,42 @@ fn damaged_report_is_told() {
 fn killed_for_memory_is_told() {
     // A worker in a memory cgroup of its own, where that can be made; the launcher in the same, since the kernel
     // counts by cgroup.
+    fn launch(_: usize, (join, method): (String, StartMethod)) -> anyhow::Result<Told> {
+        std::fs::write(&join, std::process::id().to_string())?;
+        let options = || Options::new(1).start_method(method);
+        let calm = || start_processes(|rank, ()| anyhow::Ok(rank), (), options())?.join();
+        calm()?;
+        let server = ForkServer::pid();
+        let eat = |_, ()| -> anyhow::Result<()> {
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(std::hint::black_box(vec![1_u8; 16 << 20]));
+            }
+        };
+        // The kernel kills the largest of the cgroup, which neither the launcher nor the server is.
+        let Err(Error::ProcessExited(exception)) = start_processes(eat, (), options())?.join() else {
+            anyhow::bail!("not killed")
+        };
+        calm()?;
+        anyhow::ensure!(ForkServer::pid() == server, "the server was hurt");
+        Ok((exception.cause(), exception.exit_code()))
+    }
     watched(|| {
-        let Some(group) = MemoryGroup::new(200 << 20) else {
-            // Not allowed to make a memory cgroup: `diagnose` is still tested without processes.
-            return;
-        };
-        let launcher = |_, join: String| -> anyhow::Result<(Option<Cause>, Option<i32>)> {
-            std::fs::write(&join, std::process::id().to_string())?;
-            let eat = |_, ()| -> anyhow::Result<()> {
-                let mut eaten = Vec::new();
-                loop {
-                    eaten.push(std::hint::black_box(vec![1_u8; 16 << 20]));
-                }
+        for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+            let Some(group) = MemoryGroup::new(200 << 20) else {
+                // Not allowed to make a memory cgroup: `diagnose` is still tested without processes.
+                return;
             };
-            // The kernel kills the largest of the cgroup, which the launcher is not.
-            let Err(Error::ProcessExited(exception)) = spawn(eat, (), 1) else { anyhow::bail!("not killed") };
-            Ok((exception.cause(), exception.exit_code()))
-        };
-        let seen = start_processes(launcher, group.join_file(), Options::new(1)).unwrap().join();
-        drop(group);
-        let (cause, code) = seen.unwrap().remove(0);
-        assert!(matches!(cause, Some(Cause::OutOfMemory { kills: 1.. })), "{cause:?}");
-        assert_eq!(code, Some(-9));
+            let seen = start_processes(launch, (group.join_file(), method), Options::new(1)).unwrap().join();
+            drop(group);
+            let (cause, code) = seen.unwrap().remove(0);
+            assert!(matches!(cause, Some(Cause::OutOfMemory { kills: 1.. })), "{method:?}: {cause:?}");
+            assert_eq!(code, Some(-9));
+        }
     });
 }
+
+type Told = (Option<Cause>, Option<i32>);
 
 /// A memory cgroup for one test, removed at its end.
 struct MemoryGroup(std::path::PathBuf);

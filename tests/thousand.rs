@@ -4,21 +4,14 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{await_post, await_that, board, descriptors, ignore_term, post, wait_for_ever, watched};
-use phalanx::{Options, StartMethod, Status, Tensor, spawn, start_processes};
+use common::{
+    await_post, await_that, board, descriptors, ignore_term, launched, post, served, wait_for_ever,
+};
+use phalanx::{Options, Status, Tensor, start_processes};
 
 phalanx::auto_init!();
 
 const MANY: usize = 1000;
-
-fn served(nprocs: usize) -> Options {
-    Options::new(nprocs).start_method(StartMethod::ForkServer)
-}
-
-/// Runs a test as a launcher in a process of its own, whose server ends with it.
-fn launched(test: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + Send + 'static) {
-    watched(|| drop(spawn(test, (), 1).unwrap()));
-}
 
 #[test]
 fn a_thousand_hand_in_their_results_for_two_descriptors_each() {

@@ -32,7 +32,8 @@ pub enum Status {
         /// Whether it left a core file.
         core_dumped: bool,
     },
-    /// It is gone, but somebody else took its exit status (a `waitpid(-1)`, or SIGCHLD ignored).
+    /// It is gone, but somebody else took its exit status (a `waitpid(-1)`, or SIGCHLD ignored), or the fork
+    /// server died, which alone could read it.
     Lost,
     /// SIGKILL did not end it in time, as when it hangs in the kernel. It is left alone.
     Survived,

@@ -8,7 +8,8 @@
 // - `storage`, `options`: bytes without a shape, and how they are to be made
 // - `dtype`: the element types
 // - `layout`: pure: shape, strides and offset
-// - `dyn_tensor`, `tensor`: a layout over a storage
+// - `dyn_tensor`, `tensor`: a layout over a storage, without and with a type known to the compiler
+// - `access`: the elements of a tensor
 // - `frozen`: tensors that nobody can change any more
 // - `shard`: the exclusive parts of a tensor
 // - `refused`: what could not be done, with what it was to be done to

@@ -5,11 +5,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use phalanx::{Error, ProcessContext, ProcessExitedException, ProcessRaisedException, Tensor, spawn};
+use phalanx::{
+    Error, Options, ProcessContext, ProcessExitedException, ProcessRaisedException, StartMethod, Tensor,
+    spawn, start_processes,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// After so many seconds without an end, and the time of a race, a test is taken to hang: SIGALRM ends it and its
 /// workers.
@@ -294,4 +300,30 @@ pub(crate) fn own_frames(traceback: &phalanx::Traceback) -> Vec<(String, u32)> {
 pub(crate) fn write_to(address: usize) {
     // SAFETY: none.
     unsafe { (address as *mut u32).write_volatile(1) }
+}
+
+/// Options for workers of the fork server.
+pub(crate) fn served(nprocs: usize) -> Options {
+    Options::new(nprocs).start_method(StartMethod::ForkServer)
+}
+
+pub(crate) fn start<R: Serialize + DeserializeOwned>(
+    f: impl Fn(usize, ()) -> anyhow::Result<R> + Copy + Send + 'static,
+    nprocs: usize,
+) -> ProcessContext<R> {
+    start_processes(f, (), served(nprocs)).unwrap()
+}
+
+/// Runs a test as a launcher in a process of its own, and sees to it that its server ends with it.
+pub(crate) fn launched(test: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + Send + 'static) {
+    const TAG: &str = "PHALANX_TEST_TAG";
+    static ROUND: AtomicU64 = AtomicU64::new(0);
+    watched(|| {
+        let tag = format!("forkserver-{}-{}", std::process::id(), ROUND.fetch_add(1, Relaxed));
+        let options = Options::new(1).env(TAG, &tag);
+        if let Err(error) = start_processes(test, (), options).unwrap().join() {
+            panic!("{error}");
+        }
+        await_that(|| tagged(TAG, &tag).is_empty());
+    });
 }

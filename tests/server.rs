@@ -1,0 +1,156 @@
+//! What is done to the fork server, and what becomes of its workers.
+
+mod common;
+
+use common::{await_end, await_post, await_that, board, launched, post, served, start, wait_for_ever};
+use nix::sys::signal::Signal as NixSignal;
+use phalanx::{ForkServer, Options, ProcessContext, StartMethod, Status, Tensor, start_processes};
+
+phalanx::auto_init!();
+
+#[test]
+fn killed_server_takes_its_workers_along_is_told_and_followed_by_another() {
+    launched(|_, ()| {
+        let mut context = start(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, 3);
+        let first = ForkServer::pid().unwrap();
+        common::send(first, NixSignal::SIGKILL);
+        let error = common::poll_join(&mut context).unwrap_err().to_string();
+        assert!(error.contains("the fork server died"), "{error}");
+        assert!(context.outcomes()?.iter().all(|outcome| outcome.status() == Status::Lost));
+        drop(context);
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+        assert_ne!(ForkServer::pid(), Some(first));
+        Ok(())
+    });
+}
+
+#[test]
+fn stopped_server_is_woken() {
+    launched(|_, ()| {
+        start(|_, ()| Ok(()), 1).join()?;
+        for _ in 0..3 {
+            common::send(ForkServer::pid().unwrap(), NixSignal::SIGSTOP);
+            assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+            let board = board(1);
+            let work = |_, board: Tensor<i64>| anyhow::Ok(await_post(&board, 0));
+            let context = start_processes(work, board.clone(), served(2))?;
+            common::send(ForkServer::pid().unwrap(), NixSignal::SIGSTOP);
+            post(&board, 0, 5);
+            assert_eq!(context.join()?, [5, 5]);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn signals_of_the_terminal_do_not_reach_the_server() {
+    launched(|_, ()| {
+        start(|_, ()| Ok(()), 1).join()?;
+        let server = ForkServer::pid();
+        for signal in [NixSignal::SIGINT, NixSignal::SIGQUIT, NixSignal::SIGHUP, NixSignal::SIGTERM] {
+            #[expect(unsafe_code, reason = "signal(2) is unsafe")]
+            // SAFETY: SIG_IGN runs no code.
+            unsafe {
+                libc::signal(signal as i32, libc::SIG_IGN)
+            };
+            // As a terminal does: to the foreground group, which is the launcher's.
+            nix::sys::signal::killpg(nix::unistd::getpgrp(), signal)?;
+            assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+            assert_eq!(ForkServer::pid(), server, "{signal}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn killed_worker_hurts_neither_the_server_nor_its_siblings_and_its_children_go_with_it() {
+    fn work(rank: usize, board: Tensor<i64>) -> anyhow::Result<()> {
+        if rank == 1 {
+            await_post(&board, 1);
+            return Ok(());
+        }
+        let child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        post(&board, 0, child.id());
+        // Never waited for: the worker is to leave it behind.
+        std::mem::forget(child);
+        wait_for_ever()
+    }
+    launched(|_, ()| {
+        let board = board(2);
+        let options = served(2).grace_period(std::time::Duration::from_secs(3600));
+        let mut context = start_processes(work, board.clone(), options)?;
+        let (server, child) = (ForkServer::pid(), await_post(&board, 0));
+        common::send(context.pids()[0], NixSignal::SIGKILL);
+        await_end(child);
+        assert_eq!(context.status(1)?, Status::Running);
+        post(&board, 1, 1);
+        assert!(common::poll_join(&mut context).is_err());
+        assert_eq!(context.status(1)?, Status::Succeeded);
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+        assert_eq!(ForkServer::pid(), server);
+        Ok(())
+    });
+}
+
+#[test]
+fn forked_worker_of_a_launcher_with_a_server_gets_its_own_and_hurts_nothing() {
+    fn inner(_: usize, _: ()) -> anyhow::Result<Vec<usize>> {
+        let files: Vec<_> = (0..64).map(|_| std::fs::File::open("/dev/null")).collect::<Result<_, _>>()?;
+        let results = start(|rank, ()| Ok(rank), 3).join()?;
+        anyhow::ensure!(files.iter().all(|file| file.metadata().is_ok()), "a descriptor was closed");
+        Ok(results)
+    }
+    launched(|_, ()| {
+        let options = Options::new(2).start_method(StartMethod::Fork).guardian(true);
+        assert_eq!(start_processes(inner, (), options)?.join()?, [[0, 1, 2], [0, 1, 2]]);
+        Ok(())
+    });
+}
+
+#[test]
+fn worker_may_use_a_server_of_its_own() {
+    fn outer(rank: usize, _: ()) -> anyhow::Result<Vec<usize>> {
+        Ok(start_processes(|rank, by: usize| anyhow::Ok(rank + by), 10 * rank, served(2))?.join()?)
+    }
+    launched(|_, ()| {
+        assert_eq!(start(outer, 2).join()?, [[0, 1], [10, 11]]);
+        Ok(())
+    });
+}
+
+#[test]
+fn server_killed_at_any_moment_of_a_start_hangs_nobody_and_leaves_nobody() {
+    launched(|_, ()| {
+        let end = std::time::Instant::now() + common::race_time();
+        let (mut well, mut badly) = (0_u32, 0_u32);
+        while std::time::Instant::now() < end {
+            start(|_, ()| Ok(()), 1).join()?;
+            let server = ForkServer::pid().unwrap();
+            let moment = std::time::Duration::from_micros(u64::from(well + badly) * 618 % 12_000);
+            let killer = std::thread::spawn(move || {
+                // Till then it may be anywhere: writing orders, forking, reaping.
+                let until = std::time::Instant::now() + moment;
+                await_that(|| std::time::Instant::now() >= until);
+                common::send(server, NixSignal::SIGKILL);
+            });
+            let started = start_processes(|rank, ()| anyhow::Ok(rank), (), served(40));
+            match started.and_then(ProcessContext::join) {
+                Ok(results) => {
+                    assert_eq!(results.len(), 40);
+                    well += 1;
+                }
+                Err(_) => badly += 1,
+            }
+            killer.join().unwrap();
+            await_end(server);
+        }
+        assert!(well + badly > 10, "{well} went well, {badly} badly");
+        start(|_, ()| Ok(()), 1).join()?;
+        let server = ForkServer::pid().unwrap();
+        common::send(server, NixSignal::SIGKILL);
+        await_end(server);
+        // It is reaped by the next start, or with this process.
+        assert!(common::children().into_iter().all(|pid| pid == server), "{:?}", common::children());
+        Ok(())
+    });
+}
