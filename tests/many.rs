@@ -102,7 +102,7 @@ fn descriptors_of_a_result_that_find_no_room_are_told() {
         (SharingStrategy::FileSystem, told) => assert_eq!(told, "100"),
         (_, told) => assert!(
             told.starts_with("cannot read the result of rank 0: only ")
-                && told.contains("this process may have 64 (RLIMIT_NOFILE)"),
+                && told.contains("RLIMIT_NOFILE is 64 of at most 64"),
             "{told}"
         ),
     });

@@ -239,8 +239,26 @@ fn result_whose_reading_panics_is_told_and_does_not_hurt_the_others() {
         common::poll_join(&mut context).unwrap();
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| context.result(0))).unwrap_err();
         let error = context.result(0).err().unwrap().to_string();
-        assert!(error.contains("that ended in a panic"), "{error}");
+        assert!(error.contains("its reading ended in a panic"), "{error}");
         assert_eq!(context.result(1).unwrap().unwrap().0.get(0).unwrap(), 1);
+    });
+}
+
+#[test]
+fn threads_may_ask_for_the_same_result_at_once() {
+    under_both_strategies(|| {
+        let make = |rank, ()| {
+            (0..200).map(|_| Tensor::from_slice(&[rank as u8], &[1])).collect::<Result<Vec<_>, _>>()
+        };
+        let mut context = start_processes(make, (), Options::new(1)).unwrap();
+        common::poll_join(&mut context).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..20).for_each(|_| assert_eq!(context.result(0).unwrap().unwrap().len(), 200))
+                });
+            }
+        });
     });
 }
 

@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{await_end, await_post, await_that, board, launched, post, served, start, wait_for_ever};
+use std::os::unix::process::CommandExt;
+
+use common::{
+    await_end, await_post, await_that, board, launched, post, served, start, wait_for_ever, watched,
+};
 use nix::sys::signal::Signal as NixSignal;
 use phalanx::{ForkServer, Options, ProcessContext, StartMethod, Status, Tensor, start_processes};
 
@@ -152,5 +156,52 @@ fn server_killed_at_any_moment_of_a_start_hangs_nobody_and_leaves_nobody() {
         // It is reaped by the next start, or with this process.
         assert!(common::children().into_iter().all(|pid| pid == server), "{:?}", common::children());
         Ok(())
+    });
+}
+
+#[test]
+fn launcher_that_is_the_subreaper_reaps_the_workers_of_a_dead_server() {
+    launched(|_, ()| {
+        #[expect(unsafe_code, reason = "nix has prctl behind a feature")]
+        // SAFETY: takes integers.
+        unsafe {
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+        };
+        let mut context = start(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, 3);
+        let server = ForkServer::pid().unwrap();
+        common::send(server, NixSignal::SIGKILL);
+        assert!(common::poll_join(&mut context).is_err());
+        let killed = |status| matches!(status, Status::Signaled { signal, .. } if signal.number() == 9);
+        assert!(context.outcomes()?.iter().all(|outcome| killed(outcome.status())));
+        assert!(common::children().into_iter().all(|pid| pid == server), "{:?}", common::children());
+        Ok(())
+    });
+}
+
+#[test]
+fn launcher_that_runs_another_program_leaves_a_server_that_sleeps() {
+    fn become_another(_: usize, pids: Tensor<i64>) -> anyhow::Result<()> {
+        start(|_, ()| Ok(()), 1).join()?;
+        post(&pids, 0, ForkServer::pid().unwrap());
+        Err(std::process::Command::new("sleep").arg("1000").exec().into())
+    }
+    watched(|| {
+        let pids = board(1);
+        let options = Options::new(1).daemon(true);
+        let mut context = start_processes(become_another, pids.clone(), options).unwrap();
+        let (launcher, server) = (context.pids()[0], await_post(&pids, 0));
+        await_that(|| std::fs::read(format!("/proc/{launcher}/cmdline")).unwrap().starts_with(b"sleep"));
+        await_that(|| common::state_of(server) == Some('S'));
+        let ticks = || {
+            let stat = std::fs::read_to_string(format!("/proc/{server}/stat")).unwrap();
+            let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        // One that spins has used up some of any second.
+        let before = ticks();
+        assert!(!context.join_timeout(std::time::Duration::from_millis(500)).unwrap());
+        assert!(ticks() - before < 10, "it spins");
+        drop(context);
+        await_end(server);
     });
 }

@@ -188,7 +188,8 @@ impl Crew {
         self.ended.extend(self.held.drain(..));
         loop {
             while let Some(rank) = self.ended.pop_front() {
-                self.take_in(rank)?;
+                // Its pidfd may have told of it for the last time.
+                self.take_in(rank).inspect_err(|_| self.ended.push_front(rank))?;
                 if out_of_time() {
                     return Ok(false);
                 }
@@ -221,6 +222,8 @@ impl Crew {
     }
 
     fn take_in(&mut self, rank: usize) -> Result<(), Error> {
+        // What it sent is in the socket by now, whether or not that was heard of yet.
+        self.take_returns()?;
         let Some(child) = self.workers[rank].child.as_mut() else { return Ok(()) };
         let remains = child.try_reap().map_err(Error::system("reap a worker (waitid)"))?;
         // Closing its pidfd would not be enough: a worker that was just forked may still have a copy. One that was
@@ -230,8 +233,6 @@ impl Crew {
             self.held.push(rank);
             return Ok(());
         };
-        // What it sent is in the socket by now, whether or not that was heard of yet.
-        self.take_returns()?;
         let worker = &mut self.workers[rank];
         worker.child = None;
         let known = Known {

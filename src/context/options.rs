@@ -91,7 +91,8 @@ impl Options {
 
     /// Whether the fork server is started to watch over these workers, so that when this process is killed, what they
     /// have started themselves is ended too: without it only the workers are. Workers of
-    /// [`StartMethod::ForkServer`] have this guard anyway.
+    /// [`StartMethod::ForkServer`] have this guard anyway. Workers with another [`death_signal`](Self::death_signal) than
+    /// SIGKILL, which may outlive this process, are not guarded.
     pub fn guardian(mut self, guardian: bool) -> Self {
         self.guardian = guardian;
         self

@@ -1,7 +1,8 @@
 //! What a worker returned, until the program takes it.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use serde::de::DeserializeOwned;
 
@@ -17,37 +18,69 @@ pub(super) struct Returned {
     slot: Slot,
     account: Account,
     beside: Mutex<Beside>,
+    /// Wakes the threads that wait for one that reads it.
+    read: Condvar,
 }
 
 #[derive(Debug)]
 enum Beside {
     Unread(Vec<OwnedFd>),
     Read(Arrivals),
-    /// Taken out while it is read; it does not come back when that panics.
-    BeingRead,
+    /// Taken out while a thread reads it.
+    BeingRead(ThreadId),
+    /// That ended in a panic.
+    Lost,
 }
 
 impl Returned {
     pub(super) fn new(slot: Slot, account: Account, descriptors: Vec<OwnedFd>) -> Self {
         slot.nest().into_iter().for_each(Nest::clear_but_result);
-        Self { slot, account, beside: Mutex::new(Beside::Unread(descriptors)) }
+        Self { slot, account, beside: Mutex::new(Beside::Unread(descriptors)), read: Condvar::new() }
     }
 
     /// The value; each time the same, but for shards, which are there only once.
     pub(super) fn decode<R: DeserializeOwned>(&self) -> Result<R, String> {
         let body = self.slot.body(&self.account)?;
-        let (arrivals, at) = match self.exchange(Beside::BeingRead) {
-            Beside::Unread(descriptors) => returns::open(&body, descriptors, self.slot.nest())?,
-            Beside::Read(arrivals) => (arrivals, returns::bytes_at(&body)?),
-            Beside::BeingRead => return Err("it is just being read, or that ended in a panic".to_owned()),
+        let (manifest, at) = returns::open(&body)?;
+        let arrivals = match self.begin_to_read()? {
+            Beside::Unread(descriptors) => returns::arrivals(manifest, descriptors, self.slot.nest()),
+            Beside::Read(arrivals) => arrivals,
+            Beside::BeingRead(_) | Beside::Lost => return Err("its reading ended in a panic".to_owned()),
         };
+        let mut reading = Reading { returned: self, rest: Beside::Lost };
         // Not under the lock: this runs the type's own code.
         let (value, rest) = codec::decode(&body[at..], arrivals);
-        self.exchange(Beside::Read(rest));
+        reading.rest = Beside::Read(rest);
         value
     }
 
-    fn exchange(&self, beside: Beside) -> Beside {
-        std::mem::replace(&mut *self.beside.lock().unwrap_or_else(PoisonError::into_inner), beside)
+    /// Takes what came beside it, when no other thread has it.
+    fn begin_to_read(&self) -> Result<Beside, String> {
+        let own = thread::current().id();
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Beside::BeingRead(reader) = *beside {
+            if reader == own {
+                return Err("it is just being read, by this thread".to_owned());
+            }
+            beside = self.read.wait(beside).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(match *beside {
+            Beside::Lost => Beside::Lost,
+            _ => std::mem::replace(&mut *beside, Beside::BeingRead(own)),
+        })
+    }
+}
+
+/// Puts back what is left when a reading ends, also by a panic.
+struct Reading<'a> {
+    returned: &'a Returned,
+    rest: Beside,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let rest = std::mem::replace(&mut self.rest, Beside::Lost);
+        *self.returned.beside.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+        self.returned.read.notify_all();
     }
 }

@@ -2,18 +2,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::plan::{Failure, Group};
 use super::spawn::Template;
+use super::surroundings;
 use crate::error::{Error, RaisedError};
 use crate::supervise::child::{Child, Served};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::image::Image;
-use crate::sys::process::{self, Affinity};
+use crate::sys::process;
 use crate::sys::signal::Signal;
 use crate::sys::socket::Socket;
 use crate::sys::{dir, fd, limits};
@@ -182,7 +182,7 @@ impl Link {
         let (function, image_id) = (entry.name().to_owned(), image.id().to_vec());
         let request = Request::Preload { image: image_id, entry: entry.offset(image)?, function };
         let (reply, _) = self.ask(&sealed(&request)?, &[], None)?;
-        reply.trouble.map_or(Ok(()), |trouble| Err(failure(trouble).for_rank(0, 0)))
+        reply.trouble.map_or(Ok(()), |trouble| Err(before_any_rank(trouble)))
     }
 
     /// One letter there and one back. When either fails, the server is ended: the two would no longer agree on which answer
@@ -193,8 +193,9 @@ impl Link {
         descriptors: &[BorrowedFd<'_>],
         deadline: Option<Moment>,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let asked = Moment::now();
         self.wake();
-        let sent = letter::send(&self.requests, request, descriptors);
+        let sent = letter::send(&self.requests, request, descriptors, asked.checked_add(ANSWER));
         let answer = sent.and_then(|()| self.await_answer(deadline));
         match answer.and_then(|()| letter::receive(&self.requests, deadline)) {
             Ok(Some(answer)) => Ok(answer),
@@ -203,7 +204,12 @@ impl Link {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
             Err(error) => {
                 let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
-                Err(Error::ForkServer { reason: format!("it was ended, since it did not answer: {error}") })
+                let after = Moment::now().since(asked);
+                Err(Error::ForkServer {
+                    reason: format!(
+                        "it was ended, since it could not be asked or did not answer: {error}, after {after:.1?}"
+                    ),
+                })
             }
         }
     }
@@ -252,7 +258,8 @@ impl Link {
         let (reply, pidfds) = self.ask(&request, &descriptors, deadline)?;
         if pidfds.len() != reply.pids.len() || (reply.trouble.is_none() && pidfds.len() != portion.len) {
             let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
-            let reason = "its answer did not come whole: is RLIMIT_NOFILE too low?".to_owned();
+            let (pids, pidfds) = (reply.pids.len(), pidfds.len());
+            let reason = format!("it answered {} workers with {pids} pids and {pidfds} pidfds", portion.len);
             return Err(Error::ForkServer { reason });
         }
         let served = |rank| Served { ledger: ledger.clone(), rank, server: self.pidfd.clone() };
@@ -325,7 +332,8 @@ pub(super) fn start_each(
     let nprocs = group.nprocs;
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
     let failed = Failure::of("asking for umask, processors and limits (proc_pid_status)");
-    let surroundings = surroundings(group).map_err(|os| failed(os).for_rank(0, nprocs))?;
+    let surroundings =
+        surroundings::of_caller(&group.environment).map_err(|os| failed(os).for_rank(0, nprocs))?;
     let mut known = link();
     let link = connected(&mut known)?;
     for first in (0..nprocs).step_by(PORTION) {
@@ -351,42 +359,29 @@ fn prepare(nprocs: usize) -> Result<(Arc<Ledger>, [OwnedFd; 4]), Failure> {
     Ok((Arc::new(ledger), [fd, dir, copy(1)?, copy(2)?]))
 }
 
-fn surroundings(group: &Group) -> io::Result<Surroundings> {
-    let changed = |key: &std::ffi::OsString| group.environment.iter().any(|(name, _)| key == name.as_str());
-    let inherited = std::env::vars_os().filter(|(key, _)| !changed(key));
-    let inherited = inherited.map(|(key, value)| (key.into_vec(), value.into_vec()));
-    let added =
-        group.environment.iter().map(|(key, value)| (key.clone().into_bytes(), value.clone().into_bytes()));
-    Ok(Surroundings {
-        environment: inherited.chain(added).collect(),
-        umask: process::umask()?,
-        affinity: Affinity::of_caller()?,
-        descriptor_limit: limits::descriptors()?,
-    })
-}
-
+/// Why a worker was not forked.
 fn failure(trouble: Trouble) -> Failure {
     match trouble {
+        Trouble::System { step, errno } => Failure::of(step.name())(io::Error::from_raw_os_error(errno)),
+        other => Failure::Server(before_any_rank(other)),
+    }
+}
+
+/// Trouble that is not a rank's.
+fn before_any_rank(trouble: Trouble) -> Error {
+    let reason = match trouble {
         Trouble::Preload(raised) => {
             let name = PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).map_or("", Entry::name);
-            Failure::Server(Error::Preload(Box::new(RaisedError::new(raised, name))))
+            return Error::Preload(Box::new(RaisedError::new(raised, name)));
         }
-        Trouble::Threads(threads) => Failure::Server(Error::ForkServer {
-            reason: format!(
-                "its preload function has left {} threads behind, so it cannot fork",
-                threads - 1
-            ),
-        }),
-        Trouble::System { call, errno } => {
-            let call = if call == "waitid" {
-                "reaping in the fork server (waitid)"
-            } else if call == "fork" {
-                "forking in the fork server (fork)"
-            } else {
-                "watching the process (pidfd_open)"
-            };
-            Failure::of(call)(io::Error::from_raw_os_error(errno))
+        Trouble::Threads(threads) => format!(
+            "it has {threads} threads, so it cannot fork: its preload function has left some behind, or a library has \
+             started some"
+        ),
+        Trouble::System { step, errno } => {
+            format!("{}: {}", step.name(), io::Error::from_raw_os_error(errno))
         }
-        Trouble::Confused(reason) => Failure::Server(Error::ForkServer { reason }),
-    }
+        Trouble::Confused(reason) => reason,
+    };
+    Error::ForkServer { reason }
 }

@@ -4,6 +4,7 @@
 //! - `fork`: fork and run in place
 //! - `forkserver`: ask the fork server for workers
 //! - `server`: the fork server process itself
+//! - `surroundings`: what the fork server's workers have from their launcher
 //! - `immortal`: the thread from which workers are started when the caller may end before them
 //! - `plan`: N workers to be started, and why one was not
 //! - `group`: start N of them, all or none
@@ -15,6 +16,7 @@ mod immortal;
 mod plan;
 pub(crate) mod server;
 mod spawn;
+mod surroundings;
 
 use serde::{Deserialize, Serialize};
 

@@ -110,19 +110,16 @@ impl Failure {
 
 /// The limit that such an error means, with its numbers.
 pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
-    let numbers = |name: &str, limit: io::Result<limits::Limit>| {
-        let limit = limit.ok()?;
-        let show = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
-        Some(format!("{name} is {} of at most {}", show(limit.soft), show(limit.hard)))
-    };
     match Shortage::of(error)? {
-        Shortage::Descriptors => numbers("RLIMIT_NOFILE", limits::descriptors()),
+        Shortage::Descriptors => limits::descriptors_text(),
         Shortage::DescriptorsOfMachine => {
             Some("the whole machine has no descriptors left: see /proc/sys/fs/file-max".to_owned())
         }
         Shortage::Processes => {
-            let limit = numbers("RLIMIT_NPROC", limits::processes())?;
-            Some(format!("{limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"))
+            let limit = limits::processes().ok()?;
+            Some(format!(
+                "RLIMIT_NPROC is {limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"
+            ))
         }
         Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::Space => Some("the file system is full".to_owned()),

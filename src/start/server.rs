@@ -10,23 +10,24 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::surroundings;
 use crate::error::Raised;
 use crate::shm::passing::Arrivals;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{Epoll, wait_readable};
 use crate::sys::fd::{self, Inherited};
 use crate::sys::image::Image;
-use crate::sys::process::{self, ForkError};
+use crate::sys::process::{self, ForkError, SingleThread};
 use crate::sys::signal::{self, ChildSignals, Signal};
-use crate::sys::socket::Socket;
+use crate::sys::socket::{Message, Socket};
 use crate::sys::{limits, prctl};
 use crate::wire::codec;
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
 use crate::wire::marker::Marker;
 use crate::wire::names::EXIT_REFUSED;
-use crate::wire::service::{BEFORE_JOBS, GuardRequest, Order, Reply, Request, ServerMarker, Trouble};
-use crate::worker::{self, Origin, Served, entry, hooks, report};
+use crate::wire::service::{BEFORE_JOBS, GuardRequest, Order, Reply, Request, ServerMarker, Step, Trouble};
+use crate::worker::{self, Origin, Served, entry, report};
 
 /// How long the rest of a letter may take that has begun to arrive.
 const LETTER: Duration = Duration::from_secs(10);
@@ -129,11 +130,11 @@ impl Server {
             for token in ready {
                 match token {
                     CHILDREN => self.reap()?,
-                    GUARDS => self.take_guards()?,
+                    GUARDS if !self.take_guards()? => self.epoll.remove(self.guards.as_fd())?,
                     // The launcher is ending, but its workers have not been killed yet: until it is gone they may still
                     // start children, and ask for our guard.
                     REQUESTS if !self.answer()? => self.epoll.remove(self.requests.as_fd())?,
-                    REQUESTS => {}
+                    REQUESTS | GUARDS => {}
                     guarded => self.forget(guarded),
                 }
             }
@@ -162,17 +163,31 @@ impl Server {
         Ok(())
     }
 
-    fn take_guards(&mut self) -> io::Result<()> {
-        while let Ok(Some(message)) = self.guards.try_receive::<{ size_of::<GuardRequest>() }>() {
-            let pid = u64::from_ne_bytes(message.bytes) as u32;
-            if message.descriptors.is_empty() {
-                let _ = writeln!(io::stderr(), "phalanx: there is no descriptor left to guard process {pid}");
+    /// False when there will be no more.
+    fn take_guards(&mut self) -> io::Result<bool> {
+        loop {
+            match self.guards.try_receive() {
+                Ok(Some(message)) => self.guard(message)?,
+                Ok(None) => return Ok(true),
+                // Also after an exec of the launcher, which lives on.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                // Not from a worker of ours: some child of theirs that has the descriptor.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(error) => return Err(error),
             }
-            for pidfd in message.descriptors {
-                self.epoll.add(pidfd.as_fd(), self.next_guarded)?;
-                self.guarded.insert(self.next_guarded, Guarded { pid, pidfd });
-                self.next_guarded += 1;
-            }
+        }
+    }
+
+    fn guard(&mut self, message: Message<{ size_of::<GuardRequest>() }>) -> io::Result<()> {
+        let pid = u64::from_ne_bytes(message.bytes) as u32;
+        if message.descriptors.is_empty() {
+            let limit = limits::descriptors_text().unwrap_or_default();
+            let _ = writeln!(io::stderr(), "phalanx: no descriptor is left to guard process {pid}: {limit}");
+        }
+        for pidfd in message.descriptors {
+            self.epoll.add(pidfd.as_fd(), self.next_guarded)?;
+            self.guarded.insert(self.next_guarded, Guarded { pid, pidfd });
+            self.next_guarded += 1;
         }
         Ok(())
     }
@@ -197,47 +212,49 @@ impl Server {
             Err(error) => return Err(error),
         };
         let pidfds: Vec<_> = pidfds.iter().map(AsFd::as_fd).collect();
-        // A launcher that does not hear it is gone.
-        Ok(letter::send(&self.requests, &letter::seal(&reply)?, &pidfds).is_ok())
+        let deadline = Moment::now().checked_add(LETTER);
+        // A launcher that does not hear it is gone, or comes to the same end by its own deadline.
+        Ok(letter::send(&self.requests, &letter::seal(&reply)?, &pidfds, deadline).is_ok())
     }
 
     fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
         let done = preload(image, entry, function);
         let ends = prepare().and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
         // The one before tells of the same, but is of a mask that the function may have changed.
-        self.ends = ends.map_err(|os| system("sigaction", &os))?;
+        self.ends = ends.map_err(|os| system(Step::Prepare, &os))?;
         done
     }
 
     fn fork(&mut self, order: &Order, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
         let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
-        reply.trouble = match Parts::of(order, descriptors) {
-            Ok(parts) => {
-                parts.surround().and_then(|()| self.fork_each(&parts, &mut reply.pids, &mut pidfds)).err()
-            }
-            Err(error) => Some(Trouble::Confused(error.to_string())),
-        };
+        let done = Parts::of(order, descriptors).and_then(|parts| {
+            // Before the environment is changed too. From here on it is only our own code that runs, and that has no
+            // thread.
+            let alone = process::single_thread().map_err(trouble)?;
+            parts.surround()?;
+            self.fork_each(&alone, &parts, &mut reply.pids, &mut pidfds)
+        });
+        reply.trouble = done.err();
         (reply, pidfds)
     }
 
     fn fork_each(
         &mut self,
+        alone: &SingleThread,
         parts: &Parts<'_>,
         pids: &mut Vec<u32>,
         pidfds: &mut Vec<OwnedFd>,
     ) -> Result<(), Trouble> {
         let (death_signal, server) = (Signal::new(parts.order.death_signal), std::process::id());
-        // From here on it is only our own code that runs, and that has no thread.
-        let alone = process::single_thread().map_err(trouble)?;
         for (number, slot) in parts.slots.iter().enumerate() {
             // Many forks of much memory take their time: nobody else must wait for us so long.
-            self.reap().map_err(|os| system("waitid", &os))?;
+            self.reap().map_err(|os| system(Step::Reap, &os))?;
             if self.launcher.as_ref().is_some_and(is_readable) {
                 return Err(Trouble::Confused("its launcher is gone".to_owned()));
             }
             let rank = parts.order.first + number;
             let marker = parts.marker(number, slot.as_raw_fd(), death_signal);
-            let pid = process::fork(&alone, || worker::run(&marker, &Origin::Served(parts.served(server))))
+            let pid = process::fork(alone, || worker::run(&marker, &Origin::Served(parts.served(server))))
                 .map_err(trouble)?;
             let ledger = parts.ledger.clone();
             let ends_with_launcher = death_signal == Some(Signal::KILL);
@@ -248,7 +265,7 @@ impl Server {
                 // The launcher will not hear of it.
                 self.forked.remove(&pid);
                 process::kill_unwatched(pid);
-                system("pidfd_open", &os)
+                system(Step::Watch, &os)
             })?;
             pidfds.push(pidfd);
             pids.push(pid);
@@ -287,17 +304,18 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(order: &'a Order, descriptors: &'a [OwnedFd]) -> io::Result<Self> {
+    fn of(order: &'a Order, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
         let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len();
         if descriptors.len() != expected || order.jobs == 0 {
             let came = descriptors.len();
-            return Err(io::Error::other(format!("{came} descriptors came with an order, not {expected}")));
+            return Err(Trouble::Confused(format!("{came} descriptors came with an order, not {expected}")));
         }
         let (before, rest) = descriptors.split_at(BEFORE_JOBS);
         let (jobs, rest) = rest.split_at(order.jobs);
         let (named, slots) = rest.split_at(order.numbers.len());
         let numbers = order.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
-        let ledger = Rc::new(Ledger::open(before[0].as_fd(), order.nprocs)?);
+        let ledger = Ledger::open(before[0].as_fd(), order.nprocs);
+        let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
         let output = [before[2].as_fd(), before[3].as_fd()];
         Ok(Self { order, ledger, dir: before[1].as_fd(), output, jobs, numbers, slots })
     }
@@ -315,8 +333,8 @@ impl<'a> Parts<'a> {
 
     /// Takes on what all workers are to have from their launcher.
     fn surround(&self) -> Result<(), Trouble> {
-        let taken = hooks::take_on(&self.order.surroundings, self.dir, self.output);
-        taken.map_err(|os| system("fchdir", &os))
+        let taken = surroundings::take_on(&self.order.surroundings, self.dir, self.output);
+        taken.map_err(|os| system(Step::TakeOnSurroundings, &os))
     }
 
     fn served(&self, server: u32) -> Served<'_> {
@@ -336,12 +354,12 @@ fn prepare() -> io::Result<ChildSignals> {
 fn trouble(error: ForkError) -> Trouble {
     match error {
         ForkError::Threads(threads) => Trouble::Threads(threads),
-        ForkError::Os(os) => system("fork", &os),
+        ForkError::Os(os) => system(Step::Fork, &os),
     }
 }
 
-fn system(call: &str, os: &io::Error) -> Trouble {
-    Trouble::System { call: call.to_owned(), errno: os.raw_os_error().unwrap_or(0) }
+fn system(step: Step, os: &io::Error) -> Trouble {
+    Trouble::System { step, errno: os.raw_os_error().unwrap_or(0) }
 }
 
 /// Runs the preload function.
@@ -364,5 +382,5 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
 }
 
 fn die_with_launcher(signal: Signal) -> Result<(), Trouble> {
-    prctl::set_death_signal(Some(signal)).map_err(|os| system("prctl", &os))
+    prctl::set_death_signal(Some(signal)).map_err(|os| system(Step::ArmDeathSignal, &os))
 }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::plan::{Failure, Group};
+use super::surroundings;
 use crate::error::Error;
 use crate::sys::spawn::spawn_self;
 use crate::wire::names::{SERVER, WORKER};
@@ -43,12 +44,7 @@ pub(super) struct Template {
 
 impl Template {
     pub(super) fn new(changes: &[(String, String)]) -> Self {
-        let changed = |key: &OsString| {
-            changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER || key == SERVER
-        };
-        let inherited = std::env::vars_os().filter(|(key, _)| !changed(key));
-        let added = changes.iter().map(|(key, value)| (OsString::from(key), OsString::from(value)));
-        let pairs = inherited.chain(added).filter_map(|(mut key, value)| {
+        let pairs = surroundings::environment(changes).filter_map(|(mut key, value)| {
             key.push("=");
             key.push(value);
             c_string(key)

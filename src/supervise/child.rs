@@ -150,10 +150,15 @@ impl Served {
         }
         let ended_at = *ended_at.get_or_insert(now);
         if wait_readable(self.server.as_fd(), Some(now))? || now.since(ended_at) > DEATH_THROES {
-            // It wrote this as its last word, or nothing; what is left of the worker's group has no other to end it.
+            // It wrote this as its last word, or nothing; what is left of the worker's group has no other to end it. The
+            // worker is ours to reap if we are the subreaper of orphans, as the first process of a container is.
             let last = record(now)?.flatten();
+            let found = process::reap(worker, || ())?;
             process::kill_group(worker, None);
-            return Ok(Some(last));
+            return Ok(Some(match found {
+                Reaped::Exit(exit) => Some(exit),
+                Reaped::Running | Reaped::ByOthers => last,
+            }));
         }
         // Somebody may have stopped it.
         let _ = process::pidfd_send_signal(self.server.as_fd(), Signal::CONT);

@@ -57,7 +57,16 @@ impl AsFd for Epoll {
 ///
 /// ppoll rather than the timeout of epoll_wait: that one counts in milliseconds.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io::Result<bool> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    wait_for(fd, PollFlags::POLLIN, deadline)
+}
+
+/// As [`wait_readable`], until there is room to write.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io::Result<bool> {
+    wait_for(fd, PollFlags::POLLOUT, deadline)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, event: PollFlags, deadline: Option<Moment>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd, event)];
     let ready = retry(|| {
         let left = deadline.map(|at| TimeSpec::from_duration(at.since(Moment::now())));
         ppoll(&mut fds, left, None)

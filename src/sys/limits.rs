@@ -1,6 +1,6 @@
 //! getrlimit(2): how many descriptors and processes this process may have.
 
-use std::io;
+use std::{fmt, io};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,18 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Limit {
     pub(crate) soft: u64,
     pub(crate) hard: u64,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
+        write!(f, "{} of at most {}", show(self.soft), show(self.hard))
+    }
+}
+
+/// RLIMIT_NOFILE, for an error's text.
+pub(crate) fn descriptors_text() -> Option<String> {
+    Some(format!("RLIMIT_NOFILE is {}", descriptors().ok()?))
 }
 
 /// RLIMIT_NOFILE.
@@ -59,7 +71,7 @@ pub(crate) fn has_room_for(more: usize) -> bool {
     descriptors().is_ok_and(|limit| open.saturating_add(more) as u64 <= limit.soft)
 }
 
-/// What an error of starting a process says there was not enough of.
+/// What an error of the system says there was not enough of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shortage {
     Descriptors,

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 use super::clock::Moment;
-use super::epoll::pause;
+use super::epoll::{pause, wait_writable};
 use super::fd::above_stdio;
 
 /// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
@@ -41,48 +41,32 @@ impl Socket {
         Self(fd)
     }
 
-    /// Sends one message, and waits while the other end is full.
-    pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.send_until(bytes, descriptors, None)
-    }
-
-    /// As [`send`](Self::send), but waits no longer than `time`.
-    pub(crate) fn send_within(
-        &self,
-        bytes: &[u8],
-        descriptors: &[BorrowedFd<'_>],
-        time: Duration,
-    ) -> io::Result<()> {
-        self.send_until(bytes, descriptors, Moment::now().checked_add(time))
-    }
-
-    fn send_until(
+    /// Sends one message. While the other end is full, or too many of this user's descriptors are on their way, it waits
+    /// until `deadline`.
+    pub(crate) fn send(
         &self,
         bytes: &[u8],
         descriptors: &[BorrowedFd<'_>],
         deadline: Option<Moment>,
     ) -> io::Result<()> {
-        let waiting = if deadline.is_some() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let beside = if numbers.is_empty() { &rights[..0] } else { &rights };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         loop {
-            let sent = sendmsg::<()>(
-                self.0.as_raw_fd(),
-                &[IoSlice::new(bytes)],
-                beside,
-                MsgFlags::MSG_NOSIGNAL | waiting,
-                None,
-            );
+            let sent = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], beside, flags, None);
             match sent {
                 Err(Errno::EINTR) => {}
-                Err(_) if deadline.is_some_and(|at| at <= Moment::now()) => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                Err(Errno::EAGAIN) => {
+                    if !wait_writable(self.0.as_fd(), deadline)? {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
                 }
-                Err(Errno::EAGAIN) => pause(FULL_RETRY)?,
                 // So many of this user's descriptors are on their way already (unix(7)). That changes when somebody
                 // receives, of which nobody tells us.
-                Err(Errno::ETOOMANYREFS) => pause(FULL_RETRY)?,
+                Err(Errno::ETOOMANYREFS) if deadline.is_none_or(|at| Moment::now() < at) => {
+                    pause(FULL_RETRY)?;
+                }
                 other => return Ok(other.map(drop)?),
             }
         }
@@ -90,6 +74,9 @@ impl Socket {
 
     /// The next message, if one is there. It does not wait. Descriptors for which this process has no room are lost:
     /// the sender has to say how many there were.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other end is closed, `InvalidData` for a message of another size.
     pub(crate) fn try_receive<const N: usize>(&self) -> io::Result<Option<Message<N>>> {
         let mut bytes = [0; N];
         let mut control = [0_u64; CONTROL_WORDS];
@@ -103,10 +90,11 @@ impl Socket {
         };
         let control = bytemuck::cast_slice::<u64, u8>(&control);
         let descriptors = take_descriptors(&control[..control_length.min(control.len())])?;
-        if length == N {
-            Ok(Some(Message { bytes, descriptors }))
-        } else {
-            Err(io::ErrorKind::InvalidData.into())
+        match length {
+            length if length == N => Ok(Some(Message { bytes, descriptors })),
+            // Nobody has the other end any more (or has sent nothing at all).
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -157,19 +145,21 @@ impl AsFd for Socket {
 
 #[cfg(test)]
 mod tests {
+    use super::super::epoll::wait_readable;
     use super::*;
 
     #[test]
     fn messages_arrive_with_their_descriptors_after_the_sender_is_gone() {
         let (here, there) = Socket::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        there.send(b"one", &[file.as_fd(), file.as_fd()]).unwrap();
-        there.send(b"two", &[]).unwrap();
+        there.send(b"one", &[file.as_fd(), file.as_fd()], None).unwrap();
+        there.send(b"two", &[], None).unwrap();
         drop(there);
         let message = here.try_receive::<3>().unwrap().unwrap();
         assert_eq!((&message.bytes, message.descriptors.len()), (b"one", 2));
         assert_eq!(&here.try_receive::<3>().unwrap().unwrap().bytes, b"two");
-        assert!(here.try_receive::<3>().is_err(), "the end of the stream is no message");
+        let end = here.try_receive::<3>().unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
@@ -177,8 +167,29 @@ mod tests {
         let (here, there) = Socket::pair().unwrap();
         assert!(here.try_receive::<1>().unwrap().is_none());
         let file = tempfile::tempfile().unwrap();
-        assert!(there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS + 1]).is_err());
-        there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS]).unwrap();
+        assert!(there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS + 1], None).is_err());
+        there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS], None).unwrap();
         assert_eq!(here.try_receive::<1>().unwrap().unwrap().descriptors.len(), MAX_DESCRIPTORS);
+    }
+    #[test]
+    fn full_socket_is_waited_for_until_the_deadline_and_no_longer() {
+        let (here, there) = Socket::pair().unwrap();
+        let soon = || Moment::now().checked_add(Duration::from_millis(5));
+        let full = loop {
+            if let Err(error) = there.send(b"x", &[], soon()) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+        std::thread::scope(|scope| {
+            let sent = scope.spawn(|| there.send(b"y", &[], None));
+            while here.try_receive::<1>().unwrap().is_none_or(|message| &message.bytes != b"y") {
+                wait_readable(here.as_fd(), None).unwrap();
+            }
+            sent.join().unwrap().unwrap();
+        });
+        drop(here);
+        let error = there.send(b"z", &[], Some(Moment::now())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "whatever the deadline");
     }
 }

@@ -63,7 +63,7 @@ fn misfit(what: &str) -> String {
     )
 }
 
-/// A header and what follows it, in one: the length of the header (8 bytes, little-endian), the header, the rest.
+/// A header, for what follows it: its length (8 bytes, little-endian), and itself.
 pub(crate) fn with_header<T: Serialize>(header: &T) -> Result<Vec<u8>, String> {
     let header = encode_plain(header)?;
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())

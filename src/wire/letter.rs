@@ -1,6 +1,7 @@
 //! A message of any size with any number of descriptors, over a socket that takes 253 of them at a time.
 //!
-//! The body goes as a sealed memfd, which is the first descriptor; each part says how many descriptors are still to come.
+//! The body goes as a sealed memfd, which is the first descriptor; each part says how many descriptors are left, its own among
+//! them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,8 @@ use super::codec;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::map::SharedMap;
-use crate::sys::memfd;
 use crate::sys::socket::{MAX_DESCRIPTORS, Socket};
+use crate::sys::{limits, memfd};
 
 /// A body ready to be sent.
 #[derive(Debug)]
@@ -25,13 +26,18 @@ pub(crate) fn seal<T: Serialize>(body: &T) -> io::Result<Sealed> {
     memfd::sealed_with("phalanx-letter", &[&body]).map(Sealed)
 }
 
-/// Sends a message. After an error the other end may have a part of it.
-pub(crate) fn send(socket: &Socket, body: &Sealed, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Sends a message, for whose room it waits until `deadline`. After an error the other end may have a part of it.
+pub(crate) fn send(
+    socket: &Socket,
+    body: &Sealed,
+    descriptors: &[BorrowedFd<'_>],
+    deadline: Option<Moment>,
+) -> io::Result<()> {
     let all: Vec<_> = std::iter::once(body.0.as_fd()).chain(descriptors.iter().copied()).collect();
     let mut left = all.len();
     for part in all.chunks(MAX_DESCRIPTORS) {
+        socket.send(&(left as u64).to_ne_bytes(), part, deadline)?;
         left -= part.len();
-        socket.send(&(left as u64).to_ne_bytes(), part)?;
     }
     Ok(())
 }
@@ -45,7 +51,6 @@ pub(crate) fn receive<T: DeserializeOwned>(
     deadline: Option<Moment>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut descriptors = Vec::new();
-    let mut expected = None;
     loop {
         if !wait_readable(socket.as_fd(), deadline)? {
             return Err(io::ErrorKind::TimedOut.into());
@@ -56,14 +61,13 @@ pub(crate) fn receive<T: DeserializeOwned>(
             Err(error) if is_end(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let left = u64::from_ne_bytes(message.bytes);
-        let came = message.descriptors.len() as u64;
-        if came == 0 || expected.is_some_and(|expected| expected != left + came) {
-            return Err(io::Error::other("descriptors of a message were lost: is RLIMIT_NOFILE too low?"));
+        let left = usize::try_from(u64::from_ne_bytes(message.bytes)).unwrap_or(0);
+        let came = message.descriptors.len();
+        if came == 0 || came != left.min(MAX_DESCRIPTORS) {
+            return Err(lost(came, left));
         }
         descriptors.extend(message.descriptors);
-        expected = Some(left);
-        if left == 0 {
+        if came == left {
             break;
         }
     }
@@ -74,9 +78,15 @@ pub(crate) fn receive<T: DeserializeOwned>(
     Ok(Some((body, descriptors)))
 }
 
-/// An empty read of a socket that keeps messages apart.
+fn lost(came: usize, left: usize) -> io::Error {
+    let limit = limits::descriptors_text().unwrap_or_default();
+    io::Error::other(format!(
+        "{came} descriptors of a message arrived of the {left} that were to come: {limit}"
+    ))
+}
+
 fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::ConnectionReset)
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 #[cfg(test)]
@@ -91,7 +101,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let long = "x".repeat(1 << 20);
         for count in [0, 252, 253, 600] {
-            send(&there, &seal(&(count, &long)).unwrap(), &vec![file.as_fd(); count]).unwrap();
+            send(&there, &seal(&(count, &long)).unwrap(), &vec![file.as_fd(); count], None).unwrap();
             let ((told, text), descriptors) = receive::<(usize, String)>(&here, None).unwrap().unwrap();
             assert_eq!((told, descriptors.len(), text.len()), (count, count, 1 << 20));
         }
@@ -99,5 +109,15 @@ mod tests {
         assert_eq!(receive::<u8>(&here, soon).unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(there);
         assert!(receive::<u8>(&here, None).unwrap().is_none());
+    }
+    #[test]
+    fn letter_whose_descriptors_were_lost_is_an_error_with_its_numbers() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        // As the kernel hands over a message for which there is no room.
+        there.send(&70_u64.to_ne_bytes(), &[file.as_fd(); 69], None).unwrap();
+        let error = receive::<u8>(&here, None).unwrap_err().to_string();
+        assert!(error.starts_with("69 descriptors of a message arrived of the 70 "), "{error}");
+        assert!(error.contains("RLIMIT_NOFILE is "), "{error}");
     }
 }

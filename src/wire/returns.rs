@@ -53,7 +53,8 @@ impl Returns {
                 Ok(Some(message)) => self.keep(message),
                 Ok(None) => break,
                 // Not from a worker of ours: some child of theirs that has the descriptor.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -89,7 +90,7 @@ pub(crate) fn send(
     let load = Load::of(&parcel, place).map_err(failed)?;
     for batch in load.descriptors.chunks(MAX_DESCRIPTORS) {
         let batch: Vec<_> = batch.iter().map(Carried::as_fd).collect();
-        outbox.send(&(rank as u64).to_ne_bytes(), &batch).map_err(failed)?;
+        outbox.send(&(rank as u64).to_ne_bytes(), &batch, None).map_err(failed)?;
     }
     let header = codec::with_header(&Manifest { segments: load.ways, grants: parcel.grants.clone() })?;
     // This process ends with its result: what it lends nobody here asks for any more.
@@ -144,14 +145,17 @@ impl<'a> Load<'a> {
     }
 }
 
-/// What arrived beside a result, and where its bytes begin.
-pub(crate) fn open(
-    body: &[u8],
-    descriptors: Vec<OwnedFd>,
-    nest: Option<&Nest>,
-) -> Result<(Arrivals, usize), String> {
-    let (manifest, at) = codec::read_header::<Manifest>(body)?;
+/// What a result says of the memory beside it, and where its bytes begin.
+pub(crate) fn open(body: &[u8]) -> Result<(Manifest, usize), String> {
+    codec::read_header(body)
+}
+
+/// What arrived beside a result. When some descriptors were lost nobody knows which the others are.
+pub(crate) fn arrivals(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option<&Nest>) -> Arrivals {
     let came = descriptors.len();
+    let is_descriptor = |way: &&Way| matches!(way, Way::Descriptor { .. });
+    let whole = manifest.segments.iter().filter(is_descriptor).count() == came;
+    let descriptors = if whole { descriptors } else { Vec::new() };
     let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
     let mut take = |number: RawFd| {
         let place = usize::try_from(number).ok().and_then(|number| descriptors.get_mut(number));
@@ -167,15 +171,10 @@ pub(crate) fn open(
         ),
     };
     let segments = manifest.segments.iter().enumerate().map(arrival).collect();
-    Ok((Arrivals::new(segments, manifest.grants), at))
-}
-
-/// Where the bytes of a result begin.
-pub(crate) fn bytes_at(body: &[u8]) -> Result<usize, String> {
-    codec::read_header::<Manifest>(body).map(|(_, at)| at)
+    Arrivals::new(segments, manifest.grants)
 }
 
 fn lost(came: usize) -> String {
-    let limit = limits::descriptors().map_or_else(|_| "the limit".to_owned(), |limit| limit.soft.to_string());
-    format!("only {came} of its descriptors arrived: this process may have {limit} (RLIMIT_NOFILE)")
+    let limit = limits::descriptors_text().unwrap_or_default();
+    format!("only {came} of its descriptors arrived: {limit}")
 }

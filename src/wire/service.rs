@@ -102,9 +102,36 @@ pub(crate) enum Trouble {
     /// It left threads behind, whose locks a fork would inherit locked.
     Threads(usize),
     /// The system refused, with this errno.
-    System { call: String, errno: i32 },
+    System { step: Step, errno: i32 },
     /// What it was sent made no sense.
     Confused(String),
+}
+
+/// What the server was doing when the system refused.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Step {
+    TakeOnSurroundings,
+    Fork,
+    Watch,
+    Reap,
+    Prepare,
+    ArmDeathSignal,
+}
+
+impl Step {
+    /// For an error's text, with the calls.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::TakeOnSurroundings => {
+                "taking on the working directory, stdout and stderr in the fork server (fchdir, dup3)"
+            }
+            Self::Fork => "forking in the fork server (fork)",
+            Self::Watch => "watching the process in the fork server (pidfd_open)",
+            Self::Reap => "reaping in the fork server (waitid)",
+            Self::Prepare => "setting signals in the fork server (sigaction, signalfd)",
+            Self::ArmDeathSignal => "arming the fork server's parent-death signal (prctl)",
+        }
+    }
 }
 
 /// What asks for the guard of a worker: its pid, beside which its pidfd comes.

@@ -1,14 +1,9 @@
-//! What a forked worker does before its function: its launcher's surroundings, a fresh seed, the user's hooks.
+//! What a forked worker does before its function: a fresh seed, the user's hooks.
 
-use std::ffi::OsString;
-use std::io;
-use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
-use crate::sys::{dir, env, fd, process};
-use crate::wire::service::Surroundings;
+use crate::sys::dir;
 
 type Hook = Box<dyn Fn(u64) + Send>;
 
@@ -79,35 +74,4 @@ pub(super) fn run() -> Result<(), String> {
     // They are for the workers that this one forks, too.
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).splice(0..0, hooks);
     done
-}
-
-/// Has the fork server look like its launcher, as do then all whom it forks. It keeps its own limit of descriptors.
-pub(crate) fn take_on(
-    surroundings: &Surroundings,
-    dir: BorrowedFd<'_>,
-    output: [BorrowedFd<'_>; 2],
-) -> io::Result<()> {
-    let Surroundings { environment, umask, affinity, descriptor_limit: _ } = surroundings;
-    set_environment(environment);
-    process::set_umask(*umask);
-    dir::enter(dir)?;
-    for (number, stream) in [1, 2].into_iter().zip(output) {
-        fd::put_at(stream, number)?;
-    }
-    // It was the launcher's a moment ago; if the system has taken it away since, the server's is as good.
-    let _ = affinity.take_on();
-    Ok(())
-}
-
-/// Mostly it is the server's own already.
-fn set_environment(wanted: &[(Vec<u8>, Vec<u8>)]) {
-    let is_wanted = |key: &OsString| wanted.iter().any(|(name, _)| name == key.as_encoded_bytes());
-    let gone: Vec<_> = std::env::vars_os().map(|(key, _)| key).filter(|key| !is_wanted(key)).collect();
-    gone.iter().for_each(env::remove);
-    for (key, value) in wanted {
-        let (key, value) = (OsString::from_vec(key.clone()), OsString::from_vec(value.clone()));
-        if std::env::var_os(&key).as_ref() != Some(&value) {
-            env::set(&key, &value);
-        }
-    }
 }

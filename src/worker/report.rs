@@ -5,7 +5,7 @@ use std::backtrace::BacktraceStatus;
 use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Captured, Frame, Raised, RawFrame};
 use crate::sys::clock::Moment;
@@ -16,11 +16,20 @@ use crate::wire::slot::{SlotWriter, State};
 
 /// Runs the preload function in the fork server, whose failure is told to the launcher by a reply.
 pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|info| see_panic(None, info)));
+    let previous = Arc::new(panic::take_hook());
+    let hook = previous.clone();
+    panic::set_hook(Box::new(move |info| {
+        see_panic(None, info);
+        // Where a panic aborts, stderr is the only place to tell it.
+        if !IN_FUNCTION.get() || cfg!(panic = "abort") {
+            hook(info);
+        }
+    }));
     capture_backtraces_of_errors();
+    IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
-    panic::set_hook(hook);
+    IN_FUNCTION.set(false);
+    panic::set_hook(Box::new(move |info| previous(info)));
     match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(returned_error(None, &ManuallyDrop::new(error)).raised),

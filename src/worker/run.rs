@@ -220,8 +220,8 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
 /// the letter.
 fn ask_for_guard(guards: &Socket) -> io::Result<()> {
     let own = std::process::id();
-    let asked =
-        guards.send_within(&u64::from(own).to_ne_bytes(), &[process::pidfd_open(own)?.as_fd()], ASKING);
+    let until = Moment::now().checked_add(ASKING);
+    let asked = guards.send(&u64::from(own).to_ne_bytes(), &[process::pidfd_open(own)?.as_fd()], until);
     asked.map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))
 }
 
