@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{await_post, board, descriptors, kill_self, post, under_both_strategies, watched};
 use nix::sys::resource::{UsageWho, getrusage};
 use phalanx::{
-    Error, HugePages, MemoryError, Options, SharingStrategy, Storage, StorageOptions, Tensor,
+    Error, FrozenTensor, HugePages, MemoryError, Options, SharingStrategy, Storage, StorageOptions, Tensor,
     get_sharing_strategy, spawn, start_processes, start_processes_with,
 };
 use serde::{Deserialize, Serialize};
@@ -263,7 +263,12 @@ fn huge_pages_hold_a_storage_where_some_are_reserved() {
         let work = |_, tensor: Tensor<u8>| anyhow::Ok(tensor.set(4, 7)?);
         spawn(work, tensor.clone(), 1).unwrap();
         assert_eq!(tensor.to_vec(), [0, 0, 0, 0, 7]);
-        drop(tensor);
+        // In place, and with no second huge page, here or there: there may be none.
+        let frozen = tensor.freeze().unwrap();
+        assert_eq!((free(), &frozen[..]), (before - 1, &[0, 0, 0, 0, 7][..]));
+        let sum = |_, frozen: FrozenTensor<u8>| anyhow::Ok(frozen.iter().sum::<u8>());
+        assert_eq!(spawn(sum, frozen.clone(), 2).unwrap(), [7, 7]);
+        drop(frozen);
         assert_eq!(free(), before);
     });
 }

@@ -93,6 +93,22 @@ fn loaded_can_be_written_and_frozen_cannot() {
 }
 
 #[test]
+fn one_of_a_file_is_frozen_by_a_copy_and_the_others_stay_as_they_are() {
+    watched(|| {
+        let (_dir, path) = place();
+        // Larger than what is carved from segments, and the file's first has the place where its segment begins.
+        let large = tensor(&vec![1.0_f32; 100_000], &[100_000]);
+        save(&path, [("one", &large), ("other", &large)]).unwrap();
+        let mut model = load(&path).unwrap();
+        let (one, other) = (model.remove("one").unwrap(), model.remove("other").unwrap());
+        let other = other.typed::<f32>().unwrap();
+        let frozen = Tensor::<f32>::try_from(one).unwrap().freeze().unwrap();
+        other.set(0, 2.0).unwrap();
+        assert_eq!((frozen.len(), frozen[0], other.get(0).unwrap()), (100_000, 1.0, 2.0));
+    });
+}
+
+#[test]
 fn odd_layouts_are_saved_in_row_major_order() {
     watched(|| {
         let (_dir, path) = place();

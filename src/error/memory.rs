@@ -207,20 +207,28 @@ impl MemoryError {
     }
 }
 
+/// The words of such an error, with the limit that it probably met.
+pub(crate) fn with_hint(error: &io::Error) -> String {
+    format!("{error}{}", Hint(hint(error).as_deref()))
+}
+
 /// The limit that such an error means, with its numbers.
 fn hint(error: &io::Error) -> Option<String> {
     match Shortage::of(error)? {
         Shortage::Descriptors => {
-            let limit = limits::descriptors().ok()?;
+            let limit = limits::descriptors_text()?;
             Some(format!(
-                "RLIMIT_NOFILE is {} of at most {}; tensors of up to 256 KiB share descriptors, and \
-                 SharingStrategy::FileSystem needs one a process",
-                limit.soft, limit.hard
+                "{limit}; tensors of up to 256 KiB share descriptors, and SharingStrategy::FileSystem needs one a \
+                 process"
             ))
         }
         Shortage::Memory => {
             let (count, most) = memory::mappings()?;
-            Some(format!("{count} mappings of at most {most} (vm.max_map_count)"))
+            let available = memory::available()?;
+            Some(format!(
+                "{available} bytes of memory are available, and there are {count} mappings of at most {most} \
+                 (vm.max_map_count)"
+            ))
         }
         Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::DescriptorsOfMachine | Shortage::Processes | Shortage::Space => None,
@@ -241,11 +249,16 @@ struct Places<'a>(&'a [usize], &'a [usize]);
 impl fmt::Display for Places<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0.len(), self.1) {
-            (1, shape) if shape.len() != 1 => write!(f, " of {} elements", shape.iter().product::<usize>()),
+            (1, shape) if shape.len() != 1 => write!(f, " of {} elements", elements(shape)),
             (given, shape) if given != shape.len() => write!(f, ", which has {} dimensions", shape.len()),
             _ => Ok(()),
         }
     }
+}
+
+/// A zero makes it zero, whatever else there is.
+fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product: usize, &size| if size == 0 { 0 } else { product.saturating_mul(size) })
 }
 
 struct Hint<'a>(Option<&'a str>);

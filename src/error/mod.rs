@@ -11,6 +11,7 @@ use std::io;
 pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
 pub use memory::MemoryError;
+pub(crate) use memory::with_hint;
 pub(crate) use outcome::Ended;
 pub use outcome::{Cause, Outcome, ResourceUsage, Status};
 pub(crate) use raised::Raised;

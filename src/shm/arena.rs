@@ -18,7 +18,7 @@ const SEGMENT: usize = 8 << 20;
 /// What is reserved at a time.
 const STEP: usize = 256 << 10;
 /// Where storages begin: at a cache line of their own, which is aligned for any element.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 /// The segment that is being carved. Its storages hold it, not the arena: it goes with the last of them.
 struct Arena {

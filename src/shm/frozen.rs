@@ -117,14 +117,14 @@ impl<T: Element> Tensor<T> {
         }
         let refuse = |tensor, reason| Refused::new(Tensor::over(tensor), reason);
         let tensor = self.into_dyn();
-        let alone = match tensor.alone() {
-            Ok(None) => tensor,
-            Ok(Some(copy)) => copy,
+        let (frozen, original) = match tensor.alone() {
+            Ok(None) => (tensor.freeze_storage(), None),
+            Ok(Some(copy)) => (copy.freeze_storage(), Some(tensor)),
             Err(reason) => return Err(refuse(tensor, reason)),
         };
-        match alone.freeze_storage() {
+        match frozen {
             (frozen, Ok(())) => Ok(FrozenTensor(Tensor::over(frozen))),
-            (tensor, Err(reason)) => Err(refuse(tensor, reason)),
+            (refused, Err(reason)) => Err(refuse(original.unwrap_or(refused), reason)),
         }
     }
 }

@@ -39,9 +39,11 @@ pub(super) fn table() -> Table {
 }
 
 impl Table {
-    /// The segment of that file, if it is mapped here.
-    pub(super) fn find(&self, identity: Identity) -> Option<Arc<Segment>> {
-        self.0.as_ref()?.get(&identity)?.segment.upgrade()
+    /// The segment of that file, if it is mapped here in that size. No other is even touched: the last handle of a
+    /// segment must not be dropped while the table is locked.
+    pub(super) fn find(&self, identity: Identity, size: u64) -> Option<Arc<Segment>> {
+        let entry = self.0.as_ref()?.get(&identity)?;
+        if entry.bytes as u64 == size { entry.segment.upgrade() } else { None }
     }
 
     pub(super) fn insert(&mut self, segment: &Arc<Segment>) {

@@ -17,6 +17,7 @@ use super::segment::Segment;
 use super::shard::{Claim, Cut};
 pub(crate) use super::storage::Loan;
 use super::storage::Storage;
+use crate::error::with_hint;
 
 /// A part of a segment of the same message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,7 +109,8 @@ impl Arrivals {
         let count = self.segments.len();
         let place = self.segments.get_mut(number as usize);
         let place = place.ok_or_else(|| format!("segment {number} of {count} does not exist"))?;
-        let failed = |error: std::io::Error| format!("segment {number} cannot be mapped: {error}");
+        let failed =
+            |error: std::io::Error| format!("segment {number} cannot be mapped: {}", with_hint(&error));
         let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
             Arrival::Mapped(segment) => Ok(segment),
             Arrival::Descriptor { fd, sealed } => Segment::receive(fd, sealed).map_err(failed),

@@ -10,15 +10,13 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use super::known::{self, Identity};
 use super::strategy::SharingStrategy;
 use super::tree::{self, FileName, Place};
-use crate::error::MemoryError;
-use crate::sys::limits::{self, Shortage};
+use crate::error::{MemoryError, with_hint};
+use crate::sys::limits::{Shortage, with_room};
 use crate::sys::map::SharedMap;
 use crate::sys::{fd, memfd, memory};
 
 /// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
 const ASK_FIRST: u64 = 1 << 20;
-/// Room for descriptors that is made when there is none.
-const MORE_DESCRIPTORS: usize = 64;
 /// What the memfds of storages are called in /proc.
 const NAME: &str = "phalanx-storage";
 
@@ -94,7 +92,7 @@ impl Segment {
     /// Makes one of zeros, whose reserved memory is there for certain.
     pub(super) fn create(plan: Plan) -> Result<Arc<Self>, MemoryError> {
         if !plan.huge && plan.is_memory()? {
-            ask_first(plan.bytes as u64)?;
+            ask_first(plan.reserved as u64)?;
         }
         match plan.strategy {
             SharingStrategy::FileDescriptor => Self::create_unnamed(plan),
@@ -139,9 +137,9 @@ impl Segment {
         let failed = |error: io::Error| MemoryError::File {
             doing: "reading",
             path: path.to_owned(),
-            reason: error.to_string(),
+            reason: with_hint(&error),
         };
-        let file = fd::open_to_read(path).map_err(failed)?;
+        let file = with_room(|| fd::open_to_read(path)).map_err(failed)?;
         // Under a name in /proc or /dev/shm, of which somebody may have an exclusive part.
         if fd::target(file.as_fd()).is_some_and(|target| is_shared_memory(&target)) {
             return Err(failed(io::Error::other("it is shared memory of some process, not a file of data")));
@@ -184,9 +182,8 @@ impl Segment {
         let mut known = known::table();
         let found = backing.with_descriptor(|fd| {
             let (identity, size) = memfd::identity(fd)?;
-            let same = known.find(identity);
             // A file may have another size by now than when it was mapped.
-            if let Some(segment) = same.filter(|segment| segment.len as u64 == size) {
+            if let Some(segment) = known.find(identity, size) {
                 return Ok(Err(segment));
             }
             let len = usize::try_from(size).map_err(io::Error::other)?;
@@ -256,8 +253,8 @@ impl Segment {
     /// A descriptor of its own, for a process of another tree.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         match &self.backing {
-            Backing::Name(name) => name.open(),
-            Backing::Descriptor(fd) => fd.try_clone(),
+            Backing::Name(name) => with_room(|| name.open()),
+            Backing::Descriptor(fd) => with_room(|| fd.try_clone()),
             Backing::Closed => Err(closed()),
         }
     }
@@ -267,6 +264,12 @@ impl Segment {
         let links = |fd: BorrowedFd<'_>| memfd::link_count(fd);
         matches!(&self.backing, Backing::Name(_))
             && self.backing.with_descriptor(links).is_ok_and(|links| links > 1)
+    }
+
+    /// Whether a storage of its first `len` bytes is all that can be in it: huge pages are never cut.
+    pub(super) fn is_filled_by(&self, len: usize) -> bool {
+        let unit = self.backing.with_descriptor(memfd::allocation_unit).unwrap_or(1);
+        len.checked_next_multiple_of(unit) == Some(self.len)
     }
 
     /// Whether [`seal`](Self::seal) can be tried: it is a memfd.
@@ -334,17 +337,6 @@ impl Drop for Segment {
     }
 }
 
-/// Runs `make`, and once more with more room for descriptors when it had none.
-fn with_room<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    match make() {
-        Err(error) if Shortage::of(&error) == Some(Shortage::Descriptors) => {
-            limits::make_room_for_descriptors(MORE_DESCRIPTORS);
-            make()
-        }
-        done => done,
-    }
-}
-
 /// Whether that is where a memfd of a storage or named memory lies.
 fn is_shared_memory(target: &Path) -> bool {
     let is_tree = |name: &OsStr| tree::is_tree(&name.to_string_lossy());
@@ -373,7 +365,7 @@ fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
 
 fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
     match Shortage::of(&os) {
-        Some(Shortage::Space) => {
+        Some(Shortage::Space | Shortage::Memory) => {
             let base = Some(place.base().to_owned());
             MemoryError::NotEnough { asked, available: place.space().unwrap_or(0), place: base }
         }
@@ -397,7 +389,7 @@ mod tests {
             assert!(Arc::ptr_eq(&segment, &again));
             let identity = segment.identity();
             drop((segment, again));
-            assert!(known::table().find(identity).is_none());
+            assert!(known::table().find(identity, 4096).is_none());
         }
     }
 

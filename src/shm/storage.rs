@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::
 
 use serde::{Deserialize, Serialize};
 
-use super::arena;
 use super::options::StorageOptions;
 use super::segment::{Plan, Segment};
 use super::strategy::SharingStrategy;
@@ -285,14 +284,17 @@ impl Storage {
         Ok(Self::place(Some(segment), 0, bytes, false))
     }
 
-    /// Whether its memory can be sealed without sealing others': a carved one's cannot.
+    /// Whether its memory can be sealed without sealing others': a carved one's cannot, nor that of a part.
     pub(super) fn is_sealable(&self) -> bool {
-        self.len() > arena::SMALL && self.0.segment.as_ref().is_some_and(|segment| segment.is_sealable())
+        self.0.segment.as_ref().is_some_and(|segment| segment.is_sealable() && self.fills(segment))
+    }
+
+    fn fills(&self, segment: &Segment) -> bool {
+        self.0.offset == 0 && segment.is_filled_by(self.len())
     }
 
     /// Who else is known to be able to write to it.
     pub(super) fn other_writer(&self) -> Option<&'static str> {
-        let alone = self.len() > arena::SMALL;
         if !self.is_writable() {
             None
         } else if self.0.lent.load(Relaxed) > 0 {
@@ -301,7 +303,12 @@ impl Storage {
             Some("the process of which this one is a fork")
         } else if Arc::strong_count(&self.0) > 1 {
             Some(OTHER_HANDLE)
-        } else if alone && self.0.segment.as_ref().is_some_and(|segment| segment.has_other_names()) {
+        } else if self
+            .0
+            .segment
+            .as_ref()
+            .is_some_and(|segment| segment.has_other_names() && self.fills(segment))
+        {
             Some("another process")
         } else {
             None

@@ -270,6 +270,8 @@ mod tests {
         assert!(matches!(Tensor::<f64>::zeros(&[usize::MAX, 2]), Err(MemoryError::TooLarge { .. })));
         assert!(matches!(Tensor::<f64>::zeros(&[usize::MAX / 4]), Err(MemoryError::TooLarge { .. })));
         assert!(Tensor::<u8>::zeros(&[3, 0]).unwrap().get(0).is_err());
+        let none = Tensor::<u8>::zeros(&[usize::MAX, 2, 0]).unwrap();
+        assert!(none.get(0).unwrap_err().to_string().ends_with("of 0 elements"));
         let storage = Storage::new(15).unwrap();
         assert!(Tensor::<f64>::from_storage(&storage, &[2]).is_err());
         assert_eq!(Tensor::<f64>::from_storage(&storage, &[1]).unwrap().len(), 1);

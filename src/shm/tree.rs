@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::strategy::get_sharing_directory;
-use crate::error::MemoryError;
+use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
-use crate::sys::process;
+use crate::sys::{limits, process};
 
 /// What the directories of all trees begin with.
 const PREFIX: &str = "phalanx-";
@@ -73,9 +73,9 @@ pub(crate) fn place() -> Result<Arc<Place>, MemoryError> {
         return Ok(place.clone());
     }
     let base = get_sharing_directory();
-    let place = Place::found(&base).map_err(|error| MemoryError::Directory {
+    let place = limits::with_room(|| Place::found(&base)).map_err(|error| MemoryError::Directory {
         path: base,
-        reason: format!("a directory for this process cannot be made in it: {error}"),
+        reason: format!("a directory for this process cannot be made in it: {}", with_hint(&error)),
     })?;
     let place = Arc::new(place);
     replace(&mut known, place.clone());

@@ -61,6 +61,18 @@ pub(crate) fn make_room_for_descriptors(more: usize) {
     }
 }
 
+/// Runs `make`, and once more with more room for descriptors when it had none.
+pub(crate) fn with_room<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const MORE: usize = 64;
+    match make() {
+        Err(error) if Shortage::of(&error) == Some(Shortage::Descriptors) => {
+            make_room_for_descriptors(MORE);
+            make()
+        }
+        done => done,
+    }
+}
+
 /// The error of who has no descriptor left.
 pub(crate) const NO_DESCRIPTORS: i32 = libc::EMFILE;
 

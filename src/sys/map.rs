@@ -15,6 +15,7 @@ use super::memfd;
 pub(crate) struct SharedMap {
     raw: MmapRaw,
     access: Access,
+    /// That of the map, unless nothing lies in it any more.
     len: usize,
 }
 
@@ -47,7 +48,9 @@ impl SharedMap {
         check_sealed(fd, len)?;
         // SAFETY: nobody can change these bytes or cut them short, as was just asked of the kernel. The map is a
         // private one, which shares the pages as long as nobody writes: before Linux 6.7 a sealed memfd has no other.
-        let map = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd())? };
+        // No pages are to be reserved for it: of huge ones there may be no more.
+        let map =
+            unsafe { MmapOptions::new().len(len).no_reserve_swap().map_copy_read_only(fd.as_raw_fd())? };
         Ok(Self { raw: MmapRaw::from(map), access: Access::Sealed, len })
     }
 
@@ -63,19 +66,27 @@ impl SharedMap {
         let sealed = seal().and_then(|()| check_sealed(fd, self.len));
         match sealed {
             Ok(()) => {
-                self.map_over(fd.as_raw_fd(), libc::PROT_READ, libc::MAP_PRIVATE)?;
                 self.access = Access::Sealed;
+                self.map_again(fd, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
             }
-            Err(_) => self.map_over(fd.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?,
+            Err(_) => self.map_again(fd, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?,
         }
         sealed
+    }
+
+    /// Should the kernel refuse even that, nothing lies here any more: who looks panics, rather than crash.
+    fn map_again(&mut self, fd: BorrowedFd<'_>, protection: i32, flags: i32) -> io::Result<()> {
+        let len = std::mem::take(&mut self.len);
+        self.map_over(fd.as_raw_fd(), protection, flags)?;
+        self.len = len;
+        Ok(())
     }
 
     /// Replaces what is mapped here.
     fn map_over(&mut self, fd: i32, protection: i32, flags: i32) -> io::Result<()> {
         let (start, flags) = (self.raw.as_mut_ptr().cast(), flags | libc::MAP_FIXED);
         // SAFETY: exactly the range of our own map, to which nobody else has a reference: `self` is borrowed mutably.
-        let mapped = unsafe { libc::mmap(start, self.len, protection, flags, fd, 0) };
+        let mapped = unsafe { libc::mmap(start, self.raw.len(), protection, flags, fd, 0) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

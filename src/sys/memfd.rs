@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 use super::fd::above_stdio;
@@ -77,11 +78,19 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Bytes of a huge page, and how many of them are free (/proc/meminfo).
+/// Bytes of a huge page, and how many of them are free and nobody's (/proc/meminfo).
 pub(crate) fn huge_pages() -> Option<(u64, u64)> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let number = |key| memory::number_after(&meminfo, key);
-    Some((number("Hugepagesize:")? * 1024, number("HugePages_Free:")?))
+    let free = number("HugePages_Free:")?.saturating_sub(number("HugePages_Rsvd:")?);
+    Some((number("Hugepagesize:")? * 1024, free))
+}
+
+/// Of what the size of a file is a multiple: its page where these are huge ones, else a byte.
+pub(crate) fn allocation_unit(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let system = fstatfs(fd)?;
+    let huge = system.filesystem_type() == HUGETLBFS_MAGIC;
+    Ok(if huge { system.block_size() as usize } else { 1 })
 }
 
 /// A memfd with `parts`, one after the other, sealed so that its bytes never change.

@@ -26,6 +26,7 @@ use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 
+use super::super::arena::ALIGN;
 use super::super::dtype::DType;
 use super::super::dyn_tensor::DynTensor;
 use super::super::storage::Storage;
@@ -35,8 +36,6 @@ use crate::error::MemoryError;
 const PREFIX: u64 = 8;
 /// What the format allows for the header.
 const MAX_HEADER: u64 = 100_000_000;
-/// Where tensors begin in their storage: at a cache line of their own, which is aligned for any element.
-const ALIGN: usize = 64;
 /// The header's entry that is no tensor.
 const RESERVED: &str = "__metadata__";
 
