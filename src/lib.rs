@@ -139,8 +139,8 @@ pub use shm::dlpack;
 #[cfg(feature = "safetensors")]
 pub use shm::safetensors;
 pub use shm::{
-    DType, DynTensor, Element, FrozenTensor, HugePages, Number, Refused, Shard, SharingStrategy, Storage,
-    StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,
+    DType, Descriptor, DynTensor, Element, FrozenTensor, HugePages, Number, Refused, Shard, SharingStrategy,
+    Storage, StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,
     get_sharing_strategy, set_sharing_directory, set_sharing_strategy,
 };
 pub use start::StartMethod;

@@ -14,7 +14,7 @@ use common::{
     wait_for_ever, watched,
 };
 use phalanx::{
-    Cause, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod, Status, Tensor,
+    Cause, Descriptor, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod, Status, Tensor,
     set_sharing_strategy, spawn, start_processes,
 };
 
@@ -24,7 +24,7 @@ fn forked(nprocs: usize) -> Options {
 
 fn main() {
     phalanx::init();
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 13] = [
         ("results_come_by_rank", results_come_by_rank),
         ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
         ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
@@ -38,6 +38,10 @@ fn main() {
         ("nested_by_both_methods", nested_by_both_methods),
         ("children_of_a_worker_go_with_it", children_of_a_worker_go_with_it),
         ("handlers_of_the_launcher_do_not_run_in_workers", handlers_of_the_launcher_do_not_run_in_workers),
+        (
+            "descriptor_that_came_by_the_fork_is_neither_sent_nor_closed",
+            descriptor_that_came_by_the_fork_is_neither_sent_nor_closed,
+        ),
         ("tree_that_a_worker_begins_goes_with_it", tree_that_a_worker_begins_goes_with_it),
         ("threads_are_refused", threads_are_refused),
     ];
@@ -139,6 +143,33 @@ fn what_a_worker_has_by_its_fork_is_not_divided_in_place() {
     post(&board, 1, 1);
     context.join().unwrap();
     assert_eq!(shards[0].as_mut_slice().unwrap()[0], 1, "the worker wrote to the shard");
+}
+
+fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
+    static HELD: Mutex<Option<Descriptor>> = Mutex::new(None);
+    *HELD.lock().unwrap() = Some(tempfile::tempfile().unwrap().into());
+    let send = |_, ()| Ok(HELD.lock().unwrap().clone().unwrap());
+    let error = start(send, 1).join().unwrap_err().to_string();
+    assert!(error.contains("it cannot be sent; give it to the worker in its arguments"), "{error}");
+    let take = |_, ()| Ok(HELD.lock().unwrap().take().unwrap().into_owned().map(drop)?);
+    let error = start(take, 1).join().unwrap_err().to_string();
+    assert!(error.contains("by its fork, which closed it"), "{error}");
+    // Its number is another's when it is dropped.
+    let drop_late = |_, ()| {
+        let files: Vec<_> = (0..64).map(|_| std::fs::File::open("/dev/null")).collect::<Result<_, _>>()?;
+        drop(HELD.lock().unwrap().take());
+        Ok(files.iter().all(|file| file.metadata().is_ok()))
+    };
+    assert_eq!(start(drop_late, 1).join().unwrap(), [true]);
+    // What it is given is its own.
+    let work = |_, given: Descriptor| {
+        anyhow::Ok((std::fs::File::from(given.clone().into_owned()?).set_len(3)?, given).1)
+    };
+    let held = HELD.lock().unwrap().take().unwrap();
+    let back = start_processes(work, held.clone(), forked(1)).unwrap().join().unwrap().remove(0);
+    for same in [back, held] {
+        assert_eq!(std::fs::File::from(same.into_owned().unwrap()).metadata().unwrap().len(), 3);
+    }
 }
 
 fn tree_that_a_worker_begins_goes_with_it() {

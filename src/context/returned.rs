@@ -8,9 +8,8 @@ use serde::de::DeserializeOwned;
 
 use crate::shm::passing::Arrivals;
 use crate::shm::tree::Nest;
-use crate::wire::codec;
-use crate::wire::returns;
 use crate::wire::slot::{Account, Slot};
+use crate::wire::{codec, freight, returns};
 
 /// A result, still in its slot, and what came beside it.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ impl Returned {
         let body = self.slot.body(&self.account)?;
         let (manifest, at) = returns::open(&body)?;
         let arrivals = match self.begin_to_read()? {
-            Beside::Unread(descriptors) => returns::arrivals(manifest, descriptors, self.slot.nest()),
+            Beside::Unread(descriptors) => freight::unload(manifest, descriptors, self.slot.nest()),
             Beside::Read(arrivals) => arrivals,
             Beside::BeingRead(_) | Beside::Lost => return Err("its reading ended in a panic".to_owned()),
         };

@@ -188,14 +188,16 @@ impl JobBuilder {
     /// One job for all ranks.
     fn build_for_all<A: Serialize>(&self, args: &A) -> Result<JobFile, Error> {
         let job = self.build(0, args)?;
-        if job.shards() > 0 && self.nprocs > 1 {
-            let reason = format!(
-                "a shard can go to one rank only, but these are for all {}: use start_processes_with",
-                self.nprocs
-            );
-            return Err(Error::Arguments { rank: 0, reason });
+        match job.exclusive() {
+            Some(noun) if self.nprocs > 1 => {
+                let reason = format!(
+                    "a {noun} can go to one rank only, but these are for all {}: use start_processes_with",
+                    self.nprocs
+                );
+                Err(Error::Arguments { rank: 0, reason })
+            }
+            _ => Ok(job),
         }
-        Ok(job)
     }
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {

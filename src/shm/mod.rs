@@ -13,11 +13,14 @@
 // - `frozen`: tensors that nobody can change any more
 // - `shard`: the exclusive parts of a tensor
 // - `refused`: what could not be done, with what it was to be done to
-// - `passing`: how memory leaves and enters a process beside serialised bytes
+// - `descriptor`: open files that travel beside values
+// - `passing`, `arrivals`: how memory and descriptors leave and enter a process beside serialised bytes
 // - `formats`: other people's, each a feature that is off by default
 
 mod access;
 mod arena;
+mod arrivals;
+mod descriptor;
 mod dtype;
 mod dyn_tensor;
 mod formats;
@@ -34,6 +37,7 @@ pub(crate) mod strategy;
 mod tensor;
 pub(crate) mod tree;
 
+pub use descriptor::Descriptor;
 pub use dtype::{DType, Element, Number};
 pub use dyn_tensor::DynTensor;
 #[cfg(feature = "dlpack")]

@@ -7,36 +7,26 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::mem;
-use std::os::fd::OwnedFd;
+use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use super::arrivals::Part;
+pub(crate) use super::arrivals::{Arrival, Arrivals, Grant};
+use super::descriptor::Descriptor;
 use super::segment::Segment;
-use super::shard::{Claim, Cut};
+use super::shard::Cut;
 pub(crate) use super::storage::Loan;
 use super::storage::Storage;
-use crate::error::with_hint;
+use crate::sys::fd::Owner;
 
-/// A part of a segment of the same message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Part {
-    /// Which segment. `None`: no bytes.
-    segment: Option<u32>,
-    offset: usize,
-    len: usize,
-    /// Bytes of an element of the tensors over it.
-    unit: u8,
-}
+/// What is in a message, and only one process can have. When this is dropped without having been kept, it can be used here
+/// again.
+pub(crate) trait Claim: fmt::Debug + Send {
+    /// What it is, for an error.
+    fn noun(&self) -> &'static str;
 
-/// What may be done with a part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Grant {
-    /// Everybody who has it may read and write.
-    Shared(Part),
-    /// Only who takes it may.
-    Exclusive(Part, Cut),
+    /// The message was delivered: it is gone from here for good.
+    fn keep(self: Box<Self>);
 }
 
 /// What travels beside the bytes of a value.
@@ -44,138 +34,25 @@ pub(crate) enum Grant {
 pub(crate) struct Parcel {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) grants: Vec<Grant>,
-    /// The shards in it. Until it is [delivered](Self::deliver) they can come back.
-    claims: Vec<Claim>,
+    /// None is there twice.
+    pub(crate) descriptors: Vec<Descriptor>,
+    /// What only one process can have. Until it is [delivered](Self::deliver) this can come back.
+    claims: Vec<Box<dyn Claim>>,
     /// What its receivers may write to as long as they live.
     loans: Vec<Loan>,
 }
 
 impl Parcel {
-    /// How many shards it has, which only one process may get.
-    pub(crate) fn shards(&self) -> usize {
-        self.claims.len()
+    /// What it has that only one process may get, if it has such a thing.
+    pub(crate) fn exclusive(&self) -> Option<&'static str> {
+        self.claims.first().map(|claim| claim.noun())
     }
 
-    /// Says that it has arrived, or may have: its shards are gone from here. Returns what is lent until the receivers
-    /// have ended.
+    /// Says that it has arrived, or may have: what only one process can have is gone from here. Returns what is lent until
+    /// the receivers have ended.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.claims.drain(..).for_each(Claim::keep);
         std::mem::take(&mut self.loans)
-    }
-}
-
-/// A segment on its way in.
-#[derive(Debug)]
-pub(crate) enum Arrival {
-    /// `sealed`: it must be a memfd of fixed size.
-    Descriptor {
-        fd: OwnedFd,
-        sealed: bool,
-    },
-    /// A name in the tree.
-    Name(String),
-    Mapped(Arc<Segment>),
-    /// It could not be mapped, or did not arrive.
-    Broken(String),
-}
-
-/// To what a storage is aligned at the least, so that it fits any element.
-pub(super) const MAX_ALIGN: usize = 8;
-
-/// What has arrived beside the bytes of a value.
-#[derive(Debug, Default)]
-pub(crate) struct Arrivals {
-    segments: Vec<Arrival>,
-    grants: Vec<Incoming>,
-}
-
-/// A grant, and what has become of it.
-#[derive(Debug)]
-struct Incoming {
-    grant: Grant,
-    /// The same tensor twice is the same storage.
-    opened: Option<Storage>,
-    /// An exclusive one is there once.
-    taken: bool,
-}
-
-impl Arrivals {
-    pub(crate) fn new(segments: Vec<Arrival>, grants: Vec<Grant>) -> Self {
-        let incoming = |grant| Incoming { grant, opened: None, taken: false };
-        Self { segments, grants: grants.into_iter().map(incoming).collect() }
-    }
-
-    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, String> {
-        let count = self.segments.len();
-        let place = self.segments.get_mut(number as usize);
-        let place = place.ok_or_else(|| format!("segment {number} of {count} does not exist"))?;
-        let failed =
-            |error: std::io::Error| format!("segment {number} cannot be mapped: {}", with_hint(&error));
-        let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
-            Arrival::Mapped(segment) => Ok(segment),
-            Arrival::Descriptor { fd, sealed } => Segment::receive(fd, sealed).map_err(failed),
-            Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
-            Arrival::Broken(why) => Err(why),
-        };
-        match mapped {
-            Ok(segment) => {
-                *place = Arrival::Mapped(segment.clone());
-                Ok(segment)
-            }
-            Err(why) => {
-                *place = Arrival::Broken(why.clone());
-                Err(why)
-            }
-        }
-    }
-
-    /// The memory of a part, which is held against the size of its segment.
-    fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
-        let Part { segment, offset, len, unit } = part;
-        if !matches!(unit, 1 | 2 | 4 | 8) {
-            return Err(format!("there are no elements of {unit} bytes"));
-        }
-        let segment = segment.map(|number| self.segment(number)).transpose()?;
-        let size = segment.as_ref().map_or(0, |segment| segment.len());
-        let storage = Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
-            format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew")
-        })?;
-        storage.claim_unit(unit.into()).map_err(|error| error.to_string())?;
-        Ok(storage)
-    }
-
-    fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
-        let incoming = self.grant(number)?;
-        if let Some(storage) = &incoming.opened {
-            return Ok(storage.clone());
-        }
-        let part = match incoming.grant {
-            Grant::Shared(part) => part,
-            Grant::Exclusive(..) => return Err(format!("grant {number} is a shard's")),
-        };
-        let storage = self.storage(part, MAX_ALIGN, true)?;
-        self.grant(number)?.opened = Some(storage.clone());
-        Ok(storage)
-    }
-
-    fn take_exclusive(&mut self, number: u32) -> Result<(Cut, Storage), String> {
-        let incoming = self.grant(number)?;
-        let (part, cut) = match &incoming.grant {
-            Grant::Exclusive(part, cut) => (*part, cut.clone()),
-            Grant::Shared(_) => return Err(format!("grant {number} is no shard's")),
-        };
-        if incoming.taken {
-            return Err("it was taken already: a shard can be read out of a message only once".to_owned());
-        }
-        let storage = self.storage(part, cut.align(), false)?;
-        self.grant(number)?.taken = true;
-        Ok((cut, storage))
-    }
-
-    fn grant(&mut self, number: u32) -> Result<&mut Incoming, String> {
-        let count = self.grants.len();
-        let incoming = self.grants.get_mut(number as usize);
-        incoming.ok_or_else(|| format!("grant {number} of {count} does not exist"))
     }
 }
 
@@ -185,6 +62,8 @@ struct Outgoing {
     parcel: Parcel,
     /// Where in the parcel a segment is, by its address: the parcel keeps it there.
     segments: HashMap<*const Segment, u32>,
+    /// Likewise.
+    descriptors: HashMap<*const Owner, u32>,
     parts: HashMap<Part, u32>,
 }
 
@@ -203,6 +82,17 @@ impl Outgoing {
         let number =
             u32::try_from(self.parcel.grants.len()).map_err(|_| "too many tensors in one message")?;
         self.parcel.grants.push(grant);
+        Ok(number)
+    }
+
+    fn descriptor(&mut self, descriptor: &Descriptor) -> Result<u32, &'static str> {
+        if let Some(&number) = self.descriptors.get(&descriptor.address()) {
+            return Ok(number);
+        }
+        let number = u32::try_from(self.parcel.descriptors.len())
+            .map_err(|_| "too many descriptors in one message")?;
+        self.parcel.descriptors.push(descriptor.clone());
+        self.descriptors.insert(descriptor.address(), number);
         Ok(number)
     }
 }
@@ -224,7 +114,7 @@ pub(crate) fn take_reason() -> Option<String> {
 }
 
 /// An error for serde, whose text is kept for [`take_reason`] too.
-pub(super) fn refuse<E: serde::de::Error>(reason: String) -> E {
+pub(crate) fn refuse<E: serde::de::Error>(reason: String) -> E {
     let error = E::custom(&reason);
     REASON.set(Some(reason));
     error
@@ -266,16 +156,22 @@ impl Drop for Restore {
     }
 }
 
-const ONLY_HERE: &str = "a tensor or shard can be serialised only in the arguments or the result of a worker: its memory travels \
-                         beside the bytes, not in them";
+const ONLY_HERE: &str = "a tensor, shard, descriptor or connection can be serialised only in the arguments or the result of a \
+                         worker, or in a message of a pipe or queue: what it stands for travels beside the bytes, not \
+                         in them";
+
+const ONLY_FROM: &str = "a tensor, shard, descriptor or connection can be deserialised only from the arguments or the result of a \
+                         worker, or from a message of a pipe or queue";
 
 const CUT_OFF: &str = "this tensor came into the worker by its fork, which closed its descriptor: it can be used, but not \
                        be sent; give it to the worker in its arguments";
 
+const CLOSED: &str = "this descriptor came into the worker by its fork, which closed it: it cannot be sent; give it to the \
+                      worker in its arguments";
+
 /// Adds a storage to what is being sent; returns the number of its grant.
 pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
-    TABLE.with_borrow_mut(|table| {
-        let Some(Table::Sending(outgoing)) = table else { return Err(ONLY_HERE) };
+    sending(|outgoing| {
         if storage.segment().is_some_and(|segment| segment.is_cut_off()) {
             return Err(CUT_OFF);
         }
@@ -291,18 +187,50 @@ pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
 }
 
 /// Adds a shard to what is being sent; returns the number of its grant.
-pub(super) fn send_shard(storage: &Storage, claim: Claim, cut: Cut) -> Result<u32, &'static str> {
-    TABLE.with_borrow_mut(|table| {
-        let Some(Table::Sending(outgoing)) = table else { return Err(ONLY_HERE) };
+pub(super) fn send_shard(
+    storage: &Storage,
+    claim: impl Claim + 'static,
+    cut: Cut,
+) -> Result<u32, &'static str> {
+    sending(|outgoing| {
         let part = outgoing.part(storage);
         let number = outgoing.grant(Grant::Exclusive(part, cut))?;
-        outgoing.parcel.claims.push(claim);
+        outgoing.parcel.claims.push(Box::new(claim));
         Ok(number)
     })
 }
 
+/// Adds a descriptor to what is being sent, of which the receiver gets a duplicate; returns its number.
+pub(crate) fn send_descriptor(descriptor: &Descriptor) -> Result<u32, &'static str> {
+    sending(|outgoing| {
+        if descriptor.is_cut_off() {
+            return Err(CLOSED);
+        }
+        outgoing.descriptor(descriptor)
+    })
+}
+
+/// As [`send_descriptor`], of one that only one process can have.
+pub(crate) fn send_sole_descriptor(
+    descriptor: &Descriptor,
+    claim: impl Claim + 'static,
+) -> Result<u32, &'static str> {
+    let number = send_descriptor(descriptor)?;
+    sending(|outgoing| {
+        outgoing.parcel.claims.push(Box::new(claim));
+        Ok(number)
+    })
+}
+
+fn sending<T>(put: impl FnOnce(&mut Outgoing) -> Result<T, &'static str>) -> Result<T, &'static str> {
+    TABLE.with_borrow_mut(|table| match table {
+        Some(Table::Sending(outgoing)) => put(outgoing),
+        _ => Err(ONLY_HERE),
+    })
+}
+
 /// Whether a message is being read: what a handle would be taken for outside of one makes no sense to anybody.
-pub(super) fn check_receiving() -> Result<(), String> {
+pub(crate) fn check_receiving() -> Result<(), String> {
     receiving(|_| Ok(()))
 }
 
@@ -316,11 +244,20 @@ pub(super) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
     receiving(|arrivals| arrivals.take_exclusive(number))
 }
 
+/// The descriptor of that number; the same each time it is asked for.
+pub(crate) fn receive_descriptor(number: u32) -> Result<Descriptor, String> {
+    receiving(|arrivals| arrivals.share_descriptor(number))
+}
+
+/// The descriptor of that number, once, and not when it was received otherwise.
+pub(crate) fn receive_sole_descriptor(number: u32) -> Result<Descriptor, String> {
+    receiving(|arrivals| arrivals.take_descriptor(number))
+}
+
 fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result<T, String> {
     TABLE.with_borrow_mut(|table| match table {
         Some(Table::Receiving(arrivals)) => take(arrivals),
-        _ => Err("a tensor or shard can be deserialised only from the arguments or the result of a worker"
-            .to_owned()),
+        _ => Err(ONLY_FROM.to_owned()),
     })
 }
 
@@ -329,12 +266,15 @@ fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result
 pub(super) fn arrive(parcel: &Parcel) -> Arrivals {
     let open = |segment: &Arc<Segment>| Arrival::Descriptor { fd: segment.open().unwrap(), sealed: false };
     let segments = parcel.segments.iter().map(open);
-    Arrivals::new(segments.collect(), parcel.grants.clone())
+    let copy = |descriptor: &Descriptor| Ok(descriptor.clone().into_owned().unwrap());
+    let descriptors = parcel.descriptors.iter().map(copy);
+    Arrivals::new(segments.collect(), parcel.grants.clone(), descriptors.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde::Serialize;
     use serde::de::DeserializeOwned;
 
     use super::*;
@@ -422,7 +362,8 @@ mod tests {
             let segment = Storage::sealable(64).unwrap();
             let open = || segment.segment().unwrap().open().unwrap();
             let arrivals = (0..2).map(|_| Arrival::Descriptor { fd: open(), sealed: true }).collect();
-            let (tensor, _) = provide(Arrivals::new(arrivals, grants), || postcard::from_bytes::<DynTensor>(&bytes));
+            let arrivals = Arrivals::new(arrivals, grants, Vec::new());
+            let (tensor, _) = provide(arrivals, || postcard::from_bytes::<DynTensor>(&bytes));
             if let Ok(tensor) = tensor {
                 prop_assert!(tensor.len() * dtype.size() <= 64);
                 tensor.write_bytes(&vec![1; tensor.len() * dtype.size()]).unwrap();
@@ -438,8 +379,10 @@ mod tests {
             let arrivals = || {
                 let segment = Storage::sealable(64).unwrap();
                 let fd = segment.segment().unwrap().open().unwrap();
-                Arrivals::new(vec![Arrival::Descriptor { fd, sealed: true }], grants.clone())
+                let descriptors = vec![Ok(fd.try_clone().unwrap()), Err("lost".to_owned())];
+                Arrivals::new(vec![Arrival::Descriptor { fd, sealed: true }], grants.clone(), descriptors)
             };
+            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<Descriptor>>(&bytes).map(drop));
             let _ = provide(arrivals(), || postcard::from_bytes::<Vec<DynTensor>>(&bytes).map(drop));
             let _ = provide(arrivals(), || postcard::from_bytes::<Vec<Shard<u8>>>(&bytes).map(drop));
             let _ = provide(arrivals(), || postcard::from_bytes::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));

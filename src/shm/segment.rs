@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use super::descriptor::Descriptor;
 use super::known::{self, Identity};
 use super::strategy::SharingStrategy;
 use super::tree::{self, FileName, Place};
 use crate::error::{MemoryError, with_hint};
+use crate::sys::fd::Generation;
 use crate::sys::limits::{Shortage, with_room};
 use crate::sys::map::SharedMap;
 use crate::sys::{fd, memfd, memory};
@@ -28,13 +29,13 @@ pub(crate) struct Segment {
     len: usize,
     backing: Backing,
     identity: Identity,
-    /// How many forks of workers came before it: see [`close_all`].
-    generation: u32,
+    /// Whether a fork has closed its descriptor: see [`close_all`].
+    generation: Generation,
 }
 
 #[derive(Debug)]
 enum Backing {
-    Descriptor(OwnedFd),
+    Descriptor(Descriptor),
     Name(FileName),
     /// Its descriptor was closed, behind its back.
     Closed,
@@ -44,19 +45,16 @@ enum Backing {
 #[derive(Debug)]
 pub(crate) enum Vehicle<'a> {
     /// `sealed`: it is a memfd of fixed size.
-    Descriptor { fd: BorrowedFd<'a>, sealed: bool },
+    Descriptor { fd: &'a Descriptor, sealed: bool },
     /// By a name that is put where the other process looks for it.
     Name,
 }
-
-/// Counts up in a worker that was forked.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Says that all descriptors were closed that the process had of which this one is a fork. The segments stay mapped, but
 /// their descriptors' numbers are nobody's, or will be another's.
 pub(crate) fn close_all() {
     known::table().clear();
-    GENERATION.fetch_add(1, Relaxed);
+    Generation::end();
 }
 
 /// What is to be made.
@@ -114,7 +112,7 @@ impl Segment {
         let refused = if plan.huge { no_huge_pages } else { no_memory };
         let fd = with_room(make).map_err(|os| refused(os, reserved))?;
         memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
-        Self::map_known(Backing::Descriptor(fd), SharedMap::new)
+        Self::map_known(Backing::Descriptor(fd.into()), SharedMap::new)
             .map_err(MemoryError::os("mapping a memfd", size))
     }
 
@@ -144,7 +142,8 @@ impl Segment {
         if fd::target(file.as_fd()).is_some_and(|target| is_shared_memory(&target)) {
             return Err(failed(io::Error::other("it is shared memory of some process, not a file of data")));
         }
-        let segment = Self::map_known(Backing::Descriptor(file), SharedMap::read_only).map_err(failed)?;
+        let segment =
+            Self::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)?;
         Ok(segment)
     }
 
@@ -163,7 +162,7 @@ impl Segment {
         } else {
             SharedMap::new
         };
-        Self::map_known(Backing::Descriptor(fd), map)
+        Self::map_known(Backing::Descriptor(fd.into()), map)
     }
 
     /// Takes over one that another process has put under a name.
@@ -194,7 +193,7 @@ impl Segment {
             Ok(new) => new,
             Err(segment) => return Ok(segment),
         };
-        let generation = GENERATION.load(Relaxed);
+        let generation = Generation::current();
         let segment = Arc::new(Self { map, len, identity, backing, generation });
         known.insert(&segment);
         Ok(segment)
@@ -229,15 +228,13 @@ impl Segment {
 
     /// Whether it came by a fork that closed its descriptor: it can be used here, but not be sent on.
     pub(super) fn is_cut_off(&self) -> bool {
-        self.generation != GENERATION.load(Relaxed)
+        self.generation.is_past()
     }
 
     /// How it travels to a process of the same tree.
     pub(crate) fn vehicle(&self) -> Vehicle<'_> {
         match &self.backing {
-            Backing::Descriptor(fd) => {
-                Vehicle::Descriptor { fd: fd.as_fd(), sealed: memfd::is_size_sealed(fd.as_fd()) }
-            }
+            Backing::Descriptor(fd) => Vehicle::Descriptor { fd, sealed: memfd::is_size_sealed(fd.as_fd()) },
             Backing::Name(_) | Backing::Closed => Vehicle::Name,
         }
     }
@@ -254,7 +251,7 @@ impl Segment {
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         match &self.backing {
             Backing::Name(name) => with_room(|| name.open()),
-            Backing::Descriptor(fd) => with_room(|| fd.try_clone()),
+            Backing::Descriptor(fd) => with_room(|| fd.as_fd().try_clone_to_owned()),
             Backing::Closed => Err(closed()),
         }
     }

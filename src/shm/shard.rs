@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
+use super::arrivals::MAX_ALIGN;
 use super::dtype::{DType, Number};
 use super::dyn_tensor::DynTensor;
 use super::layout::Layout;
-use super::passing;
+use super::passing::{self, Claim};
 use super::refused::Refused;
 use super::storage::Storage;
 use super::tensor::Tensor;
@@ -55,16 +56,19 @@ pub struct Shard<T: Number> {
 
 /// A shard that was put into a message. When this is dropped without having been kept, it can be used again.
 #[derive(Debug)]
-pub(super) struct Claim(Arc<AtomicBool>);
+struct Claimed(Arc<AtomicBool>);
 
-impl Claim {
-    /// The message was delivered: the shard is gone for good.
-    pub(super) fn keep(self) {
-        std::mem::forget(self);
+impl Claim for Claimed {
+    fn noun(&self) -> &'static str {
+        "shard"
+    }
+
+    fn keep(self: Box<Self>) {
+        std::mem::forget(*self);
     }
 }
 
-impl Drop for Claim {
+impl Drop for Claimed {
     fn drop(&mut self) {
         self.0.store(false, Relaxed);
     }
@@ -146,12 +150,12 @@ impl<T: Number> Shard<T> {
     }
 
     /// Marks it as sent, which only one caller can.
-    fn claim(&self) -> Result<Claim, MemoryError> {
+    fn claim(&self) -> Result<Claimed, MemoryError> {
         self.check_here()?;
         if self.sent.swap(true, Relaxed) {
             self.gone("it was sent to another process")?;
         }
-        Ok(Claim(self.sent.clone()))
+        Ok(Claimed(self.sent.clone()))
     }
 }
 
@@ -199,7 +203,7 @@ impl<T: Number> Tensor<T> {
             Err(reason) => return Err(Refused::new(shards, reason)),
         };
         // Claimed, so that none can be used beside the tensor. (They are ours alone: nobody claims one meanwhile.)
-        match shards.iter().try_for_each(|shard| shard.claim().map(Claim::keep)) {
+        match shards.iter().try_for_each(|shard| shard.claim().map(|claim| Box::new(claim).keep())) {
             Ok(()) => Ok(Self::over(whole)),
             Err(reason) => Err(Refused::new(shards, reason)),
         }
@@ -229,7 +233,7 @@ fn whole_of<T: Number>(shards: &[Shard<T>]) -> Result<DynTensor, MemoryError> {
         return Err(refuse(format!("there are {} in all", cut.of)));
     }
     let store = (cut.store_offset, cut.store_len);
-    let whole = Storage::checked(segment, store, passing::MAX_ALIGN, false)
+    let whole = Storage::checked(segment, store, MAX_ALIGN, false)
         .and_then(|storage| {
             DynTensor::within(&storage, cut.start * size_of::<T>(), T::DTYPE, &cut.whole_shape)
         })

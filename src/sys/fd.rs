@@ -1,8 +1,10 @@
 //! Descriptors: fcntl(2), close(2), dup2(2) and /proc/self/fd.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
@@ -17,6 +19,76 @@ pub(crate) enum Inherited {
     ThroughFork,
 }
 
+/// How many forks of workers came before something. Each has closed the descriptors that the process had of which it is a
+/// fork: their numbers are nobody's since then, or another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation(u32);
+
+/// Counts up in a worker that was forked.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+impl Generation {
+    pub(crate) fn current() -> Self {
+        Self(GENERATION.load(Relaxed))
+    }
+
+    /// Whether a fork has closed what was opened in it.
+    pub(crate) fn is_past(self) -> bool {
+        self != Self::current()
+    }
+
+    /// Says that all descriptors were closed that the process had of which this one is a fork.
+    pub(crate) fn end() {
+        GENERATION.fetch_add(1, Relaxed);
+    }
+}
+
+/// Closes its descriptor when it is dropped, unless a fork has done so.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    fd: ManuallyDrop<OwnedFd>,
+    generation: Generation,
+}
+
+impl Owner {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self { fd: ManuallyDrop::new(fd), generation: Generation::current() }
+    }
+
+    /// Whether a fork has closed it.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.generation.is_past()
+    }
+
+    /// Gives it up.
+    ///
+    /// # Errors
+    /// When a fork has closed it.
+    pub(crate) fn into_fd(self) -> Result<OwnedFd, Self> {
+        if self.is_cut_off() {
+            return Err(self);
+        }
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: it is taken once: `this`, its owner, is not used and not dropped after that.
+        Ok(unsafe { ManuallyDrop::take(&mut this.fd) })
+    }
+}
+
+impl AsFd for Owner {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if !self.is_cut_off() {
+            // SAFETY: it is dropped once, with its owner.
+            unsafe { ManuallyDrop::drop(&mut self.fd) }
+        }
+    }
+}
+
 /// Moves a new descriptor above 0 to 2, where it would be taken for stdin, stdout or stderr.
 pub(super) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > libc::STDERR_FILENO {
@@ -25,6 +97,11 @@ pub(super) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(libc::STDERR_FILENO + 1))?;
     // SAFETY: fcntl has just made this descriptor and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+}
+
+/// Whether its number is that of stdin, stdout or stderr.
+pub(crate) fn is_stdio(fd: BorrowedFd<'_>) -> bool {
+    fd.as_raw_fd() <= libc::STDERR_FILENO
 }
 
 /// Takes over the descriptor `raw`, which the launcher put there, and lets no later exec inherit it.

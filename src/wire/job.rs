@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
+use crate::shm::Descriptor;
 use crate::shm::passing::{Arrival, Arrivals, Loan, Parcel};
 use crate::shm::segment::Vehicle;
 use crate::shm::tree::{Nest, Place};
@@ -16,42 +17,40 @@ use crate::sys::memfd;
 pub(crate) struct JobFile {
     fd: OwnedFd,
     parcel: Parcel,
-    /// Of files with names, for workers that have no place where these could be put.
-    opened: Vec<OwnedFd>,
+    /// What goes with the arguments.
+    beside: Vec<Descriptor>,
 }
 
 impl JobFile {
     /// Writes `job` with these arguments. The descriptors of their memory keep their numbers in the worker.
     pub(crate) fn new(job: &Job, arguments: Encoded) -> io::Result<Self> {
         let Encoded { bytes: arguments, parcel } = arguments;
-        let (by_name, mut opened) = (job.place.is_some(), Vec::new());
-        let mut ways = Vec::with_capacity(parcel.segments.len());
+        let (by_name, mut beside) = (job.place.is_some(), Vec::new());
+        let mut inherit = |descriptor: Descriptor| {
+            let number = descriptor.as_fd().as_raw_fd();
+            beside.push(descriptor);
+            number
+        };
+        let mut segments = Vec::with_capacity(parcel.segments.len());
         for segment in &parcel.segments {
-            ways.push(match segment.vehicle() {
-                Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: fd.as_raw_fd(), sealed },
+            segments.push(match segment.vehicle() {
+                Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: inherit(fd.clone()), sealed },
                 Vehicle::Name if by_name => Way::Name,
-                Vehicle::Name => {
-                    let fd = segment.open()?;
-                    let number = fd.as_raw_fd();
-                    opened.push(fd);
-                    Way::Descriptor { number, sealed: false }
-                }
+                Vehicle::Name => Way::Descriptor { number: inherit(segment.open()?.into()), sealed: false },
             });
         }
-        let manifest = Manifest { segments: ways, grants: parcel.grants.clone() };
+        let beyond_stdio = parcel.descriptors.iter().map(Descriptor::beyond_stdio);
+        let descriptors = beyond_stdio.map(|made| made.map(&mut inherit)).collect::<io::Result<_>>()?;
+        let manifest = Manifest { segments, grants: parcel.grants.clone(), descriptors };
         let job = Job { manifest, ..job.clone() };
         let header = codec::with_header(&job).map_err(io::Error::other)?;
         let fd = memfd::sealed_with("phalanx-job", &[&header, &arguments])?;
-        Ok(Self { fd, parcel, opened })
+        Ok(Self { fd, parcel, beside })
     }
 
     /// The descriptors that a worker must inherit for it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let of_segments = self.parcel.segments.iter().filter_map(|segment| match segment.vehicle() {
-            Vehicle::Descriptor { fd, .. } => Some(fd),
-            Vehicle::Name => None,
-        });
-        std::iter::once(self.fd.as_fd()).chain(of_segments).chain(self.opened.iter().map(AsFd::as_fd))
+        std::iter::once(self.fd.as_fd()).chain(self.beside.iter().map(AsFd::as_fd))
     }
 
     /// Puts the memory that has names where a worker looks for it.
@@ -61,9 +60,9 @@ impl JobFile {
         named.try_for_each(|(number, segment)| segment.link(&nest.argument(number)))
     }
 
-    /// How many shards its arguments have, which only one worker may get.
-    pub(crate) fn shards(&self) -> usize {
-        self.parcel.shards()
+    /// What its arguments have that only one worker may get.
+    pub(crate) fn exclusive(&self) -> Option<&'static str> {
+        self.parcel.exclusive()
     }
 
     /// Says that a worker has been started with it; returns what is lent, the first time.
@@ -106,7 +105,7 @@ impl OpenJob {
         place: Option<&Place>,
         adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Arrivals> {
-        let Manifest { segments, grants } = &self.job.manifest;
+        let Manifest { segments, grants, descriptors } = &self.job.manifest;
         let arrival = |(number, way): (usize, &Way)| match *way {
             Way::Descriptor { number, sealed } => Ok(Arrival::Descriptor { fd: adopt(number)?, sealed }),
             Way::Name => {
@@ -116,7 +115,9 @@ impl OpenJob {
             }
         };
         let segments = segments.iter().enumerate().map(arrival).collect::<io::Result<_>>()?;
-        Ok(Arrivals::new(segments, grants.clone()))
+        let descriptors =
+            descriptors.iter().map(|&number| adopt(number).map(Ok)).collect::<io::Result<_>>()?;
+        Ok(Arrivals::new(segments, grants.clone(), descriptors))
     }
 
     /// All descriptors that came with it.
@@ -125,8 +126,9 @@ impl OpenJob {
             Way::Descriptor { number, .. } => Some(number),
             Way::Name => None,
         });
+        let of_values = self.job.manifest.descriptors.iter().copied();
         let of_place = self.job.place.iter().map(|(raw, _)| *raw);
-        of_segments.chain(of_place).chain(self.job.guards).chain([self.job.returns])
+        of_segments.chain(of_values).chain(of_place).chain(self.job.guards).chain([self.job.returns])
     }
 }
 
@@ -153,13 +155,15 @@ mod tests {
     #[test]
     fn job_file_round_trips() {
         let tensor = Tensor::<u8>::zeros(&[8]).unwrap();
-        let arguments = codec::encode(&tensor).unwrap();
+        let given = Descriptor::from(tempfile::tempfile().unwrap());
+        let arguments = codec::encode(&(tensor, &given, &given)).unwrap();
         let bytes = arguments.bytes.clone();
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
         assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 8, 7]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
+        assert_eq!(open.job.manifest.descriptors, [given.as_fd().as_raw_fd()]);
         assert_eq!(
             (&Job { manifest: Manifest::default(), ..open.job.clone() }, open.arguments()),
             (&job(), &bytes[..])

@@ -36,6 +36,8 @@ pub(crate) struct Job {
 pub(crate) struct Manifest {
     pub(crate) segments: Vec<Way>,
     pub(crate) grants: Vec<Grant>,
+    /// The numbers of the descriptors: of inherited ones, or of those that were sent.
+    pub(crate) descriptors: Vec<RawFd>,
 }
 
 /// How a segment gets to the other side.

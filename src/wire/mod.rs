@@ -5,10 +5,12 @@
 //! - `message`: the vocabulary
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
+//! - `freight`: what goes beside the bytes, as descriptors that are sent
 //! - `returns`: results with memory beside them
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
 pub(crate) mod codec;
+pub(crate) mod freight;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod letter;

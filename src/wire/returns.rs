@@ -9,10 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
-use super::message::{Manifest, Way};
-use crate::shm::passing::{Arrival, Arrivals, Parcel};
-use crate::shm::segment::Vehicle;
-use crate::shm::tree::{self, Nest, Place};
+use super::freight::Load;
+use super::message::Manifest;
+use crate::shm::tree::Place;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::limits;
@@ -89,92 +88,16 @@ pub(crate) fn send(
     let failed = |error: io::Error| format!("its memory cannot be sent: {error}");
     let load = Load::of(&parcel, place).map_err(failed)?;
     for batch in load.descriptors.chunks(MAX_DESCRIPTORS) {
-        let batch: Vec<_> = batch.iter().map(Carried::as_fd).collect();
+        let batch: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
         outbox.send(&(rank as u64).to_ne_bytes(), &batch, None).map_err(failed)?;
     }
-    let header = codec::with_header(&Manifest { segments: load.ways, grants: parcel.grants.clone() })?;
+    let header = codec::with_header(&load.manifest)?;
     // This process ends with its result: what it lends nobody here asks for any more.
     let _lent = parcel.deliver();
     Ok([header, bytes].concat())
 }
 
-/// The segments of a result, each with its way.
-#[derive(Default)]
-struct Load<'a> {
-    ways: Vec<Way>,
-    descriptors: Vec<Carried<'a>>,
-}
-
-enum Carried<'a> {
-    Kept(BorrowedFd<'a>),
-    Opened(OwnedFd),
-}
-
-impl Carried<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Kept(fd) => *fd,
-            Self::Opened(fd) => fd.as_fd(),
-        }
-    }
-}
-
-impl<'a> Load<'a> {
-    /// What has a name gets one where the launcher looks, if it has given this process a place in its tree.
-    fn of(parcel: &'a Parcel, place: Option<&Place>) -> io::Result<Self> {
-        let named = parcel.segments.iter().any(|segment| matches!(segment.vehicle(), Vehicle::Name));
-        let out = place.filter(|_| named).map(Place::make_out).transpose()?.flatten();
-        let mut load = Self::default();
-        for (number, segment) in parcel.segments.iter().enumerate() {
-            let way = match (segment.vehicle(), &out) {
-                (Vehicle::Descriptor { fd, sealed }, _) => load.carry(Carried::Kept(fd), sealed),
-                (Vehicle::Name, None) => load.carry(Carried::Opened(segment.open()?), false),
-                (Vehicle::Name, Some(out)) => {
-                    segment.link(&tree::result_in(out, number))?;
-                    Way::Name
-                }
-            };
-            load.ways.push(way);
-        }
-        Ok(load)
-    }
-
-    fn carry(&mut self, descriptor: Carried<'a>, sealed: bool) -> Way {
-        self.descriptors.push(descriptor);
-        Way::Descriptor { number: self.descriptors.len() as RawFd - 1, sealed }
-    }
-}
-
 /// What a result says of the memory beside it, and where its bytes begin.
 pub(crate) fn open(body: &[u8]) -> Result<(Manifest, usize), String> {
     codec::read_header(body)
-}
-
-/// What arrived beside a result. When some descriptors were lost nobody knows which the others are.
-pub(crate) fn arrivals(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option<&Nest>) -> Arrivals {
-    let came = descriptors.len();
-    let is_descriptor = |way: &&Way| matches!(way, Way::Descriptor { .. });
-    let whole = manifest.segments.iter().filter(is_descriptor).count() == came;
-    let descriptors = if whole { descriptors } else { Vec::new() };
-    let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
-    let mut take = |number: RawFd| {
-        let place = usize::try_from(number).ok().and_then(|number| descriptors.get_mut(number));
-        place.and_then(Option::take)
-    };
-    let arrival = |(number, way): (usize, &Way)| match *way {
-        Way::Descriptor { number, sealed } => {
-            take(number).map_or_else(|| Arrival::Broken(lost(came)), |fd| Arrival::Descriptor { fd, sealed })
-        }
-        Way::Name => nest.map_or_else(
-            || Arrival::Broken("it has no place for named memory".to_owned()),
-            |nest| Arrival::Name(nest.result(number)),
-        ),
-    };
-    let segments = manifest.segments.iter().enumerate().map(arrival).collect();
-    Arrivals::new(segments, manifest.grants)
-}
-
-fn lost(came: usize) -> String {
-    let limit = limits::descriptors_text().unwrap_or_default();
-    format!("only {came} of its descriptors arrived: {limit}")
 }

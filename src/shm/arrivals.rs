@@ -1,0 +1,210 @@
+//! What has arrived beside the bytes of a value, and what has become of it. Whatever a value's `Deserialize` asks for is
+//! checked here.
+
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::descriptor::Descriptor;
+use super::segment::Segment;
+use super::shard::Cut;
+use super::storage::Storage;
+use crate::error::with_hint;
+
+/// A part of a segment of the same message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// Which segment. `None`: no bytes.
+    pub(super) segment: Option<u32>,
+    pub(super) offset: usize,
+    pub(super) len: usize,
+    /// Bytes of an element of the tensors over it.
+    pub(super) unit: u8,
+}
+
+/// What may be done with a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Grant {
+    /// Everybody who has it may read and write.
+    Shared(Part),
+    /// Only who takes it may.
+    Exclusive(Part, Cut),
+}
+
+/// A segment on its way in.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// `sealed`: it must be a memfd of fixed size.
+    Descriptor {
+        fd: OwnedFd,
+        sealed: bool,
+    },
+    /// A name in the tree.
+    Name(String),
+    Mapped(Arc<Segment>),
+    /// It could not be mapped, or did not arrive.
+    Broken(String),
+}
+
+/// To what a storage is aligned at the least, so that it fits any element.
+pub(super) const MAX_ALIGN: usize = 8;
+
+/// What has arrived beside the bytes of a value.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    segments: Vec<Arrival>,
+    grants: Vec<Incoming>,
+    descriptors: Vec<Landing>,
+}
+
+/// A grant, and what has become of it.
+#[derive(Debug)]
+struct Incoming {
+    grant: Grant,
+    /// The same tensor twice is the same storage.
+    opened: Option<Storage>,
+    /// An exclusive one is there once.
+    taken: bool,
+}
+
+/// A descriptor, and what has become of it.
+#[derive(Debug)]
+enum Landing {
+    Waiting(OwnedFd),
+    /// The same descriptor twice is the same here too.
+    Shared(Descriptor),
+    /// By somebody who has it alone.
+    Taken,
+    /// It did not arrive.
+    Lost(String),
+}
+
+impl Arrivals {
+    /// `descriptors`: each, or why it did not arrive.
+    pub(crate) fn new(
+        segments: Vec<Arrival>,
+        grants: Vec<Grant>,
+        descriptors: Vec<Result<OwnedFd, String>>,
+    ) -> Self {
+        let incoming = |grant| Incoming { grant, opened: None, taken: false };
+        let landing = |came: Result<_, _>| came.map_or_else(Landing::Lost, Landing::Waiting);
+        let descriptors = descriptors.into_iter().map(landing).collect();
+        Self { segments, grants: grants.into_iter().map(incoming).collect(), descriptors }
+    }
+
+    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, String> {
+        let count = self.segments.len();
+        let place = self.segments.get_mut(number as usize);
+        let place = place.ok_or_else(|| format!("segment {number} of {count} does not exist"))?;
+        let failed =
+            |error: std::io::Error| format!("segment {number} cannot be mapped: {}", with_hint(&error));
+        let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
+            Arrival::Mapped(segment) => Ok(segment),
+            Arrival::Descriptor { fd, sealed } => Segment::receive(fd, sealed).map_err(failed),
+            Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
+            Arrival::Broken(why) => Err(why),
+        };
+        match mapped {
+            Ok(segment) => {
+                *place = Arrival::Mapped(segment.clone());
+                Ok(segment)
+            }
+            Err(why) => {
+                *place = Arrival::Broken(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    /// The memory of a part, which is held against the size of its segment.
+    fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
+        let Part { segment, offset, len, unit } = part;
+        if !matches!(unit, 1 | 2 | 4 | 8) {
+            return Err(format!("there are no elements of {unit} bytes"));
+        }
+        let segment = segment.map(|number| self.segment(number)).transpose()?;
+        let size = segment.as_ref().map_or(0, |segment| segment.len());
+        let storage = Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
+            format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew")
+        })?;
+        storage.claim_unit(unit.into()).map_err(|error| error.to_string())?;
+        Ok(storage)
+    }
+
+    pub(super) fn open_shared(&mut self, number: u32) -> Result<Storage, String> {
+        let incoming = self.grant(number)?;
+        if let Some(storage) = &incoming.opened {
+            return Ok(storage.clone());
+        }
+        let part = match incoming.grant {
+            Grant::Shared(part) => part,
+            Grant::Exclusive(..) => return Err(format!("grant {number} is a shard's")),
+        };
+        let storage = self.storage(part, MAX_ALIGN, true)?;
+        self.grant(number)?.opened = Some(storage.clone());
+        Ok(storage)
+    }
+
+    pub(super) fn take_exclusive(&mut self, number: u32) -> Result<(Cut, Storage), String> {
+        let incoming = self.grant(number)?;
+        let (part, cut) = match &incoming.grant {
+            Grant::Exclusive(part, cut) => (*part, cut.clone()),
+            Grant::Shared(_) => return Err(format!("grant {number} is no shard's")),
+        };
+        if incoming.taken {
+            return Err("it was taken already: a shard can be read out of a message only once".to_owned());
+        }
+        let storage = self.storage(part, cut.align(), false)?;
+        self.grant(number)?.taken = true;
+        Ok((cut, storage))
+    }
+
+    fn grant(&mut self, number: u32) -> Result<&mut Incoming, String> {
+        let count = self.grants.len();
+        let incoming = self.grants.get_mut(number as usize);
+        incoming.ok_or_else(|| format!("grant {number} of {count} does not exist"))
+    }
+
+    /// The descriptor of that number, the same each time.
+    pub(super) fn share_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
+        let landing = self.landing(number)?;
+        let descriptor = match mem::replace(landing, Landing::Taken) {
+            Landing::Waiting(fd) => Descriptor::from(fd),
+            Landing::Shared(descriptor) => descriptor,
+            other => return Err(landing.refuse(other)),
+        };
+        *landing = Landing::Shared(descriptor.clone());
+        Ok(descriptor)
+    }
+
+    /// The descriptor of that number, once.
+    pub(super) fn take_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
+        let landing = self.landing(number)?;
+        match mem::replace(landing, Landing::Taken) {
+            Landing::Waiting(fd) => Ok(Descriptor::from(fd)),
+            other => Err(landing.refuse(other)),
+        }
+    }
+
+    fn landing(&mut self, number: u32) -> Result<&mut Landing, String> {
+        let count = self.descriptors.len();
+        let landing = self.descriptors.get_mut(number as usize);
+        landing.ok_or_else(|| format!("descriptor {number} of {count} does not exist"))
+    }
+}
+
+impl Landing {
+    /// Puts back what it was; says why it is not to be had.
+    fn refuse(&mut self, before: Self) -> String {
+        *self = before;
+        match self {
+            Self::Lost(why) => why.clone(),
+            Self::Waiting(_) | Self::Shared(_) | Self::Taken => {
+                "it was taken already: what only one process can have can be read out of a message only once"
+                    .to_owned()
+            }
+        }
+    }
+}
