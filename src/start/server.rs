@@ -178,7 +178,7 @@ impl Server {
         }
     }
 
-    fn guard(&mut self, message: Message<{ size_of::<GuardRequest>() }>) -> io::Result<()> {
+    fn guard(&mut self, message: Message<[u8; size_of::<GuardRequest>()]>) -> io::Result<()> {
         let pid = u64::from_ne_bytes(message.bytes) as u32;
         if message.descriptors.is_empty() {
             let limit = limits::descriptors_text().unwrap_or_default();

@@ -234,14 +234,32 @@ pub(crate) fn copy_of_stdio(place: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor; a number that is not open gives EBADF.
     let copy = unsafe { libc::fcntl(place, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
     if copy < 0 {
-        return above_stdio(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?);
+        return null();
     }
     // SAFETY: fcntl has just made it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// /dev/null.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    above_stdio(open_null()?)
+}
+
+fn open_null() -> io::Result<OwnedFd> {
+    Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Lets the number of `fd` mean what `other` does from now on. What it meant is closed, but the number stays its owner's.
+pub(crate) fn replace(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes two integers. The number stays open, so whoever has borrowed it has a descriptor.
+    if unsafe { libc::dup3(other.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn null_at(place: RawFd) -> io::Result<()> {
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let null = open_null()?;
     if null.as_raw_fd() == place {
         // open took the free place itself: let it stay there, inheritable like any stdio.
         fcntl(&null, FcntlArg::F_SETFD(FdFlag::empty()))?;

@@ -1,12 +1,14 @@
 //! socketpair(2), sendmsg(2) and recvmsg(2): messages with descriptors beside them (unix(7), SCM_RIGHTS).
 
 use std::io::{self, IoSlice};
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
+};
 
 use super::clock::Moment;
 use super::epoll::{pause, wait_writable};
@@ -16,17 +18,29 @@ use super::fd::above_stdio;
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
 /// When to try again after the user had too many descriptors on their way.
-const FULL_RETRY: Duration = Duration::from_millis(1);
+pub(crate) const CROWDED_RETRY: Duration = Duration::from_millis(1);
 
 /// One end of a pair. What is sent arrives whole, in order, and also when its sender is dead by then.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket<F = OwnedFd>(F);
 
 /// One message.
 #[derive(Debug)]
-pub(crate) struct Message<const N: usize> {
-    pub(crate) bytes: [u8; N],
+pub(crate) struct Message<B> {
+    pub(crate) bytes: B,
     pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// What came of an attempt to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Attempt {
+    Sent,
+    /// The other end has no room: until this one is writable.
+    Full,
+    /// So many of this user's descriptors are on their way already (unix(7)). That changes when somebody receives, of
+    /// which nobody tells us.
+    Crowded,
 }
 
 impl Socket {
@@ -36,9 +50,24 @@ impl Socket {
         Ok((Self(above_stdio(one)?), Self(above_stdio(two)?)))
     }
 
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl<F: AsFd> Socket<F> {
     /// Takes over one end.
-    pub(crate) fn from_descriptor(fd: OwnedFd) -> Self {
+    pub(crate) fn from_descriptor(fd: F) -> Self {
         Self(fd)
+    }
+
+    pub(crate) fn descriptor(&self) -> &F {
+        &self.0
+    }
+
+    /// Says that nothing is to be received here: the other end cannot send any more.
+    pub(crate) fn refuse_to_receive(&self) -> io::Result<()> {
+        Ok(shutdown(self.raw(), Shutdown::Read)?)
     }
 
     /// Sends one message. While the other end is full, or too many of this user's descriptors are on their way, it waits
@@ -49,26 +78,33 @@ impl Socket {
         descriptors: &[BorrowedFd<'_>],
         deadline: Option<Moment>,
     ) -> io::Result<()> {
+        loop {
+            match self.try_send(bytes, descriptors)? {
+                Attempt::Sent => return Ok(()),
+                Attempt::Full => {
+                    if !wait_writable(self.0.as_fd(), deadline)? {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Attempt::Crowded if deadline.is_none_or(|at| Moment::now() < at) => pause(CROWDED_RETRY)?,
+                Attempt::Crowded => return Err(Errno::ETOOMANYREFS.into()),
+            }
+        }
+    }
+
+    /// Sends one message, if that can be done without waiting.
+    pub(crate) fn try_send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<Attempt> {
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let beside = if numbers.is_empty() { &rights[..0] } else { &rights };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         loop {
-            let sent = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], beside, flags, None);
-            match sent {
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    if !wait_writable(self.0.as_fd(), deadline)? {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                // So many of this user's descriptors are on their way already (unix(7)). That changes when somebody
-                // receives, of which nobody tells us.
-                Err(Errno::ETOOMANYREFS) if deadline.is_none_or(|at| Moment::now() < at) => {
-                    pause(FULL_RETRY)?;
-                }
-                other => return Ok(other.map(drop)?),
-            }
+            return match sendmsg::<()>(self.raw(), &[IoSlice::new(bytes)], beside, flags, None) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(Attempt::Full),
+                Err(Errno::ETOOMANYREFS) => Ok(Attempt::Crowded),
+                other => Ok(other.map(|_| Attempt::Sent)?),
+            };
         }
     }
 
@@ -77,29 +113,83 @@ impl Socket {
     ///
     /// # Errors
     /// `UnexpectedEof` when the other end is closed, `InvalidData` for a message of another size.
-    pub(crate) fn try_receive<const N: usize>(&self) -> io::Result<Option<Message<N>>> {
-        let mut bytes = [0; N];
+    pub(crate) fn try_receive<const N: usize>(&self) -> io::Result<Option<Message<[u8; N]>>> {
+        let mut bytes = [MaybeUninit::uninit(); N];
+        let Some((length, descriptors)) = self.try_receive_into(&mut bytes)? else { return Ok(None) };
+        if length != N {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // SAFETY: the kernel has written all of them.
+        let bytes = bytes.map(|byte| unsafe { byte.assume_init() });
+        Ok(Some(Message { bytes, descriptors }))
+    }
+
+    /// As [`try_receive`](Self::try_receive), of a message that has at most `limit` bytes.
+    pub(crate) fn try_receive_up_to(&self, limit: usize) -> io::Result<Option<Message<Vec<u8>>>> {
+        let mut bytes = Vec::with_capacity(limit);
+        let room = &mut bytes.spare_capacity_mut()[..limit];
+        let Some((length, descriptors)) = self.try_receive_into(room)? else { return Ok(None) };
+        // SAFETY: the kernel has written so many, which are no more than there is room for.
+        unsafe { bytes.set_len(length) };
+        Ok(Some(Message { bytes, descriptors }))
+    }
+
+    /// The first bytes of the next message, if one is there, and zeros where it has not so many. It stays there, with its
+    /// descriptors.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other end is closed.
+    pub(crate) fn peek<const N: usize>(&self) -> io::Result<Option<[u8; N]>> {
+        let mut bytes = [MaybeUninit::new(0); N];
+        let received = self.receive_raw(&mut bytes, &mut [], libc::MSG_PEEK)?;
+        // SAFETY: each was zero, and may have been written by the kernel.
+        Ok(received.map(|_| bytes.map(|byte| unsafe { byte.assume_init() })))
+    }
+
+    /// How many bytes the next message has, and its descriptors.
+    fn try_receive_into(&self, bytes: &mut [MaybeUninit<u8>]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
         let mut control = [0_u64; CONTROL_WORDS];
-        let (length, control_length) = loop {
-            match self.receive_raw(&mut bytes, &mut control) {
-                Ok(lengths) => break lengths,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        let Some(received) = self.receive_raw(bytes, &mut control, 0)? else { return Ok(None) };
+        let control = bytemuck::cast_slice::<u64, u8>(&control);
+        let descriptors = take_descriptors(&control[..received.control.min(control.len())])?;
+        if received.cut_short {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Some((received.length, descriptors)))
+    }
+
+    /// What is there, if something is.
+    fn receive_raw(
+        &self,
+        bytes: &mut [MaybeUninit<u8>],
+        control: &mut [u64],
+        flags: i32,
+    ) -> io::Result<Option<Received>> {
+        loop {
+            match self.receive_once(bytes, control, flags) {
+                // Nobody has the other end any more (or has sent nothing at all).
+                Ok(Received { length: 0, .. }) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => return Ok(Some(received)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                // The other end was closed with something unread in it: this is told once, before what it has sent.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-        };
-        let control = bytemuck::cast_slice::<u64, u8>(&control);
-        let descriptors = take_descriptors(&control[..control_length.min(control.len())])?;
-        match length {
-            length if length == N => Ok(Some(Message { bytes, descriptors })),
-            // Nobody has the other end any more (or has sent nothing at all).
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
+    fn raw(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
     /// recvmsg(2) by libc: nix gives no descriptors at all when some were cut off, so that the others would leak.
-    fn receive_raw(&self, bytes: &mut [u8], control: &mut [u64]) -> io::Result<(usize, usize)> {
+    fn receive_once(
+        &self,
+        bytes: &mut [MaybeUninit<u8>],
+        control: &mut [u64],
+        flags: i32,
+    ) -> io::Result<Received> {
         let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: a plain record, for which zeros are valid.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
@@ -107,12 +197,22 @@ impl Socket {
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(control);
-        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
         // SAFETY: the header points to a buffer and a control buffer of ours with their lengths; all outlive the call.
-        let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) };
+        let length = unsafe { libc::recvmsg(self.raw(), &raw mut header, flags) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-        Ok((length, header.msg_controllen))
+        let cut_short = header.msg_flags & libc::MSG_TRUNC != 0;
+        Ok(Received { length, control: header.msg_controllen, cut_short })
     }
+}
+
+/// What recvmsg(2) says of a message.
+struct Received {
+    length: usize,
+    /// Bytes of the control message.
+    control: usize,
+    /// Whether it had more bytes than there was room for.
+    cut_short: bool,
 }
 
 /// Words of the control buffer: one control message with as many descriptors as there can be.
@@ -137,7 +237,7 @@ fn take_descriptors(control: &[u8]) -> io::Result<Vec<OwnedFd>> {
     owned.collect::<Vec<_>>().into_iter().map(above_stdio).collect()
 }
 
-impl AsFd for Socket {
+impl<F: AsFd> AsFd for Socket<F> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -171,6 +271,38 @@ mod tests {
         there.send(b"x", &[file.as_fd(); MAX_DESCRIPTORS], None).unwrap();
         assert_eq!(here.try_receive::<1>().unwrap().unwrap().descriptors.len(), MAX_DESCRIPTORS);
     }
+
+    #[test]
+    fn message_of_any_size_is_received_and_one_of_another_is_refused() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for length in [1, 5, 100] {
+            there.send(&vec![7; length], &[file.as_fd()], None).unwrap();
+            assert_eq!(here.peek::<1>().unwrap(), Some([7]));
+            let message = here.try_receive_up_to(100).unwrap().unwrap();
+            assert_eq!((message.bytes, message.descriptors.len()), (vec![7; length], 1));
+        }
+        assert!(here.peek::<1>().unwrap().is_none() && here.try_receive_up_to(9).unwrap().is_none());
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::InvalidData;
+        there.send(&[7; 101], &[file.as_fd()], None).unwrap();
+        assert!(refused(here.try_receive_up_to(100).unwrap_err()));
+        there.send(&[7; 4], &[], None).unwrap();
+        assert_eq!(here.peek::<5>().unwrap(), Some([7, 7, 7, 7, 0]));
+        assert!(refused(here.try_receive::<3>().unwrap_err()));
+        there.send(&[7; 2], &[], None).unwrap();
+        assert!(refused(here.try_receive::<3>().unwrap_err()));
+    }
+
+    #[test]
+    fn what_was_sent_is_received_though_its_sender_left_something_unread() {
+        let (here, there) = Socket::pair().unwrap();
+        here.send(b"unread", &[], None).unwrap();
+        there.send(b"last", &[], None).unwrap();
+        drop(there);
+        assert_eq!(&here.try_receive::<4>().unwrap().unwrap().bytes, b"last");
+        assert_eq!(here.try_receive::<4>().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
     #[test]
     fn full_socket_is_waited_for_until_the_deadline_and_no_longer() {
         let (here, there) = Socket::pair().unwrap();

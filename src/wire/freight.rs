@@ -1,14 +1,23 @@
 //! What goes beside the bytes of a value: from a parcel to descriptors that are sent, and on the other side to arrivals.
+//!
+//! A message takes 253 descriptors. When a value has more, they are put into sockets first, and it is the other ends of
+//! these that travel: so one value is one message, whoever else sends there and whenever its sender dies.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::message::{Manifest, Way};
 use crate::shm::Descriptor;
 use crate::shm::passing::{Arrival, Arrivals, Parcel};
 use crate::shm::segment::Vehicle;
 use crate::shm::tree::{self, Nest, Place};
-use crate::sys::limits;
+use crate::sys::limits::{self, with_room};
+use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
+
+/// The most descriptors that travel with a message themselves: the sender may add one of its own.
+const DIRECT: usize = MAX_DESCRIPTORS - 1;
+/// How many a socket takes that nobody reads meanwhile. It has room for some 270 messages (net.core.wmem_default).
+const PER_SOCKET: usize = 128 * MAX_DESCRIPTORS;
 
 /// A parcel's descriptors, and which of them is what.
 #[derive(Debug, Default)]
@@ -53,18 +62,142 @@ impl Load {
     }
 }
 
+/// What goes beside the bytes of a value in a message, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Freight {
+    load: Load,
+    /// Sockets in which the descriptors are, when these are too many for a message.
+    sockets: Vec<OwnedFd>,
+    parcel: Parcel,
+}
+
+impl Freight {
+    /// Makes all ready that can be before there is a place to send it to.
+    ///
+    /// # Errors
+    /// When a file of named memory cannot be opened.
+    pub(crate) fn load(parcel: Parcel) -> io::Result<Self> {
+        Ok(Self { load: Load::of(&parcel, None)?, sockets: Vec::new(), parcel })
+    }
+
+    /// What the other side needs to make arrivals of the descriptors.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.load.manifest
+    }
+
+    /// How many descriptors the message will have.
+    pub(crate) fn direct(&self) -> usize {
+        direct(self.load.descriptors.len())
+    }
+
+    /// Sends one message with these bytes and the descriptors, and before them one of the caller's own.
+    pub(crate) fn try_send(
+        &mut self,
+        socket: &Socket<impl AsFd>,
+        bytes: &[u8],
+        first: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Attempt> {
+        let attempt = self.attempt(socket, bytes, first)?;
+        if attempt != Attempt::Crowded {
+            return Ok(attempt);
+        }
+        // As many may be on their way as this process may have.
+        limits::make_room_for_descriptors(usize::MAX);
+        self.attempt(socket, bytes, first)
+    }
+
+    fn attempt(
+        &mut self,
+        socket: &Socket<impl AsFd>,
+        bytes: &[u8],
+        first: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Attempt> {
+        if self.load.descriptors.len() <= DIRECT {
+            let own = self.load.descriptors.iter().map(AsFd::as_fd);
+            return socket.try_send(bytes, &first.into_iter().chain(own).collect::<Vec<_>>());
+        }
+        if self.sockets.is_empty() {
+            match fill_sockets(&self.load.descriptors)? {
+                Ok(sockets) => self.sockets = sockets,
+                Err(attempt) => return Ok(attempt),
+            }
+        }
+        let sockets = self.sockets.iter().map(AsFd::as_fd);
+        socket.try_send(bytes, &first.into_iter().chain(sockets).collect::<Vec<_>>())
+    }
+
+    /// Says that the message was sent. Who takes it may live as long as it likes: nothing is lent.
+    pub(crate) fn deliver(mut self) {
+        let _lent = self.parcel.deliver();
+    }
+}
+
+/// How many descriptors a message has for so many of a value.
+fn direct(count: usize) -> usize {
+    if count <= DIRECT { count } else { count.div_ceil(PER_SOCKET) }
+}
+
+/// Sockets from which the descriptors can be received. If it cannot be done now, none is kept: two senders that each
+/// had half of theirs on their way would wait for one another.
+fn fill_sockets(descriptors: &[Descriptor]) -> io::Result<Result<Vec<OwnedFd>, Attempt>> {
+    let mut sockets = Vec::new();
+    for some in descriptors.chunks(PER_SOCKET) {
+        let (end, into) = with_room(Socket::pair)?;
+        for batch in some.chunks(MAX_DESCRIPTORS) {
+            let batch: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
+            match into.try_send(&[0], &batch)? {
+                Attempt::Sent => {}
+                Attempt::Full => {
+                    return Err(io::Error::other(format!(
+                        "a socket has no room for {} descriptors: net.core.wmem_default is too small",
+                        some.len()
+                    )));
+                }
+                Attempt::Crowded => return Ok(Err(Attempt::Crowded)),
+            }
+        }
+        sockets.push(end.into_descriptor());
+    }
+    Ok(Ok(sockets))
+}
+
+/// What arrived of a freight with its message.
+///
+/// # Errors
+/// When some descriptors were lost, as for want of room in this process.
+pub(crate) fn receive(manifest: Manifest, descriptors: Vec<OwnedFd>) -> Result<Arrivals, String> {
+    let (count, came) = (manifest.count(), descriptors.len());
+    if came != direct(count) {
+        return Err(lost(came, direct(count)));
+    }
+    let descriptors = if count <= DIRECT { descriptors } else { empty_sockets(descriptors, count)? };
+    Ok(unload(manifest, descriptors, None))
+}
+
+fn empty_sockets(sockets: Vec<OwnedFd>, count: usize) -> Result<Vec<OwnedFd>, String> {
+    limits::make_room_for_descriptors(count);
+    let mut descriptors = Vec::with_capacity(count);
+    for socket in sockets.into_iter().map(Socket::from_descriptor) {
+        // All is in it by now: it is never waited for.
+        while let Ok(Some(message)) = socket.try_receive::<1>()
+            && !message.descriptors.is_empty()
+        {
+            descriptors.extend(message.descriptors);
+        }
+    }
+    if descriptors.len() == count { Ok(descriptors) } else { Err(lost(descriptors.len(), count)) }
+}
+
 /// What arrived of a load, whose named files are in `nest`. When some descriptors were lost nobody knows which the others
 /// are.
 pub(crate) fn unload(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option<&Nest>) -> Arrivals {
+    let (came, count) = (descriptors.len(), manifest.count());
     let Manifest { segments, grants, descriptors: numbers } = manifest;
-    let came = descriptors.len();
-    let is_descriptor = |way: &&Way| matches!(way, Way::Descriptor { .. });
-    let whole = segments.iter().filter(is_descriptor).count() + numbers.len() == came;
-    let descriptors = if whole { descriptors } else { Vec::new() };
+    let descriptors = if came == count { descriptors } else { Vec::new() };
     let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
     let mut take = |number: RawFd| {
         let place = usize::try_from(number).ok().and_then(|number| descriptors.get_mut(number));
-        place.and_then(Option::take).ok_or_else(|| lost(came))
+        place.and_then(Option::take).ok_or_else(|| lost(came, count))
     };
     let arrival = |(number, way): (usize, &Way)| match *way {
         Way::Descriptor { number, sealed } => {
@@ -80,7 +213,8 @@ pub(crate) fn unload(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option
     Arrivals::new(segments, grants, descriptors)
 }
 
-fn lost(came: usize) -> String {
+/// What to say when only so many came.
+pub(super) fn lost(came: usize, count: usize) -> String {
     let limit = limits::descriptors_text().unwrap_or_default();
-    format!("only {came} of its descriptors arrived: {limit}")
+    format!("only {came} of its {count} descriptors arrived: {limit}")
 }

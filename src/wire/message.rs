@@ -40,6 +40,14 @@ pub(crate) struct Manifest {
     pub(crate) descriptors: Vec<RawFd>,
 }
 
+impl Manifest {
+    /// How many descriptors go with it.
+    pub(crate) fn count(&self) -> usize {
+        let of_segments = self.segments.iter().filter(|way| matches!(way, Way::Descriptor { .. }));
+        of_segments.count() + self.descriptors.len()
+    }
+}
+
 /// How a segment gets to the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Way {

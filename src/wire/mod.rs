@@ -6,6 +6,7 @@
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
 //! - `freight`: what goes beside the bytes, as descriptors that are sent
+//! - `packet`: an encoded value as one message
 //! - `returns`: results with memory beside them
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
@@ -17,6 +18,7 @@ pub(crate) mod letter;
 pub(crate) mod marker;
 pub(crate) mod message;
 pub(crate) mod names;
+pub(crate) mod packet;
 pub(crate) mod returns;
 pub(crate) mod service;
 pub(crate) mod slot;

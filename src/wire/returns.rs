@@ -60,7 +60,7 @@ impl Returns {
         Ok(())
     }
 
-    fn keep(&mut self, Message { bytes, descriptors }: Message<8>) {
+    fn keep(&mut self, Message { bytes, descriptors }: Message<[u8; 8]>) {
         self.arrived.entry(u64::from_ne_bytes(bytes)).or_default().extend(descriptors);
     }
 
