@@ -115,6 +115,7 @@
 mod context;
 mod error;
 mod init;
+mod queue;
 pub mod shm;
 mod start;
 mod supervise;
@@ -134,6 +135,7 @@ pub use half::{bf16, f16};
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;
+pub use queue::{Connection, Never, QueueError, one_way, pipe};
 #[cfg(feature = "dlpack")]
 pub use shm::dlpack;
 #[cfg(feature = "safetensors")]

@@ -14,8 +14,8 @@ use common::{
     wait_for_ever, watched,
 };
 use phalanx::{
-    Cause, Descriptor, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod, Status, Tensor,
-    set_sharing_strategy, spawn, start_processes,
+    Cause, Connection, Descriptor, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod,
+    Status, Tensor, pipe, set_sharing_strategy, spawn, start_processes,
 };
 
 fn forked(nprocs: usize) -> Options {
@@ -161,6 +161,12 @@ fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
         Ok(files.iter().all(|file| file.metadata().is_ok()))
     };
     assert_eq!(start(drop_late, 1).join().unwrap(), [true]);
+    static PIPE: Mutex<Option<(Connection<u8, u8>, Connection<u8, u8>)>> = Mutex::new(None);
+    *PIPE.lock().unwrap() = Some(pipe().unwrap());
+    let send = |_, ()| Ok(PIPE.lock().unwrap().as_ref().unwrap().0.send(1)?);
+    let error = start(send, 1).join().unwrap_err().to_string();
+    assert!(error.contains("this connection is not here: it came into this worker by its fork"), "{error}");
+    drop(PIPE.lock().unwrap().take());
     // What it is given is its own.
     let work = |_, given: Descriptor| {
         anyhow::Ok((std::fs::File::from(given.clone().into_owned()?).set_len(3)?, given).1)

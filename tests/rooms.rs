@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and the rooms that it may use. Imports only point down.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("sys", &[]),
     ("error", &["sys"]),
     ("shm", &["sys", "error"]),
@@ -12,6 +12,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("supervise", &["wire", "shm", "sys", "error"]),
     ("worker", &["wire", "shm", "sys", "error"]),
     ("start", &["supervise", "worker", "wire", "shm", "sys", "error"]),
+    ("queue", &["wire", "shm", "sys", "error"]),
     ("context", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
     ("init", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
 ];

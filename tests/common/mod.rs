@@ -3,7 +3,8 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use phalanx::{
-    Error, Options, ProcessContext, ProcessExitedException, ProcessRaisedException, StartMethod, Tensor,
-    spawn, start_processes,
+    Connection, Error, Options, ProcessContext, ProcessExitedException, ProcessRaisedException, Signal,
+    StartMethod, Tensor, pipe, spawn, start_processes,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -326,4 +327,44 @@ pub(crate) fn launched(test: impl Fn(usize, ()) -> anyhow::Result<()> + Copy + S
         }
         await_that(|| tagged(TAG, &tag).is_empty());
     });
+}
+
+/// Runs a test once for each start method, in a process with one thread, which may fork.
+pub(crate) fn by_each_method(test: impl Fn(StartMethod)) -> anyhow::Result<()> {
+    for method in [StartMethod::Fork, StartMethod::Spawn, StartMethod::ForkServer] {
+        // The fork server stays.
+        start_processes(|_, ()| anyhow::Ok(()), (), by(method, 1))?.join()?;
+        watched(|| test(method));
+    }
+    Ok(())
+}
+
+pub(crate) fn by(method: StartMethod, nprocs: usize) -> Options {
+    Options::new(nprocs).start_method(method)
+}
+
+/// An open file with this text, to be read from its beginning.
+pub(crate) fn file_of(text: &str) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    file
+}
+
+/// A worker that runs `work` with the other end of a pipe.
+pub(crate) fn with_worker<A, B>(
+    work: impl Fn(usize, Connection<B, A>) -> anyhow::Result<()> + Copy + Send + 'static,
+    test: impl FnOnce(&Connection<A, B>),
+) {
+    let (ours, theirs) = pipe().unwrap();
+    let context = start_processes(work, theirs, Options::new(1)).unwrap();
+    test(&ours);
+    drop(ours);
+    context.join().unwrap();
+}
+
+/// Kills the only worker, and waits for its end.
+pub(crate) fn kill_and_join<R>(mut context: ProcessContext<R>) -> bool {
+    context.signal(0, Signal::KILL).unwrap();
+    matches!(poll_join(&mut context), Err(Error::ProcessExited(_)))
 }

@@ -1,0 +1,138 @@
+//! An end of a pipe: how it is in one process at a time.
+
+use std::ops::Deref;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+
+use super::error::QueueError;
+use crate::shm::Descriptor;
+use crate::shm::passing::{self, Claim};
+use crate::sys::fd;
+use crate::sys::limits::with_room;
+use crate::sys::socket::Socket;
+
+/// An end of a pipe, which one process has at a time.
+#[derive(Debug)]
+pub(super) struct End {
+    socket: Socket<Descriptor>,
+    /// How many calls use it, or [`SENT`].
+    uses: AtomicU32,
+}
+
+/// It was put into a message, and is here no more unless that is not delivered.
+const SENT: u32 = u32::MAX;
+
+const SENT_AWAY: &str = "it was sent to another process";
+const CUT_OFF: &str =
+    "it came into this worker by its fork, which closed it; give it to the worker in its arguments";
+const IN_USE: &str =
+    "this connection is used by another thread, so it cannot be sent: end the call that waits first";
+
+impl End {
+    pub(super) fn new(descriptor: Descriptor) -> Self {
+        Self { socket: Socket::from_descriptor(descriptor), uses: AtomicU32::new(0) }
+    }
+
+    pub(super) fn socket(&self) -> &Socket<Descriptor> {
+        &self.socket
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        self.uses.load(Acquire) == SENT
+    }
+
+    /// Keeps it from being sent away as long as the result lives.
+    pub(super) fn enter(&self) -> Result<Use<'_>, QueueError> {
+        if self.socket.descriptor().is_cut_off() {
+            return Err(QueueError::Gone { reason: CUT_OFF });
+        }
+        let more = |uses: u32| uses.checked_add(1).filter(|&uses| uses != SENT);
+        match self.uses.fetch_update(AcqRel, Acquire, more) {
+            Ok(_) => Ok(Use(self)),
+            Err(_) => Err(QueueError::Gone { reason: SENT_AWAY }),
+        }
+    }
+
+    /// Marks it as sent, which only one caller can.
+    fn claim(this: &Arc<Self>) -> Result<Claimed, String> {
+        // Opened now: a message that was delivered must not find that there is no descriptor left.
+        let null = with_room(fd::null)
+            .map_err(|error| format!("a connection cannot be sent: /dev/null: {error}"))?;
+        match this.uses.compare_exchange(0, SENT, AcqRel, Acquire) {
+            Ok(_) => Ok(Claimed { end: this.clone(), null, delivered: false }),
+            Err(SENT) => Err(QueueError::Gone { reason: SENT_AWAY }.to_string()),
+            Err(_) => Err(IN_USE.to_owned()),
+        }
+    }
+
+    /// Puts it into the message that is being made.
+    pub(super) fn serialize<Z: Serializer>(this: &Arc<Self>, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        let claim = Self::claim(this).map_err(ser::Error::custom)?;
+        let sent = passing::send_sole_descriptor(this.socket.descriptor(), claim);
+        Handle { descriptor: sent.map_err(ser::Error::custom)? }.serialize(serializer)
+    }
+
+    /// Takes it out of the message that is being read.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        passing::check_receiving().map_err(passing::refuse)?;
+        let Handle { descriptor } = Handle::deserialize(deserializer)?;
+        passing::receive_sole_descriptor(descriptor).map(Self::new).map_err(passing::refuse)
+    }
+}
+
+/// A call that uses an end.
+#[derive(Debug)]
+pub(super) struct Use<'a>(&'a End);
+
+impl Deref for Use<'_> {
+    type Target = End;
+
+    fn deref(&self) -> &End {
+        self.0
+    }
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        self.0.uses.fetch_sub(1, Release);
+    }
+}
+
+/// An end that was put into a message.
+#[derive(Debug)]
+struct Claimed {
+    end: Arc<End>,
+    null: OwnedFd,
+    delivered: bool,
+}
+
+impl Claim for Claimed {
+    fn noun(&self) -> &'static str {
+        "connection"
+    }
+
+    /// Closes what is here of it: as long as this process had it too, nobody would learn that the receiver has ended. The
+    /// number stays, since somebody may have borrowed it.
+    fn keep(mut self: Box<Self>) {
+        self.delivered = true;
+        // Neither number is closed, so there is nothing to go wrong.
+        let _ = fd::replace(self.end.socket.as_fd(), self.null.as_fd());
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if !self.delivered {
+            self.end.uses.store(0, Release);
+        }
+    }
+}
+
+/// What crosses to another process in the place of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+struct Handle {
+    descriptor: u32,
+}

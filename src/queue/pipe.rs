@@ -1,0 +1,302 @@
+//! Pipes: two ends, each in one process at a time.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::end::End;
+use super::error::QueueError;
+use crate::sys::clock::Moment;
+use crate::sys::epoll::{pause, wait_readable, wait_writable};
+use crate::sys::limits::with_room;
+use crate::sys::socket::{Attempt, CROWDED_RETRY, Socket};
+use crate::wire::codec;
+use crate::wire::packet::{self, Arrived, Fault, Packet};
+
+/// Makes a pipe: two ends, of which the one sends `A` and receives `B`, the other the other way round.
+///
+/// An end is given to a worker in its arguments, or through another pipe. Values are any serde type, tensors and descriptors
+/// included, and other connections; messages are of any size.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Connection, Options, Tensor, pipe, start_processes};
+///
+/// fn work(_rank: usize, launcher: Connection<f32, Tensor<f32>>) -> anyhow::Result<()> {
+///     let tensor = launcher.recv()?; // the same memory as the launcher's
+///     launcher.send(tensor.to_vec().iter().sum::<f32>())?;
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (ours, theirs) = pipe()?;
+/// let context = start_processes(work, theirs, Options::new(1))?;
+/// ours.send(Tensor::from_slice(&[1.0, 2.0, 3.5], &[3])?)?;
+/// assert_eq!(ours.recv()?, 6.5);
+/// context.join()?;
+/// assert!(ours.recv().is_err(), "the worker has ended");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`QueueError::System`] when this process has no descriptors left.
+pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> {
+    let (one, other) = with_room(Socket::pair).map_err(QueueError::system("make a pipe (socketpair)"))?;
+    Ok((Connection::over(one), Connection::over(other)))
+}
+
+/// Makes a pipe with a direction: the first end only sends, the second only receives.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Connection, Never, Options, one_way, start_processes_with};
+///
+/// fn work(rank: usize, results: Connection<String, Never>) -> anyhow::Result<()> {
+///     results.send(format!("rank {rank} begins"))?;
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let mut receivers = Vec::new();
+/// let mut sender = |_| {
+///     let (sender, receiver) = one_way().expect("two descriptors");
+///     receivers.push(receiver);
+///     sender
+/// };
+/// let context = start_processes_with(work, &mut sender, Options::new(2))?;
+/// assert_eq!(receivers[1].recv()?, "rank 1 begins");
+/// context.join()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Receiving at the end that sends is refused when it is compiled:
+///
+/// ```compile_fail
+/// let (sender, receiver) = phalanx::one_way::<u8>().unwrap();
+/// sender.recv();
+/// ```
+///
+/// # Errors
+/// As [`pipe`].
+pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
+    let (sender, receiver) = pipe::<T, Never>()?;
+    let directed = sender.end.socket().refuse_to_receive();
+    directed.map_err(QueueError::system("give a pipe its direction (shutdown)"))?;
+    Ok((sender, receiver))
+}
+
+/// What is never sent: it has no values, and neither `Serialize` nor `Deserialize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Never {}
+
+/// An end of a [`pipe`], which sends `S` and receives `R`.
+///
+/// It is in one process at a time: one that was sent to another process is gone from here, as a
+/// [`Shard`](crate::Shard) is, and using it is an error. (If it could not be sent, or its worker was not started, it is still
+/// here.) So the other end learns when its process has ended.
+///
+/// Threads may share it. A message goes to one of those who receive.
+pub struct Connection<S, R> {
+    end: Arc<End>,
+    values: PhantomData<fn(S) -> R>,
+}
+
+/// For what a descriptor is waited.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Readable,
+    Writable,
+    /// That fewer descriptors of this user are on their way.
+    LessCrowded,
+}
+
+/// Waits for an event until `deadline`; says whether it came. All waiting of pipes is done here.
+fn await_ready(fd: BorrowedFd<'_>, event: Event, deadline: Option<Moment>) -> Result<bool, QueueError> {
+    let came = match event {
+        Event::Readable => wait_readable(fd, deadline),
+        Event::Writable => wait_writable(fd, deadline),
+        Event::LessCrowded if deadline.is_some_and(|at| at <= Moment::now()) => Ok(false),
+        // The kernel has no event for it.
+        Event::LessCrowded => pause(CROWDED_RETRY).map(|()| true),
+    };
+    came.map_err(QueueError::system("wait at a pipe (ppoll)"))
+}
+
+impl<S, R> Connection<S, R> {
+    fn over(socket: Socket) -> Self {
+        let end = Arc::new(End::new(socket.into_descriptor().into()));
+        Self { end, values: PhantomData }
+    }
+}
+
+impl<S: Serialize, R> Connection<S, R> {
+    /// Sends a value, and waits as long as there is no room for it.
+    ///
+    /// The value is given, or lent. Memory and descriptors in it are shared, shards and connections are gone from here.
+    ///
+    /// # Errors
+    /// - [`QueueError::Disconnected`] when the other end is gone
+    /// - [`QueueError::Encode`] when the value cannot be serialised
+    /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
+    pub fn send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
+        self.send_or(value.borrow(), |event| self.wait(event, Moment::now(), None))
+    }
+
+    /// As [`send`](Self::send), but waits for nothing.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`QueueError::Full`] when there is no room.
+    pub fn try_send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
+        self.send_or(value.borrow(), |_| Err(QueueError::Full))
+    }
+
+    /// As [`send`](Self::send), but waits for room no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`QueueError::TimedOut`].
+    pub fn send_timeout(&self, value: impl Borrow<S>, timeout: Duration) -> Result<(), QueueError> {
+        let began = Moment::now();
+        self.send_or(value.borrow(), |event| self.wait(event, began, Some(timeout)))
+    }
+
+    /// Sends a value, which is ready before anything is waited for. `wait` returns when to try again.
+    fn send_or(
+        &self,
+        value: &S,
+        mut wait: impl FnMut(Event) -> Result<(), QueueError>,
+    ) -> Result<(), QueueError> {
+        let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
+        let mut packet = Packet::load(encoded).map_err(QueueError::system("make a message ready"))?;
+        let end = self.end.enter()?;
+        loop {
+            match packet.try_send(end.socket()).map_err(not_sent)? {
+                Attempt::Sent => break,
+                Attempt::Full => wait(Event::Writable)?,
+                Attempt::Crowded => wait(Event::LessCrowded)?,
+            }
+        }
+        packet.deliver();
+        Ok(())
+    }
+}
+
+fn not_sent(error: io::Error) -> QueueError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QueueError::Disconnected,
+        _ => QueueError::System { doing: "send a message (sendmsg)", os: error },
+    }
+}
+
+impl<S, R: DeserializeOwned> Connection<S, R> {
+    /// Receives the next value, and waits as long as there is none.
+    ///
+    /// # Errors
+    /// - [`QueueError::Disconnected`] when the other end is gone and all that it has sent was received
+    /// - [`QueueError::Decode`] when a message cannot be deserialised, or did not arrive whole for want of descriptors
+    /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::Corrupt`] and [`QueueError::System`] when something else is wrong
+    pub fn recv(&self) -> Result<R, QueueError> {
+        self.recv_or(|| self.wait(Event::Readable, Moment::now(), None))
+    }
+
+    /// As [`recv`](Self::recv), but waits for nothing.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and [`QueueError::Empty`] when there is no message.
+    pub fn try_recv(&self) -> Result<R, QueueError> {
+        self.recv_or(|| Err(QueueError::Empty))
+    }
+
+    /// As [`recv`](Self::recv), but waits no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and [`QueueError::TimedOut`].
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<R, QueueError> {
+        let began = Moment::now();
+        self.recv_or(|| self.wait(Event::Readable, began, Some(timeout)))
+    }
+
+    /// Waits, no longer than `timeout`, until there is something to be received; says whether there is. The end of the
+    /// other side is something too. (With several threads another one may be faster.)
+    ///
+    /// # Errors
+    /// [`QueueError::Gone`] when this end was sent to another process, [`QueueError::System`] when the system refuses.
+    pub fn poll(&self, timeout: Duration) -> Result<bool, QueueError> {
+        let end = self.end.enter()?;
+        await_ready(end.socket().as_fd(), Event::Readable, Moment::now().checked_add(timeout))
+    }
+
+    fn recv_or(&self, wait: impl FnMut() -> Result<(), QueueError>) -> Result<R, QueueError> {
+        // Not while this end is in use: decoding runs the type's own code.
+        self.next(wait)?.decode().map_err(|reason| QueueError::Decode { reason })
+    }
+
+    fn next(&self, mut wait: impl FnMut() -> Result<(), QueueError>) -> Result<Arrived, QueueError> {
+        let end = self.end.enter()?;
+        loop {
+            match packet::try_receive(end.socket()).map_err(not_received)? {
+                Some(arrived) => return Ok(arrived),
+                None => wait()?,
+            }
+        }
+    }
+}
+
+fn not_received(fault: Fault) -> QueueError {
+    match fault {
+        Fault::Ended => QueueError::Disconnected,
+        Fault::Lost(reason) => QueueError::Decode { reason },
+        Fault::Damaged(reason) => QueueError::Corrupt { reason },
+        Fault::System(os) => QueueError::System { doing: "receive a message (recvmsg)", os },
+    }
+}
+
+impl<S, R> Connection<S, R> {
+    /// Waits for an event until `limit` after `began`.
+    fn wait(&self, event: Event, began: Moment, limit: Option<Duration>) -> Result<(), QueueError> {
+        let deadline = limit.and_then(|limit| began.checked_add(limit));
+        if await_ready(self.end.socket().as_fd(), event, deadline)? {
+            return Ok(());
+        }
+        Err(QueueError::TimedOut { waited: Moment::now().since(began) })
+    }
+}
+
+impl<S, R> AsFd for Connection<S, R> {
+    /// Readable when [`recv`](Self::recv) has something to return, the end of the other side included. Of a connection that
+    /// was sent away it is /dev/null.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.end.socket().as_fd()
+    }
+}
+
+impl<S, R> fmt::Debug for Connection<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sent = self.end.is_sent();
+        let fd = self.as_fd().as_raw_fd();
+        f.debug_struct("Connection").field("fd", &fd).field("sent", &sent).finish()
+    }
+}
+
+impl<S, R> Serialize for Connection<S, R> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        End::serialize(&self.end, serializer)
+    }
+}
+
+impl<'de, S, R> Deserialize<'de> for Connection<S, R> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let end = Arc::new(End::deserialize(deserializer)?);
+        Ok(Self { end, values: PhantomData })
+    }
+}
