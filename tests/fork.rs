@@ -161,12 +161,13 @@ fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
         Ok(files.iter().all(|file| file.metadata().is_ok()))
     };
     assert_eq!(start(drop_late, 1).join().unwrap(), [true]);
-    static PIPE: Mutex<Option<(Connection<u8, u8>, Connection<u8, u8>)>> = Mutex::new(None);
-    *PIPE.lock().unwrap() = Some(pipe().unwrap());
-    let send = |_, ()| Ok(PIPE.lock().unwrap().as_ref().unwrap().0.send(1)?);
+    static END: Mutex<Option<Connection<u8, u8>>> = Mutex::new(None);
+    let (end, _other) = pipe::<u8, u8>().unwrap();
+    *END.lock().unwrap() = Some(end);
+    let send = |_, ()| Ok(END.lock().unwrap().as_ref().unwrap().send(1)?);
     let error = start(send, 1).join().unwrap_err().to_string();
     assert!(error.contains("this connection is not here: it came into this worker by its fork"), "{error}");
-    drop(PIPE.lock().unwrap().take());
+    drop(END.lock().unwrap().take());
     // What it is given is its own.
     let work = |_, given: Descriptor| {
         anyhow::Ok((std::fs::File::from(given.clone().into_owned()?).set_len(3)?, given).1)

@@ -136,3 +136,40 @@ impl Drop for Claimed {
 struct Handle {
     descriptor: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Connection, QueueError, pipe};
+    use crate::shm::passing;
+
+    type Numbers = Connection<u8, u8>;
+
+    #[test]
+    fn end_in_a_message_is_gone_until_that_is_dropped_and_for_good_when_it_is_delivered() {
+        let (one, other): (Numbers, Numbers) = pipe().unwrap();
+        let encode = || passing::collect(|| postcard::to_stdvec(&other));
+        let (bytes, parcel) = encode();
+        bytes.unwrap();
+        assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));
+        assert!(encode().0.is_err());
+        drop(parcel);
+        assert!(matches!(other.try_recv(), Err(QueueError::Empty)));
+        let (_, mut parcel) = encode();
+        parcel.deliver();
+        drop(parcel);
+        assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));
+        // Nobody else had it.
+        assert!(matches!(one.try_recv(), Err(QueueError::Disconnected)));
+    }
+
+    #[test]
+    fn serialising_outside_is_an_error_with_a_sentence_and_changes_nothing() {
+        let (one, other): (Numbers, Numbers) = pipe().unwrap();
+        let error = serde_json::to_string(&other).unwrap_err().to_string();
+        assert!(error.contains("descriptor or connection can be serialised only in"), "{error}");
+        let error = serde_json::from_str::<Numbers>(r#"{"descriptor":0}"#).unwrap_err().to_string();
+        assert!(error.contains("can be deserialised only from"), "{error}");
+        one.send(3).unwrap();
+        assert_eq!(other.recv().unwrap(), 3);
+    }
+}

@@ -48,6 +48,7 @@ use crate::wire::packet::{self, Arrived, Fault, Packet};
 ///
 /// # Errors
 /// [`QueueError::System`] when this process has no descriptors left.
+#[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> {
     let (one, other) = with_room(Socket::pair).map_err(QueueError::system("make a pipe (socketpair)"))?;
     Ok((Connection::over(one), Connection::over(other)))
@@ -87,6 +88,7 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
 ///
 /// # Errors
 /// As [`pipe`].
+#[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
     let (sender, receiver) = pipe::<T, Never>()?;
     let directed = sender.end.socket().refuse_to_receive();
@@ -298,5 +300,55 @@ impl<'de, S, R> Deserialize<'de> for Connection<S, R> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let end = Arc::new(End::deserialize(deserializer)?);
         Ok(Self { end, values: PhantomData })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::Descriptor;
+
+    #[test]
+    fn what_is_no_message_is_told_and_the_next_one_is_received() {
+        let (sender, receiver) = one_way::<String>().unwrap();
+        for garbage in [&[9_u8][..], &[0, 3, 1], &vec![1; 100_000]] {
+            sender.end.socket().send(garbage, &[], None).unwrap();
+        }
+        sender.send("well".to_owned()).unwrap();
+        assert!(matches!(receiver.recv(), Err(QueueError::Corrupt { .. })));
+        let lost = receiver.recv().unwrap_err().to_string();
+        assert!(lost.contains("only 0 of its 3 descriptors arrived"), "{lost}");
+        assert!(matches!(receiver.recv(), Err(QueueError::Corrupt { .. })));
+        assert_eq!(receiver.recv().unwrap(), "well");
+    }
+
+    #[test]
+    fn what_is_no_socket_is_an_error_of_the_system() {
+        let file = Descriptor::from(tempfile::tempfile().unwrap());
+        let end = Arc::new(End::new(file));
+        let connection = Connection::<u8, u8> { end, values: PhantomData };
+        assert!(matches!(connection.send(1), Err(QueueError::System { .. })));
+        assert!(matches!(connection.recv(), Err(QueueError::System { .. })));
+    }
+
+    #[test]
+    fn direction_is_one() {
+        let (sender, receiver) = one_way::<u8>().unwrap();
+        let error = receiver.end.socket().send(b"x", &[], None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        sender.send(4).unwrap();
+        assert_eq!(receiver.try_recv().unwrap(), 4);
+    }
+
+    #[test]
+    fn value_that_refuses_is_told_before_anything_is_sent() {
+        let (sender, receiver) = one_way::<Vec<std::cell::RefCell<u8>>>().unwrap();
+        let value = vec![std::cell::RefCell::new(1)];
+        let borrowed = value[0].borrow_mut();
+        assert!(matches!(sender.send(&value), Err(QueueError::Encode { .. })));
+        drop(borrowed);
+        assert!(matches!(receiver.try_recv(), Err(QueueError::Empty)));
+        sender.send(&value).unwrap();
+        assert_eq!(receiver.recv().unwrap(), value);
     }
 }

@@ -12,7 +12,8 @@ use super::passing;
 use crate::sys::fd::{self, Owner};
 use crate::sys::limits::with_room;
 
-/// An open file, socket or any other descriptor that can be sent: it may stand anywhere in arguments and results.
+/// An open file, socket or any other descriptor that can be sent: it may stand anywhere in arguments, results and
+/// messages.
 ///
 /// The receiver gets a duplicate (dup(2)): the same open file, whose position and flags both sides share. The sender
 /// keeps its own. Clones in a process share one descriptor, which the last of them closes.
