@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{
@@ -123,7 +124,7 @@ fn large_values_arrive_whole() {
 #[test]
 #[expect(unsafe_code, reason = "signal(2) is unsafe")]
 fn end_of_a_killed_worker_is_seen_after_what_it_sent_by_each_start_method() {
-    fn work(_: usize, (launcher, sent): (Connection<u32, u32>, Tensor<i64>)) -> anyhow::Result<()> {
+    fn work(_: usize, (launcher, sent): (Arc<Connection<u32, u32>>, Tensor<i64>)) -> anyhow::Result<()> {
         (0..3).try_for_each(|number| launcher.send(number))?;
         post(&sent, 0, 1);
         wait_for_ever()
@@ -133,8 +134,9 @@ fn end_of_a_killed_worker_is_seen_after_what_it_sent_by_each_start_method() {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         by_each_method(|method| {
             let (ours, theirs) = pipe::<u32, u32>().unwrap();
-            let sent = board(1);
-            let context = start_processes(work, (theirs, sent.clone()), by(method, 1)).unwrap();
+            let (theirs, sent) = (Arc::new(theirs), board(1));
+            // It is closed here though it is kept.
+            let context = start_processes(work, (theirs.clone(), sent.clone()), by(method, 1)).unwrap();
             // Something that it never reads.
             ours.send(99).unwrap();
             await_post(&sent, 0);

@@ -166,26 +166,27 @@ fn fill_sockets(descriptors: &[Descriptor]) -> io::Result<Result<Vec<OwnedFd>, A
 /// # Errors
 /// When some descriptors were lost, as for want of room in this process.
 pub(crate) fn receive(manifest: Manifest, descriptors: Vec<OwnedFd>) -> Result<Arrivals, String> {
-    let (count, came) = (manifest.count(), descriptors.len());
-    if came != direct(count) {
-        return Err(lost(came, direct(count)));
+    let count = manifest.count();
+    let descriptors = if count > DIRECT { empty_sockets(descriptors, count) } else { descriptors };
+    if descriptors.len() != count {
+        return Err(lost(descriptors.len(), count));
     }
-    let descriptors = if count <= DIRECT { descriptors } else { empty_sockets(descriptors, count)? };
     Ok(unload(manifest, descriptors, None))
 }
 
-fn empty_sockets(sockets: Vec<OwnedFd>, count: usize) -> Result<Vec<OwnedFd>, String> {
+fn empty_sockets(sockets: Vec<OwnedFd>, count: usize) -> Vec<OwnedFd> {
     limits::make_room_for_descriptors(count);
     let mut descriptors = Vec::with_capacity(count);
     for socket in sockets.into_iter().map(Socket::from_descriptor) {
         // All is in it by now: it is never waited for.
-        while let Ok(Some(message)) = socket.try_receive::<1>()
+        while descriptors.len() < count
+            && let Ok(Some(message)) = socket.try_receive::<1>()
             && !message.descriptors.is_empty()
         {
             descriptors.extend(message.descriptors);
         }
     }
-    if descriptors.len() == count { Ok(descriptors) } else { Err(lost(descriptors.len(), count)) }
+    descriptors
 }
 
 /// What arrived of a load, whose named files are in `nest`. When some descriptors were lost nobody knows which the others
@@ -217,4 +218,51 @@ pub(crate) fn unload(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option
 pub(super) fn lost(came: usize, count: usize) -> String {
     let limit = limits::descriptors_text().unwrap_or_default();
     format!("only {came} of its {count} descriptors arrived: {limit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::codec;
+
+    /// A freight of so many descriptors that are all different.
+    fn freight_of(count: usize) -> Freight {
+        let copy = |file: &Descriptor| file.as_fd().try_clone_to_owned().unwrap();
+        let file = Descriptor::from(tempfile::tempfile().unwrap());
+        let files: Vec<_> = (0..count).map(|_| Descriptor::from(copy(&file))).collect();
+        Freight::load(codec::encode(&files).unwrap().parcel).unwrap()
+    }
+
+    #[test]
+    fn message_has_the_bytes_and_the_first_descriptor_of_its_sender() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for (count, direct) in [(0, 0), (252, 252), (253, 1), (600, 1)] {
+            let mut freight = freight_of(count);
+            assert_eq!(freight.direct(), direct);
+            assert_eq!(freight.try_send(&there, b"ticket", Some(file.as_fd())).unwrap(), Attempt::Sent);
+            let manifest = freight.manifest().clone();
+            freight.deliver();
+            let mut message = here.try_receive::<6>().unwrap().unwrap();
+            assert_eq!((&message.bytes, message.descriptors.len()), (b"ticket", 1 + direct));
+            message.descriptors.remove(0);
+            receive(manifest, message.descriptors).unwrap();
+        }
+    }
+
+    #[test]
+    fn descriptors_that_are_missing_in_a_socket_are_told() {
+        let manifest = freight_of(300).manifest().clone();
+        let file = tempfile::tempfile().unwrap();
+        for came in [0, 1, 253, 299, 301] {
+            let (end, into) = Socket::pair().unwrap();
+            for batch in vec![file.as_fd(); came].chunks(MAX_DESCRIPTORS) {
+                assert_eq!(into.try_send(&[0], batch).unwrap(), Attempt::Sent);
+            }
+            let error = receive(manifest.clone(), vec![end.into_descriptor()]).unwrap_err();
+            assert!(error.starts_with(&format!("only {came} of its 300 descriptors arrived: ")), "{error}");
+        }
+        let no_socket = receive(manifest, vec![file.into()]).unwrap_err();
+        assert!(no_socket.starts_with("only 0 of its 300 "), "{no_socket}");
+    }
 }
