@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
-    await_post, await_that, board, kill_self, named_memory, post, race_time, wait_for_ever, watched,
+    await_post, await_that, board, kill_self, named_memory, post, race_time, skipped, wait_for_ever, watched,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use phalanx::{
@@ -341,11 +341,6 @@ fn named_memory_in_the_result_of_another_tree_arrives() {
         spawn(write, large.clone(), 2).unwrap();
         assert_eq!(large.get(0).unwrap(), 10);
     });
-}
-
-#[expect(clippy::print_stdout, reason = "who reads the tests' output is to know")]
-fn skipped(why: &str) {
-    println!("skipped: {why}");
 }
 
 /// A tmpfs of its own, or `None` where that is not allowed.

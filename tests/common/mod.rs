@@ -368,3 +368,8 @@ pub(crate) fn kill_and_join<R>(mut context: ProcessContext<R>) -> bool {
     context.signal(0, Signal::KILL).unwrap();
     matches!(poll_join(&mut context), Err(Error::ProcessExited(_)))
 }
+
+#[expect(clippy::print_stdout, reason = "who reads the tests' output is to know")]
+pub(crate) fn skipped(why: &str) {
+    println!("skipped: {why}");
+}
