@@ -58,7 +58,7 @@ pub(crate) fn receive<T: DeserializeOwned>(
         let message = match socket.try_receive::<8>() {
             Ok(Some(message)) => message,
             Ok(None) => continue,
-            Err(error) if is_end(&error) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         };
         let left = usize::try_from(u64::from_ne_bytes(message.bytes)).unwrap_or(0);
@@ -83,10 +83,6 @@ fn lost(came: usize, left: usize) -> io::Error {
     io::Error::other(format!(
         "{came} descriptors of a message arrived of the {left} that were to come: {limit}"
     ))
-}
-
-fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 #[cfg(test)]
