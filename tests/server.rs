@@ -167,12 +167,22 @@ fn launcher_that_is_the_subreaper_reaps_the_workers_of_a_dead_server() {
         unsafe {
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
         };
-        let mut context = start(|_, ()| -> anyhow::Result<()> { wait_for_ever() }, 3);
+        let wait = |rank, ready: Tensor<i64>| -> anyhow::Result<()> {
+            post(&ready, rank, 1);
+            wait_for_ever()
+        };
+        let ready = board(3);
+        let mut context = start_processes(wait, ready.clone(), served(3))?;
         let server = ForkServer::pid().unwrap();
+        // One that is still on its way would find its parent gone, and say so.
+        for rank in 0..3 {
+            await_post(&ready, rank);
+        }
         common::send(server, NixSignal::SIGKILL);
         assert!(common::poll_join(&mut context).is_err());
         let killed = |status| matches!(status, Status::Signaled { signal, .. } if signal.number() == 9);
-        assert!(context.outcomes()?.iter().all(|outcome| killed(outcome.status())));
+        let outcomes = context.outcomes()?;
+        assert!(outcomes.iter().all(|outcome| killed(outcome.status())), "{outcomes:?}");
         assert!(common::children().into_iter().all(|pid| pid == server), "{:?}", common::children());
         Ok(())
     });
