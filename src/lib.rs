@@ -105,6 +105,42 @@
 //!
 //! [`SharingStrategy`] says how the memory is made: without a name (the default), or with names and one descriptor a process.
 //!
+//! # Queues, pipes and locks
+//!
+//! A [`Queue`] has many producers and many consumers in any processes; a [`pipe`] has two ends, and tells when the other
+//! process has ended; [`wait`] waits for several of them, and for contexts. [`sync`] has locks, events, barriers and the like.
+//! All are given to workers in arguments, or through one another. None hangs or is damaged when a process is killed: what it
+//! had put is there, and what it held is told to the next one.
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use phalanx::sync::Lock;
+//! use phalanx::{JoinableQueue, Options, start_processes};
+//!
+//! fn work(_rank: usize, (tasks, best): (JoinableQueue<u64>, Lock<u64>)) -> anyhow::Result<()> {
+//!     for task in tasks.iter() {
+//!         let found = task? * 7 % 13;
+//!         let mut best = best.lock()?; // an error if its last holder died
+//!         *best = found.max(*best);
+//!         tasks.task_done()?;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let (tasks, best) = (JoinableQueue::bounded(4)?, Lock::new(0)?);
+//! let workers = start_processes(work, (tasks.clone(), best.clone()), Options::new(2))?;
+//! for task in 0..20 {
+//!     tasks.put(task)?; // waits while four are in it
+//! }
+//! tasks.join()?;
+//! assert_eq!(*best.lock()?, 12);
+//! tasks.close()?; // the workers' loops end
+//! workers.join()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
@@ -119,6 +155,7 @@ mod queue;
 pub mod shm;
 mod start;
 mod supervise;
+pub mod sync;
 mod sys;
 mod wire;
 mod worker;
@@ -135,7 +172,13 @@ pub use half::{bf16, f16};
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;
-pub use queue::{Connection, Never, QueueError, one_way, pipe};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use queue::fuzz_message;
+pub use queue::{
+    Connection, JoinableQueue, Never, Queue, QueueError, QueueIter, SimpleQueue, Waitable, one_way, pipe,
+    wait,
+};
 #[cfg(feature = "dlpack")]
 pub use shm::dlpack;
 #[cfg(feature = "safetensors")]

@@ -13,9 +13,10 @@ use common::{
     assert_fresh_signals, await_end, await_post, board, children, descriptors, kill_self, post,
     wait_for_ever, watched,
 };
+use phalanx::sync::Lock;
 use phalanx::{
-    Cause, Connection, Descriptor, Error, Options, ProcessContext, Shard, SharingStrategy, StartMethod,
-    Status, Tensor, pipe, set_sharing_strategy, spawn, start_processes,
+    Cause, Connection, Descriptor, Error, Options, ProcessContext, Queue, Shard, SharingStrategy,
+    StartMethod, Status, Tensor, pipe, set_sharing_strategy, spawn, start_processes,
 };
 
 fn forked(nprocs: usize) -> Options {
@@ -24,7 +25,7 @@ fn forked(nprocs: usize) -> Options {
 
 fn main() {
     phalanx::init();
-    let tests: [(&str, fn()); 13] = [
+    let tests: [(&str, fn()); 14] = [
         ("results_come_by_rank", results_come_by_rank),
         ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
         ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
@@ -41,6 +42,10 @@ fn main() {
         (
             "descriptor_that_came_by_the_fork_is_neither_sent_nor_closed",
             descriptor_that_came_by_the_fork_is_neither_sent_nor_closed,
+        ),
+        (
+            "queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared",
+            queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared,
         ),
         ("tree_that_a_worker_begins_goes_with_it", tree_that_a_worker_begins_goes_with_it),
         ("threads_are_refused", threads_are_refused),
@@ -166,7 +171,10 @@ fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
     *END.lock().unwrap() = Some(end);
     let send = |_, ()| Ok(END.lock().unwrap().as_ref().unwrap().send(1)?);
     let error = start(send, 1).join().unwrap_err().to_string();
-    assert!(error.contains("this connection is not here: it came into this worker by its fork"), "{error}");
+    assert!(
+        error.contains("this connection or queue is not here: it came into this worker by its fork"),
+        "{error}"
+    );
     drop(END.lock().unwrap().take());
     // What it is given is its own.
     let work = |_, given: Descriptor| {
@@ -177,6 +185,29 @@ fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
     for same in [back, held] {
         assert_eq!(std::fs::File::from(same.into_owned().unwrap()).metadata().unwrap().len(), 3);
     }
+}
+
+fn queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared() {
+    static HELD: Mutex<Option<(Queue<u8>, Lock<u64>)>> = Mutex::new(None);
+    *HELD.lock().unwrap() = Some((Queue::bounded(2).unwrap(), Lock::new(0).unwrap()));
+    let put = |_, ()| Ok(HELD.lock().unwrap().as_ref().unwrap().0.put(1)?);
+    let error = start(put, 1).join().unwrap_err().to_string();
+    assert!(
+        error.contains("this connection or queue is not here: it came into this worker by its fork"),
+        "{error}"
+    );
+    let wait = |_, ()| Ok(phalanx::wait(&[&HELD.lock().unwrap().as_ref().unwrap().0], None).map(drop)?);
+    assert!(start(wait, 1).join().unwrap_err().to_string().contains("is not here"));
+    let count = |_, ()| {
+        let held = HELD.lock().unwrap();
+        for _ in 0..1000 {
+            *held.as_ref().unwrap().1.lock()? += 1;
+        }
+        Ok(())
+    };
+    start(count, 2).join().unwrap();
+    let (queue, lock) = HELD.lock().unwrap().take().unwrap();
+    assert_eq!((queue.len(), *lock.lock().unwrap()), (0, 2000));
 }
 
 fn tree_that_a_worker_begins_goes_with_it() {

@@ -17,6 +17,7 @@ use crate::supervise::stop::{Action, Stop};
 use crate::supervise::watch::{Event, WatchSet};
 use crate::sys::clock::Moment;
 use crate::sys::signal::{Signal, Signals};
+use crate::wire::abort::{Abort, Blame};
 use crate::wire::returns::Returns;
 
 /// How long taking in reports may go on when the caller's time is up already.
@@ -27,13 +28,15 @@ const TAKING_IN: Duration = Duration::from_millis(10);
 const HELD_RETRY: Duration = Duration::from_millis(100);
 
 /// What the launcher wants of its crew, and knows before it starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Orders {
     pub(super) daemon: bool,
     pub(super) grace: Option<Duration>,
     /// The name of the user's function.
     pub(super) function: &'static str,
     pub(super) baseline: Baseline,
+    /// By what the workers are told to wait for one another no longer, if they are to be.
+    pub(super) abort: Option<Abort>,
 }
 
 /// One worker of a crew.
@@ -157,6 +160,7 @@ impl Crew {
         }
         // Nobody is ended before all are known who have ended by themselves.
         if all && self.is_failing() {
+            self.abort(self.first_failure());
             self.stop = Some(Stop::after_failure(self.orders.grace, Moment::now()));
         }
         self.carry_on_stop()?;
@@ -291,6 +295,13 @@ impl Crew {
         self.watch.set_alarm(at).map_err(Error::system("set the alarm of a context (timerfd_settime)"))
     }
 
+    /// Ends the waiting of those who run.
+    fn abort(&self, blame: Blame) {
+        if let Some(abort) = &self.orders.abort {
+            abort.say(blame);
+        }
+    }
+
     /// Sends a signal of the teardown to all who run.
     fn send_all(&mut self, signal: Signal) {
         let at = Moment::now();
@@ -355,6 +366,7 @@ impl Crew {
     /// Ends all who run and waits for them.
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
+        self.abort(self.first_failure());
         self.stop = Some(match self.stop {
             _ if self.orders.daemon || std::thread::panicking() => Stop::at_once(now),
             Some(under_way) => under_way.hurry(now),

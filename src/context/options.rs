@@ -31,6 +31,7 @@ pub struct Options {
     pub(super) environment: Vec<(String, String)>,
     pub(super) name: Option<String>,
     pub(super) guardian: bool,
+    pub(super) abort: bool,
 }
 
 impl Options {
@@ -45,6 +46,7 @@ impl Options {
             environment: Vec::new(),
             name: None,
             guardian: false,
+            abort: false,
         }
     }
 
@@ -95,6 +97,39 @@ impl Options {
     /// SIGKILL, which may outlive this process, are not guarded.
     pub fn guardian(mut self, guardian: bool) -> Self {
         self.guardian = guardian;
+        self
+    }
+
+    /// Whether the workers stop waiting for one another when one of them has failed, or the context is being ended: what waits
+    /// in them for a queue, pipe, lock, barrier or the like, or begins to, returns `Aborted` with the failed rank. So they can
+    /// use the [`grace_period`](Self::grace_period) to clean up, rather than wait for the dead.
+    ///
+    /// They are told when the launcher joins ([`join`](crate::ProcessContext::join),
+    /// [`join_timeout`](crate::ProcessContext::join_timeout)), or drops the context. Without a grace period SIGTERM comes in the
+    /// same moment.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Event, SyncError};
+    /// use phalanx::{Error, Options, start_processes};
+    ///
+    /// fn work(rank: usize, never: Event) -> anyhow::Result<()> {
+    ///     anyhow::ensure!(rank != 1, "out of luck");
+    ///     let Err(SyncError::Aborted { rank: Some(1) }) = never.wait() else { panic!("nobody sets it") };
+    ///     Ok(()) // after cleaning up
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let options = Options::new(2).abort_on_failure(true).grace_period(Duration::from_secs(10));
+    /// let error = start_processes(work, Event::new()?, options)?.join().unwrap_err();
+    /// let Error::ProcessRaised(exception) = error else { panic!("{error}") };
+    /// assert_eq!(exception.error_index(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn abort_on_failure(mut self, abort: bool) -> Self {
+        self.abort = abort;
         self
     }
 

@@ -16,7 +16,9 @@ use crate::shm::tree::{self, Place};
 use crate::shm::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
+use crate::sys::limits::with_room;
 use crate::sys::signal::{self, Signal};
+use crate::wire::abort::Abort;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::message::{Job, Manifest};
@@ -151,6 +153,7 @@ struct JobBuilder {
     returns: Returns,
     guards: Option<Arc<OwnedFd>>,
     place: Option<Arc<Place>>,
+    abort: Option<Abort>,
 }
 
 impl JobBuilder {
@@ -171,6 +174,9 @@ impl JobBuilder {
         // Workers of the fork server are its children anyway.
         let guarded = options.guardian && options.method != StartMethod::ForkServer;
         let guards = guarded.then(start::forkserver::guards).transpose()?;
+        let abort = options.abort.then(|| with_room(Abort::new)).transpose();
+        let abort =
+            abort.map_err(Error::system("make what workers are told of failures by (memfd, eventfd)"))?;
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
@@ -180,9 +186,10 @@ impl JobBuilder {
             place: place.as_ref().map(|place| (place.as_fd().as_raw_fd(), place.own().to_owned())),
             returns: returns.number(),
             guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
+            abort: abort.as_ref().map(Abort::numbers),
             manifest: Manifest::default(),
         };
-        Ok(Self { nprocs, function: entry.name(), job, returns, guards, place })
+        Ok(Self { nprocs, function: entry.name(), job, returns, guards, place, abort })
     }
 
     /// One job for all ranks.
@@ -202,7 +209,8 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        JobFile::new(&self.job, encoded).map_err(|os| Error::Start {
+        let file = JobFile::new(&self.job, encoded).map(|file| file.with_abort(self.abort.as_ref()));
+        file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
             call: "writing the job (memfd_create)",
@@ -221,10 +229,11 @@ fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
 }
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { function, returns, guards, place, .. } = builder;
+    let JobBuilder { function, returns, guards, place, abort, .. } = builder;
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
-    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _ } = options;
+    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _, abort: _ } =
+        options;
     let started = start::start_all(Group {
         method,
         nprocs,
@@ -236,5 +245,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         environment,
         death_signal,
     })?;
-    Ok(ProcessContext::new(Crew::new(started, Orders { daemon, grace, function, baseline })))
+    let orders = Orders { daemon, grace, function, baseline, abort };
+    Ok(ProcessContext::new(Crew::new(started, orders)))
 }

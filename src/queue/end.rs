@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
-use super::error::QueueError;
+use super::error::{CUT_OFF, QueueError};
 use crate::shm::Descriptor;
 use crate::shm::passing::{self, Claim};
 use crate::sys::fd;
@@ -26,8 +26,6 @@ pub(super) struct End {
 const SENT: u32 = u32::MAX;
 
 const SENT_AWAY: &str = "it was sent to another process";
-const CUT_OFF: &str =
-    "it came into this worker by its fork, which closed it; give it to the worker in its arguments";
 const IN_USE: &str =
     "this connection is used by another thread, so it cannot be sent: end the call that waits first";
 

@@ -1,12 +1,36 @@
 //! Values from process to process while these run.
 //!
+//! - `fifo`: queues, of many processes
+//! - `joinable`: queues of tasks that are to be done, and the plain one
+//! - `tasks`: how many tasks are done, and who has the others
+//! - `wait`: waiting for several things at once
+//! - `core`: what all of them are: a ring, two gates, and a socket
+//! - `ring`: messages one after the other in a ring of bytes
+//! - `beside`: what goes beside messages
+//! - `message`: a value on its way through
+//! - `hostile`: for tests: what lies in a ring, read as a message whatever it is
 //! - `error`: what can go wrong
 //! - `pipe`: connections of two ends
 //! - `end`: one of these, which one process has at a time
 
+mod beside;
+mod core;
 mod end;
 mod error;
+mod fifo;
+#[cfg(any(test, fuzzing))]
+mod hostile;
+mod joinable;
+mod message;
 mod pipe;
+mod ring;
+mod tasks;
+mod wait;
 
 pub use error::QueueError;
+pub use fifo::{Queue, QueueIter};
+#[cfg(fuzzing)]
+pub use hostile::fuzz_message;
+pub use joinable::{JoinableQueue, SimpleQueue};
 pub use pipe::{Connection, Never, one_way, pipe};
+pub use wait::{Waitable, wait};

@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::end::End;
 use super::error::QueueError;
-use crate::sys::clock::Moment;
-use crate::sys::epoll::{pause, wait_readable, wait_writable};
+use crate::sync::patience::{Patience, Stop};
+use crate::sys::epoll::{self, Readiness};
 use crate::sys::limits::with_room;
 use crate::sys::socket::{Attempt, CROWDED_RETRY, Socket};
 use crate::wire::codec;
@@ -112,27 +112,6 @@ pub struct Connection<S, R> {
     values: PhantomData<fn(S) -> R>,
 }
 
-/// For what a descriptor is waited.
-#[derive(Clone, Copy, Debug)]
-enum Event {
-    Readable,
-    Writable,
-    /// That fewer descriptors of this user are on their way.
-    LessCrowded,
-}
-
-/// Waits for an event until `deadline`; says whether it came. All waiting of pipes is done here.
-fn await_ready(fd: BorrowedFd<'_>, event: Event, deadline: Option<Moment>) -> Result<bool, QueueError> {
-    let came = match event {
-        Event::Readable => wait_readable(fd, deadline),
-        Event::Writable => wait_writable(fd, deadline),
-        Event::LessCrowded if deadline.is_some_and(|at| at <= Moment::now()) => Ok(false),
-        // The kernel has no event for it.
-        Event::LessCrowded => pause(CROWDED_RETRY).map(|()| true),
-    };
-    came.map_err(QueueError::system("wait at a pipe (ppoll)"))
-}
-
 impl<S, R> Connection<S, R> {
     fn over(socket: Socket) -> Self {
         let end = Arc::new(End::new(socket.into_descriptor().into()));
@@ -149,9 +128,10 @@ impl<S: Serialize, R> Connection<S, R> {
     /// - [`QueueError::Disconnected`] when the other end is gone
     /// - [`QueueError::Encode`] when the value cannot be serialised
     /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
     pub fn send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
-        self.send_or(value.borrow(), |event| self.wait(event, Moment::now(), None))
+        self.send_by(value.borrow(), &Patience::Endless)
     }
 
     /// As [`send`](Self::send), but waits for nothing.
@@ -159,7 +139,7 @@ impl<S: Serialize, R> Connection<S, R> {
     /// # Errors
     /// As [`send`](Self::send), and [`QueueError::Full`] when there is no room.
     pub fn try_send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
-        self.send_or(value.borrow(), |_| Err(QueueError::Full))
+        self.send_by(value.borrow(), &Patience::None)
     }
 
     /// As [`send`](Self::send), but waits for room no longer than `timeout`.
@@ -167,25 +147,22 @@ impl<S: Serialize, R> Connection<S, R> {
     /// # Errors
     /// As [`send`](Self::send), and [`QueueError::TimedOut`].
     pub fn send_timeout(&self, value: impl Borrow<S>, timeout: Duration) -> Result<(), QueueError> {
-        let began = Moment::now();
-        self.send_or(value.borrow(), |event| self.wait(event, began, Some(timeout)))
+        self.send_by(value.borrow(), &Patience::of(timeout))
     }
 
-    /// Sends a value, which is ready before anything is waited for. `wait` returns when to try again.
-    fn send_or(
-        &self,
-        value: &S,
-        mut wait: impl FnMut(Event) -> Result<(), QueueError>,
-    ) -> Result<(), QueueError> {
+    /// Sends a value, which is ready before anything is waited for.
+    fn send_by(&self, value: &S, patience: &Patience) -> Result<(), QueueError> {
         let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
         let mut packet = Packet::load(encoded).map_err(QueueError::system("make a message ready"))?;
         let end = self.end.enter()?;
         loop {
-            match packet.try_send(end.socket()).map_err(not_sent)? {
+            let waited = match packet.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
-                Attempt::Full => wait(Event::Writable)?,
-                Attempt::Crowded => wait(Event::LessCrowded)?,
-            }
+                Attempt::Full => patience.await_descriptor(end.socket().as_fd(), Readiness::Writable),
+                // The kernel has no event for it.
+                Attempt::Crowded => patience.pause(CROWDED_RETRY),
+            };
+            waited.map_err(QueueError::not_put)?;
         }
         packet.deliver();
         Ok(())
@@ -206,9 +183,10 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// - [`QueueError::Disconnected`] when the other end is gone and all that it has sent was received
     /// - [`QueueError::Decode`] when a message cannot be deserialised, or did not arrive whole for want of descriptors
     /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::Corrupt`] and [`QueueError::System`] when something else is wrong
     pub fn recv(&self) -> Result<R, QueueError> {
-        self.recv_or(|| self.wait(Event::Readable, Moment::now(), None))
+        self.recv_by(&Patience::Endless)
     }
 
     /// As [`recv`](Self::recv), but waits for nothing.
@@ -216,7 +194,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// # Errors
     /// As [`recv`](Self::recv), and [`QueueError::Empty`] when there is no message.
     pub fn try_recv(&self) -> Result<R, QueueError> {
-        self.recv_or(|| Err(QueueError::Empty))
+        self.recv_by(&Patience::None)
     }
 
     /// As [`recv`](Self::recv), but waits no longer than `timeout`.
@@ -224,32 +202,44 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// # Errors
     /// As [`recv`](Self::recv), and [`QueueError::TimedOut`].
     pub fn recv_timeout(&self, timeout: Duration) -> Result<R, QueueError> {
-        let began = Moment::now();
-        self.recv_or(|| self.wait(Event::Readable, began, Some(timeout)))
+        self.recv_by(&Patience::of(timeout))
     }
 
     /// Waits, no longer than `timeout`, until there is something to be received; says whether there is. The end of the
     /// other side is something too. (With several threads another one may be faster.)
     ///
     /// # Errors
-    /// [`QueueError::Gone`] when this end was sent to another process, [`QueueError::System`] when the system refuses.
+    /// [`QueueError::Gone`] when this end was sent to another process, [`QueueError::Aborted`] when the wait is ended
+    /// because another worker has failed, [`QueueError::System`] when the system refuses.
     pub fn poll(&self, timeout: Duration) -> Result<bool, QueueError> {
         let end = self.end.enter()?;
-        await_ready(end.socket().as_fd(), Event::Readable, Moment::now().checked_add(timeout))
+        let patience = Patience::of(timeout);
+        loop {
+            let ready = epoll::poll_now(&[(end.socket().as_fd(), Readiness::Readable)]);
+            if ready.map_err(QueueError::system("ask whether there is a message (ppoll)"))?.contains(&true) {
+                return Ok(true);
+            }
+            match patience.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
+                Ok(()) => {}
+                Err(Stop::TimedOut(_)) => return Ok(false),
+                Err(stop) => return Err(QueueError::not_got(stop)),
+            }
+        }
     }
 
-    fn recv_or(&self, wait: impl FnMut() -> Result<(), QueueError>) -> Result<R, QueueError> {
+    fn recv_by(&self, patience: &Patience) -> Result<R, QueueError> {
         // Not while this end is in use: decoding runs the type's own code.
-        self.next(wait)?.decode().map_err(|reason| QueueError::Decode { reason })
+        self.next(patience)?.decode().map_err(|reason| QueueError::Decode { reason })
     }
 
-    fn next(&self, mut wait: impl FnMut() -> Result<(), QueueError>) -> Result<Arrived, QueueError> {
+    fn next(&self, patience: &Patience) -> Result<Arrived, QueueError> {
         let end = self.end.enter()?;
         loop {
-            match packet::try_receive(end.socket()).map_err(not_received)? {
-                Some(arrived) => return Ok(arrived),
-                None => wait()?,
+            if let Some(arrived) = packet::try_receive(end.socket()).map_err(not_received)? {
+                return Ok(arrived);
             }
+            let waited = patience.await_descriptor(end.socket().as_fd(), Readiness::Readable);
+            waited.map_err(QueueError::not_got)?;
         }
     }
 }
@@ -260,17 +250,6 @@ fn not_received(fault: Fault) -> QueueError {
         Fault::Lost(reason) => QueueError::Decode { reason },
         Fault::Damaged(reason) => QueueError::Corrupt { reason },
         Fault::System(os) => QueueError::System { doing: "receive a message (recvmsg)", os },
-    }
-}
-
-impl<S, R> Connection<S, R> {
-    /// Waits for an event until `limit` after `began`.
-    fn wait(&self, event: Event, began: Moment, limit: Option<Duration>) -> Result<(), QueueError> {
-        let deadline = limit.and_then(|limit| began.checked_add(limit));
-        if await_ready(self.end.socket().as_fd(), event, deadline)? {
-            return Ok(());
-        }
-        Err(QueueError::TimedOut { waited: Moment::now().since(began) })
     }
 }
 

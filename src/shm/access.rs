@@ -36,6 +36,27 @@ impl<T: Element> Tensor<T> {
         Ok(())
     }
 
+    /// Puts `value` in the place of the element; returns what was there before.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    #[inline]
+    pub fn swap(&self, place: usize, value: T) -> Result<T, MemoryError> {
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+        Ok(value.swap(map, at))
+    }
+
+    /// Sets the element to `new` if it is `current`, floats to the bit, which nobody can come between. The inner result is what
+    /// was there: `Ok` if it was `current`.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    #[inline]
+    pub fn compare_exchange(&self, place: usize, current: T, new: T) -> Result<Result<T, T>, MemoryError> {
+        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+        Ok(current.replace(new, map, at).map(|()| current))
+    }
+
     /// Copies all elements to `target`.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::descriptor::Descriptor;
 use super::segment::Segment;
 use super::shard::Cut;
+use super::shared::RECORD_UNIT;
 use super::storage::Storage;
 use crate::error::with_hint;
 
@@ -82,6 +83,10 @@ enum Landing {
 }
 
 impl Arrivals {
+    pub(super) fn is_empty(&self) -> bool {
+        self.grants.is_empty() && self.descriptors.is_empty()
+    }
+
     /// `descriptors`: each, or why it did not arrive.
     pub(crate) fn new(
         segments: Vec<Arrival>,
@@ -121,7 +126,7 @@ impl Arrivals {
     /// The memory of a part, which is held against the size of its segment.
     fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
         let Part { segment, offset, len, unit } = part;
-        if !matches!(unit, 1 | 2 | 4 | 8) {
+        if !matches!(unit, 1 | 2 | 4 | 8 | RECORD_UNIT) {
             return Err(format!("there are no elements of {unit} bytes"));
         }
         let segment = segment.map(|number| self.segment(number)).transpose()?;

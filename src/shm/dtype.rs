@@ -100,6 +100,12 @@ pub(super) mod sealed {
         fn load(map: &SharedMap, at: usize) -> Self;
         #[expect(private_interfaces, reason = "as load")]
         fn store(self, map: &SharedMap, at: usize);
+        /// Returns what was there before.
+        #[expect(private_interfaces, reason = "as load")]
+        fn swap(self, map: &SharedMap, at: usize) -> Self;
+        /// Puts `new` in the place of this value, if it is there to the bit; else returns what is.
+        #[expect(private_interfaces, reason = "as load")]
+        fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self>;
         #[expect(private_interfaces, reason = "as load")]
         fn load_all(map: &SharedMap, at: usize, target: &mut [Self]);
         fn bytes_of(elements: &[Self]) -> &[u8];
@@ -132,6 +138,17 @@ macro_rules! number {
             #[inline]
             fn store(self, map: &SharedMap, at: usize) {
                 map.$atomic(at).store($to_bits(self), Relaxed);
+            }
+
+            #[inline]
+            fn swap(self, map: &SharedMap, at: usize) -> Self {
+                $from_bits(map.$atomic(at).swap($to_bits(self), Relaxed))
+            }
+
+            #[inline]
+            fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self> {
+                let (old, new) = ($to_bits(self), $to_bits(new));
+                map.$atomic(at).compare_exchange(old, new, Relaxed, Relaxed).map(drop).map_err($from_bits)
             }
 
             fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {
@@ -211,6 +228,16 @@ impl sealed::Atomic for bool {
     #[inline]
     fn store(self, map: &SharedMap, at: usize) {
         map.u8(at).store(u8::from(self), Relaxed);
+    }
+
+    #[inline]
+    fn swap(self, map: &SharedMap, at: usize) -> Self {
+        map.u8(at).swap(u8::from(self), Relaxed) != 0
+    }
+
+    fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self> {
+        let new = |byte| ((byte != 0) == self).then_some(u8::from(new));
+        map.u8(at).fetch_update(Relaxed, Relaxed, new).map(drop).map_err(|byte| byte != 0)
     }
 
     fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {

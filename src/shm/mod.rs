@@ -12,6 +12,7 @@
 // - `access`: the elements of a tensor
 // - `frozen`: tensors that nobody can change any more
 // - `shard`: the exclusive parts of a tensor
+// - `shared`: records of atomics, of which locks and queues are made
 // - `refused`: what could not be done, with what it was to be done to
 // - `descriptor`: open files that travel beside values
 // - `passing`, `arrivals`: how memory and descriptors leave and enter a process beside serialised bytes
@@ -32,6 +33,7 @@ pub(crate) mod passing;
 mod refused;
 pub(crate) mod segment;
 mod shard;
+pub(crate) mod shared;
 pub(crate) mod storage;
 pub(crate) mod strategy;
 mod tensor;

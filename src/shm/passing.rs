@@ -43,6 +43,10 @@ pub(crate) struct Parcel {
 }
 
 impl Parcel {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.grants.is_empty() && self.descriptors.is_empty()
+    }
+
     /// What it has that only one process may get, if it has such a thing.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
         self.claims.first().map(|claim| claim.noun())
@@ -97,9 +101,10 @@ impl Outgoing {
     }
 }
 
+/// Mostly there is nothing in it, and queues need one for each message: it is small, and filled when it must be.
 enum Table {
-    Sending(Outgoing),
-    Receiving(Arrivals),
+    Sending(Option<Box<Outgoing>>),
+    Receiving(Option<Box<Arrivals>>),
 }
 
 thread_local! {
@@ -122,9 +127,9 @@ pub(crate) fn refuse<E: serde::de::Error>(reason: String) -> E {
 
 /// Runs `serialise`, and returns with its result what is to travel beside it.
 pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Parcel) {
-    let (result, table) = with_table(Table::Sending(Outgoing::default()), serialise);
+    let (result, table) = with_table(Table::Sending(None), serialise);
     match table {
-        Some(Table::Sending(outgoing)) => (result, outgoing.parcel),
+        Some(Table::Sending(Some(outgoing))) => (result, outgoing.parcel),
         _ => (result, Parcel::default()),
     }
 }
@@ -132,9 +137,10 @@ pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Parcel) {
 /// Runs `deserialise`, which finds what has arrived beside its bytes. What is left of that comes back.
 pub(crate) fn provide<T>(arrivals: Arrivals, deserialise: impl FnOnce() -> T) -> (T, Arrivals) {
     REASON.take();
+    let arrivals = (!arrivals.is_empty()).then(|| Box::new(arrivals));
     let (result, table) = with_table(Table::Receiving(arrivals), deserialise);
     match table {
-        Some(Table::Receiving(arrivals)) => (result, arrivals),
+        Some(Table::Receiving(Some(arrivals))) => (result, *arrivals),
         _ => (result, Arrivals::default()),
     }
 }
@@ -224,7 +230,7 @@ pub(crate) fn send_sole_descriptor(
 
 fn sending<T>(put: impl FnOnce(&mut Outgoing) -> Result<T, &'static str>) -> Result<T, &'static str> {
     TABLE.with_borrow_mut(|table| match table {
-        Some(Table::Sending(outgoing)) => put(outgoing),
+        Some(Table::Sending(outgoing)) => put(outgoing.get_or_insert_default()),
         _ => Err(ONLY_HERE),
     })
 }
@@ -256,14 +262,14 @@ pub(crate) fn receive_sole_descriptor(number: u32) -> Result<Descriptor, String>
 
 fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result<T, String> {
     TABLE.with_borrow_mut(|table| match table {
-        Some(Table::Receiving(arrivals)) => take(arrivals),
+        Some(Table::Receiving(arrivals)) => take(arrivals.get_or_insert_default()),
         _ => Err(ONLY_FROM.to_owned()),
     })
 }
 
 /// What a parcel is on the other side, when it did not have to travel.
 #[cfg(test)]
-pub(super) fn arrive(parcel: &Parcel) -> Arrivals {
+pub(crate) fn arrive(parcel: &Parcel) -> Arrivals {
     let open = |segment: &Arc<Segment>| Arrival::Descriptor { fd: segment.open().unwrap(), sealed: false };
     let segments = parcel.segments.iter().map(open);
     let copy = |descriptor: &Descriptor| Ok(descriptor.clone().into_owned().unwrap());

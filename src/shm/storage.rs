@@ -1,5 +1,6 @@
 //! Bytes in shared memory, without a shape.
 
+use std::any::Any;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -205,6 +206,11 @@ impl Storage {
     #[inline]
     pub(super) fn bytes(&self) -> Option<(&SharedMap, usize)> {
         Some((self.0.segment.as_ref()?.map()?, self.0.offset))
+    }
+
+    /// Keeps its memory mapped as long as it lives.
+    pub(super) fn keeper(&self) -> Arc<dyn Any + Send + Sync> {
+        self.0.clone()
     }
 
     pub(super) fn segment(&self) -> Option<&Arc<Segment>> {

@@ -30,6 +30,11 @@ impl Epoll {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
+    /// Adds `fd`, edge-triggered: it is reported when it is readable now, and each time it becomes so again.
+    pub(crate) fn add_edge(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
+    }
+
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         Ok(self.0.delete(fd)?)
     }
@@ -53,25 +58,47 @@ impl AsFd for Epoll {
     }
 }
 
+/// For what a descriptor is waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Readable,
+    Writable,
+}
+
 /// Sleeps until `fd` is readable or `deadline` has come; says whether it is readable.
-///
-/// ppoll rather than the timeout of epoll_wait: that one counts in milliseconds.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io::Result<bool> {
-    wait_for(fd, PollFlags::POLLIN, deadline)
+    wait_any(&[(fd, Readiness::Readable)], deadline)
 }
 
 /// As [`wait_readable`], until there is room to write.
 pub(crate) fn wait_writable(fd: BorrowedFd<'_>, deadline: Option<Moment>) -> io::Result<bool> {
-    wait_for(fd, PollFlags::POLLOUT, deadline)
+    wait_any(&[(fd, Readiness::Writable)], deadline)
 }
 
-fn wait_for(fd: BorrowedFd<'_>, event: PollFlags, deadline: Option<Moment>) -> io::Result<bool> {
-    let mut fds = [PollFd::new(fd, event)];
-    let ready = retry(|| {
+/// Sleeps until one of the descriptors is ready or `deadline` has come; says whether one is.
+///
+/// ppoll rather than the timeout of epoll_wait: that one counts in milliseconds.
+pub(crate) fn wait_any(fds: &[(BorrowedFd<'_>, Readiness)], deadline: Option<Moment>) -> io::Result<bool> {
+    poll(fds, deadline).map(|ready| ready.contains(&true))
+}
+
+/// Which of the descriptors are ready now.
+pub(crate) fn poll_now(fds: &[(BorrowedFd<'_>, Readiness)]) -> io::Result<Vec<bool>> {
+    poll(fds, Some(Moment::now()))
+}
+
+fn poll(fds: &[(BorrowedFd<'_>, Readiness)], deadline: Option<Moment>) -> io::Result<Vec<bool>> {
+    let event = |&(fd, readiness): &(_, _)| match readiness {
+        Readiness::Readable => PollFd::new(fd, PollFlags::POLLIN),
+        Readiness::Writable => PollFd::new(fd, PollFlags::POLLOUT),
+    };
+    let mut fds: Vec<_> = fds.iter().map(event).collect();
+    retry(|| {
         let left = deadline.map(|at| TimeSpec::from_duration(at.since(Moment::now())));
         ppoll(&mut fds, left, None)
     })?;
-    Ok(ready > 0)
+    // An error or a hang-up that nobody has asked for is something to be told, too.
+    Ok(fds.iter().map(|fd| fd.revents().is_none_or(|events| !events.is_empty())).collect())
 }
 
 /// Waits for a time, where the kernel has no event for what is waited for: ppoll(2) of nothing.

@@ -1,48 +1,131 @@
 //! futex(2) in memory that several processes share.
 
 use std::io;
+use std::ptr;
 use std::sync::atomic::AtomicU32;
 
 use super::clock::Moment;
 
+/// How many words can be waited for at a time (FUTEX_WAITV_MAX).
+pub(crate) const MOST_WORDS: usize = 128;
+
 /// Sleeps while `word` is `expected`, until somebody wakes it or `deadline` has come. It may wake for nothing.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Moment>) -> io::Result<()> {
-    let left = deadline.map(|at| at.since(Moment::now())).map(|left| libc::timespec {
-        tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: left.subsec_nanos().into(),
-    });
-    let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let deadline = deadline.map(timespec);
+    let timeout = deadline.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (nothing, all) = (ptr::null::<u32>(), libc::FUTEX_BITSET_MATCH_ANY);
+    // With a set of bits, all of them, the time is one of the clock rather than a duration.
+    let operation = libc::FUTEX_WAIT_BITSET;
     // SAFETY: the word is valid as a reference, and the timeout null or a record of ours; both outlive the call.
-    let done = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, timeout) };
-    if done == 0 {
+    let done =
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, timeout, nothing, all) };
+    woken(done)
+}
+
+/// As [`wait`], while each of at most [`MOST_WORDS`] words is what is expected of it. Says by which of them it was woken, of
+/// several the last; `None`: by none.
+///
+/// # Errors
+/// `Unsupported` before Linux 5.16, and where it is forbidden.
+pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], deadline: Option<Moment>) -> io::Result<Option<usize>> {
+    /// struct futex_waitv (linux/futex.h).
+    #[repr(C)]
+    struct Waiter {
+        expected: u64,
+        word: u64,
+        flags: u32,
+        reserved: u32,
+    }
+    /// FUTEX2_SIZE_U32; without FUTEX2_PRIVATE.
+    const SHARED: u32 = 2;
+    let waiter = |&(word, expected): &(&AtomicU32, u32)| Waiter {
+        expected: expected.into(),
+        word: word.as_ptr().expose_provenance() as u64,
+        flags: SHARED,
+        reserved: 0,
+    };
+    let waiters: Vec<_> = words.iter().map(waiter).collect();
+    let deadline = deadline.map(timespec);
+    let timeout = deadline.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (first, count) = (waiters.as_ptr(), waiters.len());
+    // SAFETY: the words are valid as references, the timeout is null or a record of ours; all outlive the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_futex_waitv, first, count, 0, timeout, libc::CLOCK_MONOTONIC) };
+    woken(done).map(|()| usize::try_from(done).ok())
+}
+
+fn timespec(at: Moment) -> libc::timespec {
+    const SECOND: u64 = 1_000_000_000;
+    let (seconds, nanos) = (at.as_nanos() / SECOND, at.as_nanos() % SECOND);
+    libc::timespec { tv_sec: seconds.cast_signed(), tv_nsec: nanos.cast_signed() }
+}
+
+fn woken(returned: libc::c_long) -> io::Result<()> {
+    if returned >= 0 {
         return Ok(());
     }
     match io::Error::last_os_error() {
         // It has changed, time is up, or a signal came: who waits looks again.
         error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ETIMEDOUT | libc::EINTR)) => Ok(()),
+        // Some containers forbid what they have not heard of.
+        error if error.raw_os_error() == Some(libc::EPERM) => Err(io::ErrorKind::Unsupported.into()),
         error => Err(error),
     }
 }
 
-/// Wakes all who wait for `word` to change.
-pub(crate) fn wake_all(word: &AtomicU32) {
+/// Wakes at most `count` of those who wait for `word` to change; says how many.
+pub(crate) fn wake(word: &AtomicU32, count: i32) -> usize {
     // SAFETY: takes the word's address as a key, and two integers.
     // With a valid word it cannot fail.
-    let _ = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+    let woken = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
+    usize::try_from(woken).unwrap_or(0)
+}
+
+/// Wakes all who wait for `word` to change.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    wake(word, i32::MAX);
+}
+
+/// Sets `word` to 1 and wakes all who wait for it to change. The kernel does both: nobody is killed in between.
+pub(crate) fn set_and_wake_all(word: &AtomicU32) -> io::Result<()> {
+    // FUTEX_OP_SET of 1. Of a second word nobody is to be woken, hence a comparison that is never true.
+    const SET_ONE: u32 = (libc::FUTEX_OP_SET as u32) << 28 | 1 << 12 | 0x7ff;
+    let (operation, all, no_more) = (libc::FUTEX_WAKE_OP, i32::MAX, 0_usize);
+    // SAFETY: the word is valid as a reference and may be changed by anybody; the rest are integers.
+    let woken = unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, all, no_more, word.as_ptr(), SET_ONE)
+    };
+    if woken < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::Ordering::{Acquire, Release};
     use std::time::Duration;
 
     use super::*;
 
+    /// Waits until the thread whose id is, or will be, in `tid` sleeps in a futex.
+    pub(crate) fn await_asleep(tid: &AtomicU32) {
+        let futexes = [libc::SYS_futex, libc::SYS_futex_waitv].map(|number| number.to_string());
+        let asleep = || {
+            let call = std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.load(Acquire)));
+            let call = call.unwrap_or_default();
+            call.split(' ').next().is_some_and(|number| futexes.iter().any(|futex| futex == number))
+        };
+        while !asleep() {
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn wait_ends_with_the_wake_the_change_or_the_deadline() {
         let word = AtomicU32::new(0);
         wait(&word, 1, None).unwrap();
-        wait(&word, 0, Moment::now().checked_add(Duration::from_millis(1))).unwrap();
+        let soon = || Moment::now().checked_add(Duration::from_millis(1));
+        wait(&word, 0, soon()).unwrap();
+        wait_any(&[(&word, 0), (&AtomicU32::new(5), 5)], soon()).unwrap();
+        wait_any(&[(&word, 0), (&AtomicU32::new(5), 4)], None).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 word.store(1, Release);
@@ -52,5 +135,22 @@ mod tests {
                 wait(&word, 0, None).unwrap();
             }
         });
+    }
+
+    #[test]
+    fn setting_a_word_wakes_who_waits_for_it() {
+        let (word, tid) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                tid.store(crate::sys::robust::me().unwrap().tid, Release);
+                while word.load(Acquire) == 0 {
+                    wait(&word, 0, None).unwrap();
+                }
+            });
+            await_asleep(&tid);
+            set_and_wake_all(&word).unwrap();
+        });
+        set_and_wake_all(&word).unwrap();
+        assert_eq!(word.load(Acquire), 1);
     }
 }

@@ -16,6 +16,16 @@ impl<T: Sync> Global<T> {
         self.0.store(ptr::from_ref(target).cast_mut(), Ordering::Release);
     }
 
+    /// Sets it if nobody has; says whether.
+    pub(crate) fn set_first(&self, target: &'static T) -> bool {
+        let target = ptr::from_ref(target).cast_mut();
+        self.0.compare_exchange(ptr::null_mut(), target, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.store(ptr::null_mut(), Ordering::Release);
+    }
+
     pub(crate) fn get(&self) -> Option<&'static T> {
         // SAFETY: the pointer is null or came from a `&'static T` in `set`.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }

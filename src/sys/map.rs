@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::cells::Cells;
 use super::copy::{copy_between, copy_in, copy_out};
 use super::memfd;
 
@@ -148,6 +149,18 @@ impl SharedMap {
     pub(crate) fn u64(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: as in `u16`.
         unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) }
+    }
+
+    /// A record of atomics.
+    ///
+    /// # Panics
+    /// As [`writable_at`](Self::writable_at).
+    #[inline]
+    pub(crate) fn cells<C: Cells>(&self, offset: usize) -> &C {
+        let record = self.writable_at(offset, size_of::<C>(), align_of::<C>()).cast::<C>();
+        // SAFETY: `writable_at` checked the bounds and the alignment; any bytes are cells, to which others may have
+        // references too; the memory lives as long as self.
+        unsafe { &*record }
     }
 
     /// Copies `bytes` to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).

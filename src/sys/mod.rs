@@ -2,12 +2,16 @@
 
 #![expect(unsafe_code, reason = "this room is the address of unsafe system calls")]
 
+pub(crate) mod cells;
 pub(crate) mod clock;
 pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod env;
 pub(crate) mod epoll;
+mod estate;
+pub(crate) mod event;
 pub(crate) mod fd;
+mod forks;
 pub(crate) mod futex;
 pub(crate) mod global;
 pub(crate) mod image;
@@ -17,6 +21,7 @@ pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod prctl;
 pub(crate) mod process;
+pub(crate) mod robust;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;

@@ -1,5 +1,6 @@
 //! Values to bytes and back, with shared memory riding beside them.
 
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,7 +15,14 @@ pub(crate) struct Encoded {
 
 /// Serialises a value with its tensors.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
-    let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(value));
+    encode_into(value, Vec::new())
+}
+
+/// As [`encode`], into a buffer that may have been used before.
+pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
+    buffer.clear();
+    let serialise = || postcard::serialize_with_flavor(value, Growing(buffer));
+    let (bytes, parcel) = passing::collect(serialise);
     match bytes {
         Ok(bytes) => Ok(Encoded { bytes, parcel }),
         Err(error) => {
@@ -22,6 +30,29 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
             drop(parcel);
             Err(passing::collect(|| reason(value, &error)).0)
         }
+    }
+}
+
+/// Bytes as they come. (postcard has it only for a vector of its own.)
+struct Growing(Vec<u8>);
+
+impl Flavor for Growing {
+    type Output = Vec<u8>;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use super::abort::Abort;
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
 use crate::shm::Descriptor;
@@ -46,6 +47,12 @@ impl JobFile {
         let header = codec::with_header(&job).map_err(io::Error::other)?;
         let fd = memfd::sealed_with("phalanx-job", &[&header, &arguments])?;
         Ok(Self { fd, parcel, beside })
+    }
+
+    /// With what its worker is told of failures by.
+    pub(crate) fn with_abort(mut self, abort: Option<&Abort>) -> Self {
+        self.beside.extend(abort.into_iter().flat_map(Abort::descriptors).cloned());
+        self
     }
 
     /// The descriptors that a worker must inherit for it.
@@ -127,8 +134,14 @@ impl OpenJob {
             Way::Name => None,
         });
         let of_values = self.job.manifest.descriptors.iter().copied();
+        let of_abort = self.job.abort.into_iter().flatten();
         let of_place = self.job.place.iter().map(|(raw, _)| *raw);
-        of_segments.chain(of_values).chain(of_place).chain(self.job.guards).chain([self.job.returns])
+        of_segments
+            .chain(of_values)
+            .chain(of_place)
+            .chain(of_abort)
+            .chain(self.job.guards)
+            .chain([self.job.returns])
     }
 }
 
@@ -148,6 +161,7 @@ mod tests {
             place: Some((9, "w1/".into())),
             returns: 7,
             guards: Some(8),
+            abort: Some([5, 6]),
             manifest: Manifest::default(),
         }
     }
@@ -161,7 +175,7 @@ mod tests {
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 8, 7]].concat());
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 6, 8, 7]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(open.job.manifest.descriptors, [given.as_fd().as_raw_fd()]);
         assert_eq!(

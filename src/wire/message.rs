@@ -27,6 +27,8 @@ pub(crate) struct Job {
     pub(crate) returns: RawFd,
     /// Where the worker asks to be guarded, inherited.
     pub(crate) guards: Option<RawFd>,
+    /// By what it is told to wait no longer, inherited: the memory and the event of an `Abort`.
+    pub(crate) abort: Option<[RawFd; 2]>,
     /// What goes with the arguments. Descriptors are inherited ones.
     pub(crate) manifest: Manifest,
 }

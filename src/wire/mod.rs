@@ -3,6 +3,7 @@
 //! - `names`: environment variables, exit codes, the protocol version
 //! - `marker`: the line by which a worker knows that it is one
 //! - `message`: the vocabulary
+//! - `abort`: a word by which a launcher ends its workers' waiting
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
 //! - `freight`: what goes beside the bytes, as descriptors that are sent
@@ -10,6 +11,7 @@
 //! - `returns`: results with memory beside them
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
+pub(crate) mod abort;
 pub(crate) mod codec;
 pub(crate) mod freight;
 pub(crate) mod job;

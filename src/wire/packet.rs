@@ -91,14 +91,18 @@ impl Contents {
 }
 
 /// Why there is no message. The one that there was is gone.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// Nobody has the other end any more, and all that was sent has been received.
+    #[error("the other end is gone")]
     Ended,
     /// It had descriptors that did not arrive.
+    #[error("{0}")]
     Lost(String),
     /// It is none of ours.
+    #[error("{0}")]
     Damaged(String),
+    #[error("{0}")]
     System(io::Error),
 }
 
@@ -144,7 +148,7 @@ fn open(message: Message<Vec<u8>>) -> Result<Arrived, Fault> {
 }
 
 /// Maps contents, which nobody can change any more.
-fn map(fd: OwnedFd) -> Result<SharedMap, Fault> {
+pub(crate) fn map(fd: OwnedFd) -> Result<SharedMap, Fault> {
     let (_, size) = memfd::identity(fd.as_fd()).map_err(|error| Fault::Damaged(error.to_string()))?;
     if !memfd::is_content_sealed(fd.as_fd()) {
         return Err(Fault::Damaged("the contents of a message are not sealed".to_owned()));

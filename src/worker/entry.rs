@@ -202,6 +202,7 @@ mod tests {
             place: None,
             returns: 0,
             guards: None,
+            abort: None,
             manifest: Manifest::default(),
         }
     }

@@ -18,6 +18,7 @@ use crate::sys::image::Image;
 use crate::sys::limits::{self, Limit};
 use crate::sys::socket::Socket;
 use crate::sys::{memory, prctl, process, signal};
+use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
 use crate::wire::marker::Marker;
@@ -200,6 +201,9 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     if let (Some((tree, launchers)), Some(nest)) = (&open.job.place, marker.nest) {
         tree::take_place(adopt(*tree)?, launchers, nest)?;
     }
+    if let Some([memory, event]) = open.job.abort {
+        abort::take_on(adopt(memory)?, adopt(event)?)?;
+    }
     // One that may outlive its launcher needs no guard.
     if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         ask_for_guard(&Socket::from_descriptor(adopt(guards)?))?;
@@ -213,6 +217,7 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
     process::lead_own_group(0)?;
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
+    abort::forget();
     Ok(())
 }
 
@@ -275,6 +280,7 @@ mod tests {
             place: None,
             returns: 0,
             guards: None,
+            abort: None,
             manifest: Manifest::default(),
         };
         comm(&job, rank)

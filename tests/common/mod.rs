@@ -35,14 +35,22 @@ pub(crate) fn watched<T>(test: impl FnOnce() -> T) -> T {
 
 /// As [`watched`], after something that may leave what it makes.
 fn watched_after<T>(prepare: impl FnOnce(), test: impl FnOnce() -> T) -> T {
+    alone(|| {
+        prepare();
+        let before = Snapshot::take();
+        let result = test();
+        let after = Snapshot::take();
+        assert_eq!(before, after, "left behind");
+        result
+    })
+}
+
+/// As [`watched`], of a test that leaves something on purpose, such as what is for ever.
+pub(crate) fn alone<T>(test: impl FnOnce() -> T) -> T {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     nix::unistd::alarm::set(WATCHDOG_SECONDS + race_time().as_secs() as u32);
-    prepare();
-    let before = Snapshot::take();
     let result = test();
-    let after = Snapshot::take();
-    assert_eq!(before, after, "left behind");
     nix::unistd::alarm::cancel();
     result
 }
@@ -96,6 +104,13 @@ fn parent_of(pid: u32) -> Option<u32> {
 /// The state letter of a process (proc_pid_stat(5)), `None` when there is none.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
     stat_field(pid, 0)?.chars().next()
+}
+
+/// Whether a process is on its way out, or has ended: the flag PF_EXITING.
+pub(crate) fn is_ending(pid: u32) -> bool {
+    const PF_EXITING: u64 = 4;
+    let flags = stat_field(pid, 6).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// A field of /proc/PID/stat, counted from the one after the name, which may have anything in it.
@@ -178,6 +193,24 @@ pub(crate) fn await_that(mut done: impl FnMut() -> bool) {
 /// Sends a signal to a process of the test's own.
 pub(crate) fn send(pid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// Waits until a process of one thread sleeps in a futex.
+pub(crate) fn await_asleep(pid: u32) {
+    let futexes = [libc::SYS_futex, libc::SYS_futex_waitv].map(|number| number.to_string());
+    await_that(|| {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        call.split_whitespace().next().is_some_and(|number| futexes.iter().any(|futex| futex == number))
+    });
+}
+
+/// Kills the only worker of a context; returns which it was, when it has ended.
+pub(crate) fn kill(context: ProcessContext<()>) -> u32 {
+    let pid = context.pids()[0];
+    send(pid, nix::sys::signal::SIGKILL);
+    let exception = exited(context.join().unwrap_err());
+    assert_eq!(exception.signal_name().as_deref(), Some("SIGKILL"), "{exception}");
+    pid
 }
 
 /// Ends this process by a signal that nothing can catch.

@@ -1,0 +1,125 @@
+//! What goes beside the messages of a queue: descriptors, through a socket that all its handles share.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::QueueError;
+use super::message::Outgoing;
+use super::ring;
+use crate::shm::Descriptor;
+use crate::sync::patience::Patience;
+use crate::sys::epoll::Readiness;
+use crate::sys::limits::{self, with_room};
+use crate::sys::socket::{Attempt, CROWDED_RETRY, MAX_DESCRIPTORS, Socket};
+
+/// Both ends of the socket. Who sends is inside the producers' gate, who receives inside the consumers'.
+#[derive(Debug)]
+pub(super) struct Beside {
+    into: Socket<Descriptor>,
+    out: Socket<Descriptor>,
+}
+
+const NOT_THERE: &str = "its descriptors are not there";
+
+impl Beside {
+    pub(super) fn new() -> Result<Self, QueueError> {
+        let pair =
+            with_room(Socket::pair).map_err(QueueError::system("make a queue's socket (socketpair)"))?;
+        Ok(Self::over(pair.0.into_descriptor().into(), pair.1.into_descriptor().into()))
+    }
+
+    fn over(into: Descriptor, out: Descriptor) -> Self {
+        Self { into: Socket::from_descriptor(into), out: Socket::from_descriptor(out) }
+    }
+
+    /// Whether its descriptors were closed by a fork.
+    #[inline]
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.into.descriptor().is_cut_off()
+    }
+
+    /// Sends what goes beside a message before that is in the ring, with a ticket. What its producer had sent when it died stays in
+    /// the socket: nobody has its ticket.
+    pub(super) fn send(
+        &self,
+        message: &mut Outgoing,
+        ticket: u32,
+        patience: &Patience,
+    ) -> Result<(), QueueError> {
+        loop {
+            let sent = message.try_send_cargo(ticket, &self.into);
+            let waited =
+                match sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))? {
+                    Attempt::Sent => return Ok(()),
+                    Attempt::Full => patience.await_descriptor(self.into.as_fd(), Readiness::Writable),
+                    // The kernel has no event for it.
+                    Attempt::Crowded => patience.pause(CROWDED_RETRY),
+                };
+            waited.map_err(QueueError::not_put)?;
+        }
+    }
+
+    /// Takes what came beside the message with that ticket. Before it there may be what belongs to one that was never finished,
+    /// or whose taker died.
+    pub(super) fn take(&self, ticket: u32) -> Result<Vec<OwnedFd>, String> {
+        let failed = |error: io::Error| format!("its descriptors cannot be received: {error}");
+        limits::make_room_for_descriptors(MAX_DESCRIPTORS);
+        loop {
+            let first = self.out.peek().map_err(failed)?.map(u32::from_ne_bytes);
+            if first.is_none_or(|first| ring::is_later(first, ticket)) {
+                return Err(NOT_THERE.to_owned());
+            }
+            match self.out.try_receive::<4>() {
+                Ok(Some(message)) if u32::from_ne_bytes(message.bytes) == ticket => {
+                    return Ok(message.descriptors);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+impl Serialize for Beside {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.into.descriptor(), self.out.descriptor()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Beside {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Deserialize::deserialize(deserializer).map(|(into, out)| Self::over(into, out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::Tensor;
+
+    fn message(tensor: &Tensor<u8>) -> Outgoing {
+        Outgoing::of(tensor, 1000).unwrap()
+    }
+
+    #[test]
+    fn cargo_of_a_message_that_was_never_finished_is_dropped() {
+        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        for ticket in [ring::TICKETS - 2, ring::TICKETS - 1, 0, 1] {
+            beside.send(&mut message(&tensor), ticket, &Patience::None).unwrap();
+        }
+        assert_eq!(beside.take(0).unwrap().len(), 1);
+        assert_eq!(beside.take(1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn cargo_that_is_not_there_is_an_error_and_that_of_the_next_message_stays() {
+        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
+        beside.send(&mut message(&tensor), 2, &Patience::None).unwrap();
+        assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
+        assert!(beside.take(2).is_ok());
+    }
+}

@@ -1,0 +1,447 @@
+//! What all queues are: a ring in shared memory, a gate at either side of it, and a socket for what goes beside messages.
+//!
+//! A producer is inside the one gate while it waits for room and writes; a consumer is inside the other while it waits for
+//! a message and copies it out. A message is in the queue, and out of it, by one store. So whoever dies, and whenever:
+//! the next one in the gate finds a ring in order, and who sleeps there is one, whose place the next one takes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::beside::Beside;
+use super::error::{CUT_OFF, QueueError};
+use super::message::{Incoming, Outgoing};
+use super::ring::{self, Header, Place, Position, Ring};
+use crate::shm::Descriptor;
+use crate::shm::passing;
+use crate::shm::shared::{self, Shared, Stamp};
+use crate::sync::gate::{Found, Inside};
+use crate::sync::nap::Nap;
+use crate::sync::patience::{Patience, Stop};
+use crate::sync::word::{Park, Word};
+use crate::sys::cells::cells;
+use crate::sys::event::EventFd;
+use crate::sys::futex;
+use crate::sys::limits::with_room;
+use crate::sys::robust::{Keeper, RobustWord};
+
+cells! {
+    /// What the producers, or the consumers, share among themselves, mostly.
+    struct Side {
+        gate: RobustWord,
+        /// How far it is. Only one inside the gate writes it.
+        at: AtomicU64,
+        /// How far the other side was when somebody inside last looked: to look each time would drag its line here.
+        other: AtomicU64,
+    }
+}
+
+cells! {
+    struct QueueCells {
+        put: Side,
+        get: Side,
+        /// A producer's, who waits for room.
+        no_room: Nap,
+        /// A consumer's, who waits for a message.
+        no_message: Nap,
+        /// The most messages that may be in it.
+        most: AtomicU32,
+        closed: AtomicU32,
+        /// Of the last message with descriptors that somebody began to put.
+        ticket: AtomicU32,
+        /// How often somebody has begun to wait by the event, and which of these times it was rung for.
+        watches: AtomicU32,
+        rung: AtomicU32,
+    }
+}
+
+/// A handle to a queue of values of some type.
+#[derive(Debug)]
+pub(super) struct Core {
+    shared: Shared<QueueCells>,
+    /// Of the ring, as they were when this handle was made: they do not change.
+    size: usize,
+    most: u32,
+    /// Where the descriptors go.
+    beside: Beside,
+    /// Tells who waits for other things too.
+    event: EventFd<Descriptor>,
+}
+
+/// The most messages that a queue may have.
+pub(super) const MOST: u32 = 1 << 28;
+/// What a message is taken to need in the ring.
+const USUAL: usize = 64;
+/// The smallest and the largest ring.
+const SIZES: (usize, usize) = (64 << 10, 4 << 20);
+/// A larger part of the ring than this one a message does not take: it goes in a memfd.
+const PART: usize = 4;
+/// And no more than that.
+const INLINE: usize = 64 << 10;
+/// How long a call that is to wait for nothing waits for one who is in the middle of putting or taking.
+const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
+/// How often it looks meanwhile whether that one waits itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+impl Core {
+    pub(super) fn new(kind: Stamp, most: u32) -> Result<Self, QueueError> {
+        let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
+        let shared = Shared::<QueueCells>::new(kind, size)?;
+        shared.cells().most.store(most, Relaxed);
+        let event = with_room(EventFd::new).map_err(QueueError::system("make a queue's event (eventfd)"))?;
+        let event = EventFd::from_descriptor(event.into_descriptor().into());
+        Ok(Self { shared, size, most, beside: Beside::new()?, event })
+    }
+
+    fn cells(&self) -> &QueueCells {
+        self.shared.cells()
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        let (map, begin) = self.shared.room();
+        Ring { map, begin, size: self.size, most: self.most }
+    }
+
+    /// How many bytes of a message go into the ring at the most.
+    pub(super) fn inline(&self) -> usize {
+        (self.size / PART).min(INLINE)
+    }
+
+    /// How far consumers and producers are.
+    fn positions(&self) -> (Position, Position) {
+        let cells = self.cells();
+        let mut head = cells.get.at.load(Acquire);
+        loop {
+            let tail = cells.put.at.load(Acquire);
+            // What is put after the one was asked and before the other would be too much.
+            let now = cells.get.at.load(Acquire);
+            if now == head {
+                return (Position::from_word(head), Position::from_word(tail));
+            }
+            head = now;
+        }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        let (head, tail) = self.positions();
+        tail.messages_since(head).min(self.most)
+    }
+
+    pub(super) fn most(&self) -> u32 {
+        self.most
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        let (head, tail) = self.positions();
+        !self.ring().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.cells().closed.load(Acquire) != 0
+    }
+
+    /// Whether its descriptors are there: in a worker that has it only by its fork these are closed, or another's.
+    #[inline]
+    fn check_here(&self) -> Result<(), QueueError> {
+        if self.beside.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
+    }
+
+    /// Nothing can be put any more; who waits is told.
+    pub(super) fn close(&self) -> Result<(), QueueError> {
+        self.check_here()?;
+        // In one step for both sides.
+        futex::set_and_wake_all(&self.cells().closed)
+            .map_err(QueueError::system("close a queue (FUTEX_WAKE_OP)"))?;
+        self.ring_event(true);
+        Ok(())
+    }
+
+    /// Goes into a gate. Who is to wait for nothing waits only while there is something to be had.
+    fn enter<'a>(
+        &'a self,
+        side: &'a Side,
+        nap: &Nap,
+        patience: &Patience,
+        is_hopeless: impl Fn() -> bool,
+    ) -> Result<Inside<'a>, Stop> {
+        let entered = match patience {
+            Patience::None => self.enter_soon(side, is_hopeless),
+            _ => Inside::enter(&side.gate, || Keeper::Owner, patience),
+        };
+        let (inside, found) = entered?;
+        if let Found::Mess { .. } = found {
+            nap.tidy();
+        }
+        Ok(inside)
+    }
+
+    fn enter_soon<'a>(
+        &'a self,
+        side: &'a Side,
+        is_hopeless: impl Fn() -> bool,
+    ) -> Result<(Inside<'a>, Found), Stop> {
+        let middle = Patience::of(IN_THE_MIDDLE);
+        loop {
+            if is_hopeless() {
+                return Err(Stop::WouldBlock);
+            }
+            let soon = Patience::of(LOOK_AGAIN);
+            match Inside::enter(&side.gate, || Keeper::Owner, &soon) {
+                Err(Stop::TimedOut(_)) => middle.check()?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Puts a message, for whose room it waits.
+    pub(super) fn put(&self, mut message: Outgoing, patience: &Patience) -> Result<(), QueueError> {
+        self.check_here()?;
+        let cells = self.cells();
+        let header = message.header();
+        let has_room = || {
+            let (head, tail) = self.positions();
+            self.is_closed() || self.ring().fits(head, tail, header)
+        };
+        let inside = self.enter(&cells.put, &cells.no_room, patience, || !has_room());
+        let inside = inside.map_err(QueueError::not_put)?;
+        let tail = self.await_room(header, patience)?;
+        if message.has_cargo() {
+            let ticket = cells.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
+            self.beside.send(&mut message, ticket, patience)?;
+        }
+        self.ring().write(tail, message.header(), message.bytes());
+        let end = tail.after(header).to_word();
+        cells.no_message.tell(|| cells.put.at.swap(end, AcqRel));
+        drop(inside);
+        message.deliver();
+        self.ring_event(false);
+        Ok(())
+    }
+
+    /// Waits, inside the gate, until there is room; returns where.
+    fn await_room(&self, header: Header, patience: &Patience) -> Result<Position, QueueError> {
+        let (cells, ring) = (self.cells(), self.ring());
+        let tail = Position::from_word(cells.put.at.load(Relaxed));
+        if self.is_closed() {
+            return Err(QueueError::Closed);
+        }
+        let known = Position::from_word(cells.put.other.load(Relaxed));
+        if ring.check(known, tail).is_ok() && ring.fits(known, tail, header) {
+            return Ok(tail);
+        }
+        let look = || {
+            let head = cells.get.at.load(Acquire);
+            cells.put.other.store(head, Relaxed);
+            let head = Position::from_word(head);
+            match ring.check(head, tail) {
+                _ if self.is_closed() => Some(Err(QueueError::Closed)),
+                Err(corrupt) => Some(Err(corrupt.into())),
+                Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
+            }
+        };
+        cells.no_room.until(patience, &cells.closed, look).map_err(QueueError::not_put)?
+    }
+
+    /// Takes the next message, for which it waits.
+    pub(super) fn get(&self, patience: &Patience) -> Result<Incoming, QueueError> {
+        self.get_noted(patience, || ())
+    }
+
+    /// As [`get`](Self::get). `taking` is run before the message is out of the queue, which it will be unless this thread dies.
+    pub(super) fn get_noted(
+        &self,
+        patience: &Patience,
+        taking: impl FnOnce(),
+    ) -> Result<Incoming, QueueError> {
+        self.check_here()?;
+        let cells = self.cells();
+        let is_empty = || self.len() == 0 && !self.is_closed();
+        let inside = self.enter(&cells.get, &cells.no_message, patience, is_empty);
+        let inside = inside.map_err(QueueError::not_got)?;
+        let (head, tail) = self.await_message(patience)?;
+        let header = self.ring().header(head, tail)?;
+        let mut bytes = ring::take_buffer();
+        self.ring().read(head, header, &mut bytes);
+        taking();
+        let end = head.after(header).to_word();
+        cells.no_room.tell(|| cells.get.at.swap(end, AcqRel));
+        let descriptors = match header.place {
+            Place::Ring => Ok(Vec::new()),
+            Place::Beside | Place::Memfd => self.beside.take(header.ticket),
+        };
+        drop(inside);
+        Ok(Incoming { place: header.place, bytes, descriptors })
+    }
+
+    /// Waits, inside the gate, until there is a message; returns where it begins, and where the last one ends.
+    fn await_message(&self, patience: &Patience) -> Result<(Position, Position), QueueError> {
+        let cells = self.cells();
+        let head = Position::from_word(cells.get.at.load(Relaxed));
+        let known = Position::from_word(cells.get.other.load(Relaxed));
+        if known.messages != head.messages {
+            return Ok((head, known));
+        }
+        let look = || {
+            let is_closed = self.is_closed();
+            let tail = cells.put.at.load(Acquire);
+            cells.get.other.store(tail, Relaxed);
+            let tail = Position::from_word(tail);
+            if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
+        };
+        match cells.no_message.until(patience, &cells.closed, look).map_err(QueueError::not_got)? {
+            Some(tail) => Ok((head, tail)),
+            None => self.await_last(head, patience),
+        }
+    }
+
+    /// It was closed, but who was inside to put something may not have finished.
+    fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
+        let cells = self.cells();
+        let patience = if patience.spins() { *patience } else { Patience::of(IN_THE_MIDDLE) };
+        drop(self.enter(&cells.put, &cells.no_room, &patience, || false).map_err(QueueError::not_got)?);
+        let tail = Position::from_word(cells.put.at.load(Acquire));
+        if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
+    }
+
+    /// Rings, after the barrier of a call, if somebody waits by the event and it was not rung for that.
+    #[inline]
+    fn ring_event(&self, always: bool) {
+        let cells = self.cells();
+        let watch = cells.watches.load(Relaxed);
+        if watch != cells.rung.load(Relaxed) || always {
+            self.event.ring();
+            cells.rung.store(watch, Relaxed);
+        }
+    }
+
+    /// Begins to wait by the event; says whether there is something now, or will be nothing any more. Each message after
+    /// that rings, until there was one.
+    pub(super) fn watch(&self) -> bool {
+        self.cells().watches.fetch_add(1, SeqCst);
+        AtomicU32::barrier_after_change();
+        self.len() > 0 || self.is_closed()
+    }
+
+    /// How many messages were put, modulo 2^32.
+    pub(super) fn put_count(&self) -> u32 {
+        self.positions().1.messages
+    }
+
+    /// How many messages were taken out, modulo 2^32.
+    pub(super) fn taken_count(&self) -> u32 {
+        self.positions().0.messages
+    }
+
+    /// The event that is rung.
+    pub(super) fn event(&self) -> Result<BorrowedFd<'_>, QueueError> {
+        self.check_here().map(|()| self.event.as_fd())
+    }
+}
+
+/// What crosses to another process in the place of a queue.
+#[derive(Serialize, Deserialize)]
+struct Handle<S, B> {
+    shared: S,
+    beside: B,
+    event: Descriptor,
+}
+
+impl Serialize for Core {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        let Self { shared, size: _, most: _, beside, event } = self;
+        Handle { shared, beside, event: event.descriptor().clone() }.serialize(serializer)
+    }
+}
+
+impl Core {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        kind: Stamp,
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let handle = Handle::<shared::Handle, Beside>::deserialize(deserializer)?;
+        let Handle { shared, beside, event } = handle;
+        let shared = Shared::<QueueCells>::receive(shared, kind, SIZES.0).map_err(passing::refuse)?;
+        let (size, most) = (shared.room_len(), shared.cells().most.load(Relaxed));
+        if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
+            let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
+            return Err(passing::refuse(reason));
+        }
+        Ok(Self { shared, size, most, beside, event: EventFd::from_descriptor(event) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::Tensor;
+    use crate::sys::robust;
+
+    fn core() -> Core {
+        Core::new(Stamp::of::<u8>("test"), 4).unwrap()
+    }
+
+    fn message(tensor: &Tensor<u8>) -> Outgoing {
+        Outgoing::of(tensor, core().inline()).unwrap()
+    }
+
+    #[test]
+    fn positions_that_cannot_be_are_told() {
+        let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
+        for word in [1_u64, 1 << 40, u64::MAX] {
+            core.cells().put.at.store(word, Relaxed);
+            let put = core.put(message(&tensor), &Patience::None);
+            let got = core.get(&Patience::None);
+            assert!(matches!(put, Err(QueueError::Corrupt { .. } | QueueError::Full)), "{word}: {put:?}");
+            assert!(matches!(got, Err(QueueError::Corrupt { .. } | QueueError::Empty)), "{word}: {got:?}");
+        }
+    }
+
+    fn put_bytes(core: &Core, bytes: &[u8]) -> Result<(), QueueError> {
+        core.put(Outgoing::of(&bytes, core.inline())?, &Patience::None)
+    }
+
+    #[test]
+    fn positions_wrap_around_at_2_to_the_32_messages_and_bytes() {
+        for most in [1, 3, 4000] {
+            let core = Core::new(Stamp::of::<u8>("test"), most).unwrap();
+            let (messages, bytes) = (u32::MAX - 7, 0_u32.wrapping_sub(40_000) & !7);
+            let start = (u64::from(messages) << 32) | u64::from(bytes);
+            let cells = core.cells();
+            for at in [&cells.put.at, &cells.put.other, &cells.get.at, &cells.get.other] {
+                at.store(start, Relaxed);
+            }
+            let limit = core.inline();
+            let lengths = [0, 1, 7, 8, 9, 1000, limit - 4, limit - 3, limit - 2, limit - 1, limit, limit + 1];
+            for &length in lengths.iter().cycle().take(60) {
+                let bytes: Vec<_> = (0..length).map(|n| n as u8).collect();
+                let mut put = 0;
+                while put < 3 && put_bytes(&core, &bytes).is_ok() {
+                    put += 1;
+                }
+                assert!(put > 0 && core.len() == put, "{length} {put}");
+                for _ in 0..put {
+                    assert_eq!(core.get(&Patience::None).unwrap().decode::<Vec<u8>>().unwrap(), bytes);
+                }
+                assert!(matches!(core.get(&Patience::None), Err(QueueError::Empty)));
+            }
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_though_the_closer_dies_in_the_middle() {
+        let (core, tid) = (core(), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            let consumer = scope.spawn(|| {
+                tid.store(robust::me().unwrap().tid, SeqCst);
+                core.get(&Patience::Endless)
+            });
+            futex::tests::await_asleep(&tid);
+            // As one that dies then: it has not rung.
+            futex::set_and_wake_all(&core.cells().closed).unwrap();
+            assert!(matches!(consumer.join().unwrap(), Err(QueueError::Closed)));
+        });
+    }
+}

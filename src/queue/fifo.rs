@@ -1,0 +1,260 @@
+//! `Queue`: values from many processes to many.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::core::{Core, MOST};
+use super::error::QueueError;
+use super::message::Outgoing;
+use crate::shm::shared::Stamp;
+use crate::sync::patience::Patience;
+
+/// A queue of values, from many producers to many consumers in any processes.
+///
+/// A value whose [`put`](Self::put) has returned is in the queue, also if its producer is killed in the next instant: there is no
+/// thread that would still have to send it. What a process that is killed can take along is a value whose `put` has not
+/// returned, and one that it has taken out. Nobody else waits for it, and nothing is damaged or comes twice. Values of one
+/// producer come in its order.
+///
+/// Values are any serde type; tensors, descriptors, queues and locks in them are shared, not copied. A large value goes in a
+/// memfd. A queue is given to workers in their arguments, or through another queue or pipe; clones are the same queue.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Options, Queue, Tensor, start_processes};
+///
+/// fn work(_rank: usize, (tasks, results): (Queue<Tensor<f32>>, Queue<f32>)) -> anyhow::Result<()> {
+///     for tensor in tasks {
+///         results.put(tensor?.to_vec().iter().sum::<f32>())?;
+///     }
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (tasks, results) = (Queue::bounded(8)?, Queue::bounded(8)?);
+/// let context = start_processes(work, (tasks.clone(), results.clone()), Options::new(2))?;
+/// for n in 0..100 {
+///     tasks.put(Tensor::from_slice(&[n as f32, 1.0], &[2])?)?;
+///     if n >= 8 {
+///         results.get()?;
+///     }
+/// }
+/// tasks.close()?; // each worker ends when all was taken out
+/// context.join()?;
+/// assert_eq!(results.len(), 8);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Queue<T> {
+    core: Arc<Core>,
+    values: PhantomData<fn(T) -> T>,
+}
+
+const KIND: &str = "Queue";
+
+impl<T> Queue<T> {
+    /// A queue for at most `most` values, or at most as many as there is room for in its memory: 64 bytes for each, 64 KiB at
+    /// the least and 4 MiB at the most. Of values with tensors or other things that travel beside them, and of those that are
+    /// too large for that memory, some 270 can be in it at a time (what a socket holds: net.core.wmem_default).
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`] and [`QueueError::System`] when there is no memory for it or no descriptor (it needs three);
+    /// [`QueueError::Bound`] when `most` is 0 or more than 2^28.
+    pub fn bounded(most: usize) -> Result<Self, QueueError> {
+        let bound = u32::try_from(most).ok().filter(|bound| (1..=MOST).contains(bound));
+        let core = Core::new(Stamp::of::<T>(KIND), bound.ok_or(QueueError::Bound { most })?)?;
+        Ok(Self::over(core))
+    }
+
+    fn over(core: Core) -> Self {
+        Self { core: Arc::new(core), values: PhantomData }
+    }
+
+    /// How many values are in it.
+    #[must_use]
+    #[doc(alias = "qsize")]
+    pub fn len(&self) -> usize {
+        self.core.len() as usize
+    }
+
+    /// The most that can be.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.core.most() as usize
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.core.len() == 0
+    }
+
+    /// Whether there are as many values in it as there can be, or its memory has no room for a small one more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.core.is_full()
+    }
+
+    /// Closes it, in all processes: nothing can be put into it any more. What is in it can be taken out, and then
+    /// [`get`](Self::get) says [`Closed`](QueueError::Closed), at which iterators end.
+    ///
+    /// # Errors
+    /// [`QueueError::System`] when the system refuses to let others know.
+    pub fn close(&self) -> Result<(), QueueError> {
+        self.core.close()
+    }
+
+    /// Whether it was closed. There may still be values in it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl<T: Serialize> Queue<T> {
+    /// Puts a value in, for whose room it waits. The value is given, or lent: shards and connections in it are gone from here.
+    ///
+    /// # Errors
+    /// - [`QueueError::Closed`]
+    /// - [`QueueError::Encode`] when the value cannot be serialised
+    /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
+    /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
+    pub fn put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
+        self.put_by(value.borrow(), &Patience::Endless)
+    }
+
+    /// As [`put`](Self::put), but does not wait for room.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), and [`QueueError::Full`]; [`QueueError::TimedOut`] when another process has been in the middle of
+    /// putting something for a second, as one that is stopped there.
+    #[doc(alias = "put_nowait")]
+    pub fn try_put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
+        self.put_by(value.borrow(), &Patience::None)
+    }
+
+    /// As [`put`](Self::put), but waits for room no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), and [`QueueError::TimedOut`].
+    pub fn put_timeout(&self, value: impl Borrow<T>, timeout: Duration) -> Result<(), QueueError> {
+        self.put_by(value.borrow(), &Patience::of(timeout))
+    }
+
+    fn put_by(&self, value: &T, patience: &Patience) -> Result<(), QueueError> {
+        self.core.put(Outgoing::of(value, self.core.inline())?, patience)
+    }
+}
+
+impl<T: DeserializeOwned> Queue<T> {
+    /// Takes the next value out, for which it waits.
+    ///
+    /// # Errors
+    /// - [`QueueError::Closed`] when it was closed and nothing is in it any more
+    /// - [`QueueError::Decode`] when the value cannot be deserialised, or did not arrive whole for want of descriptors; it
+    ///   is lost, and the next one can be taken
+    /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
+    /// - [`QueueError::System`] when the system refuses
+    pub fn get(&self) -> Result<T, QueueError> {
+        self.core.get(&Patience::Endless)?.decode()
+    }
+
+    /// As [`get`](Self::get), but does not wait for a value.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and [`QueueError::Empty`]; [`QueueError::TimedOut`] when another process has been in the middle of
+    /// taking something for a second, as one that is stopped there.
+    #[doc(alias = "get_nowait")]
+    pub fn try_get(&self) -> Result<T, QueueError> {
+        self.core.get(&Patience::None)?.decode()
+    }
+
+    /// As [`get`](Self::get), but waits no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and [`QueueError::TimedOut`].
+    pub fn get_timeout(&self, timeout: Duration) -> Result<T, QueueError> {
+        self.core.get(&Patience::of(timeout))?.decode()
+    }
+
+    /// The values as they come, until the queue was closed and is empty.
+    pub fn iter(&self) -> QueueIter<T> {
+        QueueIter { queue: self.clone() }
+    }
+}
+
+/// The values of a [`Queue`] as they come; ends when it was closed and is empty.
+#[derive(Clone, Debug)]
+pub struct QueueIter<T> {
+    queue: Queue<T>,
+}
+
+impl<T: DeserializeOwned> Iterator for QueueIter<T> {
+    type Item = Result<T, QueueError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.queue.get() {
+            Err(QueueError::Closed) => None,
+            other => Some(other),
+        }
+    }
+}
+
+impl<T: DeserializeOwned> IntoIterator for Queue<T> {
+    type Item = Result<T, QueueError>;
+    type IntoIter = QueueIter<T>;
+
+    fn into_iter(self) -> QueueIter<T> {
+        QueueIter { queue: self }
+    }
+}
+
+impl<T: DeserializeOwned> IntoIterator for &Queue<T> {
+    type Item = Result<T, QueueError>;
+    type IntoIter = QueueIter<T>;
+
+    fn into_iter(self) -> QueueIter<T> {
+        self.iter()
+    }
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self { core: self.core.clone(), values: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { core, values: _ } = self;
+        f.debug_struct("Queue")
+            .field("len", &core.len())
+            .field("capacity", &core.most())
+            .field("closed", &core.is_closed())
+            .finish()
+    }
+}
+
+impl<T> Serialize for Queue<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.core.serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Queue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Core::deserialize(Stamp::of::<T>(KIND), deserializer).map(Self::over)
+    }
+}

@@ -1,0 +1,134 @@
+//! A value on its way through a queue.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::QueueError;
+use super::ring::{self, Header, Place};
+use crate::shm::passing::Arrivals;
+use crate::sys::limits::with_room;
+use crate::sys::memfd;
+use crate::sys::socket::{Attempt, Socket};
+use crate::wire::codec::{self, Encoded};
+use crate::wire::freight::{self, Freight};
+use crate::wire::packet;
+
+/// A value ready to be put.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    header: Header,
+    /// What goes into the ring, in whole words.
+    bytes: Vec<u8>,
+    /// What goes beside it.
+    cargo: Option<Box<Cargo>>,
+}
+
+#[derive(Debug)]
+struct Cargo {
+    freight: Freight,
+    /// All bytes, when they are too many for the ring.
+    contents: Option<OwnedFd>,
+}
+
+impl Outgoing {
+    /// Makes all ready that can be before there is a place for it. `most`: bytes that are to go into the ring.
+    pub(super) fn of<T: Serialize>(value: &T, most: usize) -> Result<Self, QueueError> {
+        let encoded = codec::encode_into(value, ring::take_buffer());
+        let Encoded { bytes, parcel } = encoded.map_err(|reason| QueueError::Encode { reason })?;
+        if parcel.is_empty() && bytes.len() <= most {
+            return Ok(Self::in_ring(bytes, Place::Ring, None));
+        }
+        let ready = QueueError::system("make a message ready");
+        let freight = Freight::load(parcel).map_err(ready)?;
+        let manifest =
+            codec::with_header(freight.manifest()).map_err(|reason| QueueError::Encode { reason })?;
+        if manifest.len() + bytes.len() <= most {
+            let cargo = Some(Box::new(Cargo { freight, contents: None }));
+            return Ok(Self::in_ring([manifest, bytes].concat(), Place::Beside, cargo));
+        }
+        let seal = || memfd::sealed_with("phalanx-message", &[&manifest, &bytes]);
+        let contents = with_room(seal).map_err(QueueError::system("make a memfd for a large message"))?;
+        let cargo = Some(Box::new(Cargo { freight, contents: Some(contents) }));
+        Ok(Self::in_ring(Vec::new(), Place::Memfd, cargo))
+    }
+
+    fn in_ring(mut bytes: Vec<u8>, place: Place, cargo: Option<Box<Cargo>>) -> Self {
+        // No more than the ring's size, which is a u32.
+        let header = Header { len: bytes.len() as u32, place, ticket: 0 };
+        ring::pad(&mut bytes);
+        Self { header, bytes, cargo }
+    }
+
+    pub(super) fn header(&self) -> Header {
+        self.header
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether descriptors have to be sent before it is put.
+    pub(super) fn has_cargo(&self) -> bool {
+        self.cargo.is_some()
+    }
+
+    /// Sends what goes beside it, with its ticket.
+    pub(super) fn try_send_cargo(
+        &mut self,
+        ticket: u32,
+        socket: &Socket<impl AsFd>,
+    ) -> std::io::Result<Attempt> {
+        self.header.ticket = ticket;
+        let Some(cargo) = &mut self.cargo else { return Ok(Attempt::Sent) };
+        let Cargo { freight, contents } = &mut **cargo;
+        let contents: Option<BorrowedFd<'_>> = contents.as_ref().map(AsFd::as_fd);
+        freight.try_send(socket, &ticket.to_ne_bytes(), contents)
+    }
+
+    /// Says that it was put.
+    pub(super) fn deliver(self) {
+        if let Some(cargo) = self.cargo {
+            cargo.freight.deliver();
+        }
+        ring::keep_buffer(self.bytes);
+    }
+}
+
+/// A value that was taken out.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) place: Place,
+    pub(super) bytes: Vec<u8>,
+    /// What came beside it, or why it did not.
+    pub(super) descriptors: Result<Vec<OwnedFd>, String>,
+}
+
+impl Incoming {
+    pub(super) fn decode<T: DeserializeOwned>(self) -> Result<T, QueueError> {
+        let Self { place, bytes, descriptors } = self;
+        let value = match place {
+            Place::Ring => codec::decode(&bytes, Arrivals::default()).0,
+            Place::Beside => descriptors.and_then(|descriptors| unpack(&bytes, descriptors)),
+            Place::Memfd => descriptors.and_then(unpack_memfd),
+        };
+        ring::keep_buffer(bytes);
+        value.map_err(|reason| QueueError::Decode { reason })
+    }
+}
+
+fn unpack_memfd<T: DeserializeOwned>(mut descriptors: Vec<OwnedFd>) -> Result<T, String> {
+    if descriptors.is_empty() {
+        return Err("the memfd that it is in did not arrive".to_owned());
+    }
+    let map = packet::map(descriptors.remove(0)).map_err(|fault| fault.to_string())?;
+    unpack(map.sealed_bytes().unwrap_or_default(), descriptors)
+}
+
+/// Reads a manifest, and the value after it.
+fn unpack<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, String> {
+    let (manifest, value_at) = codec::read_header(bytes)?;
+    let arrivals = freight::receive(manifest, descriptors)?;
+    codec::decode(bytes.get(value_at..).unwrap_or_default(), arrivals).0
+}

@@ -1,0 +1,177 @@
+//! Waiting for several things at once.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use super::core::Core;
+use super::error::QueueError;
+use super::fifo::Queue;
+use super::joinable::{JoinableQueue, SimpleQueue};
+use crate::sync::patience::{Patience, Stop};
+use crate::sys::epoll::{self, Epoll, Readiness};
+use crate::sys::limits::with_room;
+
+/// What [`wait`] can wait for: [`Queue`]s, and everything that has a descriptor ([`AsFd`]), such as a
+/// [`Connection`](crate::Connection), a [`ProcessContext`](crate::ProcessContext) or a socket.
+pub trait Waitable: sealed::Source {}
+
+impl<W: sealed::Source> Waitable for W {}
+
+mod sealed {
+    use super::{BorrowedFd, Core};
+
+    #[expect(unnameable_types, reason = "this is what seals Waitable")]
+    pub trait Source {
+        #[expect(private_interfaces, reason = "the trait is sealed: nobody outside can call it")]
+        fn source(&self) -> Telltale<'_>;
+    }
+
+    /// What tells of it.
+    #[derive(Clone, Copy, Debug)]
+    pub(in super::super) enum Telltale<'a> {
+        Descriptor(BorrowedFd<'a>),
+        Queue(&'a Core),
+    }
+}
+
+use sealed::Telltale;
+
+#[expect(private_interfaces, reason = "the trait is sealed")]
+impl<F: AsFd> sealed::Source for F {
+    fn source(&self) -> Telltale<'_> {
+        Telltale::Descriptor(self.as_fd())
+    }
+}
+
+#[expect(private_interfaces, reason = "the trait is sealed")]
+impl<T> sealed::Source for Queue<T> {
+    fn source(&self) -> Telltale<'_> {
+        Telltale::Queue(self.core())
+    }
+}
+
+#[expect(private_interfaces, reason = "the trait is sealed")]
+impl<T> sealed::Source for SimpleQueue<T> {
+    fn source(&self) -> Telltale<'_> {
+        Telltale::Queue(self.core())
+    }
+}
+
+#[expect(private_interfaces, reason = "the trait is sealed")]
+impl<T> sealed::Source for JoinableQueue<T> {
+    fn source(&self) -> Telltale<'_> {
+        Telltale::Queue(self.core())
+    }
+}
+
+/// Waits until at least one of these has something, at most for `timeout` (`None`: as long as it takes); returns which, by
+/// their places. None when the time was up.
+///
+/// A queue has something when a value is in it or it was closed; a connection when there is a message or its peer is gone; a
+/// context when a worker has ended: then call its [`join_timeout`](crate::ProcessContext::join_timeout). Another process
+/// may be faster than who was told: take what there is by `try_get` and the like.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use std::time::Duration;
+/// use phalanx::{Options, Queue, start_processes, wait};
+///
+/// fn work(rank: usize, results: Queue<usize>) -> anyhow::Result<()> {
+///     results.put(rank)?;
+///     anyhow::ensure!(rank != 1, "rank 1 does not feel well");
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let results = Queue::bounded(8)?;
+/// let mut context = start_processes(work, results.clone(), Options::new(2))?;
+/// let error = loop {
+///     // Waiting for the queue alone could take for ever: a worker that has died puts nothing.
+///     wait(&[&results, &context], None)?;
+///     while let Ok(rank) = results.try_get() {
+///         println!("rank {rank} is there");
+///     }
+///     if let Err(error) = context.join_timeout(Duration::ZERO) {
+///         break error;
+///     }
+/// };
+/// assert!(error.to_string().contains("does not feel well"));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`QueueError::Aborted`] when the wait is ended because another worker has failed; [`QueueError::System`] when the system
+/// refuses, as for want of a descriptor.
+pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<usize>, QueueError> {
+    let patience = timeout.map_or(Patience::Endless, Patience::of);
+    let sources: Vec<_> = sources.iter().map(|source| source.source()).collect();
+    let rings = rings(&sources)?;
+    loop {
+        let ready = ready(&sources)?;
+        if !ready.is_empty() {
+            return Ok(ready);
+        }
+        let descriptors = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable));
+        let all: Vec<_> =
+            descriptors.chain(rings.as_ref().map(|rings| (rings.as_fd(), Readiness::Readable))).collect();
+        match patience.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
+            Ok(()) => {}
+            Err(Stop::TimedOut(_)) => return Ok(Vec::new()),
+            Err(stop) => return Err(QueueError::not_got(stop)),
+        }
+        if let Some(rings) = &rings {
+            rings.ready().map_err(QueueError::system("ask which queues have rung (epoll_wait)"))?;
+        }
+    }
+}
+
+/// How often it looks for what nobody has rung for: a process that was killed in the middle of a `put` or `close`, of which
+/// there may be no other. The kernel rings no bell for it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+const WAITING: &str = "wait for several things (epoll)";
+
+fn descriptor<'a>(source: &Telltale<'a>) -> Option<BorrowedFd<'a>> {
+    match *source {
+        Telltale::Descriptor(fd) => Some(fd),
+        Telltale::Queue(_) => None,
+    }
+}
+
+/// The events of the queues, if there are any. They are never taken back: each ring is an edge, which all see who wait.
+fn rings(sources: &[Telltale<'_>]) -> Result<Option<Epoll>, QueueError> {
+    let queues = sources.iter().filter_map(|source| match source {
+        Telltale::Queue(core) => Some(core),
+        Telltale::Descriptor(_) => None,
+    });
+    let mut rings = None;
+    for core in queues {
+        let event = core.event()?;
+        let rings = match &mut rings {
+            Some(rings) => rings,
+            none => none.insert(with_room(Epoll::new).map_err(QueueError::system(WAITING))?),
+        };
+        match rings.add_edge(event, 0) {
+            // The same queue twice.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            added => added.map_err(QueueError::system(WAITING))?,
+        }
+    }
+    Ok(rings)
+}
+
+/// The places of those that have something. The queues are watched from before they are asked.
+fn ready(sources: &[Telltale<'_>]) -> Result<Vec<usize>, QueueError> {
+    let fds: Vec<_> = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable)).collect();
+    let polled =
+        epoll::poll_now(&fds).map_err(QueueError::system("ask which descriptors are ready (ppoll)"))?;
+    let mut polled = polled.into_iter();
+    let mut has_something = |source: &Telltale<'_>| match source {
+        Telltale::Descriptor(_) => polled.next().unwrap_or(false),
+        Telltale::Queue(core) => core.watch(),
+    };
+    let numbered = sources.iter().enumerate();
+    Ok(numbered.filter_map(|(place, source)| has_something(source).then_some(place)).collect())
+}

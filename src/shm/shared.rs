@@ -1,0 +1,178 @@
+//! Records of atomics in shared memory, with room beside them: what locks and queues are made of.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::{Deserialize, Serialize, Serializer, ser};
+
+use super::options::StorageOptions;
+use super::passing;
+use super::storage::Storage;
+use super::strategy::SharingStrategy;
+use crate::error::MemoryError;
+use crate::sys::cells::Cells;
+use crate::sys::map::SharedMap;
+pub(crate) use crate::sys::robust::Keeper;
+
+/// What storages of records have for the size of an element, which no tensor has.
+pub(super) const RECORD_UNIT: u8 = 0x80;
+/// The first bytes say what the record is; it begins at the next cache line.
+const HEADER: usize = 64;
+
+/// A record, and bytes behind it. Clones, and what arrives in another process, are the same memory.
+pub(crate) struct Shared<C> {
+    storage: Storage,
+    cells: PhantomData<fn() -> C>,
+}
+
+/// What a record is: two that differ are not taken for each other. The same in all processes of one executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp(u64);
+
+impl Stamp {
+    /// Of a kind of record that has values of type `T` with it.
+    pub(crate) fn of<T>(kind: &str) -> Self {
+        let bytes = kind.bytes().chain([0]).chain(std::any::type_name::<T>().bytes());
+        // FNV-1a.
+        Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+}
+
+impl<C: Cells> Shared<C> {
+    /// Makes a record of zeros with `room` bytes of zeros behind it. It has no name, whatever the strategy, so that nobody
+    /// can cut it short.
+    pub(crate) fn new(stamp: Stamp, room: usize) -> Result<Self, MemoryError> {
+        let bytes = (HEADER + size_of::<C>()).checked_add(room);
+        let bytes = bytes.ok_or(MemoryError::TooLarge { shape: vec![room], element: 1 })?;
+        let storage = StorageOptions::new().strategy(SharingStrategy::FileDescriptor).zeros(bytes)?;
+        storage.claim_unit(RECORD_UNIT.into())?;
+        let shared = Self { storage, cells: PhantomData };
+        let (map, at) = shared.place();
+        map.u64(at).store(stamp.0, Relaxed);
+        Ok(shared)
+    }
+
+    /// The map, and where in it the header begins.
+    #[inline]
+    fn place(&self) -> (&SharedMap, usize) {
+        self.storage.bytes().expect("a record has bytes")
+    }
+
+    #[inline]
+    pub(crate) fn cells(&self) -> &C {
+        let (map, at) = self.place();
+        map.cells(at + HEADER)
+    }
+
+    /// The map, and where in it the room behind the record begins, at a cache line.
+    #[inline]
+    pub(crate) fn room(&self) -> (&SharedMap, usize) {
+        let (map, at) = self.place();
+        (map, at + HEADER + size_of::<C>())
+    }
+
+    /// How many bytes of room there are.
+    pub(crate) fn room_len(&self) -> usize {
+        self.storage.len() - HEADER - size_of::<C>()
+    }
+
+    /// A record in the room, `offset` bytes from its begin.
+    #[inline]
+    pub(crate) fn beside<D: Cells>(&self, offset: usize) -> &D {
+        let (map, at) = self.room();
+        map.cells(at + offset)
+    }
+
+    /// Keeps the memory mapped.
+    pub(crate) fn keeper(&self) -> Keeper {
+        Keeper::This(self.storage.keeper())
+    }
+
+    /// As [`keeper`](Self::keeper), for an owner who has references to what is in the room.
+    pub(crate) fn lender(&self) -> Keeper {
+        Keeper::Lender(self.storage.keeper())
+    }
+
+    /// Takes over what another process has sent.
+    ///
+    /// # Errors
+    /// When it is no such record, or has less room behind it.
+    pub(crate) fn receive(Handle(grant): Handle, stamp: Stamp, room: usize) -> Result<Self, String> {
+        let storage = passing::receive(grant)?;
+        storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;
+        let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
+        let shared = Self { storage, cells: PhantomData };
+        if !fits || !shared.storage.offset().is_multiple_of(HEADER) || shared.stamp() != stamp {
+            return Err("what arrived is something else, or of another type".to_owned());
+        }
+        Ok(shared)
+    }
+
+    fn stamp(&self) -> Stamp {
+        let (map, at) = self.place();
+        Stamp(map.u64(at).load(Relaxed))
+    }
+}
+
+impl<C> Clone for Shared<C> {
+    fn clone(&self) -> Self {
+        Self { storage: self.storage.clone(), cells: PhantomData }
+    }
+}
+
+impl<C> fmt::Debug for Shared<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.storage.id().fmt(f)
+    }
+}
+
+/// What crosses to another process in the place of a record.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Handle(u32);
+
+impl<C> Serialize for Shared<C> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let grant = passing::send(&self.storage).map_err(ser::Error::custom)?;
+        Handle(grant).serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::Tensor;
+    use crate::sys::robust::RobustWord;
+
+    fn pass<T: Serialize>(value: &T, stamp: Stamp) -> Result<Shared<RobustWord>, String> {
+        let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(value).unwrap());
+        let receive = || Shared::receive(postcard::from_bytes(&bytes).unwrap(), stamp, 100);
+        passing::provide(passing::arrive(&parcel), receive).0
+    }
+
+    #[test]
+    fn record_arrives_as_the_same_memory() {
+        let stamp = Stamp::of::<u8>("test");
+        let shared = Shared::<RobustWord>::new(stamp, 100).unwrap();
+        let other = pass(&shared, stamp).unwrap();
+        shared.cells().mark.store(7, Relaxed);
+        other.room().0.u8(other.room().1 + 99).store(9, Relaxed);
+        assert_eq!(other.cells().mark.load(Relaxed), 7);
+        assert_eq!(shared.room().0.u8(shared.room().1 + 99).load(Relaxed), 9);
+        assert_eq!((shared.room_len(), other.room_len()), (100, 100));
+    }
+
+    #[test]
+    fn what_is_no_such_record_is_refused() {
+        let stamp = Stamp::of::<u8>("test");
+        let shared = Shared::<RobustWord>::new(stamp, 100).unwrap();
+        assert!(pass(&shared, Stamp::of::<u16>("test")).is_err());
+        assert!(pass(&shared, Stamp::of::<u8>("other")).is_err());
+        let tensor = Tensor::<u8>::zeros(&[256]).unwrap();
+        let (_, parcel) = passing::collect(|| postcard::to_stdvec(&tensor).unwrap());
+        let receive = || Shared::<RobustWord>::receive(Handle(0), stamp, 0);
+        assert!(passing::provide(passing::arrive(&parcel), receive).0.is_err());
+    }
+}

@@ -1,0 +1,423 @@
+//! `Barrier`: a point at which all wait for all.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::SyncError;
+use super::members::{Members, State};
+use super::patience::Patience;
+use crate::error::MemoryError;
+use crate::shm::passing;
+use crate::sys::robust::{self, Me};
+
+/// A point at which a number of parties wait until all of them have come, as often as they like.
+///
+/// # Members
+///
+/// A thread becomes a *member* when it waits for the first time, or before, when the barrier arrives with it in a worker's
+/// arguments or in another message. It is one until the handle is dropped. The process that only makes a barrier is none.
+///
+/// If a member dies, the barrier is *broken*, whether that member was waiting or had not come yet: all who wait, and who
+/// come, get [`SyncError::Broken`] with its process. So it is when the handle is dropped in a panic, when somebody's time
+/// is up in [`wait_timeout`](Self::wait_timeout), and by [`abort`](Self::abort). It stays so until [`reset`](Self::reset).
+///
+/// The kernel does not say whether a thread ended or died: one that ends while the handle by which it waited lives on
+/// counts as dead. In a process with several threads each should therefore have a clone of its own, and drop it at its end,
+/// as a closure with `move` does. A clone is the same barrier, and no member yet. There is room for twice as many members
+/// as parties, and 16.
+///
+/// With more than 124 members a death may be noticed 50 ms late.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::{Barrier, SyncError, Value};
+///
+/// fn work(_rank: usize, (barrier, sum): (Barrier, Value<u32>)) -> anyhow::Result<u32> {
+///     sum.fetch_add(1);
+///     barrier.wait()?;
+///     Ok(sum.get())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let barrier = Barrier::new(3)?;
+/// assert_eq!(phalanx::spawn(work, (barrier.clone(), Value::new(0)?), 3)?, [3, 3, 3]);
+///
+/// // One that dies holds nobody up.
+/// let leave = |rank: usize, barrier: Barrier| -> anyhow::Result<()> {
+///     if rank == 0 {
+///         std::process::exit(1);
+///     }
+///     match barrier.wait() {
+///         Err(SyncError::Broken { pid: Some(_) }) => Ok(()),
+///         other => anyhow::bail!("{other:?}"),
+///     }
+/// };
+/// let options = phalanx::Options::new(3).grace_period(std::time::Duration::from_secs(10));
+/// let error = phalanx::start_processes(leave, barrier, options)?.join().unwrap_err();
+/// assert!(error.to_string().contains("exit code 1"), "{error}");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Barrier {
+    members: Members,
+    /// The places that threads have taken by this handle.
+    taken: Mutex<Vec<(usize, Me)>>,
+}
+
+/// Says what place one had among those whom a [`Barrier`] let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierWaitResult {
+    index: usize,
+    is_leader: bool,
+}
+
+impl BarrierWaitResult {
+    /// Whether it is the one of them that came last: the same for exactly one of each round.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
+    /// How many came before it: a number of its own for each, from 0 on.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
+/// One that has arrived.
+struct Arrival {
+    place: usize,
+    state: State,
+    index: usize,
+    is_last: bool,
+}
+
+impl Barrier {
+    /// A barrier for so many parties; none at all are like one.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new(parties: usize) -> Result<Self, MemoryError> {
+        Ok(Self::over(Members::new(parties)?))
+    }
+
+    /// Waits until as many have come as there are parties.
+    ///
+    /// # Errors
+    /// [`SyncError::Broken`]; [`SyncError::NoPlace`] when there are too many members; [`SyncError::Aborted`], which breaks it
+    /// for the others.
+    pub fn wait(&self) -> Result<BarrierWaitResult, SyncError> {
+        self.wait_for(&Patience::Endless)
+    }
+
+    /// As [`wait`](Self::wait), at most so long: who gives up breaks the barrier for the others.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult, SyncError> {
+        self.wait_for(&Patience::of(timeout))
+    }
+
+    /// Breaks the barrier: all who wait, and who come, are told.
+    pub fn abort(&self) {
+        self.members.break_by(std::process::id());
+    }
+
+    /// Makes the barrier as good as new. Those who wait at this moment get [`SyncError::Broken`]; members who have died are
+    /// forgotten, and others may take their place.
+    ///
+    /// # Errors
+    /// [`SyncError::Aborted`].
+    pub fn reset(&self) -> Result<(), SyncError> {
+        let _inside = self.members.enter(&Patience::Endless)?;
+        self.members.reset();
+        Ok(())
+    }
+
+    /// Whether it is broken.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.members.look_for_deaths()
+    }
+
+    /// How many have to come.
+    #[must_use]
+    pub fn parties(&self) -> usize {
+        self.members.parties()
+    }
+
+    /// How many are waiting at this moment.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let state = self.members.state();
+        if state.check().is_ok() { self.members.waiting(state.round) } else { 0 }
+    }
+
+    fn over(members: Members) -> Self {
+        Self { members, taken: Mutex::new(Vec::new()) }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<(usize, Me)>> {
+        // It is a list, and never half changed.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for(&self, patience: &Patience) -> Result<BarrierWaitResult, SyncError> {
+        let arrival = self.arrive(patience).inspect_err(|error| {
+            if matches!(error, SyncError::TimedOut { .. } | SyncError::Aborted { .. }) {
+                self.abort();
+            }
+        })?;
+        if !arrival.is_last {
+            self.await_others(&arrival, patience)?;
+        }
+        Ok(BarrierWaitResult { index: arrival.index, is_leader: arrival.is_last })
+    }
+
+    /// Comes in and says so; the last one lets all go.
+    fn arrive(&self, patience: &Patience) -> Result<Arrival, SyncError> {
+        let members = &self.members;
+        let _inside = members.enter(patience)?;
+        let state = members.state();
+        state.check()?;
+        let place = self.join()?;
+        let index = members.arrive(place, state.round);
+        let is_last = index + 1 >= members.parties();
+        if is_last {
+            let released = members.release(state);
+            members.depart(place);
+            if !released {
+                members.state().check()?;
+            }
+        }
+        Ok(Arrival { place, state, index, is_last })
+    }
+
+    /// This thread's place, inside the gate.
+    fn join(&self) -> Result<usize, SyncError> {
+        let me = robust::me()?;
+        let mut taken = self.taken();
+        let own = |&&(place, owner): &&(usize, Me)| owner == me && robust::owns(self.members.place(place));
+        if let Some(&(place, _)) = taken.iter().find(own) {
+            return Ok(place);
+        }
+        let place = self.members.join(me)?;
+        taken.push((place, me));
+        Ok(place)
+    }
+
+    fn await_others(&self, arrival: &Arrival, patience: &Patience) -> Result<(), SyncError> {
+        let bell = self.members.bell();
+        let mut slept_at = None;
+        loop {
+            let seen = bell.count();
+            if self.members.state() != arrival.state {
+                self.pass_on(slept_at, seen);
+                return self.leave(arrival);
+            }
+            let words = self.members.watch();
+            if self.members.look_for_deaths() {
+                continue;
+            }
+            slept_at = Some(seen);
+            if let Err(stop) = bell.hear(seen, &words, patience)
+                && self.give_up(arrival)
+            {
+                return Err(stop.into());
+            }
+        }
+    }
+
+    /// The kernel wakes one for each death. If it was this one, which does not wait any more, it is for this one to tell
+    /// the others.
+    fn pass_on(&self, slept_at: Option<u32>, seen: u32) {
+        if slept_at.is_some() {
+            self.members.look_for_deaths();
+        }
+        // Who changed the state may have died before it told anybody.
+        if slept_at == Some(seen) {
+            self.members.bell().ring();
+        }
+    }
+
+    /// Breaks the barrier for one that waits no more, unless the others have come in the last moment.
+    fn give_up(&self, arrival: &Arrival) -> bool {
+        let gave_up = self.members.break_in(arrival.state, std::process::id());
+        if gave_up {
+            self.members.depart(arrival.place);
+        }
+        gave_up
+    }
+
+    /// Goes on when the state is another than that in which it came.
+    fn leave(&self, arrival: &Arrival) -> Result<(), SyncError> {
+        let state = self.members.state();
+        if self.members.depart(arrival.place) {
+            return Err(SyncError::Broken { pid: None });
+        }
+        // In a later round it may be broken, but this one is over.
+        if state.round == arrival.state.round { state.check() } else { Ok(()) }
+    }
+}
+
+impl Drop for Barrier {
+    fn drop(&mut self) {
+        let own = std::process::id();
+        // What a fork has from its parent is the parent's.
+        let taken: Vec<_> = self.taken().drain(..).filter(|(_, owner)| owner.pid == own).collect();
+        if !taken.is_empty() && std::thread::panicking() {
+            self.abort();
+        }
+        taken.into_iter().for_each(|(place, owner)| self.members.part(place, owner));
+    }
+}
+
+impl Clone for Barrier {
+    fn clone(&self) -> Self {
+        Self::over(self.members.clone())
+    }
+}
+
+impl fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { members, taken: _ } = self;
+        let mut shown = f.debug_struct("Barrier");
+        shown.field("at", members).field("parties", &self.parties()).field("waiting", &self.waiting());
+        shown.field("state", &members.state()).finish()
+    }
+}
+
+impl Serialize for Barrier {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.members.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Barrier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let barrier = Self::over(Members::receive(deserializer)?);
+        let joined = barrier.members.enter(&Patience::Endless).map_err(SyncError::from);
+        let joined = joined.and_then(|_inside| barrier.join());
+        joined.map_err(|error| passing::refuse(format!("cannot take part in a barrier: {error}")))?;
+        Ok(barrier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Runs `work` on so many threads, each with a clone of its own.
+    fn each(barrier: &Barrier, threads: usize, work: impl Fn(&Barrier) + Sync) {
+        std::thread::scope(|scope| {
+            for own in std::iter::repeat_with(|| barrier.clone()).take(threads) {
+                let work = &work;
+                scope.spawn(move || {
+                    let own = own;
+                    work(&own);
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn each_round_has_one_leader_and_an_index_for_each() {
+        let (barrier, seen) = (Barrier::new(3).unwrap(), Mutex::new(Vec::new()));
+        each(&barrier, 3, |barrier| {
+            for round in 0..100 {
+                let result = barrier.wait().unwrap();
+                seen.lock().unwrap().push((round, result.index(), result.is_leader()));
+            }
+        });
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        let expected = (0..100).flat_map(|round| (0..3).map(move |index| (round, index, index == 2)));
+        assert_eq!(seen, expected.collect::<Vec<_>>());
+        assert!(!barrier.is_broken() && barrier.waiting() == 0 && barrier.parties() == 3);
+    }
+
+    #[test]
+    fn barrier_of_one_or_none_holds_nobody_up() {
+        for parties in [0, 1] {
+            let result = Barrier::new(parties).unwrap().wait().unwrap();
+            assert_eq!((result.is_leader(), result.index()), (true, 0));
+        }
+        assert!(matches!(Barrier::new(usize::MAX), Err(MemoryError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn who_gives_up_breaks_it_until_it_is_reset() {
+        let barrier = Barrier::new(2).unwrap();
+        let error = barrier.wait_timeout(Duration::from_millis(2)).unwrap_err();
+        assert!(matches!(error, SyncError::TimedOut { .. }));
+        let own = std::process::id();
+        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(pid) }) if pid == own));
+        barrier.reset().unwrap();
+        assert!(!barrier.is_broken());
+        each(&barrier, 2, |barrier| _ = barrier.wait().unwrap());
+        barrier.abort();
+        assert!(barrier.is_broken());
+    }
+
+    #[test]
+    fn reset_sends_away_who_waits() {
+        let barrier = Barrier::new(2).unwrap();
+        std::thread::scope(|scope| {
+            let own = barrier.clone();
+            let waiter = scope.spawn(move || own.wait());
+            while barrier.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            barrier.reset().unwrap();
+            assert!(matches!(waiter.join().unwrap(), Err(SyncError::Broken { pid: None })));
+        });
+        assert!(!barrier.is_broken());
+        each(&barrier, 2, |barrier| _ = barrier.wait().unwrap());
+    }
+
+    #[test]
+    fn panic_breaks_it() {
+        let barrier = Barrier::new(1).unwrap();
+        let own = barrier.clone();
+        let panics = std::panic::AssertUnwindSafe(|| {
+            let own = own;
+            own.wait().unwrap();
+            panic!("as a member");
+        });
+        assert!(std::panic::catch_unwind(panics).is_err());
+        let own = std::process::id();
+        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(pid) }) if pid == own));
+    }
+
+    #[test]
+    fn who_waits_is_told_of_one_that_dies_as_it_joins() {
+        let barrier = Barrier::new(2).unwrap();
+        std::thread::scope(|scope| {
+            let own = barrier.clone();
+            let waiter = scope.spawn(move || {
+                let begin = Instant::now();
+                (own.wait_timeout(Duration::from_secs(10)).map(drop), begin.elapsed())
+            });
+            // Until it is about to sleep: it watches the place that the next one takes.
+            while barrier.members.place(1).word.load(Relaxed) & robust::WAITERS == 0 {
+                std::thread::yield_now();
+            }
+            let doomed = barrier.clone();
+            robust::testing::doomed(move || {
+                std::mem::forget(doomed.members.enter(&Patience::Endless).unwrap());
+                doomed.members.occupy(robust::me().unwrap()).unwrap();
+                robust::testing::die();
+            });
+            let (told, time) = waiter.join().unwrap();
+            assert!(matches!(told, Err(SyncError::Broken { pid: Some(_) })), "{told:?}");
+            assert!(time < Duration::from_secs(5), "{time:?}");
+        });
+    }
+}

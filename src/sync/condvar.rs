@@ -1,0 +1,212 @@
+//! `Condvar`: waiting until what a lock guards is as one wants it.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytemuck::Pod;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::bell::Bell;
+use super::error::SyncError;
+use super::guarded;
+use super::lock::LockGuard;
+use super::patience::{Patience, Stop};
+use crate::error::MemoryError;
+use crate::shm::shared::{Shared, Stamp};
+
+/// Waits, without the lock, until another process has changed what a [`Lock`](super::Lock) guards.
+///
+/// Who waits may be woken for nothing, and has to look again: [`wait_while`](Self::wait_while) does. Clones, and what
+/// arrives in another process, are the same condition. It may be used with several locks.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::{Condvar, Lock};
+///
+/// /// Each takes its turn.
+/// fn work(rank: usize, (turn, changed): (Lock<u64>, Condvar)) -> anyhow::Result<()> {
+///     let mut turn = changed.wait_while(turn.lock()?, |turn| *turn != rank as u64)?;
+///     *turn += 1;
+///     drop(turn);
+///     changed.notify_all();
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (turn, changed) = (Lock::new(0)?, Condvar::new()?);
+/// phalanx::spawn(work, (turn.clone(), changed), 3)?;
+/// assert_eq!(*turn.lock()?, 3);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Condvar {
+    shared: Shared<Bell>,
+}
+
+const KIND: &str = "Condvar";
+
+impl Condvar {
+    /// A condition for which nobody waits.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new() -> Result<Self, MemoryError> {
+        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+    }
+
+    /// Gives the lock up, waits until it is notified, or for nothing, and takes the lock again.
+    ///
+    /// # Errors
+    /// [`SyncError::Aborted`], and as [`Lock::lock`](super::Lock::lock). With an error the lock is not held any more.
+    pub fn wait<'a, T: Pod>(&self, guard: LockGuard<'a, T>) -> Result<LockGuard<'a, T>, SyncError> {
+        self.wait_for(guard, &Patience::Endless).map(|(guard, _)| guard)
+    }
+
+    /// Waits as long as the condition holds, with the lock held whenever it is asked.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_while<'a, T: Pod>(
+        &self,
+        guard: LockGuard<'a, T>,
+        condition: impl FnMut(&mut T) -> bool,
+    ) -> Result<LockGuard<'a, T>, SyncError> {
+        self.wait_while_for(guard, condition, &Patience::Endless).map(|(guard, _)| guard)
+    }
+
+    /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the time
+    /// was up before it was notified.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout<'a, T: Pod>(
+        &self,
+        guard: LockGuard<'a, T>,
+        timeout: Duration,
+    ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
+        self.wait_for(guard, &Patience::of(timeout))
+    }
+
+    /// As [`wait_while`](Self::wait_while), at most so long, and then as long as it takes to have the lock again. Says
+    /// whether the time was up while the condition still held.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout_while<'a, T: Pod>(
+        &self,
+        guard: LockGuard<'a, T>,
+        timeout: Duration,
+        condition: impl FnMut(&mut T) -> bool,
+    ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
+        self.wait_while_for(guard, condition, &Patience::of(timeout))
+    }
+
+    /// Wakes whoever waits: at least one goes on.
+    ///
+    /// It wakes all, as [`notify_all`](Self::notify_all) does. Were it only one, and were that one killed in the instant it
+    /// is woken, the notification would die with it and the others wait for ever. Those for whom there is nothing to do
+    /// wait again.
+    pub fn notify_one(&self) {
+        self.notify_all();
+    }
+
+    /// Wakes all who wait.
+    pub fn notify_all(&self) {
+        self.shared.cells().ring();
+    }
+
+    fn wait_while_for<'a, T: Pod>(
+        &self,
+        mut guard: LockGuard<'a, T>,
+        mut condition: impl FnMut(&mut T) -> bool,
+        patience: &Patience,
+    ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
+        while condition(&mut guard) {
+            let (again, is_over) = self.wait_for(guard, patience)?;
+            guard = again;
+            if is_over {
+                let still = condition(&mut guard);
+                return Ok((guard, still));
+            }
+        }
+        Ok((guard, false))
+    }
+
+    fn wait_for<'a, T: Pod>(
+        &self,
+        guard: LockGuard<'a, T>,
+        patience: &Patience,
+    ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
+        let (lock, bell) = (guard.lock(), self.shared.cells());
+        // While the lock is held: whoever changes what it guards notifies later, and so changes this.
+        let seen = bell.count();
+        drop(guard);
+        let is_over = match bell.wait(seen, patience) {
+            Ok(()) => false,
+            Err(Stop::TimedOut(_)) => true,
+            Err(stop) => return Err(stop.into()),
+        };
+        Ok((lock.lock()?, is_over))
+    }
+}
+
+impl fmt::Debug for Condvar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Condvar").field(&self.shared).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for Condvar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lock::Lock;
+    use super::*;
+
+    #[test]
+    fn waiting_ends_by_a_change_or_in_time_with_the_lock_held() {
+        let (lock, changed) = (Lock::new(0_u64).unwrap(), Condvar::new().unwrap());
+        let soon = Duration::from_millis(2);
+        let (guard, is_over) = changed.wait_timeout(lock.lock().unwrap(), soon).unwrap();
+        assert!(is_over && lock.is_locked());
+        let (guard, is_over) = changed.wait_timeout_while(guard, soon, |value| *value == 0).unwrap();
+        assert!(is_over && *guard == 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                *lock.lock().unwrap() = 1;
+                changed.notify_one();
+            });
+            let guard = changed.wait_while(guard, |value| *value == 0).unwrap();
+            assert_eq!(*guard, 1);
+            let (guard, is_over) =
+                changed.wait_timeout_while(guard, Duration::ZERO, |value| *value == 0).unwrap();
+            assert!(!is_over && *guard == 1);
+        });
+    }
+
+    #[test]
+    fn what_was_said_before_the_sleep_is_heard() {
+        let (lock, changed) = (Lock::new(0_u64).unwrap(), Condvar::new().unwrap());
+        std::thread::scope(|scope| {
+            for side in 0..2 {
+                let (lock, changed) = (&lock, &changed);
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        let mut turn =
+                            changed.wait_while(lock.lock().unwrap(), |turn| *turn % 2 != side).unwrap();
+                        *turn += 1;
+                        drop(turn);
+                        changed.notify_one();
+                    }
+                });
+            }
+        });
+        assert_eq!(*lock.lock().unwrap(), 1000);
+    }
+}

@@ -1,0 +1,152 @@
+//! `Event`: a flag that can be waited for.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::bell::Bell;
+use super::error::SyncError;
+use super::guarded;
+use super::patience::Patience;
+use crate::error::MemoryError;
+use crate::shm::shared::{Shared, Stamp};
+
+/// A flag that one process sets and others wait for.
+///
+/// Setting it lets all pass that wait at that moment, though it be cleared at once, and all that come until it is cleared.
+/// What was done before [`set`](Self::set) is seen by who finds it set. Neither the death of one that waits nor of one that
+/// is just setting it keeps any other waiting. Clones, and what arrives in another process, are the same event.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::Event;
+///
+/// fn run(rank: usize, start: Event) -> anyhow::Result<()> {
+///     if rank == 0 {
+///         start.set();
+///     }
+///     Ok(start.wait()?)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let start = Event::new()?;
+/// phalanx::spawn(run, start.clone(), 3)?;
+/// assert!(start.is_set());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Event {
+    /// It is set when the count is odd.
+    shared: Shared<Bell>,
+}
+
+const KIND: &str = "Event";
+
+impl Event {
+    /// An event that is not set.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new() -> Result<Self, MemoryError> {
+        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+    }
+
+    /// Sets it, and lets all pass that wait.
+    pub fn set(&self) {
+        // Also when it is set already: who waits is to see what was done before this call too.
+        self.bell().ring_if(|count| !is_odd(count.fetch_or(1, Release)));
+    }
+
+    /// Clears it: who comes now waits.
+    pub fn clear(&self) {
+        // Nobody waits for that, so nobody is woken.
+        self.bell().ring_if(|count| {
+            let _ =
+                count.fetch_update(Relaxed, Relaxed, |count| is_odd(count).then(|| count.wrapping_add(1)));
+            false
+        });
+    }
+
+    /// Whether it is set.
+    #[must_use]
+    #[inline]
+    pub fn is_set(&self) -> bool {
+        is_odd(self.bell().count())
+    }
+
+    /// Waits until it is set.
+    ///
+    /// # Errors
+    /// [`SyncError::Aborted`].
+    pub fn wait(&self) -> Result<(), SyncError> {
+        self.wait_for(&Patience::Endless)
+    }
+
+    /// Waits until it is set, at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], [`SyncError::Aborted`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<(), SyncError> {
+        self.wait_for(&Patience::of(timeout))
+    }
+
+    fn wait_for(&self, patience: &Patience) -> Result<(), SyncError> {
+        let seen = self.bell().count();
+        // From an even count on, the next change is that it is set.
+        if is_odd(seen) { Ok(()) } else { Ok(self.bell().wait(seen, patience)?) }
+    }
+
+    #[inline]
+    fn bell(&self) -> &Bell {
+        self.shared.cells()
+    }
+}
+
+fn is_odd(count: u32) -> bool {
+    count & 1 == 1
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event").field("at", &self.shared).field("set", &self.is_set()).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_lets_pass_until_it_is_cleared() {
+        let event = Event::new().unwrap();
+        let soon = Duration::from_millis(2);
+        assert!(matches!(event.wait_timeout(soon), Err(SyncError::TimedOut { waited }) if waited == soon));
+        event.set();
+        event.set();
+        assert!(event.is_set() && event.wait().is_ok() && event.wait_timeout(Duration::ZERO).is_ok());
+        event.clear();
+        event.clear();
+        assert!(!event.is_set() && event.wait_timeout(soon).is_err());
+        event.set();
+        assert!(event.clone().is_set());
+    }
+
+    #[test]
+    fn who_waited_passes_though_it_is_cleared_at_once() {
+        let event = Event::new().unwrap();
+        let seen = event.bell().count();
+        event.set();
+        event.clear();
+        assert!(!event.is_set() && event.bell().wait(seen, &Patience::None).is_ok());
+    }
+}

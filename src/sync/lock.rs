@@ -1,0 +1,211 @@
+//! `Lock`: a value that one thread at a time can reach.
+
+#![expect(unsafe_code, reason = "a guard is a reference to the value in shared memory")]
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytemuck::Pod;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::SyncError;
+use super::gate::{self, Found, OfThread};
+use super::guarded::Guarded;
+use super::patience::{Patience, Stop};
+use crate::error::MemoryError;
+use crate::sys::robust::RobustWord;
+
+/// A value in shared memory that one thread of one process at a time can reach.
+///
+/// A holder that dies, by SIGKILL too, frees it, and the next one learns of it: [`SyncError::Poisoned`]. A lock is given to
+/// other processes in arguments, results, queues and pipes; clones are the same lock.
+///
+/// The value is plain data ([`bytemuck::Pod`]: numbers, arrays, and structs of them that derive it), since a process that dies in the
+/// middle of a change leaves any bytes.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::Lock;
+///
+/// fn count(_rank: usize, total: Lock<u64>) -> anyhow::Result<()> {
+///     for _ in 0..1000 {
+///         *total.lock()? += 1;
+///     }
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let total = Lock::new(0)?;
+/// phalanx::spawn(count, total.clone(), 4)?;
+/// assert_eq!(*total.lock()?, 4000);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Lock<T: Pod> {
+    place: Guarded<RobustWord, T>,
+}
+
+impl<T: Pod> Lock<T> {
+    /// A lock that nobody holds.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new(value: T) -> Result<Self, MemoryError> {
+        Ok(Self { place: Guarded::new(KIND, value)? })
+    }
+
+    /// Takes it, for which it waits.
+    ///
+    /// # Errors
+    /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
+    /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
+    pub fn lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
+        self.take(&Patience::Endless)
+    }
+
+    /// Takes it if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`] when somebody holds it, else as [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
+        self.take(&Patience::None)
+    }
+
+    /// Takes it, for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
+    pub fn lock_timeout(&self, timeout: Duration) -> Result<LockGuard<'_, T>, SyncError> {
+        self.take(&Patience::of(timeout))
+    }
+
+    /// Takes it whatever its last holder has left, and clears that: for who can put the value right. With it comes the
+    /// process that died or panicked, if one did.
+    ///
+    /// # Errors
+    /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
+    pub fn recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        let (guard, poison) = self.enter(&Patience::Endless)?;
+        self.word().mark.store(0, Relaxed);
+        Ok((guard, poison))
+    }
+
+    /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<u32> {
+        Some(self.word().mark.load(Relaxed)).filter(|&pid| pid != 0)
+    }
+
+    /// Whether somebody holds it at this moment.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        gate::is_taken(&self.word().word)
+    }
+
+    #[inline]
+    fn word(&self) -> &RobustWord {
+        self.place.cells()
+    }
+
+    #[inline]
+    fn take(&self, patience: &Patience) -> Result<LockGuard<'_, T>, SyncError> {
+        match self.enter(patience)? {
+            (guard, None) => Ok(guard),
+            (_, Some(pid)) => Err(SyncError::Poisoned { pid }),
+        }
+    }
+
+    /// Takes it; says which process left it in disorder.
+    #[inline]
+    pub(super) fn enter(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), Stop> {
+        let word = self.word();
+        if let Found::Mess { pid } = gate::enter(word, || self.place.keeper(), patience)? {
+            word.mark.store(pid, Relaxed);
+        }
+        let panicking = std::thread::panicking();
+        let guard = LockGuard { lock: self, panicking, of_thread: PhantomData };
+        Ok((guard, self.poisoned()))
+    }
+}
+
+const KIND: &str = "Lock";
+
+impl<T: Pod> Clone for Lock<T> {
+    fn clone(&self) -> Self {
+        Self { place: self.place.clone() }
+    }
+}
+
+impl<T: Pod> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place } = self;
+        f.debug_struct("Lock").field("at", place).field("locked", &self.is_locked()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Pod> Serialize for Lock<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.place.serialize(serializer)
+    }
+}
+
+impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Guarded::deserialize(KIND, deserializer).map(|place| Self { place })
+    }
+}
+
+/// Holds a [`Lock`], and is its value. Dropped in a panic it leaves the lock poisoned.
+///
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the process lives.
+#[must_use = "dropping it gives the lock back"]
+pub struct LockGuard<'a, T: Pod> {
+    lock: &'a Lock<T>,
+    /// Whether the thread was unwinding already when it took it.
+    panicking: bool,
+    of_thread: OfThread,
+}
+
+impl<'a, T: Pod> LockGuard<'a, T> {
+    pub(super) fn lock(&self) -> &'a Lock<T> {
+        self.lock
+    }
+}
+
+impl<T: Pod> Deref for LockGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this thread holds the lock, so nobody writes to the value as long as the guard lives; any bytes are a T.
+        unsafe { &*self.lock.place.value() }
+    }
+}
+
+impl<T: Pod> DerefMut for LockGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: this thread holds the lock, and nobody else has its guard, so nobody else reaches the value.
+        unsafe { &mut *self.lock.place.value() }
+    }
+}
+
+impl<T: Pod> Drop for LockGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        let word = self.lock.word();
+        if std::thread::panicking() && !self.panicking && gate::is_inside(word) {
+            word.mark.store(word.holder.load(Relaxed), Relaxed);
+        }
+        gate::leave(word);
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,421 @@
+//! Who takes part in a barrier, and which round it is in.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserializer, Serialize};
+
+use super::bell::Bell;
+use super::error::SyncError;
+use super::gate::{Found, Inside};
+use super::guarded;
+use super::patience::{Patience, Stop};
+use super::{places, word};
+use crate::error::MemoryError;
+use crate::shm::shared::{Shared, Stamp};
+use crate::sys::cells::cells;
+use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
+
+cells! {
+    pub(super) struct BarrierCells {
+        /// One at a time joins or arrives.
+        gate: RobustWord,
+        /// Rung at every change: somebody joins, the round is over, it is broken or reset.
+        bell: Bell,
+        /// A [`State`], which changes in one step.
+        state: AtomicU64,
+        parties: AtomicU32,
+        /// How many places, from the first on, have ever been taken.
+        used: AtomicU32,
+    }
+}
+
+/// The number of the round, and whether it is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) round: u32,
+    /// By whom; 0: it is not; [`NOBODY`]: that is not known.
+    culprit: u32,
+}
+
+const NOBODY: u32 = u32::MAX;
+
+impl State {
+    fn of(bits: u64) -> Self {
+        Self { round: (bits >> 32) as u32, culprit: bits as u32 }
+    }
+
+    fn bits(self) -> u64 {
+        u64::from(self.round) << 32 | u64::from(self.culprit)
+    }
+
+    fn next(self) -> Self {
+        Self { round: self.round.wrapping_add(1), culprit: 0 }
+    }
+
+    fn broken_by(self, pid: u32) -> Self {
+        Self { round: self.round, culprit: if pid == 0 { NOBODY } else { pid } }
+    }
+
+    /// # Errors
+    /// [`SyncError::Broken`].
+    pub(super) fn check(self) -> Result<(), SyncError> {
+        match self.culprit {
+            0 => Ok(()),
+            NOBODY => Err(SyncError::Broken { pid: None }),
+            pid => Err(SyncError::Broken { pid: Some(pid) }),
+        }
+    }
+}
+
+/// What the `mark` of a place says: its owner is a member, and has not arrived,
+const IDLE: u32 = 0;
+/// is no member any more, though it lives,
+const VACATED: u32 = 1;
+/// has arrived, but the barrier was reset,
+const CANCELLED: u32 = 2;
+
+/// or has arrived in this round.
+fn arrived(round: u32) -> u32 {
+    round << 2 | 3
+}
+
+/// The members of a barrier: threads, each with a place, whose `holder` is its process. What changes the places stands inside
+/// the gate, but for what their owners do with their own.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub(super) struct Members {
+    shared: Shared<BarrierCells>,
+}
+
+const KIND: &str = "Barrier";
+
+/// A place that its owner, who lives, still has on its list, though the handle is gone.
+struct Vacated {
+    members: Members,
+    number: usize,
+    owner: Me,
+}
+
+/// Those of this process, until their owners come by.
+static VACANCIES: Mutex<Vec<Vacated>> = Mutex::new(Vec::new());
+
+impl Vacated {
+    fn is_owned(&self) -> bool {
+        let place = self.members.place(self.number);
+        place.word.load(Acquire) & OWNER == self.owner.tid && place.mark.load(Acquire) == VACATED
+    }
+}
+
+/// Gives up what others have vacated that `me` owns, and forgets what nobody owns any more.
+fn clear_out(me: Me) {
+    let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
+    vacancies.retain(|vacated| vacated.is_owned());
+    for Vacated { members, number, .. } in vacancies.extract_if(.., |vacated| vacated.owner == me) {
+        let place = members.place(number);
+        robust::free(place, || word::free(&place.word, &Patience::None));
+    }
+}
+
+impl Members {
+    pub(super) fn new(parties: usize) -> Result<Self, MemoryError> {
+        let too_large = || MemoryError::TooLarge { shape: vec![parties], element: size_of::<RobustWord>() };
+        let counted = u32::try_from(parties.max(1)).map_err(|_| too_large())?;
+        let places = parties.checked_mul(2).and_then(|twice| twice.checked_add(16)).ok_or_else(too_large)?;
+        let room = places.checked_mul(size_of::<RobustWord>()).ok_or_else(too_large)?;
+        let shared = Shared::<BarrierCells>::new(Stamp::of::<()>(KIND), room)?;
+        shared.cells().parties.store(counted, Relaxed);
+        Ok(Self { shared })
+    }
+
+    pub(super) fn receive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+    }
+
+    fn cells(&self) -> &BarrierCells {
+        self.shared.cells()
+    }
+
+    pub(super) fn bell(&self) -> &Bell {
+        &self.cells().bell
+    }
+
+    pub(super) fn parties(&self) -> usize {
+        self.cells().parties.load(Relaxed) as usize
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::of(self.cells().state.load(Acquire))
+    }
+
+    pub(super) fn place(&self, number: usize) -> &RobustWord {
+        self.shared.beside(number * size_of::<RobustWord>())
+    }
+
+    fn capacity(&self) -> usize {
+        self.shared.room_len() / size_of::<RobustWord>()
+    }
+
+    /// The places that have ever been taken.
+    fn used(&self) -> impl Iterator<Item = &RobustWord> {
+        let used = self.cells().used.load(Acquire) as usize;
+        (0..used.min(self.capacity())).map(|number| self.place(number))
+    }
+
+    /// Comes in, and breaks the barrier if somebody has died.
+    pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
+        let (inside, found) = Inside::enter(&self.cells().gate, || self.shared.keeper(), patience)?;
+        if let Found::Mess { pid } = found {
+            self.break_by(pid);
+        }
+        self.used().for_each(|place| self.bury(place));
+        Ok(inside)
+    }
+
+    /// Makes the place of a thread that has ended one that nobody has, inside the gate.
+    fn bury(&self, place: &RobustWord) {
+        let seen = place.word.load(Acquire);
+        if seen & OWNER_DIED != 0 {
+            if let Some(pid) = death(place) {
+                self.break_by(pid);
+            }
+            // Somebody may watch it for the next owner's sake.
+            let _ = place.word.compare_exchange(seen, seen & WAITERS, AcqRel, Relaxed);
+        }
+    }
+
+    /// Takes a place for this thread, inside the gate; returns its number.
+    pub(super) fn join(&self, me: Me) -> Result<usize, SyncError> {
+        clear_out(me);
+        let number = self.occupy(me)?;
+        // Those who wait are to see to this member too.
+        self.bell().ring();
+        Ok(number)
+    }
+
+    /// The first place with a word such as that, or the first that has never been taken.
+    fn first(&self, is_such: impl Fn(u32) -> bool) -> Option<usize> {
+        let used = self.used().count();
+        let number = self.used().position(|place| is_such(place.word.load(Acquire))).unwrap_or(used);
+        Some(number).filter(|&number| number < self.capacity())
+    }
+
+    /// Takes a place for this thread, inside the gate; tells nobody.
+    pub(super) fn occupy(&self, me: Me) -> Result<usize, SyncError> {
+        let full = SyncError::NoPlace { what: "members of a barrier", places: self.capacity() };
+        let number = self.first(|word| word & (OWNER | OWNER_DIED) == 0).ok_or(full)?;
+        let place = self.place(number);
+        self.cells().used.fetch_max(number as u32 + 1, AcqRel);
+        // Before it is owned: whoever finds that its owner has died reads this.
+        place.holder.store(me.pid, Release);
+        place.mark.store(IDLE, Release);
+        places::take(place, || self.shared.keeper())?;
+        Ok(number)
+    }
+
+    /// Gives up the place that `owner` has taken, on whichever thread.
+    pub(super) fn part(&self, number: usize, owner: Me) {
+        let place = self.place(number);
+        // The owner may have ended, and its place be another's: this thread's too.
+        if robust::me().is_ok_and(|me| me == owner) && robust::owns(place) {
+            robust::free(place, || word::free(&place.word, &Patience::None));
+        } else if let Ok(_inside) = self.enter(&Patience::Endless) {
+            // Only a thread can take a word off its list: the place stays its own until it joins something the next time,
+            // but its end means nothing any more.
+            if place.word.load(Acquire) & OWNER == owner.tid && place.holder.load(Acquire) == owner.pid {
+                place.mark.store(VACATED, Release);
+                let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
+                vacancies.push(Vacated { members: self.clone(), number, owner });
+            }
+        }
+    }
+
+    /// Says that the owner of a place, which is inside the gate, has arrived in this round; returns how many had before.
+    pub(super) fn arrive(&self, number: usize, round: u32) -> usize {
+        self.place(number).mark.store(IDLE, Release);
+        let before = self.waiting(round);
+        self.place(number).mark.store(arrived(round), Release);
+        before
+    }
+
+    /// How many have arrived in this round.
+    pub(super) fn waiting(&self, round: u32) -> usize {
+        let waits =
+            |place: &&RobustWord| place.mark.load(Acquire) == arrived(round) && places::is_taken(place);
+        self.used().filter(waits).count()
+    }
+
+    /// Says that the owner of a place does not wait any more; returns whether the barrier was reset meanwhile.
+    pub(super) fn depart(&self, number: usize) -> bool {
+        self.place(number).mark.swap(IDLE, AcqRel) == CANCELLED
+    }
+
+    /// Lets all go who have arrived in a round, unless it is broken.
+    pub(super) fn release(&self, state: State) -> bool {
+        self.change(|now| (now == state).then(|| now.next()))
+    }
+
+    /// Breaks the barrier, if it is in this state.
+    pub(super) fn break_in(&self, state: State, pid: u32) -> bool {
+        self.change(|now| (now == state).then(|| now.broken_by(pid)))
+    }
+
+    /// Breaks the barrier, if it is not broken.
+    pub(super) fn break_by(&self, pid: u32) {
+        self.change(|now| now.check().is_ok().then(|| now.broken_by(pid)));
+    }
+
+    /// Begins another round; those who have arrived in this one are told, inside the gate.
+    pub(super) fn reset(&self) {
+        let waits = arrived(self.state().round);
+        for place in self.used() {
+            let _ = place.mark.compare_exchange(waits, CANCELLED, AcqRel, Relaxed);
+        }
+        self.change(|now| Some(now.next()));
+    }
+
+    /// Changes the state, and wakes all; says whether it did.
+    fn change(&self, change: impl Fn(State) -> Option<State>) -> bool {
+        self.bell().ring_if(|count| {
+            let next = |bits| change(State::of(bits)).map(State::bits);
+            let changed = self.cells().state.fetch_update(AcqRel, Acquire, next).is_ok();
+            count.fetch_add(changed.into(), AcqRel);
+            changed
+        })
+    }
+
+    /// Breaks the barrier if a member has died; says whether it is broken.
+    pub(super) fn look_for_deaths(&self) -> bool {
+        loop {
+            // Whoever breaks it breaks what was there before the look: a reset meanwhile may have forgotten that death.
+            let state = self.state();
+            if state.check().is_err() {
+                return true;
+            }
+            match self.used().find_map(death) {
+                Some(pid) if self.break_in(state, pid) => return true,
+                Some(_) => {}
+                None => return false,
+            }
+        }
+    }
+
+    /// The words of all members, which change when one of them dies, and of the next: it may die before it has said that it
+    /// is one.
+    pub(super) fn watch(&self) -> Vec<(&AtomicU32, u32)> {
+        let next = self.first(|word| word & OWNER == 0);
+        let next = next.and_then(|number| places::watch_free(self.place(number)));
+        self.used().filter_map(places::watch).chain(next).collect()
+    }
+}
+
+/// The process of a thread that has died as a member. Anybody may look at any time.
+fn death(place: &RobustWord) -> Option<u32> {
+    let has_ended = || place.word.load(Acquire) & OWNER_DIED != 0;
+    let was_member = has_ended() && place.mark.load(Acquire) != VACATED;
+    let pid = place.holder.load(Acquire);
+    // It has been nobody's before it was another's, so if it is still dead, all this is about one owner.
+    (was_member && has_ended()).then_some(pid)
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::barrier::Barrier;
+    use super::*;
+
+    #[test]
+    fn thread_that_ends_with_the_handle_alive_counts_as_dead_and_one_whose_handle_is_gone_does_not() {
+        let barrier = Barrier::new(1).unwrap();
+        let (own, (tell, told), (end, ended)) =
+            (barrier.clone(), std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let thread = std::thread::spawn(move || {
+            own.wait().unwrap();
+            tell.send(own).unwrap();
+            ended.recv().unwrap_err();
+        });
+        drop(told.recv().unwrap());
+        drop(end);
+        thread.join().unwrap();
+        barrier.wait().unwrap();
+
+        let lasting = barrier.clone();
+        std::thread::scope(|scope| scope.spawn(|| lasting.wait().map(drop)).join().unwrap()).unwrap();
+        // The kernel marks the place a moment after the thread is joined.
+        while !barrier.is_broken() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn places_are_taken_again() {
+        let barrier = Barrier::new(1).unwrap();
+        (0..100).for_each(|_| _ = barrier.clone().wait().unwrap());
+        let clones: Vec<_> = std::iter::repeat_with(|| barrier.clone()).take(19).collect();
+        let refused = clones.iter().map(Barrier::wait).filter(Result::is_err).count();
+        assert_eq!(refused, 1);
+        let error = clones[18].wait().unwrap_err();
+        assert!(matches!(error, SyncError::NoPlace { places: 18, .. }), "{error}");
+        assert!(!barrier.is_broken());
+    }
+
+    #[test]
+    fn death_that_a_reset_has_forgotten_breaks_nothing() {
+        let members = Members::new(2).unwrap();
+        let (before, inside) = (members.state(), members.enter(&Patience::None).unwrap());
+        members.reset();
+        drop(inside);
+        assert!(!members.break_in(before, 1) && !members.look_for_deaths());
+        assert!(members.break_in(members.state(), 1) && members.look_for_deaths());
+        assert!(matches!(members.state().check(), Err(SyncError::Broken { pid: Some(1) })));
+    }
+
+    #[test]
+    fn member_that_dies_as_it_joins_breaks_it() {
+        let members = Members::new(2).unwrap();
+        let doomed = members.clone();
+        robust::testing::doomed(move || {
+            let inside = doomed.enter(&Patience::Endless).unwrap();
+            doomed.join(robust::me().unwrap()).unwrap();
+            std::mem::forget(inside);
+            robust::testing::die();
+        });
+        while !members.look_for_deaths() {
+            std::thread::yield_now();
+        }
+        let inside = members.enter(&Patience::Endless).unwrap();
+        members.reset();
+        drop(inside);
+        assert!(!members.look_for_deaths() && members.used().all(|place| !places::is_taken(place)));
+    }
+
+    #[test]
+    fn handle_of_a_thread_that_ended_gives_up_no_place_of_another() {
+        let barrier = Barrier::new(1).unwrap();
+        let (old, heirs) = (barrier.clone(), barrier.clone());
+        let await_death = || {
+            while !barrier.is_broken() {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| _ = scope.spawn(|| old.wait().unwrap()));
+        await_death();
+        barrier.reset().unwrap();
+        let heirs = &heirs;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // It has the place of the dead one.
+                heirs.wait().unwrap();
+                drop(old);
+            });
+        });
+        await_death();
+    }
+}

@@ -1,0 +1,51 @@
+//! Locks, events, barriers and values that several processes share, and that survive the death of any of them.
+
+// - `error`: SyncError
+// - `word`: the algorithm of a word that a thread can own, apart from memory and kernel
+// - `nap`: how a sleeper is woken once, and only when there is one
+// - `model`: a futex as loom has it, for the tests of these two
+// - `patience`: how a blocking call waits
+// - `gate`: a robust word as a lock that tells who died inside
+// - `bell`: a count that is waited for
+// - `places`: robust words in a table
+// - `guarded`: cells with a value behind them
+// - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
+// - `rwlock`, `readers`: the value and its guards, and who has it
+// - `semaphore`, `permits`: the handles, and what is shared
+// - `barrier`, `members`: likewise
+// - `value`: Value and Array
+
+mod barrier;
+pub(crate) mod bell;
+mod condvar;
+mod error;
+mod event;
+pub(crate) mod gate;
+mod guarded;
+mod lock;
+mod members;
+#[cfg(all(test, loom))]
+mod model;
+pub(crate) mod nap;
+mod once;
+pub(crate) mod patience;
+mod permits;
+pub(crate) mod places;
+mod readers;
+mod rlock;
+mod rwlock;
+mod semaphore;
+mod value;
+pub(crate) mod word;
+
+pub use barrier::{Barrier, BarrierWaitResult};
+pub use condvar::Condvar;
+pub use error::SyncError;
+pub(crate) use error::blame;
+pub use event::Event;
+pub use lock::{Lock, LockGuard};
+pub use once::Once;
+pub use rlock::{RLock, RLockGuard};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use semaphore::{BoundedSemaphore, Permit, Semaphore};
+pub use value::{Array, Value};

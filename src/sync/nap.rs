@@ -1,0 +1,274 @@
+//! How one who waits for something lets the others know that it sleeps, so that they wake it, once, and only then.
+//!
+//! There is one sleeper at a time: it is inside a gate meanwhile. So it is nobody's fault if a sleeper dies: the next one
+//! who comes in through the gate puts its bit right. Who was to wake it may die too: then the kernel does.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crossbeam::utils::Backoff;
+
+use super::patience::{Patience, Stop};
+use super::word::{Park, Word};
+use crate::sys::cells::cells;
+use crate::sys::robust::{self, RobustWord};
+
+cells! {
+    /// Who sleeps, and whether it was woken. The `mark` has the lowest bit set while somebody sleeps or is about to; its other
+    /// bits count naps and calls. The `holder` is the mark as it was after the last call that was made. The `word` is
+    /// nobody's ever: the kernel wakes who sleeps on it when one dies who was to call.
+    pub(crate) struct Nap {
+        bed: RobustWord,
+        /// Whether the last wait was a long one.
+        sleepy: AtomicU32,
+    }
+}
+
+/// Set while somebody sleeps.
+const ASLEEP: u32 = 1;
+/// The number of the nap or call.
+const NEXT: u32 = 2;
+
+/// Begins a nap; returns the word as it has to stay for the nap to go on. What is waited for is looked for once more after this.
+fn lie_down<W: Word>(word: &W) -> u32 {
+    let nap = word.add(NEXT + ASLEEP, Relaxed).wrapping_add(NEXT + ASLEEP);
+    W::barrier_after_change();
+    nap
+}
+
+/// Ends it.
+fn get_up<W: Word>(word: &W) {
+    word.add(ASLEEP.wrapping_neg(), Relaxed);
+}
+
+/// Wakes who sleeps, if nobody has during this nap. What it waits for has happened, and then the change of an atomic.
+#[inline]
+fn call<W: Word, P: Park<W>>(word: &W, called: &W, park: &P) {
+    W::barrier_after_change();
+    let seen = word.load(Relaxed);
+    if seen & ASLEEP != 0 && called.load(Relaxed) != seen {
+        wake(word, called, park);
+    }
+}
+
+#[cold]
+fn wake<W: Word, P: Park<W>>(word: &W, called: &W, park: &P) {
+    let now = word.add(NEXT, Relaxed).wrapping_add(NEXT);
+    park.wake(word, 1);
+    called.swap(now, Relaxed);
+}
+
+/// How long it is looked for before the first nap: about what it takes to wake somebody, and be answered. When a wait was longer
+/// than that, to look was in vain, and kept a processor from who was waited for: the next wait begins with a nap.
+const SHORT: u64 = 25_000;
+
+/// Looks for a while.
+fn spin<W: Word, P: Park<W>, T>(park: &P, until: u64, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let backoff = Backoff::new();
+    loop {
+        backoff.snooze();
+        match look() {
+            None if park.nanos() < until => {}
+            found => return found,
+        }
+    }
+}
+
+/// Waits until `look` finds something.
+fn wait<W: Word, P: Park<W>, T>(
+    (word, sleepy): (&W, &W),
+    park: &P,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, P::Stop> {
+    if let Some(found) = look() {
+        return Ok(found);
+    }
+    let short = park.nanos() + SHORT;
+    if park.spins()
+        && sleepy.load(Relaxed) == 0
+        && let Some(found) = spin(park, short, &mut look)
+    {
+        return Ok(found);
+    }
+    let waited = nap(word, park, look);
+    sleepy.swap((park.nanos() > short).into(), Relaxed);
+    waited
+}
+
+/// Sleeps until `look` finds something.
+fn nap<W: Word, P: Park<W>, T>(
+    word: &W,
+    park: &P,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, P::Stop> {
+    loop {
+        let nap = lie_down(word);
+        let slept = match look() {
+            Some(found) => Ok(Some(found)),
+            None => park.wait(word, nap).map(|()| None),
+        };
+        get_up(word);
+        match slept.map(|found| found.or_else(&mut look)) {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(stop) => return look().ok_or(stop),
+        }
+    }
+}
+
+/// How who is in a bed sleeps.
+struct Sleeper<'a> {
+    patience: &'a Patience,
+    bed: &'a RobustWord,
+    end: &'a AtomicU32,
+}
+
+impl Park<AtomicU32> for Sleeper<'_> {
+    type Stop = Stop;
+
+    fn wait(&self, word: &AtomicU32, expected: u32) -> Result<(), Stop> {
+        let of_kernel = &self.bed.word;
+        self.patience.sleep(&[(word, expected), (of_kernel, of_kernel.load(Relaxed)), (self.end, 0)])
+    }
+
+    fn wake(&self, word: &AtomicU32, count: i32) -> usize {
+        self.patience.wake(word, count)
+    }
+
+    fn spins(&self) -> bool {
+        self.patience.spins()
+    }
+
+    fn nanos(&self) -> u64 {
+        self.patience.nanos()
+    }
+}
+
+impl Nap {
+    /// Waits until `look` finds something, which it does when `end` is not 0 any more. Only one at a time does, inside a gate.
+    pub(crate) fn until<T>(
+        &self,
+        patience: &Patience,
+        end: &AtomicU32,
+        look: impl FnMut() -> Option<T>,
+    ) -> Result<T, Stop> {
+        wait((&self.bed.mark, &self.sleepy), &Sleeper { patience, bed: &self.bed, end }, look)
+    }
+
+    /// Runs `change`, by which happens what one may wait for, and which ends with an operation that reads, changes and writes an
+    /// atomic; then wakes who waits. If this thread dies in between, the kernel wakes it.
+    #[inline]
+    pub(crate) fn tell<T>(&self, change: impl FnOnce() -> T) {
+        robust::attend(&self.bed, || {
+            change();
+            call(&self.bed.mark, &self.bed.holder, &Patience::None);
+        });
+    }
+
+    /// Who slept has died. Only inside the gate.
+    pub(crate) fn tidy(&self) {
+        if self.bed.mark.load(Relaxed) & ASLEEP != 0 {
+            get_up(&self.bed.mark);
+        }
+    }
+}
+
+#[cfg(test)]
+mod kernel_tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use super::super::guarded::Guarded;
+    use super::*;
+    use crate::sys::futex;
+
+    #[test]
+    fn sleeper_that_the_kernel_wakes_for_a_dead_one_finds_what_happened() {
+        let nap = Guarded::<Nap, ()>::new("test", ()).unwrap();
+        let (nap, happened) = (nap.cells(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                let look = || happened.load(SeqCst).then_some(());
+                nap.until(&Patience::Endless, &AtomicU32::new(0), look).unwrap();
+            });
+            while nap.bed.mark.load(SeqCst) & ASLEEP == 0 {
+                std::thread::yield_now();
+            }
+            // As one that dies after the change and before the call.
+            happened.store(true, SeqCst);
+            while !sleeper.is_finished() {
+                futex::wake(&nap.bed.word, 1);
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(nap.bed.mark.load(SeqCst) & ASLEEP, 0);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::{Acquire, Release};
+
+    use loom::sync::atomic::AtomicU32;
+    use loom::thread;
+
+    use super::super::model::{Futex, check};
+    use super::*;
+
+    #[derive(Default)]
+    struct Bed {
+        word: AtomicU32,
+        called: AtomicU32,
+        sleepy: AtomicU32,
+        messages: AtomicU32,
+    }
+
+    /// One waits for a message, and then for another, as the inside of a gate does.
+    fn receive(bed: &Bed, futex: &Futex) {
+        for wanted in 1..=2 {
+            wait((&bed.word, &bed.sleepy), futex, || (bed.messages.load(Acquire) >= wanted).then_some(()))
+                .unwrap();
+        }
+    }
+
+    fn put(bed: &Bed) {
+        bed.messages.fetch_add(1, Release);
+    }
+
+    #[test]
+    fn loom_sleeper_is_woken_for_each_message() {
+        check(|| {
+            let (bed, futex) = (Arc::new(Bed::default()), Futex::new());
+            let sleeper = {
+                let (bed, futex) = (bed.clone(), futex.clone());
+                thread::spawn(move || receive(&bed, &futex))
+            };
+            for _ in 0..2 {
+                put(&bed);
+                call(&bed.word, &bed.called, &futex);
+            }
+            sleeper.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() {
+        check(|| {
+            let (bed, futex) = (Arc::new(Bed::default()), Futex::new());
+            let sleeper = {
+                let (bed, futex) = (bed.clone(), futex.clone());
+                thread::spawn(move || receive(&bed, &futex))
+            };
+            put(&bed);
+            // It dies in `wake`, after its first step.
+            AtomicU32::barrier_after_change();
+            if bed.word.load(Relaxed) & ASLEEP != 0 {
+                bed.word.add(NEXT, Relaxed);
+            }
+            put(&bed);
+            call(&bed.word, &bed.called, &futex);
+            sleeper.join().unwrap();
+        });
+    }
+}

@@ -1,0 +1,228 @@
+//! `Once`: something that one process does for all.
+
+use std::fmt;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::SyncError;
+use super::gate::{self, Inside};
+use super::guarded;
+use super::patience::{Patience, Stop};
+use crate::error::MemoryError;
+use crate::shm::shared::{Shared, Stamp};
+use crate::sys::cells::cells;
+use crate::sys::robust::{self, RobustWord};
+
+cells! {
+    struct OnceCells {
+        /// Who runs is inside. The `mark`: which process began and did not end.
+        gate: RobustWord,
+        /// The process that runs.
+        running: AtomicU32,
+        done: AtomicU32,
+    }
+}
+
+/// Something that one process does, for which the others wait.
+///
+/// Whoever comes later sees what it has done. If the one that does it dies or panics, those who come learn of it
+/// ([`SyncError::Poisoned`]) until [`call_once_force`](Self::call_once_force) has made it good. Clones, and what arrives in
+/// another process, are the same.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::{Once, Value};
+///
+/// fn work(_rank: usize, (once, made): (Once, Value<u32>)) -> anyhow::Result<u32> {
+///     once.call_once(|| made.set(made.get() + 1))?;
+///     Ok(made.get())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (once, made) = (Once::new()?, Value::new(0)?);
+/// assert_eq!(phalanx::spawn(work, (once.clone(), made), 3)?, [1, 1, 1]);
+/// assert!(once.is_completed());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Once {
+    shared: Shared<OnceCells>,
+}
+
+const KIND: &str = "Once";
+
+impl Once {
+    /// Nobody has done it yet.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new() -> Result<Self, MemoryError> {
+        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+    }
+
+    /// Runs `f`, unless somebody has done it or does it, for whom it waits.
+    ///
+    /// # Errors
+    /// [`SyncError::Poisoned`] when who did it died or panicked; [`SyncError::Deadlock`] when this thread is doing it;
+    /// [`SyncError::Aborted`].
+    ///
+    /// # Panics
+    /// When `f` does, and leaves it poisoned.
+    pub fn call_once(&self, f: impl FnOnce()) -> Result<(), SyncError> {
+        self.call(f, &Patience::Endless)
+    }
+
+    /// As [`call_once`](Self::call_once), and waits at most so long for another that does it.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`call_once`](Self::call_once).
+    ///
+    /// # Panics
+    /// As [`call_once`](Self::call_once).
+    pub fn call_once_timeout(&self, timeout: Duration, f: impl FnOnce()) -> Result<(), SyncError> {
+        self.call(f, &Patience::of(timeout))
+    }
+
+    /// As [`call_once`](Self::call_once), also when one that did it died or panicked, whose process `f` is told.
+    ///
+    /// # Errors
+    /// [`SyncError::Deadlock`] when this thread is doing it; [`SyncError::Aborted`].
+    ///
+    /// # Panics
+    /// As [`call_once`](Self::call_once).
+    pub fn call_once_force(&self, f: impl FnOnce(Option<u32>)) -> Result<(), SyncError> {
+        if self.is_completed() {
+            return Ok(());
+        }
+        let _inside = self.enter(&Patience::Endless)?;
+        if !self.is_completed() {
+            self.run(|| f(self.poisoned()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has been done.
+    #[must_use]
+    #[inline]
+    pub fn is_completed(&self) -> bool {
+        self.cells().done.load(Acquire) != 0
+    }
+
+    /// The process that began it and died or panicked, unless it has been made good.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<u32> {
+        Some(self.cells().gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
+    }
+
+    #[inline]
+    fn cells(&self) -> &OnceCells {
+        self.shared.cells()
+    }
+
+    #[inline]
+    fn call(&self, f: impl FnOnce(), patience: &Patience) -> Result<(), SyncError> {
+        if self.is_completed() {
+            return Ok(());
+        }
+        let _inside = self.enter(patience)?;
+        match (self.is_completed(), self.poisoned()) {
+            (true, _) => Ok(()),
+            (false, Some(pid)) => Err(SyncError::Poisoned { pid }),
+            (false, None) => Ok(self.run(f)?),
+        }
+    }
+
+    #[cold]
+    fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
+        let cells = self.cells();
+        let (inside, _) = Inside::enter(&cells.gate, || self.shared.keeper(), patience)?;
+        // Who died inside without running it has done no harm.
+        match cells.running.swap(0, Relaxed) {
+            0 => {}
+            pid => cells.gate.mark.store(pid, Relaxed),
+        }
+        Ok(inside)
+    }
+
+    /// Runs it, inside the gate.
+    fn run(&self, f: impl FnOnce()) -> Result<(), Stop> {
+        let cells = self.cells();
+        cells.running.store(robust::me()?.pid, Relaxed);
+        let running = Running(cells);
+        f();
+        // A process that was forked in there is not the one that runs it.
+        if gate::is_inside(&cells.gate) {
+            cells.gate.mark.store(0, Relaxed);
+            cells.done.store(1, Release);
+        }
+        drop(running);
+        Ok(())
+    }
+}
+
+/// Sees to what the function leaves, be it by a panic.
+struct Running<'a>(&'a OnceCells);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Self(cells) = self;
+        if !gate::is_inside(&cells.gate) {
+            return;
+        }
+        if cells.done.load(Relaxed) == 0 {
+            cells.gate.mark.store(cells.running.load(Relaxed), Relaxed);
+        }
+        cells.running.store(0, Relaxed);
+    }
+}
+
+impl fmt::Debug for Once {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Once").field("at", &self.shared).field("done", &self.is_completed()).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panic_poisons_until_it_is_made_good() {
+        let (once, own) = (Once::new().unwrap(), std::process::id());
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            once.call_once(|| panic!("inside")).unwrap();
+        }));
+        assert!(panicked.is_err());
+        assert!(matches!(once.call_once(|| ()), Err(SyncError::Poisoned { pid }) if pid == own));
+        let mut blamed = None;
+        once.call_once_force(|pid| blamed = pid).unwrap();
+        assert_eq!((blamed, once.poisoned(), once.is_completed()), (Some(own), None, true));
+        once.call_once(|| unreachable!("it is done")).unwrap();
+        once.call_once_force(|_| unreachable!("it is done")).unwrap();
+    }
+
+    #[test]
+    fn who_does_it_does_not_wait_for_itself_and_others_only_so_long() {
+        let once = Once::new().unwrap();
+        let outer = once.call_once(|| {
+            assert!(matches!(once.call_once(|| ()), Err(SyncError::Deadlock)));
+            let wait = || once.call_once_timeout(Duration::from_millis(5), || ());
+            std::thread::scope(|scope| {
+                let other = scope.spawn(wait).join().unwrap();
+                assert!(matches!(other, Err(SyncError::TimedOut { .. })));
+            });
+        });
+        assert!(outer.is_ok() && once.is_completed());
+    }
+}

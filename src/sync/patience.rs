@@ -1,0 +1,208 @@
+//! How a blocking call waits: until when, and whether it is to wait at all.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering::{self, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, compiler_fence, fence};
+use std::time::Duration;
+
+use super::error::SyncError;
+use super::word::{Park, Word};
+use crate::sys::clock::Moment;
+use crate::sys::epoll::{self, Readiness};
+use crate::sys::futex;
+use crate::wire::abort::{self, Blame};
+
+/// Why a wait is over without what was waited for.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    WouldBlock,
+    TimedOut(Duration),
+    Aborted(Blame),
+    /// This thread waits for itself.
+    Deadlock,
+    System(io::Error),
+}
+
+/// How long one waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// Not at all.
+    None,
+    /// For so long, which is over at that moment. `None`: never.
+    Until {
+        timeout: Duration,
+        end: Option<Moment>,
+    },
+    Endless,
+}
+
+/// How long one sleeps at most where the kernel cannot tell of everything that is waited for: a system before Linux 5.16, or
+/// more words than it takes.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
+
+impl Patience {
+    pub(crate) fn of(timeout: Duration) -> Self {
+        Self::Until { timeout, end: Moment::now().checked_add(timeout) }
+    }
+
+    pub(crate) fn end(&self) -> Option<Moment> {
+        match *self {
+            Self::None | Self::Endless => None,
+            Self::Until { end, .. } => end,
+        }
+    }
+
+    /// Whether there is nothing left of it.
+    pub(crate) fn check(&self) -> Result<(), Stop> {
+        if let Some(blame) = abort::told() {
+            return Err(Stop::Aborted(blame));
+        }
+        match *self {
+            Self::None => Err(Stop::WouldBlock),
+            Self::Until { timeout, end: Some(end) } if end <= Moment::now() => Err(Stop::TimedOut(timeout)),
+            Self::Until { .. } | Self::Endless => Ok(()),
+        }
+    }
+
+    /// What there is of it now, but no more than a moment: for a sleep from which not all that matters wakes.
+    pub(crate) fn for_a_moment(&self) -> Self {
+        let timeout = match *self {
+            Self::Until { timeout, .. } => timeout,
+            Self::None | Self::Endless => LOOK_AROUND,
+        };
+        Self::Until {
+            timeout,
+            end: self.end().into_iter().chain(Moment::now().checked_add(LOOK_AROUND)).min(),
+        }
+    }
+
+    /// Sleeps while all words are what is expected of them. It may wake for nothing.
+    pub(crate) fn sleep(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
+        self.doze(words).map(drop)
+    }
+
+    /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by none, or
+    /// nobody knows.
+    pub(crate) fn doze(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Stop> {
+        self.check()?;
+        let slept = match (words, abort::word()) {
+            (&[(word, expected)], None) => futex::wait(word, expected, self.end()).map(|()| None),
+            (_, abort) => self.sleep_on_many(words, abort),
+        };
+        slept.map_err(Stop::System)
+    }
+
+    /// Sleeps until a descriptor is ready. It may wake for nothing.
+    pub(crate) fn await_descriptor(&self, fd: BorrowedFd<'_>, readiness: Readiness) -> Result<(), Stop> {
+        self.await_any(&[(fd, readiness)], None)
+    }
+
+    /// Sleeps for a moment, where the kernel has no event for what is waited for.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), Stop> {
+        self.await_any(&[], Some(time))
+    }
+
+    /// As [`await_descriptor`](Self::await_descriptor), of several, and no longer than `most` at a time.
+    pub(crate) fn await_any(
+        &self,
+        fds: &[(BorrowedFd<'_>, Readiness)],
+        most: Option<Duration>,
+    ) -> Result<(), Stop> {
+        self.check()?;
+        let abort = abort::descriptor().map(|fd| (fd, Readiness::Readable));
+        let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
+        let soon = most.and_then(|most| Moment::now().checked_add(most));
+        let end = self.end().into_iter().chain(soon).min();
+        epoll::wait_any(&fds, end).map(drop).map_err(Stop::System)
+    }
+
+    fn sleep_on_many(
+        &self,
+        words: &[(&AtomicU32, u32)],
+        abort: Option<(&AtomicU32, u32)>,
+    ) -> io::Result<Option<usize>> {
+        let room = futex::MOST_WORDS - usize::from(abort.is_some());
+        let told: Vec<_> = words.iter().copied().take(room).chain(abort).collect();
+        let soon = Moment::now().checked_add(LOOK_AROUND);
+        let sooner = self.end().into_iter().chain(soon).min();
+        let end = if words.len() <= room { self.end() } else { sooner };
+        match futex::wait_any(&told, end) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => match words {
+                &[(word, expected), ..] => futex::wait(word, expected, sooner).map(|()| None),
+                [] => Ok(None),
+            },
+            other => other,
+        }
+    }
+}
+
+impl Word for AtomicU32 {
+    #[inline]
+    fn load(&self, ordering: Ordering) -> u32 {
+        Self::load(self, ordering)
+    }
+
+    #[inline]
+    fn swap(&self, new: u32, ordering: Ordering) -> u32 {
+        Self::swap(self, new, ordering)
+    }
+
+    #[inline]
+    fn replace(&self, old: u32, new: u32, ordering: Ordering) -> Result<u32, u32> {
+        self.compare_exchange(old, new, ordering, Relaxed)
+    }
+
+    #[inline]
+    fn add(&self, by: u32, ordering: Ordering) -> u32 {
+        self.fetch_add(by, ordering)
+    }
+
+    #[inline]
+    fn barrier_after_change() {
+        // On x86-64 the locked instruction was one, so that it is enough if the compiler keeps the order.
+        if cfg!(target_arch = "x86_64") {
+            compiler_fence(SeqCst);
+        } else {
+            fence(SeqCst);
+        }
+    }
+}
+
+impl Park<AtomicU32> for Patience {
+    type Stop = Stop;
+
+    fn wait(&self, word: &AtomicU32, expected: u32) -> Result<(), Stop> {
+        self.sleep(&[(word, expected)])
+    }
+
+    fn wake(&self, word: &AtomicU32, count: i32) -> usize {
+        futex::wake(word, count)
+    }
+
+    fn spins(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    fn nanos(&self) -> u64 {
+        Moment::now().as_nanos()
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(os: io::Error) -> Self {
+        Self::System(os)
+    }
+}
+
+impl From<Stop> for SyncError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::WouldBlock => Self::WouldBlock,
+            Stop::TimedOut(waited) => Self::TimedOut { waited },
+            Stop::Aborted(rank) => Self::Aborted { rank },
+            Stop::Deadlock => Self::Deadlock,
+            Stop::System(os) => Self::System(os),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `RLock`: a lock that its holder can take again.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::SyncError;
+use super::gate::{self, Found, OfThread};
+use super::guarded;
+use super::patience::{Patience, Stop};
+use crate::error::MemoryError;
+use crate::shm::shared::{Shared, Stamp};
+use crate::sys::cells::cells;
+use crate::sys::robust::RobustWord;
+
+cells! {
+    struct RLockCells {
+        /// The `mark`: which process left it in disorder.
+        gate: RobustWord,
+        /// How many times its holder has taken it.
+        depth: AtomicU32,
+    }
+}
+
+/// A lock that the thread which holds it can take again, and which is free when it has been given back as often.
+///
+/// It guards nothing of its own: several holders of one value in one thread would be references that contradict each other.
+/// What one wants to change under it is a [`Value`](super::Value), an [`Array`](super::Array) or a tensor. A holder that
+/// dies, by SIGKILL too, frees it, and the next one learns of it, as with a [`Lock`](super::Lock).
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::{RLock, Value};
+///
+/// fn add(lock: &RLock, sum: &Value<u64>) -> anyhow::Result<()> {
+///     let _guard = lock.lock()?;
+///     sum.set(sum.get() + 1);
+///     Ok(())
+/// }
+///
+/// fn work(_rank: usize, (lock, sum): (RLock, Value<u64>)) -> anyhow::Result<()> {
+///     let _guard = lock.lock()?; // nobody else comes between the two
+///     add(&lock, &sum)?;
+///     add(&lock, &sum)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (lock, sum) = (RLock::new()?, Value::new(0)?);
+/// phalanx::spawn(work, (lock, sum.clone()), 3)?;
+/// assert_eq!(sum.get(), 6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct RLock {
+    shared: Shared<RLockCells>,
+}
+
+const KIND: &str = "RLock";
+
+impl RLock {
+    /// A lock that nobody holds.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new() -> Result<Self, MemoryError> {
+        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+    }
+
+    /// Takes it, for which it waits unless this thread holds it already.
+    ///
+    /// # Errors
+    /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
+    /// [`SyncError::Aborted`]; [`SyncError::NoPlace`] when this thread has taken it 4 294 967 295 times;
+    /// [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone.
+    pub fn lock(&self) -> Result<RLockGuard<'_>, SyncError> {
+        self.take(&Patience::Endless)
+    }
+
+    /// Takes it if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`] when another thread holds it, else as [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<RLockGuard<'_>, SyncError> {
+        self.take(&Patience::None)
+    }
+
+    /// Takes it, for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
+    pub fn lock_timeout(&self, timeout: Duration) -> Result<RLockGuard<'_>, SyncError> {
+        self.take(&Patience::of(timeout))
+    }
+
+    /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if one
+    /// did.
+    ///
+    /// # Errors
+    /// [`SyncError::Aborted`], [`SyncError::NoPlace`].
+    pub fn recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
+        let guard = self.enter(&Patience::Endless)?;
+        let poison = self.poisoned();
+        self.gate().mark.store(0, Relaxed);
+        Ok((guard, poison))
+    }
+
+    /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<u32> {
+        Some(self.gate().mark.load(Relaxed)).filter(|&pid| pid != 0)
+    }
+
+    /// Whether somebody holds it at this moment.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        gate::is_taken(&self.gate().word)
+    }
+
+    /// How many times this thread holds it.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        if gate::is_inside(self.gate()) { self.cells().depth.load(Relaxed) } else { 0 }
+    }
+
+    fn cells(&self) -> &RLockCells {
+        self.shared.cells()
+    }
+
+    fn gate(&self) -> &RobustWord {
+        &self.cells().gate
+    }
+
+    fn take(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
+        let guard = self.enter(patience)?;
+        match self.poisoned() {
+            Some(pid) => Err(SyncError::Poisoned { pid }),
+            None => Ok(guard),
+        }
+    }
+
+    fn enter(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
+        let depth = self.depth();
+        if depth == 0 {
+            self.come_in(patience)?;
+        }
+        let full = SyncError::NoPlace { what: "a thread that takes a lock again", places: u32::MAX as usize };
+        self.cells().depth.store(depth.checked_add(1).ok_or(full)?, Relaxed);
+        Ok(RLockGuard { lock: self, panicking: std::thread::panicking(), of_thread: PhantomData })
+    }
+
+    fn come_in(&self, patience: &Patience) -> Result<(), Stop> {
+        if let Found::Mess { pid } = gate::enter(self.gate(), || self.shared.keeper(), patience)? {
+            self.gate().mark.store(pid, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RLock").field("at", &self.shared).field("locked", &self.is_locked()).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for RLock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+    }
+}
+
+/// Holds an [`RLock`] once. Dropped in a panic it leaves the lock poisoned.
+///
+/// It belongs to the thread that took it, whose end frees the lock: it is not `Send`.
+#[must_use = "dropping it gives the lock back"]
+#[derive(Debug)]
+pub struct RLockGuard<'a> {
+    lock: &'a RLock,
+    /// Whether the thread was unwinding already when it took it.
+    panicking: bool,
+    of_thread: OfThread,
+}
+
+impl Drop for RLockGuard<'_> {
+    fn drop(&mut self) {
+        let (gate, depth) = (self.lock.gate(), &self.lock.cells().depth);
+        // A fork of the holder has a copy of the guard, which means nothing.
+        if !gate::is_inside(gate) {
+            return;
+        }
+        if std::thread::panicking() && !self.panicking {
+            gate.mark.store(gate.holder.load(Relaxed), Relaxed);
+        }
+        match depth.load(Relaxed).saturating_sub(1) {
+            0 => gate::leave(gate),
+            less => depth.store(less, Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_is_free_when_it_was_given_back_as_often_as_it_was_taken() {
+        let lock = RLock::new().unwrap();
+        let one = lock.lock().unwrap();
+        let two = lock.try_lock().unwrap();
+        assert_eq!(lock.depth(), 2);
+        let elsewhere = |lock: &RLock| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| (lock.depth(), lock.try_lock().map(drop))).join().unwrap()
+            })
+        };
+        drop(one);
+        assert!(matches!(elsewhere(&lock), (0, Err(SyncError::WouldBlock))));
+        drop(two);
+        assert!(matches!(elsewhere(&lock), (0, Ok(()))) && !lock.is_locked());
+    }
+
+    #[test]
+    fn panic_poisons_until_somebody_recovers() {
+        let lock = RLock::new().unwrap();
+        let outer = lock.lock().unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _inner = lock.lock().unwrap();
+            panic!("inside");
+        }));
+        assert!(panicked.is_err());
+        assert!(matches!(lock.lock(), Err(SyncError::Poisoned { pid }) if pid == std::process::id()));
+        assert_eq!(lock.depth(), 1);
+        let (_guard, poison) = lock.recover().unwrap();
+        assert_eq!((poison, lock.poisoned(), lock.depth()), (Some(std::process::id()), None, 2));
+        drop(outer);
+    }
+}

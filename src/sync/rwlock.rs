@@ -1,0 +1,362 @@
+//! `RwLock`: a value that many read at a time, or one writes.
+
+#![expect(unsafe_code, reason = "a guard is a reference to the value in shared memory")]
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use bytemuck::Pod;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::SyncError;
+use super::gate::{Inside, OfThread};
+use super::guarded::Guarded;
+use super::patience::Patience;
+use super::readers::{self, RwCells};
+use crate::error::MemoryError;
+use crate::sys::robust::{self, Me, RobustWord};
+
+/// A value in shared memory that many threads of any process can read at a time, or one can write.
+///
+/// A reader that dies, by SIGKILL too, is one reader less. A writer that dies or panics frees it, and who comes next learns
+/// of it: [`SyncError::Poisoned`]. While a writer waits, new readers wait behind it; a thread that reads already can always
+/// read once more. At most 120 threads read at a time, and others wait for one of these to end. Clones, and what arrives in
+/// another process, are the same lock.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::RwLock;
+///
+/// fn work(rank: usize, pair: RwLock<[u64; 2]>) -> anyhow::Result<()> {
+///     for _ in 0..100 {
+///         if rank == 0 {
+///             pair.write()?.iter_mut().for_each(|half| *half += 1);
+///         } else {
+///             let [one, other] = *pair.read()?;
+///             anyhow::ensure!(one == other);
+///         }
+///     }
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pair = RwLock::new([0, 0])?;
+/// phalanx::spawn(work, pair.clone(), 3)?;
+/// assert_eq!(*pair.read()?, [100, 100]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct RwLock<T: Pod> {
+    table: Guarded<RwCells, T>,
+}
+
+const KIND: &str = "RwLock";
+
+impl<T: Pod> RwLock<T> {
+    /// A lock that nobody holds.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new(value: T) -> Result<Self, MemoryError> {
+        Ok(Self { table: Guarded::new(KIND, value)? })
+    }
+
+    /// Takes it to read, for which it waits while somebody writes or is waiting to.
+    ///
+    /// # Errors
+    /// [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since;
+    /// [`SyncError::Deadlock`] when this thread writes; [`SyncError::Aborted`].
+    pub fn read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
+        self.enter_to_read(&Patience::Endless)
+    }
+
+    /// Takes it to read if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`], else as [`read`](Self::read).
+    pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
+        self.enter_to_read(&Patience::None)
+    }
+
+    /// Takes it to read, for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`read`](Self::read).
+    pub fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard<'_, T>, SyncError> {
+        self.enter_to_read(&Patience::of(timeout))
+    }
+
+    /// Takes it to write, for which it waits while anybody has it.
+    ///
+    /// # Errors
+    /// [`SyncError::Poisoned`] as [`read`](Self::read); [`SyncError::Deadlock`] when this thread reads or writes;
+    /// [`SyncError::Aborted`].
+    pub fn write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        self.enter_to_write(&Patience::Endless)
+    }
+
+    /// Takes it to write if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`] when anybody has it, else as [`write`](Self::write).
+    pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        self.enter_to_write(&Patience::None)
+    }
+
+    /// Takes it to write, for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`write`](Self::write).
+    pub fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        self.enter_to_write(&Patience::of(timeout))
+    }
+
+    /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it comes
+    /// the process that died or panicked, if one did.
+    ///
+    /// # Errors
+    /// [`SyncError::Deadlock`] when this thread reads or writes; [`SyncError::Aborted`].
+    pub fn recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        let guard = self.begin_to_write(&Patience::Endless)?;
+        self.cells().await_readers(guard.me, &Patience::Endless)?;
+        let poison = self.poisoned();
+        self.cells().clear_poison();
+        Ok((guard, poison))
+    }
+
+    /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<u32> {
+        self.cells().poisoned()
+    }
+
+    #[inline]
+    fn cells(&self) -> &RwCells {
+        self.table.cells()
+    }
+
+    fn enter_to_read(&self, patience: &Patience) -> Result<RwLockReadGuard<'_, T>, SyncError> {
+        let place = self.cells().read(|| self.table.keeper(), patience)?;
+        Ok(RwLockReadGuard { lock: self, place, of_thread: PhantomData })
+    }
+
+    fn enter_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        let guard = self.begin_to_write(patience)?;
+        self.cells().check_order()?;
+        self.cells().await_readers(guard.me, patience)?;
+        Ok(guard)
+    }
+
+    /// Comes in as a writer. No new reader does from now on.
+    fn begin_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        let me = robust::me()?;
+        let inside = self.cells().begin_to_write(me, || self.table.keeper(), patience)?;
+        let panicking = std::thread::panicking();
+        Ok(RwLockWriteGuard { lock: self, inside, me, panicking, of_thread: PhantomData })
+    }
+}
+
+impl<T: Pod> Clone for RwLock<T> {
+    fn clone(&self) -> Self {
+        Self { table: self.table.clone() }
+    }
+}
+
+impl<T: Pod> fmt::Debug for RwLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RwLock");
+        shown.field("at", &self.table).field("readers", &self.cells().count());
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl<T: Pod> Serialize for RwLock<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.table.serialize(serializer)
+    }
+}
+
+impl<'de, T: Pod> Deserialize<'de> for RwLock<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Guarded::deserialize(KIND, deserializer).map(|table| Self { table })
+    }
+}
+
+/// Holds an [`RwLock`] to read, and is its value.
+///
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps writers out as long as the process lives.
+#[must_use = "dropping it gives the lock back"]
+pub struct RwLockReadGuard<'a, T: Pod> {
+    lock: &'a RwLock<T>,
+    place: &'a RobustWord,
+    of_thread: OfThread,
+}
+
+impl<T: Pod> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this thread has a place among the readers, which every writer waits for, so nobody writes to the value as
+        // long as the guard lives; any bytes are a T.
+        unsafe { &*self.lock.table.value() }
+    }
+}
+
+impl<T: Pod> Drop for RwLockReadGuard<'_, T> {
+    fn drop(&mut self) {
+        readers::end_to_read(self.place);
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for RwLockReadGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// Holds an [`RwLock`] to write, and is its value. Dropped in a panic it leaves the lock poisoned.
+///
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the process lives.
+#[must_use = "dropping it gives the lock back"]
+pub struct RwLockWriteGuard<'a, T: Pod> {
+    lock: &'a RwLock<T>,
+    me: Me,
+    /// Whether the thread was unwinding already when it took it.
+    panicking: bool,
+    of_thread: OfThread,
+    /// Left last.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    inside: Inside<'a>,
+}
+
+impl<T: Pod> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this thread is inside the gate and has waited for all readers, so nobody writes to the value as long as
+        // the guard lives; any bytes are a T.
+        unsafe { &*self.lock.table.value() }
+    }
+}
+
+impl<T: Pod> DerefMut for RwLockWriteGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`, and nobody else has its guard, so nobody else reaches the value.
+        unsafe { &mut *self.lock.table.value() }
+    }
+}
+
+impl<T: Pod> Drop for RwLockWriteGuard<'_, T> {
+    fn drop(&mut self) {
+        self.lock.cells().end_to_write(std::thread::panicking() && !self.panicking);
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for RwLockWriteGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::readers::READERS;
+    use super::*;
+
+    fn elsewhere<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+    }
+
+    #[test]
+    fn many_read_or_one_writes() {
+        let lock = RwLock::new(5_u64).unwrap();
+        let reader = lock.read().unwrap();
+        assert_eq!(elsewhere(|| *lock.try_read().unwrap()), 5);
+        assert!(matches!(elsewhere(|| lock.try_write().map(drop)), Err(SyncError::WouldBlock)));
+        drop(reader);
+        *lock.write().unwrap() += 1;
+        let writer = lock.try_write().unwrap();
+        let timeout = Duration::from_millis(2);
+        assert!(matches!(elsewhere(|| lock.try_read().map(drop)), Err(SyncError::WouldBlock)));
+        let timed = elsewhere(|| lock.read_timeout(timeout).map(drop));
+        assert!(matches!(timed, Err(SyncError::TimedOut { .. })));
+        let timed = elsewhere(|| lock.write_timeout(timeout).map(drop));
+        assert!(matches!(timed, Err(SyncError::TimedOut { .. })));
+        drop(writer);
+        assert_eq!(*lock.read().unwrap(), 6);
+    }
+
+    #[test]
+    fn thread_does_not_wait_for_itself_and_reads_again_though_a_writer_waits() {
+        let lock = RwLock::new(0_u64).unwrap();
+        let reader = lock.read().unwrap();
+        assert!(matches!(lock.write(), Err(SyncError::Deadlock)));
+        assert!(matches!(lock.recover(), Err(SyncError::Deadlock)));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| *lock.write().unwrap() = 1);
+            while !lock.cells().has_writer() {
+                std::thread::yield_now();
+            }
+            let again = lock.read().unwrap();
+            drop(reader);
+            assert!(matches!(elsewhere(|| lock.try_read().map(drop)), Err(SyncError::WouldBlock)));
+            assert_eq!(*again, 0);
+            drop(again);
+            writer.join().unwrap();
+        });
+        let writer = lock.write().unwrap();
+        assert!(matches!(lock.read(), Err(SyncError::Deadlock)));
+        assert!(matches!(lock.write(), Err(SyncError::Deadlock)));
+        assert_eq!(*writer, 1);
+    }
+
+    #[test]
+    fn more_readers_than_places_wait_for_one_of_them() {
+        let lock = RwLock::new(0_u64).unwrap();
+        let all = std::sync::Barrier::new(READERS + 1);
+        std::thread::scope(|scope| {
+            for _ in 0..READERS {
+                scope.spawn(|| {
+                    let guard = lock.read().unwrap();
+                    all.wait();
+                    all.wait();
+                    drop(guard);
+                });
+            }
+            all.wait();
+            assert!(matches!(lock.try_read(), Err(SyncError::WouldBlock)));
+            let late = scope.spawn(|| *lock.read().unwrap());
+            all.wait();
+            assert_eq!(late.join().unwrap(), 0);
+        });
+        drop(lock.try_write().unwrap());
+    }
+
+    #[test]
+    fn only_a_writer_that_panics_poisons() {
+        let (lock, own) = (RwLock::new(0_u64).unwrap(), std::process::id());
+        let panics = |work: &dyn Fn()| {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
+        };
+        panics(&|| {
+            let _guard = lock.read().unwrap();
+            panic!("it reads");
+        });
+        *lock.write().unwrap() = 1;
+        panics(&|| {
+            let _guard = lock.write().unwrap();
+            panic!("it writes");
+        });
+        assert!(matches!(lock.read(), Err(SyncError::Poisoned { pid }) if pid == own));
+        assert!(matches!(lock.write(), Err(SyncError::Poisoned { pid }) if pid == own));
+        let (mut guard, poison) = lock.recover().unwrap();
+        *guard = 2;
+        drop(guard);
+        assert_eq!((poison, *lock.read().unwrap()), (Some(own), 2));
+    }
+}

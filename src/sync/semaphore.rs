@@ -1,0 +1,240 @@
+//! `Semaphore`: so many at a time.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::SyncError;
+use super::gate::OfThread;
+use super::patience::Patience;
+use super::permits::Permits;
+use crate::error::MemoryError;
+
+/// A number of permits, of which each holder has one.
+///
+/// A holder that dies, by SIGKILL too, gives its permit back. Clones, and what arrives in another process, are the same
+/// semaphore.
+///
+/// At most 1024 permits can be held at a time, or as many as it has at first if these are fewer, but at least 64; with more
+/// than 125 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the like.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::{Semaphore, Value};
+///
+/// fn work(_rank: usize, (doors, inside): (Semaphore, Value<u32>)) -> anyhow::Result<()> {
+///     let _permit = doors.acquire()?;
+///     anyhow::ensure!(inside.fetch_add(1) < 2);
+///     inside.fetch_update(|inside| Some(inside - 1)).expect("it is not refused");
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let doors = Semaphore::new(2)?;
+/// phalanx::spawn(work, (doors.clone(), Value::new(0)?), 4)?;
+/// assert_eq!(doors.value(), 2);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Semaphore {
+    permits: Permits,
+}
+
+/// A [`Semaphore`] that never has more permits than it had at first: to give back more than were taken is an error.
+///
+/// Since a [`Permit`] gives itself back, that concerns only those who [`forget`](Permit::forget) theirs and
+/// [`release`](Self::release) them elsewhere.
+///
+/// ```
+/// use phalanx::sync::{BoundedSemaphore, SyncError};
+///
+/// let doors = BoundedSemaphore::new(2)?;
+/// doors.acquire()?.forget();
+/// assert_eq!(doors.value(), 1);
+/// doors.release(1)?;
+/// assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 2, most: 2 })));
+/// # Ok::<(), SyncError>(())
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct BoundedSemaphore {
+    permits: Permits,
+}
+
+/// What both kinds have.
+macro_rules! semaphore {
+    ($name:ident, $most:expr, $release_fails:literal) => {
+        impl $name {
+            /// A semaphore with so many permits, which may be none.
+            ///
+            /// # Errors
+            /// [`MemoryError`] when there is no memory for it.
+            pub fn new(permits: u32) -> Result<Self, MemoryError> {
+                let most: fn(u32) -> u32 = $most;
+                Ok(Self { permits: Permits::new(stringify!($name), permits, most(permits))? })
+            }
+
+            /// Takes a permit, for which it waits.
+            ///
+            /// # Errors
+            /// [`SyncError::NoPlace`] when there are permits, but too many are held to note one more holder;
+            /// [`SyncError::System`] when this thread holds too much already; [`SyncError::Aborted`].
+            pub fn acquire(&self) -> Result<Permit<'_>, SyncError> {
+                self.take(&Patience::Endless)
+            }
+
+            /// Takes a permit if there is one.
+            ///
+            /// # Errors
+            /// [`SyncError::WouldBlock`] when there is none, else as [`acquire`](Self::acquire).
+            pub fn try_acquire(&self) -> Result<Permit<'_>, SyncError> {
+                self.take(&Patience::None)
+            }
+
+            /// Takes a permit, for which it waits at most so long.
+            ///
+            /// # Errors
+            /// [`SyncError::TimedOut`], else as [`acquire`](Self::acquire).
+            pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, SyncError> {
+                self.take(&Patience::of(timeout))
+            }
+
+            /// Adds permits that nobody holds. A [`Permit`] gives itself back: this is for more of them, and for those that
+            /// were [forgotten](Permit::forget).
+            ///
+            /// # Errors
+            #[doc = $release_fails]
+            pub fn release(&self, permits: u32) -> Result<(), SyncError> {
+                self.permits.add(permits)
+            }
+
+            /// How many permits are free at this moment.
+            #[must_use]
+            pub fn value(&self) -> u32 {
+                self.permits.free()
+            }
+
+            fn take(&self, patience: &Patience) -> Result<Permit<'_>, SyncError> {
+                let place = self.permits.take(patience)?;
+                Ok(Permit { permits: &self.permits, place, of_thread: PhantomData })
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let Self { permits } = self;
+                f.debug_struct(stringify!($name)).field("at", permits).field("value", &self.value()).finish()
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok(Self { permits: Permits::receive(stringify!($name), deserializer)? })
+            }
+        }
+    };
+}
+
+semaphore!(
+    Semaphore,
+    |_| u32::MAX,
+    "[`SyncError::TooMany`] when there would be more than a `u32` can count."
+);
+semaphore!(
+    BoundedSemaphore,
+    |permits| permits,
+    "[`SyncError::TooMany`] when there would be more than there were at first."
+);
+
+/// Holds a permit of a [`Semaphore`] or a [`BoundedSemaphore`].
+///
+/// It belongs to the thread that took it, whose end gives the permit back: it is not `Send`.
+#[must_use = "dropping it gives the permit back"]
+#[derive(Debug)]
+pub struct Permit<'a> {
+    permits: &'a Permits,
+    place: usize,
+    of_thread: OfThread,
+}
+
+impl Permit<'_> {
+    /// Keeps the permit taken for good, though this thread end: until somebody [releases](Semaphore::release) it.
+    pub fn forget(self) {
+        // What the drop gives back is not there any more.
+        self.permits.remove(self.place);
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.permits.give_back(self.place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_are_counted() {
+        let doors = Semaphore::new(2).unwrap();
+        let one = doors.acquire().unwrap();
+        let two = doors.try_acquire().unwrap();
+        assert_eq!(doors.value(), 0);
+        assert!(matches!(doors.try_acquire(), Err(SyncError::WouldBlock)));
+        let timeout = Duration::from_millis(2);
+        assert!(matches!(doors.acquire_timeout(timeout), Err(SyncError::TimedOut { .. })));
+        drop(one);
+        assert_eq!(doors.value(), 1);
+        two.forget();
+        assert_eq!(doors.value(), 1);
+        doors.release(3).unwrap();
+        assert_eq!(doors.value(), 4);
+        let error = doors.release(u32::MAX - 3).unwrap_err();
+        assert!(matches!(error, SyncError::TooMany { value: 4, most: u32::MAX }), "{error}");
+    }
+
+    #[test]
+    fn bounded_semaphore_refuses_what_was_not_taken() {
+        let doors = BoundedSemaphore::new(1).unwrap();
+        let permit = doors.acquire().unwrap();
+        assert!(matches!(doors.release(1), Err(SyncError::TooMany { .. })), "it is held, not lost");
+        permit.forget();
+        doors.release(1).unwrap();
+        assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 1, most: 1 })));
+    }
+
+    #[test]
+    fn more_holders_than_places_are_told() {
+        let doors = Semaphore::new(u32::MAX).unwrap();
+        let work = || -> Vec<_> { std::iter::repeat_with(|| doors.acquire()).take(900).collect() };
+        let first = work();
+        let full =
+            |taken: &Result<Permit<'_>, _>| matches!(taken, Err(SyncError::NoPlace { places: 1024, .. }));
+        let refused = || work().iter().filter(|taken| full(taken)).count();
+        let refused = std::thread::scope(|scope| scope.spawn(refused).join().unwrap());
+        assert!(first.iter().all(Result::is_ok));
+        assert_eq!(refused, 900 - 124);
+        drop(first);
+        assert_eq!(doors.value(), u32::MAX);
+    }
+
+    #[test]
+    fn one_that_waits_gets_what_another_gives_back_or_adds() {
+        let doors = Semaphore::new(1).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..50 {
+                let permit = doors.acquire().unwrap();
+                let others = [(); 2].map(|()| scope.spawn(|| doors.acquire().map(Permit::forget).unwrap()));
+                drop(permit);
+                doors.release(2).unwrap();
+                others.into_iter().for_each(|other| other.join().unwrap());
+            }
+        });
+        assert_eq!(doors.value(), 1);
+    }
+}

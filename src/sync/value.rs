@@ -1,0 +1,313 @@
+//! `Value` and `Array`: numbers that processes share.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::fence;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::MemoryError;
+use crate::shm::{Element, Number, Tensor, passing};
+
+/// One number, or a `bool`, that processes share.
+///
+/// Every access is atomic, and orders memory: what a process did before it changed the value is seen by another that reads
+/// what it put there (release and acquire). Several changes that belong together need a [`Lock`](super::Lock). It is a
+/// [`Tensor`] of one element, and travels as it. Clones, and what arrives in another process, are the same value.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::Value;
+///
+/// fn work(rank: usize, (sum, highest): (Value<u64>, Value<f32>)) -> anyhow::Result<()> {
+///     sum.fetch_add(rank as u64);
+///     let own = rank as f32 / 2.0;
+///     let _ = highest.fetch_update(|seen| (seen < own).then_some(own));
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (sum, highest) = (Value::new(0)?, Value::new(-1.0)?);
+/// phalanx::spawn(work, (sum.clone(), highest.clone()), 4)?;
+/// assert_eq!((sum.get(), highest.get()), (6, 1.5));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent, bound = "")]
+pub struct Value<T: Element> {
+    /// Of one element, which can be written.
+    tensor: Tensor<T>,
+}
+
+impl<T: Element> Value<T> {
+    /// A value that begins so.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn new(value: T) -> Result<Self, MemoryError> {
+        Ok(Self { tensor: Tensor::from_slice(&[value], &[1])? })
+    }
+
+    /// What it is.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> T {
+        let value = one(self.tensor.get(0));
+        fence(Acquire);
+        value
+    }
+
+    /// Sets it.
+    #[inline]
+    pub fn set(&self, value: T) {
+        fence(Release);
+        one(self.tensor.set(0, value));
+    }
+
+    /// Sets it; returns what it was.
+    #[inline]
+    pub fn swap(&self, value: T) -> T {
+        ordered(|| one(self.tensor.swap(0, value)))
+    }
+
+    /// Sets it to `new` if it is `current`, floats to the bit. Returns what it was.
+    ///
+    /// # Errors
+    /// What it is, when that is not `current`.
+    #[inline]
+    pub fn compare_exchange(&self, current: T, new: T) -> Result<T, T> {
+        ordered(|| one(self.tensor.compare_exchange(0, current, new)))
+    }
+
+    /// Sets it to what `update` makes of it, which is asked again if somebody came between. Returns what it was.
+    ///
+    /// # Errors
+    /// What it is, when `update` returned `None`.
+    pub fn fetch_update(&self, mut update: impl FnMut(T) -> Option<T>) -> Result<T, T> {
+        let mut seen = self.get();
+        while let Some(new) = update(seen) {
+            match self.compare_exchange(seen, new) {
+                Ok(was) => return Ok(was),
+                Err(now) => seen = now,
+            }
+        }
+        Err(seen)
+    }
+}
+
+impl<T: Number> Value<T> {
+    /// Adds to it, so that no addition of another process is lost; returns what it was. Integers wrap around.
+    #[inline]
+    pub fn fetch_add(&self, value: T) -> T {
+        ordered(|| one(self.tensor.fetch_add(0, value)))
+    }
+}
+
+/// What became of an access to the one element, which is there and can be written, as was checked when the value was made or
+/// arrived.
+#[inline]
+fn one<R>(accessed: Result<R, MemoryError>) -> R {
+    accessed.expect("a value has one element, which can be written")
+}
+
+/// Around a relaxed access that reads and writes.
+#[inline]
+fn ordered<R>(access: impl FnOnce() -> R) -> R {
+    fence(Release);
+    let result = access();
+    fence(Acquire);
+    result
+}
+
+impl<T: Element> fmt::Debug for Value<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&self.get()).finish()
+    }
+}
+
+impl<'de, T: Element> Deserialize<'de> for Value<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tensor = Tensor::<T>::deserialize(deserializer)?;
+        if tensor.len() != 1 || !tensor.storage().is_writable() {
+            return Err(passing::refuse(format!("{tensor:?} arrived where a value was expected")));
+        }
+        Ok(Self { tensor })
+    }
+}
+
+/// A fixed number of numbers, or of `bool`, that processes share.
+///
+/// Every access to an element is atomic but says nothing of the order of several, as with the [`Tensor`] of one dimension
+/// that it is: a [`Lock`](super::Lock), an [`Event`](super::Event), a [`Barrier`](super::Barrier), a [`Value`] and the like
+/// order what is done before and after. Clones, and what arrives in another process, are the same array.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::sync::Array;
+///
+/// fn work(rank: usize, counts: Array<i32>) -> anyhow::Result<()> {
+///     counts.fetch_add(rank % 2, 1)?;
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let counts = Array::zeros(2)?;
+/// phalanx::spawn(work, counts.clone(), 5)?;
+/// assert_eq!(counts.to_vec(), [3, 2]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Serialize)]
+#[serde(transparent, bound = "")]
+pub struct Array<T: Element> {
+    /// Of one dimension.
+    tensor: Tensor<T>,
+}
+
+impl<T: Element> Array<T> {
+    /// An array of so many zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no memory for it.
+    pub fn zeros(len: usize) -> Result<Self, MemoryError> {
+        Ok(Self { tensor: Tensor::zeros(&[len])? })
+    }
+
+    /// An array with a copy of `elements`.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn from_slice(elements: &[T]) -> Result<Self, MemoryError> {
+        Ok(Self { tensor: Tensor::from_slice(elements, &[elements.len()])? })
+    }
+
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tensor.len()
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tensor.is_empty()
+    }
+
+    /// An element.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`] when there is no such element.
+    #[inline]
+    pub fn get(&self, place: usize) -> Result<T, MemoryError> {
+        self.tensor.get(place)
+    }
+
+    /// Sets an element.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`MemoryError::ReadOnly`] when its memory has been frozen.
+    #[inline]
+    pub fn set(&self, place: usize, value: T) -> Result<(), MemoryError> {
+        self.tensor.set(place, value)
+    }
+
+    /// A copy of all elements.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<T> {
+        self.tensor.to_vec()
+    }
+
+    /// Copies `elements` over all elements.
+    ///
+    /// # Errors
+    /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::ReadOnly`].
+    pub fn write(&self, elements: &[T]) -> Result<(), MemoryError> {
+        self.tensor.write_from(elements)
+    }
+
+    /// The same memory as a tensor of one dimension.
+    #[must_use]
+    pub fn as_tensor(&self) -> &Tensor<T> {
+        &self.tensor
+    }
+}
+
+impl<T: Number> Array<T> {
+    /// Adds to an element, so that no addition of another process is lost; returns what was there. Integers wrap around.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    #[inline]
+    pub fn fetch_add(&self, place: usize, value: T) -> Result<T, MemoryError> {
+        self.tensor.fetch_add(place, value)
+    }
+}
+
+impl<T: Element> fmt::Debug for Array<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Array").field(&self.tensor).finish()
+    }
+}
+
+impl<'de, T: Element> Deserialize<'de> for Array<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tensor = Tensor::<T>::deserialize(deserializer)?;
+        if tensor.shape().len() != 1 {
+            return Err(passing::refuse(format!("{tensor:?} arrived where an array was expected")));
+        }
+        Ok(Self { tensor })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_is_changed_in_one_step() {
+        let value = Value::new(1_i16).unwrap();
+        assert_eq!((value.fetch_add(-3), value.swap(7)), (1, -2));
+        assert_eq!((value.compare_exchange(6, 8), value.compare_exchange(7, 8)), (Err(7), Ok(7)));
+        assert_eq!(value.fetch_update(|seen| (seen < 8).then_some(0)), Err(8));
+        let other = value.clone();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| _ = value.fetch_update(|seen| Some(seen + 1))));
+            }
+        });
+        assert_eq!(other.get(), 2008);
+        let flag = Value::new(false).unwrap();
+        assert_eq!((flag.compare_exchange(true, false), flag.swap(true)), (Err(false), false));
+        assert_eq!((flag.compare_exchange(true, false), flag.get()), (Ok(true), false));
+        let float = Value::new(-0.0_f64).unwrap();
+        assert!(float.compare_exchange(0.0, 1.0).is_err() && float.compare_exchange(-0.0, 1.0).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused() {
+        let pass = |tensor: &Tensor<u8>| {
+            let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(tensor).unwrap());
+            let receive = || postcard::from_bytes::<(Value<u8>,)>(&bytes).is_ok();
+            let value = passing::provide(passing::arrive(&parcel), receive).0;
+            let receive = || postcard::from_bytes::<(Array<u8>,)>(&bytes).is_ok();
+            (value, passing::provide(passing::arrive(&parcel), receive).0)
+        };
+        assert_eq!(pass(&Tensor::zeros(&[1]).unwrap()), (true, true));
+        assert_eq!(pass(&Tensor::zeros(&[2]).unwrap()), (false, true));
+        assert_eq!(pass(&Tensor::zeros(&[1, 1]).unwrap()), (true, false));
+        let frozen = Tensor::<u8>::zeros(&[1]).unwrap().freeze().unwrap();
+        assert_eq!(pass(&frozen.to_tensor()), (false, true));
+    }
+
+    #[test]
+    fn array_has_a_fixed_length() {
+        let array = Array::from_slice(&[1.5_f32, 2.5]).unwrap();
+        assert_eq!(array.fetch_add(1, 1.0).unwrap(), 2.5);
+        assert!(array.get(2).is_err() && array.set(2, 0.0).is_err() && array.write(&[1.0]).is_err());
+        array.as_tensor().set(0, 0.0).unwrap();
+        assert_eq!((array.to_vec(), array.len(), array.is_empty()), (vec![0.0, 3.5], 2, false));
+        array.write(&[1.0, 2.0]).unwrap();
+        assert_eq!(array.to_vec(), [1.0, 2.0]);
+    }
+}

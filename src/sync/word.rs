@@ -1,0 +1,248 @@
+//! The algorithm of a word that a thread can own, apart from the memory that it lies in and the kernel that it sleeps in, so
+//! that loom can try it out.
+
+use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
+
+use crossbeam::utils::Backoff;
+
+use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
+
+/// An atomic word.
+pub(crate) trait Word {
+    fn load(&self, ordering: Ordering) -> u32;
+    fn swap(&self, new: u32, ordering: Ordering) -> u32;
+    /// With failure ordering Relaxed.
+    fn replace(&self, old: u32, new: u32, ordering: Ordering) -> Result<u32, u32>;
+    /// Wraps around; returns what there was.
+    fn add(&self, by: u32, ordering: Ordering) -> u32;
+    /// A full barrier, after an operation that has read, changed and written an atomic.
+    fn barrier_after_change();
+}
+
+/// How to sleep until a word changes, and to wake who does.
+pub(crate) trait Park<W> {
+    /// Why the wait is over without what was waited for.
+    type Stop;
+    /// Sleeps while the word is as expected. It may wake for nothing.
+    fn wait(&self, word: &W, expected: u32) -> Result<(), Self::Stop>;
+    /// Wakes at most so many who sleep; says how many.
+    fn wake(&self, word: &W, count: i32) -> usize;
+    /// Whether to try for a while before the first sleep.
+    fn spins(&self) -> bool;
+    /// What time it is, in nanoseconds.
+    fn nanos(&self) -> u64;
+}
+
+/// How a word was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// From nobody.
+    Free,
+    /// From one that had died.
+    FromDead,
+}
+
+/// Takes the word if it is nobody's. `keep`: WAITERS, if others may sleep; 0 if what the word says of them is right.
+fn try_take<W: Word>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
+    let mut seen = word.load(Relaxed);
+    loop {
+        if seen & OWNER != 0 {
+            return Err(seen);
+        }
+        match word.replace(seen, tid | (seen & WAITERS) | keep, Acquire) {
+            Ok(_) if seen & OWNER_DIED != 0 => return Ok(Taken::FromDead),
+            Ok(_) => return Ok(Taken::Free),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// Takes the word for thread `tid`, for which it waits.
+pub(crate) fn take<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Stop> {
+    if let Ok(taken) = try_take(word, tid, 0) {
+        return Ok(taken);
+    }
+    let backoff = Backoff::new();
+    while park.spins() && !backoff.is_completed() {
+        backoff.snooze();
+        if let Ok(taken) = try_take(word, tid, 0) {
+            return Ok(taken);
+        }
+    }
+    take_sleeping(word, tid, park)
+}
+
+#[cold]
+fn take_sleeping<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Stop> {
+    // Once it has slept it does not know whether others still do.
+    let mut others = 0;
+    loop {
+        let seen = match try_take(word, tid, others) {
+            Ok(taken) => return Ok(taken),
+            Err(seen) => seen,
+        };
+        let asleep = seen | WAITERS;
+        if seen != asleep && word.replace(seen, asleep, Relaxed).is_err() {
+            continue;
+        }
+        if let Err(stop) = park.wait(word, asleep) {
+            // It may have been woken to take it, in the same moment: then another has to be.
+            if word.load(Relaxed) & OWNER == 0 {
+                park.wake(word, 1);
+            }
+            return Err(stop);
+        }
+        others = WAITERS;
+    }
+}
+
+/// Gives the word up, and wakes one of those who sleep.
+///
+/// It goes on saying that some sleep until nobody is found who does: this thread may be killed before it has woken one, or that
+/// one as it wakes, and then a third that was faster to take the word has to wake another when it frees it.
+pub(crate) fn free<W: Word, P: Park<W>>(word: &W, park: &P) {
+    let freed = let_go(word);
+    if freed & WAITERS != 0 && park.wake(word, 1) == 0 {
+        // Unless somebody has taken it meanwhile.
+        let _ = word.replace(freed, 0, Relaxed);
+    }
+}
+
+/// Takes the owner out; returns what is left.
+fn let_go<W: Word>(word: &W) -> u32 {
+    let mut seen = word.load(Relaxed);
+    loop {
+        let freed = seen & WAITERS;
+        match word.replace(seen, freed, Release) {
+            Ok(_) => return freed,
+            Err(now) => seen = now,
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use std::sync::Arc;
+
+    use loom::sync::atomic::{AtomicU32, AtomicUsize};
+    use loom::thread;
+
+    use super::super::model::{Futex, check};
+    use super::*;
+
+    /// What the kernel does with a word of a thread that has ended (handle_futex_death).
+    fn die(word: &AtomicU32, tid: u32, park: &Futex) {
+        loop {
+            let seen = word.load(Ordering::SeqCst);
+            if seen & OWNER != tid {
+                // Somebody was woken to take it, and died instead.
+                if seen & OWNER == 0 {
+                    park.wake(word, 1);
+                }
+                return;
+            }
+            let dead = (seen & WAITERS) | OWNER_DIED;
+            if word.replace(seen, dead, Ordering::SeqCst).is_ok() {
+                if seen & WAITERS != 0 {
+                    park.wake(word, 1);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Two threads take a word that a third holds when the model begins, which then ends in some way.
+    fn race(end: fn(&AtomicU32, &Futex), expected_dead: usize) {
+        check(move || {
+            let word = Arc::new(AtomicU32::new(1));
+            let inside = Arc::new(AtomicUsize::new(0));
+            let dead = Arc::new(AtomicUsize::new(0));
+            let park = Futex::new();
+            let takers: Vec<_> = (2..4)
+                .map(|tid| {
+                    let (word, inside, dead) = (word.clone(), inside.clone(), dead.clone());
+                    let park = park.clone();
+                    thread::spawn(move || {
+                        if take(&*word, tid, &park).unwrap() == Taken::FromDead {
+                            dead.fetch_add(1, Relaxed);
+                        }
+                        assert_eq!(inside.fetch_add(1, Relaxed), 0, "two are inside");
+                        inside.fetch_sub(1, Relaxed);
+                        free(&*word, &park);
+                    })
+                })
+                .collect();
+            end(&word, &park);
+            takers.into_iter().for_each(|taker| taker.join().unwrap());
+            assert_eq!(dead.load(Relaxed), expected_dead);
+        });
+    }
+
+    #[test]
+    fn loom_word_is_one_threads_at_a_time_and_nobody_sleeps_for_ever() {
+        race(|word, park| free(word, park), 0);
+    }
+
+    #[test]
+    fn loom_death_of_the_holder_is_told_to_exactly_one() {
+        race(|word, park| die(word, 1, park), 1);
+    }
+
+    #[test]
+    fn loom_holder_that_dies_between_freeing_and_waking_leaves_nobody_asleep() {
+        race(
+            |word, park| {
+                // As far as `free` came.
+                let_go(word);
+                die(word, 1, park);
+            },
+            0,
+        );
+    }
+
+    #[test]
+    fn loom_waiter_that_dies_as_it_is_woken_leaves_nobody_asleep_though_a_third_is_faster() {
+        check(|| {
+            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::new());
+            // The one that is impatient does what the kernel does for one that is killed.
+            let takers = [(2, park.clone()), (3, park.impatient())].map(|(tid, park)| {
+                let word = word.clone();
+                thread::spawn(move || {
+                    if take_sleeping(&*word, tid, &park).is_ok() {
+                        free(&*word, &park);
+                    }
+                })
+            });
+            free(&*word, &park);
+            if try_take(&*word, 4, 0).is_ok() {
+                free(&*word, &park);
+            }
+            takers.into_iter().for_each(|taker| taker.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
+        check(|| {
+            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::new());
+            let patient = {
+                let (word, park) = (word.clone(), park.clone());
+                thread::spawn(move || {
+                    take(&*word, 2, &park).unwrap();
+                    free(&*word, &park);
+                })
+            };
+            let impatient = {
+                let (word, park) = (word.clone(), park.impatient());
+                thread::spawn(move || {
+                    if take(&*word, 3, &park).is_ok() {
+                        free(&*word, &park);
+                    }
+                })
+            };
+            free(&*word, &park);
+            patient.join().unwrap();
+            impatient.join().unwrap();
+        });
+    }
+}

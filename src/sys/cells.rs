@@ -1,0 +1,36 @@
+//! Records of atomics, as which shared memory can be looked at.
+
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// What is made of atomics only, so that any bytes are a value of it and several processes may have references to it.
+///
+/// # Safety
+/// Only atomics without padding that means something, laid out as in C.
+pub(crate) unsafe trait Cells {}
+
+// SAFETY: an atomic.
+unsafe impl Cells for AtomicU32 {}
+// SAFETY: an atomic.
+unsafe impl Cells for AtomicU64 {}
+// SAFETY: one after the other, as in C.
+unsafe impl<T: Cells, const N: usize> Cells for [T; N] {}
+
+/// Defines a record of cells, which begins at a cache line of its own.
+macro_rules! cells {
+    ($(#[$about:meta])* $visible:vis struct $name:ident { $($(#[$what:meta])* $see:vis $field:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Debug)]
+        #[repr(C, align(64))]
+        $visible struct $name { $($(#[$what])* $see $field: $type,)* }
+
+        #[expect(unsafe_code, reason = "every field is asked whether it is made of atomics")]
+        const _: () = {
+            const fn is_made_of_atomics<T: $crate::sys::cells::Cells>() {}
+            $(is_made_of_atomics::<$type>();)*
+            // SAFETY: laid out as in C, of fields that are all made of atomics, as was just asked.
+            unsafe impl $crate::sys::cells::Cells for $name {}
+        };
+    };
+}
+
+pub(crate) use cells;
