@@ -22,6 +22,8 @@ mod memory;
 mod python;
 mod raw;
 mod running;
+#[path = "../figures/script.rs"]
+mod script;
 mod starting;
 mod ways;
 
