@@ -21,7 +21,7 @@ use crate::shm::shared::{self, Shared, Stamp};
 use crate::sync::gate::{Found, Inside};
 use crate::sync::nap::Nap;
 use crate::sync::patience::{Patience, Stop};
-use crate::sync::word::{Park, Word};
+use crate::sync::word::Word;
 use crate::sys::cells::cells;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
@@ -300,7 +300,7 @@ impl Core {
     /// It was closed, but who was inside to put something may not have finished.
     fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
         let cells = self.cells();
-        let patience = if patience.spins() { *patience } else { Patience::of(IN_THE_MIDDLE) };
+        let patience = if patience.waits() { *patience } else { Patience::of(IN_THE_MIDDLE) };
         drop(self.enter(&cells.put, &cells.no_room, &patience, || false).map_err(QueueError::not_got)?);
         let tail = Position::from_word(cells.put.at.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }

@@ -46,6 +46,11 @@ impl Patience {
         Self::Until { timeout, end: Moment::now().checked_add(timeout) }
     }
 
+    /// Whether one waits at all.
+    pub(crate) fn waits(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     pub(crate) fn end(&self) -> Option<Moment> {
         match *self {
             Self::None | Self::Endless => None,
@@ -181,7 +186,7 @@ impl Park<AtomicU32> for Patience {
     }
 
     fn spins(&self) -> bool {
-        !matches!(self, Self::None)
+        self.waits()
     }
 
     fn nanos(&self) -> u64 {

@@ -22,6 +22,7 @@ pub(crate) mod memory;
 pub(crate) mod prctl;
 pub(crate) mod process;
 pub(crate) mod robust;
+mod roll;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
