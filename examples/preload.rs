@@ -60,6 +60,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Writes a file of weights, loads it, and removes it, also after an error.
 fn load() -> anyhow::Result<Vec<FrozenTensor<f32>>> {
+    // The file has a name as long as it is written and read: SIGKILL in these moments leaves it behind.
     let dir = tempfile::Builder::new().prefix("phalanx-preload-").tempdir()?;
     let path = dir.path().join("model.safetensors");
     write(&path)?;
