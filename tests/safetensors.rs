@@ -3,6 +3,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use common::{descriptors, watched};
@@ -300,6 +302,66 @@ fn what_cannot_be_saved_leaves_the_old_file() {
         let error = save(dir.path().join("no/such/directory"), [("a", &one)]).unwrap_err().to_string();
         assert!(error.starts_with("saving /") && error.contains("No such file"), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    });
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn saved_file_has_the_mode_of_the_one_before_and_a_new_one_that_of_any_new_file() {
+    watched(|| {
+        let (dir, path) = place();
+        let one = tensor(&[1_u8], &[1]);
+        save(&path, [("a", &one)]).unwrap();
+        let plain = dir.path().join("plain");
+        std::fs::write(&plain, "").unwrap();
+        assert_eq!(mode(&path), mode(&plain));
+        for kept in [0o640, 0o604, 0o600] {
+            std::fs::set_permissions(&path, Permissions::from_mode(kept)).unwrap();
+            save(&path, [("a", &one)]).unwrap();
+            assert_eq!(mode(&path), kept);
+        }
+    });
+}
+
+#[test]
+fn symbolic_link_stays_one_and_what_it_leads_to_is_replaced() {
+    watched(|| {
+        let (dir, _) = place();
+        let in_dir = |name: &str| dir.path().join(name);
+        let one = tensor(&[1_u8], &[1]);
+        // Of a file that is there, of one that is not yet, and of a link.
+        std::fs::create_dir(in_dir("runs")).unwrap();
+        save(in_dir("runs/old"), [("old", &one)]).unwrap();
+        symlink("runs/old", in_dir("latest")).unwrap();
+        symlink("runs/new", in_dir("next")).unwrap();
+        symlink("latest", in_dir("link")).unwrap();
+        for (link, end, name) in
+            [("latest", "runs/old", "a"), ("next", "runs/new", "b"), ("link", "runs/old", "c")]
+        {
+            save(in_dir(link), [(name, &one)]).unwrap();
+            assert!(in_dir(link).is_symlink() && !in_dir(end).is_symlink(), "{link}");
+            assert!(load(in_dir(end)).unwrap().contains_key(name), "{link}");
+        }
+        assert_eq!(std::fs::read_dir(in_dir("runs")).unwrap().count(), 2);
+    });
+}
+
+#[test]
+fn pipe_is_written_to() {
+    watched(|| {
+        let (_dir, path) = place();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let reading = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::read(path).unwrap()
+        });
+        save(&path, [("a", &tensor(&[7_u8], &[1]))]).unwrap();
+        let bytes = reading.join().unwrap();
+        assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("a").unwrap().data(), [7]);
+        assert!(std::fs::metadata(&path).unwrap().file_type().is_fifo());
     });
 }
 

@@ -21,6 +21,8 @@ pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod prctl;
 pub(crate) mod process;
+#[cfg(feature = "safetensors")]
+pub(crate) mod replace;
 pub(crate) mod robust;
 mod roll;
 pub(crate) mod signal;

@@ -17,25 +17,27 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use ::safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
+use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::super::arena::ALIGN;
 use super::super::dtype::DType;
 use super::super::dyn_tensor::DynTensor;
 use super::super::storage::Storage;
 use crate::error::MemoryError;
+use crate::sys::replace;
 
 /// Bytes of the header's length, which comes first.
 const PREFIX: u64 = 8;
 /// What the format allows for the header.
 const MAX_HEADER: u64 = 100_000_000;
+/// Bytes that are written at a time.
+const BUFFER: usize = 1 << 20;
 /// The header's entry that is no tensor.
 const RESERVED: &str = "__metadata__";
 
@@ -91,27 +93,69 @@ pub fn load_frozen(path: impl AsRef<Path>) -> Result<BTreeMap<String, DynTensor>
 
 /// Saves tensors, each under its name, in row-major order.
 ///
-/// The file takes the place of one that is there once it is complete: until then it is a temporary file in the same
-/// directory, which like the file itself only its owner may read. The elements of one tensor at a time are in memory
-/// twice. What another process writes meanwhile is saved or not.
+/// The file takes the place of one that is there when it is complete, and has its mode; a new one has what the umask leaves of
+/// 0666. Where `path` is a symbolic link, the file that it leads to is replaced. What is no regular file, such as a pipe, is
+/// written to. The elements of one tensor at a time are in memory twice. What another process writes meanwhile is saved or not.
+/// The file is not synced to its disk.
 ///
 /// # Errors
-/// [`MemoryError::File`] when it cannot be written, or two tensors have the same name.
+/// [`MemoryError::File`] when it cannot be written, or two tensors have the same name. The file that was there is as it was.
 pub fn save<'a, N: AsRef<str>>(
     path: impl AsRef<Path>,
     tensors: impl IntoIterator<Item = (N, &'a DynTensor)>,
 ) -> Result<(), MemoryError> {
     let (path, mut by_name) = (path.as_ref(), BTreeMap::new());
+    let failed = |reason: String| failed("saving", path, reason);
     for (name, tensor) in tensors {
         let name = name.as_ref();
         if name == RESERVED {
-            return Err(failed("saving", path, format!("no tensor can be called {name:?}")));
+            return Err(failed(format!("no tensor can be called {name:?}")));
         }
-        if by_name.insert(name.to_owned(), Saved(tensor)).is_some() {
-            return Err(failed("saving", path, format!("two tensors are called {name:?}")));
+        if by_name.insert(name.to_owned(), tensor).is_some() {
+            return Err(failed(format!("two tensors are called {name:?}")));
         }
     }
-    ::safetensors::serialize_to_file(by_name, None, path).map_err(|error| failed("saving", path, error))
+    let mut ordered: Vec<_> = by_name.into_iter().collect();
+    // By size of their elements, the largest first, so that each is aligned: the order of the format's own crate.
+    ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(to_file(tensor.dtype())));
+    let header = header_of(&ordered).map_err(failed)?;
+    let written = replace::write(path, |file| {
+        let mut file = BufWriter::with_capacity(BUFFER, file);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        ordered.iter().try_for_each(|(_, tensor)| file.write_all(&bytes_of(tensor)))?;
+        file.flush()
+    });
+    written.map_err(|error| failed(error.to_string()))
+}
+
+/// The header of a file in which the tensors lie in that order.
+fn header_of(tensors: &[(String, &DynTensor)]) -> Result<Vec<u8>, String> {
+    let mut at = 0_usize;
+    let info = |(name, tensor): &(String, &DynTensor)| {
+        let from = at;
+        at = at.saturating_add(tensor.len() * tensor.dtype().size());
+        let (dtype, shape) = (to_file(tensor.dtype()), tensor.shape().to_vec());
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (from, at) })
+    };
+    let infos = tensors.iter().map(info).collect();
+    let metadata = Metadata::new(None, infos).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    header.resize(header.len().next_multiple_of(PREFIX as usize), b' ');
+    if header.len() as u64 > MAX_HEADER {
+        return Err(format!("its header would have {} bytes, more than {MAX_HEADER}", header.len()));
+    }
+    Ok(header)
+}
+
+/// A tensor's elements as they are in a file.
+fn bytes_of(tensor: &DynTensor) -> Vec<u8> {
+    let mut bytes = tensor.to_bytes();
+    if tensor.dtype() == DType::Bool {
+        // Here any byte but zero is true; readers of the file know only 1.
+        bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+    }
+    bytes
 }
 
 fn failed(doing: &'static str, path: &Path, reason: impl ToString) -> MemoryError {
@@ -213,32 +257,6 @@ fn read_header(file: &File) -> Result<(Metadata, u64), String> {
         return Err(format!("the header describes {described} bytes of data, but there are {there}"));
     }
     Ok((metadata, PREFIX + len))
-}
-
-/// A tensor on its way into a file.
-struct Saved<'a>(&'a DynTensor);
-
-impl View for Saved<'_> {
-    fn dtype(&self) -> Dtype {
-        to_file(self.0.dtype())
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.0.shape()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = self.0.to_bytes();
-        if self.0.dtype() == DType::Bool {
-            // Here any byte but zero is true; readers of the file know only 1.
-            bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
-        }
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.len() * self.0.dtype().size()
-    }
 }
 
 fn to_file(dtype: DType) -> Dtype {
