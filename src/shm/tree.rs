@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::strategy::get_sharing_directory;
 use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
-use crate::sys::{limits, process};
+use crate::sys::{fd, limits, process};
 
 /// What the directories of all trees begin with.
 const PREFIX: &str = "phalanx-";
@@ -58,7 +58,7 @@ static PLACE: Mutex<Option<Arc<Place>>> = Mutex::new(None);
 /// This process's place, if it has one.
 pub(crate) fn place_in_use() -> Option<Arc<Place>> {
     let place = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-    place.as_ref().filter(|place| place.is_own()).cloned()
+    place.as_ref().filter(|place| place.is_usable()).cloned()
 }
 
 /// The directory in which this process has named memory.
@@ -66,10 +66,11 @@ pub(super) fn base_in_use() -> Option<PathBuf> {
     Some(place_in_use()?.base.clone())
 }
 
-/// This process's place. The first call begins a tree, unless the launcher gave us a place in its own.
+/// This process's place. The first call begins a tree, unless the launcher gave us a place in its own; so does one after
+/// somebody has removed our directory.
 pub(crate) fn place() -> Result<Arc<Place>, MemoryError> {
     let mut known = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(place) = known.as_ref().filter(|place| place.is_own()) {
+    if let Some(place) = known.as_ref().filter(|place| place.is_usable()) {
         return Ok(place.clone());
     }
     let base = get_sharing_directory();
@@ -99,10 +100,13 @@ pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Res
     Ok(())
 }
 
-/// The place before it was another process's, of which this one is a fork. Its descriptor may have been closed, and its
-/// number be another's by now: it is never dropped.
+/// A place of the process of which this one is a fork is never dropped: its descriptor may have been closed, and the number be
+/// another's by now.
 fn replace(known: &mut Option<Arc<Place>>, place: Arc<Place>) {
-    std::mem::forget(known.replace(place));
+    match known.replace(place) {
+        Some(before) if !before.is_own() => std::mem::forget(before),
+        before => drop(before),
+    }
 }
 
 fn nest_of(launchers: &str, number: u64) -> String {
@@ -116,14 +120,9 @@ impl Place {
         sweep(&dir);
         loop {
             let name = format!("{PREFIX}{}", dir::unguessable()?);
-            dir.make_dir(&name)?;
-            // Somebody else's sweep may come between each of these lines. It can only remove what is not locked.
-            let Some(tree) = if_there(dir.open_dir(&name))? else { continue };
-            tree.lock_shared()?;
-            match if_there(dir.open_dir(&name))? {
-                Some(named) if named.is_same(&tree)? => {}
-                _ => continue,
-            }
+            let made = make_locked(&dir, &name);
+            // One that cannot be used must not stay: maybe nobody else can remove it.
+            let Some(tree) = made.inspect_err(|_| drop(dir.remove_dir(&name)))? else { continue };
             process::at_exit(leave)?;
             return Ok(Self {
                 tree,
@@ -138,6 +137,26 @@ impl Place {
 
     fn is_own(&self) -> bool {
         self.owner == std::process::id()
+    }
+
+    /// Whether it is this process's, and nobody has removed its directory.
+    fn is_usable(&self) -> bool {
+        let own = if self.own.is_empty() { "." } else { &self.own };
+        self.is_own() && !self.tree.is_removed(own)
+    }
+
+    /// Tells of a directory that was removed, which the system calls a file that does not exist.
+    fn explain(&self, error: io::Error) -> io::Error {
+        if error.kind() != io::ErrorKind::NotFound || self.is_usable() {
+            return error;
+        }
+        let path = fd::target(self.tree.as_fd()).unwrap_or_else(|| self.base.clone());
+        let text = format!(
+            "the directory of this process's named memory, {}, was removed by another program while it was in use (systemd-logind \
+             does so when its user logs out, unless RemoveIPC=no is set): what was in it cannot be sent any more",
+            path.display()
+        );
+        io::Error::new(io::ErrorKind::NotFound, text)
     }
 
     fn next(&self) -> u64 {
@@ -167,7 +186,7 @@ impl Place {
     /// A new file of no bytes.
     pub(super) fn new_file(self: &Arc<Self>) -> io::Result<(FileName, OwnedFd)> {
         let path = self.new_path();
-        let fd = self.tree.make_file(&path)?;
+        let fd = self.tree.make_file(&path).map_err(|error| self.explain(error))?;
         Ok((FileName { place: self.clone(), path }, fd))
     }
 
@@ -186,7 +205,7 @@ impl Place {
     pub(crate) fn nest(self: &Arc<Self>) -> io::Result<Nest> {
         let number = self.next();
         let path = nest_of(&self.own, number);
-        self.tree.make_dir(path.trim_end_matches('/'))?;
+        self.tree.make_dir(path.trim_end_matches('/')).map_err(|error| self.explain(error))?;
         Ok(Nest { place: self.clone(), path, number })
     }
 
@@ -196,7 +215,7 @@ impl Place {
             return Ok(None);
         }
         let out = format!("{}{OUT}", self.own);
-        self.tree.make_dir(&out)?;
+        self.tree.make_dir(&out).map_err(|error| self.explain(error))?;
         Ok(Some(out))
     }
 
@@ -214,6 +233,18 @@ impl AsFd for Place {
     /// The tree's directory, which a worker inherits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tree.as_fd()
+    }
+}
+
+/// Makes a tree's directory and locks it; `None` when another process's sweep has removed it meanwhile.
+fn make_locked(base: &Dir, name: &str) -> io::Result<Option<Dir>> {
+    base.make_dir(name)?;
+    // A sweep may come between each of these lines. It removes only what is not locked.
+    let Some(tree) = if_there(base.open_dir(name))? else { return Ok(None) };
+    tree.lock_shared()?;
+    match if_there(base.open_dir(name))? {
+        Some(named) if named.is_same(&tree)? => Ok(Some(tree)),
+        _ => Ok(None),
     }
 }
 
@@ -261,12 +292,12 @@ pub(super) struct FileName {
 
 impl FileName {
     pub(super) fn open(&self) -> io::Result<OwnedFd> {
-        self.place.tree.open_file(&self.path)
+        self.place.tree.open_file(&self.path).map_err(|error| self.place.explain(error))
     }
 
     /// Gives the file another name in the same tree.
     pub(super) fn link(&self, path: &str) -> io::Result<()> {
-        self.place.tree.link(&self.path, path)
+        self.place.tree.link(&self.path, path).map_err(|error| self.place.explain(error))
     }
 
     pub(super) fn place(&self) -> &Place {

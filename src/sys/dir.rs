@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
@@ -43,12 +43,26 @@ impl Dir {
 
     /// Makes a directory that only its owner may enter; one that is there is an error.
     pub(crate) fn make_dir(&self, path: &str) -> io::Result<()> {
-        Ok(mkdirat(&self.0, path, PRIVATE_DIR)?)
+        mkdirat(&self.0, path, PRIVATE_DIR)?;
+        // The umask may have taken away what the owner needs.
+        Ok(fchmodat(&self.0, path, PRIVATE_DIR, FchmodatFlags::FollowSymlink)?)
     }
 
     /// Makes a file that only its owner may use; one that is there is an error.
     pub(crate) fn make_file(&self, path: &str) -> io::Result<OwnedFd> {
-        self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+        let file = self.open_with(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        // Likewise: it is opened again by its name.
+        fchmod(&file, PRIVATE_FILE)?;
+        Ok(file)
+    }
+
+    /// Whether a directory below this one, or this one itself (`.`), was removed.
+    pub(crate) fn is_removed(&self, path: &str) -> bool {
+        match fstatat(&self.0, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            // A directory that is open still has a stat, but no link any more.
+            Ok(stat) => stat.st_nlink == 0,
+            Err(error) => error == Errno::ENOENT,
+        }
     }
 
     /// Opens a file for reading and writing.

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::entry::Entry;
 use super::{crash, entry, hooks, report};
 use crate::shm::passing::Arrivals;
 use crate::shm::segment;
-use crate::shm::tree::{self, Place};
+use crate::shm::tree;
 use crate::sys::clock::Moment;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::global::Global;
@@ -130,15 +129,15 @@ struct Desk {
     open: OpenJob,
     arrivals: Arrivals,
     outbox: Socket,
-    /// In the launcher's tree of named memory.
-    place: Option<Arc<Place>>,
 }
 
 impl Desk {
     /// Calls the function and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, entry: &Entry) -> anyhow::Result<Vec<u8>> {
         let result = entry.call(rank, self.open.arguments(), self.arrivals)?;
-        returns::send(rank, result, &self.outbox, self.place.as_deref()).map_err(anyhow::Error::msg)
+        // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
+        let place = tree::place_in_use();
+        returns::send(rank, result, &self.outbox, place.as_deref()).map_err(anyhow::Error::msg)
     }
 }
 
@@ -210,7 +209,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     }
     let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
     let arrivals = open.arrivals(place.as_deref(), adopt)?;
-    Ok(Desk { open, arrivals, outbox, place })
+    Ok(Desk { open, arrivals, outbox })
 }
 
 fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
