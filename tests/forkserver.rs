@@ -1,6 +1,8 @@
 //! The fork server. Each test has a launcher in a process of its own, since a server stays as long as its launcher.
 
 mod common;
+#[path = "common/seccomp.rs"]
+mod seccomp;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -117,6 +119,39 @@ fn worker_looks_as_if_its_launcher_had_started_it() {
             assert_eq!((seen.1.as_deref(), seen.2, seen.3.to_str()), (Some("yes"), None, Some("/")));
             assert_eq!((seen.4, seen.5, seen.6), (0o600, format!("looker:{rank}"), (500, 1000)));
         }
+        Ok(())
+    });
+}
+
+/// What /proc tells of this process in one line.
+fn status_of_this_process(name: &str) -> anyhow::Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.unwrap_or_default().trim().to_owned())
+}
+
+#[test]
+fn processors_are_the_callers_where_the_kernels_mask_is_longer_than_1024_bits() {
+    launched(|_, ()| {
+        // As with 2,048 processors, to whose kernel 128 bytes are too few.
+        seccomp::refuse_where(libc::SYS_sched_getaffinity, seccomp::Where::Is(1, 128), libc::EINVAL);
+        start(|_, ()| Ok(()), 1).join()?;
+        let allowed = status_of_this_process("Cpus_allowed_list")?;
+        let first = allowed.split([',', '-']).next().unwrap();
+        let mut only = nix::sched::CpuSet::new();
+        only.set(first.parse()?)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only)?;
+        let look = |_, ()| status_of_this_process("Cpus_allowed_list");
+        assert_eq!(start(look, 2).join()?, [first, first]);
+        Ok(())
+    });
+}
+
+#[test]
+fn processors_that_cannot_be_asked_for_are_no_error() {
+    launched(|_, ()| {
+        seccomp::refuse(libc::SYS_sched_getaffinity, libc::EINVAL);
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
         Ok(())
     });
 }

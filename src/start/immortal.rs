@@ -10,7 +10,7 @@ use std::thread;
 use crossbeam::channel::{self, Sender};
 
 use crate::error::Error;
-use crate::sys::process::Affinity;
+use crate::sys::affinity::Affinity;
 use crate::sys::signal;
 
 type Task = Box<dyn FnOnce() + Send>;

@@ -108,7 +108,8 @@ impl Server {
         fd::settle_stdio()?;
         // All that there may be: what finds no room is lost on its way. Workers get the launcher's limit back.
         limits::make_room_for_descriptors(usize::MAX);
-        prctl::set_name("fork-server")?;
+        // For who looks at it; nothing depends on it.
+        let _ = prctl::set_name("fork-server");
         let (epoll, ends) = (Epoll::new()?, prepare()?);
         epoll.add(requests.as_fd(), REQUESTS)?;
         epoll.add(guards.as_fd(), GUARDS)?;

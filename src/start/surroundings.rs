@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::sys::process::{self, Affinity};
-use crate::sys::{dir, env, fd, limits};
+use crate::sys::affinity::Affinity;
+use crate::sys::{dir, env, fd, limits, process};
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::service::Surroundings;
 
@@ -25,7 +25,7 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> io::Result<Surroundings
     Ok(Surroundings {
         environment: environment(changes).map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
         umask: process::umask()?,
-        affinity: Affinity::of_caller()?,
+        affinity: Affinity::of_caller().ok(),
         descriptor_limit: limits::descriptors()?,
     })
 }
@@ -44,7 +44,7 @@ pub(super) fn take_on(
         fd::put_at(stream, number)?;
     }
     // It was the launcher's a moment ago; if the system has taken it away since, the server's is as good.
-    let _ = affinity.take_on();
+    let _ = affinity.as_ref().map(Affinity::take_on);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "this room is the address of unsafe system calls")]
 
+pub(crate) mod affinity;
 pub(crate) mod cells;
 pub(crate) mod clock;
 pub(crate) mod copy;

@@ -5,12 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use std::{fmt, io, mem, ptr};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::Pid;
-
-use serde::{Deserialize, Serialize};
 
 use super::clock::Moment;
 use super::fd::above_stdio;
@@ -278,25 +275,6 @@ pub(crate) fn parent_id() -> u32 {
 /// The most memory this process has had resident, in KiB, as a child's count begins with it (getrusage(2)).
 pub(crate) fn max_rss_kib() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss().unsigned_abs())
-}
-
-/// The processors that a thread may run on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Affinity(Vec<usize>);
-
-impl Affinity {
-    /// That of the calling thread.
-    pub(crate) fn of_caller() -> io::Result<Self> {
-        let set = sched_getaffinity(Pid::from_raw(0))?;
-        Ok(Self((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect()))
-    }
-
-    /// Gives it to the calling thread.
-    pub(crate) fn take_on(&self) -> io::Result<()> {
-        let mut set = CpuSet::new();
-        self.0.iter().try_for_each(|&cpu| set.set(cpu))?;
-        Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-    }
 }
 
 /// The file mode creation mask, which can only be read by setting it: /proc tells it too.

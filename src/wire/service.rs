@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::names::PROTOCOL;
 use crate::error::Raised;
+use crate::sys::affinity::Affinity;
 use crate::sys::limits::Limit;
-use crate::sys::process::Affinity;
 
 /// The line by which a process knows that it is a fork server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,8 @@ pub(crate) struct Surroundings {
     /// The whole environment, as bytes.
     pub(crate) environment: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) umask: u32,
-    pub(crate) affinity: Affinity,
+    /// `None` where it cannot be read: the server's is as good.
+    pub(crate) affinity: Option<Affinity>,
     pub(crate) descriptor_limit: Limit,
 }
 
