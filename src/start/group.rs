@@ -1,7 +1,9 @@
 //! Start N workers, all or none.
 
+use std::sync::Arc;
+
 use super::plan::{Failure, Group};
-use super::{StartMethod, fork, forkserver, immortal, spawn};
+use super::{StartMethod, fork, forkserver, spawn, starter};
 use crate::error::Error;
 use crate::shm::passing::Loan;
 use crate::supervise::child::Child;
@@ -34,10 +36,18 @@ pub(crate) struct Started {
 /// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
 pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
     match group.method {
-        StartMethod::Spawn if !process::is_main_thread() => immortal::run(move || start_each(group))?,
+        StartMethod::Spawn if !process::is_main_thread() => start_by_thread(group),
         StartMethod::Spawn | StartMethod::Fork => start_each(group),
         StartMethod::ForkServer => start_by_server(group),
     }
+}
+
+/// The caller may end before its workers, whose parent-death signal is bound to the thread that starts them.
+fn start_by_thread(group: Group) -> Result<Started, Error> {
+    let (started, parent) = starter::run(move || start_each(group))?;
+    let (mut started, parent) = (started?, Arc::new(parent));
+    started.children.iter_mut().for_each(|child| child.keep_parent(parent.clone()));
+    Ok(started)
 }
 
 fn start_by_server(mut group: Group) -> Result<Started, Error> {

@@ -5,17 +5,17 @@
 //! - `forkserver`: ask the fork server for workers
 //! - `server`: the fork server process itself
 //! - `surroundings`: what the fork server's workers have from their launcher
-//! - `immortal`: the thread from which workers are started when the caller may end before them
+//! - `starter`: the thread that starts the workers of a caller which may end before them
 //! - `plan`: N workers to be started, and why one was not
 //! - `group`: start N of them, all or none
 
 mod fork;
 pub(crate) mod forkserver;
 mod group;
-mod immortal;
 mod plan;
 pub(crate) mod server;
 mod spawn;
+mod starter;
 mod surroundings;
 
 use serde::{Deserialize, Serialize};

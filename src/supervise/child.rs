@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use crate::sys::clock::Moment;
@@ -27,6 +29,30 @@ pub(crate) struct Child {
     served: Option<Served>,
     /// When it was found ended, but nobody had reaped it yet.
     ended_at: Option<Moment>,
+    /// The thread that started it, if that was made for it: the child's parent-death signal comes when that thread ends.
+    parent: Option<Arc<ParentThread>>,
+}
+
+/// A thread that has started children and lives until this is dropped.
+#[derive(Debug)]
+pub(crate) struct ParentThread {
+    thread: Thread,
+    over: Arc<AtomicBool>,
+}
+
+impl ParentThread {
+    /// The thread parks until `over`.
+    pub(crate) fn new(thread: Thread, over: Arc<AtomicBool>) -> Self {
+        Self { thread, over }
+    }
+}
+
+impl Drop for ParentThread {
+    fn drop(&mut self) {
+        // No lock is taken here: in a fork of this process, which has no such thread, it must do nothing.
+        self.over.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
 }
 
 /// Who reaps a worker of the fork server, and where that is written.
@@ -62,7 +88,7 @@ impl Child {
             }
         })?;
         let (slot, rss_floor_kib) = (Some(slot), process::max_rss_kib());
-        Ok(Self { pid, pidfd, slot, started, rss_floor_kib, served: None, ended_at: None })
+        Ok(Self { pid, pidfd, slot, started, rss_floor_kib, served: None, ended_at: None, parent: None })
     }
 
     /// Takes over a worker that the fork server has forked: with its slot, the moment of its start, and what the server
@@ -74,7 +100,12 @@ impl Child {
         served: Served,
     ) -> Self {
         let (slot, served) = (Some(slot), Some(served));
-        Self { pid, pidfd, slot, started, rss_floor_kib, served, ended_at: None }
+        Self { pid, pidfd, slot, started, rss_floor_kib, served, ended_at: None, parent: None }
+    }
+
+    /// Has the thread that started it live as long as it does.
+    pub(crate) fn keep_parent(&mut self, parent: Arc<ParentThread>) {
+        self.parent = Some(parent);
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -1,0 +1,45 @@
+//! The thread that starts the workers of a caller which may end before them.
+//!
+//! The parent-death signal is bound to the thread that started the child, not to its process (prctl(2)): a worker
+//! started from a thread of a pool would die with that thread. So a thread of its own starts them and lives as long as
+//! they do. It is new for each call: a new thread has what Linux keeps for each thread (nice value, scheduling policy,
+//! timer slack, I/O priority, affinity, memory policy, credentials, no_new_privs, seccomp, namespaces, with
+//! unshare(CLONE_FS) also umask and working directory) from the thread that creates it, as its children have it from it.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use crate::error::Error;
+use crate::supervise::child::ParentThread;
+use crate::sys::signal;
+
+/// Runs `work` in a new thread, which then lives until the returned handle is dropped.
+pub(super) fn run<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, ParentThread), Error> {
+    let (reply, answer) = mpsc::sync_channel(1);
+    let over = Arc::new(AtomicBool::new(false));
+    let live = {
+        let over = over.clone();
+        move || {
+            // Best effort: unblocked, a signal handler of the program might run here, which does no harm to us.
+            let _ = signal::block_all_in_thread();
+            // The receiver waits below; a panic goes there too.
+            let _ = reply.send(panic::catch_unwind(AssertUnwindSafe(work)));
+            while !over.load(Ordering::Acquire) {
+                thread::park();
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("phalanx-start".into()).spawn(live);
+    let thread = thread.map_err(Error::system("create the thread that starts workers"))?;
+    let parent = ParentThread::new(thread.thread().clone(), over);
+    let lost = |_| std::io::Error::other("the thread has ended");
+    match answer.recv().map_err(lost).map_err(Error::system("hear from the starting thread"))? {
+        Ok(result) => Ok((result, parent)),
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
