@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use phalanx::{Options, Status, start_processes_with};
+use phalanx::{Options, start_processes_with};
 
 /// How far each rank counts. The last would take for ever.
 const LIMITS: [u64; 4] = [50_000, 300_000, 4_000_000, u64::MAX];
@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
             joined => break joined,
         }
         let outcomes = context.outcomes()?;
-        let running = outcomes.iter().filter(|outcome| outcome.status() == Status::Running);
+        let running = outcomes.iter().filter(|outcome| outcome.status().is_alive());
         let ranks: Vec<usize> = running.map(|outcome| outcome.rank()).collect();
         println!("{:.2} s: ranks {ranks:?} still run", start.elapsed().as_secs_f64());
         if start.elapsed() >= TIME {

@@ -97,7 +97,7 @@ fn launcher_sleeps_on_when_a_debugger_has_let_go_and_a_poller_is_woken() {
         post(&debugging, 1, 1);
         debugger.join().unwrap();
         // Only ever looks when the descriptor says so.
-        while context.outcomes().unwrap()[0].status() == Status::Running {
+        while context.outcomes().unwrap()[0].status().is_alive() {
             poll(&mut [PollFd::new(context.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
         }
         let before = cpu_time();

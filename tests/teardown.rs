@@ -188,7 +188,7 @@ fn detached_failures_do_not_keep_the_reaper_busy() {
             if rank == 0 { anyhow::bail!("the first") } else { wait_for_ever() }
         };
         let mut context = start_processes(work, (), Options::new(2).grace_period(Duration::from_millis(20)))?;
-        while context.status(0)? == Status::Running {}
+        while context.status(0)?.is_alive() {}
         if joins {
             anyhow::ensure!(!context.join_timeout(Duration::ZERO)?);
         }

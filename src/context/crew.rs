@@ -2,13 +2,14 @@
 //! `stop`; here they are carried out.
 
 use std::collections::VecDeque;
-use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use super::member::Worker;
 use super::postmortem::{self, Baseline, End, Known};
 use super::returned::Returned;
-use super::verdict::{self, Failing, Sent};
+use super::verdict;
 use crate::error::{Error, Outcome, Status, Story};
 use crate::shm::passing::Loan;
 use crate::start::Started;
@@ -16,7 +17,7 @@ use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
 use crate::supervise::watch::{Event, WatchSet};
 use crate::sys::clock::Moment;
-use crate::sys::signal::{Signal, Signals};
+use crate::sys::signal::Signal;
 use crate::wire::abort::{Abort, Blame};
 use crate::wire::returns::Returns;
 
@@ -26,6 +27,11 @@ const TAKING_IN: Duration = Duration::from_millis(10);
 /// When to ask again after a worker that has ended but cannot be reaped yet, since a debugger holds it: there is
 /// no event for that.
 const HELD_RETRY: Duration = Duration::from_millis(100);
+
+/// How long a worker may take to exit when its report is whole and no grace period was set.
+const EXIT: Duration = Duration::from_secs(30);
+/// The least that it may take: also with a short grace period its exit handlers are to have their time.
+const LEAST_EXIT: Duration = Duration::from_secs(5);
 
 /// What the launcher wants of its crew, and knows before it starts.
 #[derive(Debug)]
@@ -37,19 +43,6 @@ pub(super) struct Orders {
     pub(super) baseline: Baseline,
     /// By what the workers are told to wait for one another no longer, if they are to be.
     pub(super) abort: Option<Abort>,
-}
-
-/// One worker of a crew.
-#[derive(Debug)]
-struct Worker {
-    pid: u32,
-    started: Moment,
-    /// `None` once it has been reaped or left behind.
-    child: Option<Child>,
-    rss_floor_kib: u64,
-    sent_by_program: Signals,
-    sent_by_teardown: Option<Sent>,
-    end: Option<End>,
 }
 
 /// How far a crew is.
@@ -79,6 +72,8 @@ pub(super) struct Crew {
     /// Until then those who run are known to have run.
     alive: Moment,
     stop: Option<Stop>,
+    /// When to look who has reported but does not exit, of which there is no event.
+    next_look: Option<Moment>,
     /// Whether somebody is to blame.
     failing: bool,
     closed: bool,
@@ -105,6 +100,7 @@ impl Crew {
             loans,
             alive,
             stop: None,
+            next_look: None,
             failing: false,
             closed: false,
             failure: None,
@@ -124,17 +120,11 @@ impl Crew {
     }
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
-        let outcome = |(rank, worker): (usize, &Worker)| Outcome {
-            rank,
-            pid: worker.pid,
-            ended: worker.end.as_ref().map(|end| end.ended.clone()),
-        };
-        self.workers.iter().enumerate().map(outcome).collect()
+        self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank)).collect()
     }
 
     pub(super) fn status(&self, rank: usize) -> Option<Status> {
-        let worker = self.workers.get(rank)?;
-        Some(worker.end.as_ref().map_or(Status::Running, |end| end.ended.status))
+        Some(self.workers.get(rank)?.status())
     }
 
     /// Waits until all have ended or `deadline` has come, and carries a teardown on meanwhile.
@@ -163,6 +153,7 @@ impl Crew {
             self.abort(self.first_failure());
             self.stop = Some(Stop::after_failure(self.orders.grace, Moment::now()));
         }
+        self.watch_exits();
         self.carry_on_stop()?;
         if !all {
             // Who polls the descriptor comes back for the rest.
@@ -267,28 +258,53 @@ impl Crew {
         verdict::first_failure(&failures)
     }
 
+    /// Now and then looks who has reported but does not exit.
+    fn watch_exits(&mut self) {
+        let patience = self.orders.grace.map_or(EXIT, |grace| grace.max(LEAST_EXIT));
+        let now = Moment::now();
+        let Some(next) = now.checked_add(patience) else { return };
+        if *self.next_look.get_or_insert(next) <= now {
+            self.workers.iter_mut().for_each(|worker| worker.watch_exit(patience, now));
+            self.next_look = Some(next);
+        }
+    }
+
+    /// Does what is due of ending all who run, and of ending each that does not exit.
     fn carry_on_stop(&mut self) -> Result<(), Error> {
-        let Some(mut stop) = self.stop else { return self.set_alarm(self.alarm()) };
-        loop {
-            match stop.next(Moment::now()) {
-                Action::Wait => break,
-                Action::Terminate => self.send_all(Signal::TERM),
-                Action::Kill => self.send_all(Signal::KILL),
-                Action::GiveUp => {
-                    self.leave_survivors();
-                    self.close()?;
-                    break;
-                }
+        let everybody = 0..self.nprocs();
+        if let Some(mut stop) = self.stop {
+            while self.act(stop.next(Moment::now()), everybody.clone()) {}
+            self.stop = Some(stop);
+        }
+        for rank in everybody {
+            if let Some(mut stop) = self.workers[rank].lingering {
+                while self.act(stop.next(Moment::now()), rank..rank + 1) {}
+                self.workers[rank].lingering = Some(stop).filter(|_| self.workers[rank].child.is_some());
             }
         }
-        self.stop = Some(stop);
-        self.set_alarm(self.alarm())
+        if self.running == 0 { self.close() } else { self.set_alarm(self.alarm()) }
+    }
+
+    /// Does one step of ending some workers; says whether the next may be due already.
+    fn act(&mut self, action: Action, ranks: Range<usize>) -> bool {
+        match action {
+            Action::Wait => return false,
+            Action::Terminate => self.send_to(ranks, Signal::TERM),
+            Action::Kill => self.send_to(ranks, Signal::KILL),
+            Action::GiveUp => {
+                ranks.for_each(|rank| self.leave(rank, End::survived));
+                return false;
+            }
+        }
+        true
     }
 
     /// When something is to be done though nobody ends.
     fn alarm(&self) -> Option<Moment> {
         let retry = if self.held.is_empty() { None } else { Moment::now().checked_add(HELD_RETRY) };
-        [self.stop.as_ref().and_then(Stop::deadline), retry].into_iter().flatten().min()
+        let stop = self.stop.as_ref().and_then(Stop::deadline);
+        let lingering = self.workers.iter().filter_map(|worker| worker.lingering.as_ref()?.deadline()).min();
+        [stop, lingering, self.next_look, retry].into_iter().flatten().min()
     }
 
     fn set_alarm(&mut self, at: Option<Moment>) -> Result<(), Error> {
@@ -302,29 +318,25 @@ impl Crew {
         }
     }
 
-    /// Sends a signal of the teardown to all who run.
-    fn send_all(&mut self, signal: Signal) {
+    /// Sends a signal of the teardown to those of some workers that run.
+    fn send_to(&mut self, ranks: Range<usize>, signal: Signal) {
         let at = Moment::now();
-        for worker in &mut self.workers {
-            if let Some(child) = &worker.child {
-                // Noted first: a worker that ends of it must find it noted. ESRCH means that it has just ended.
-                worker.sent_by_teardown.get_or_insert(Sent { at, strongest: signal }).strongest = signal;
-                let _ = send(child, signal);
+        for rank in ranks {
+            if let Err(os) = self.workers[rank].send_by_teardown(signal, at) {
+                // To wait for the effect of what was not sent would be in vain, and so would any other signal.
+                self.leave(rank, |started| End::abandoned(started, signal, &os));
             }
         }
     }
 
-    /// Gives up those whom SIGKILL did not end.
-    fn leave_survivors(&mut self) {
-        for rank in 0..self.workers.len() {
-            let Some(child) = self.workers[rank].child.take() else { continue };
-            // Nothing more can be done for it: its pidfd is closed, its pid stays a zombie's when it ends. A held one
-            // is not in the epoll any more.
-            let _ = self.watch.remove(&child);
-            child.leave_behind();
-            self.settle(rank, End::survived(self.workers[rank].started));
-        }
-        self.held.clear();
+    /// Gives up a worker if it runs: its pidfd is closed, and its pid stays a zombie's when it ends.
+    fn leave(&mut self, rank: usize, end: impl FnOnce(Moment) -> End) {
+        let Some(child) = self.workers[rank].child.take() else { return };
+        // A held one is not in the epoll any more.
+        let _ = self.watch.remove(&child);
+        child.leave_behind();
+        self.held.retain(|&held| held != rank);
+        self.settle(rank, end(self.workers[rank].started));
     }
 
     /// When all have ended: decides which failure to report, once.
@@ -355,12 +367,7 @@ impl Crew {
         self.check_owner()?;
         let nprocs = self.nprocs();
         let worker = self.workers.get_mut(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
-        let Some(child) = &worker.child else { return Ok(()) };
-        let sent = send(child, signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })?;
-        if sent {
-            worker.sent_by_program.insert(signal);
-        }
-        Ok(())
+        worker.send_by_program(signal).map_err(|os| Error::Signal { signal, rank, pid: worker.pid, os })
     }
 
     /// Ends all who run and waits for them.
@@ -377,7 +384,8 @@ impl Crew {
 
     /// Waits for all, ends none: whoever fails, the others go on.
     pub(super) fn outlast(mut self) -> Result<(), Error> {
-        self.stop = None;
+        (self.stop, self.next_look) = (None, None);
+        self.workers.iter_mut().for_each(|worker| worker.lingering = None);
         self.set_alarm(None)?;
         while self.running > 0 {
             self.watch.wait_until(self.alarm()).map_err(Error::system("wait for the workers (ppoll)"))?;
@@ -385,16 +393,6 @@ impl Crew {
         }
         Ok(())
     }
-}
-
-/// Sends a signal unless the child has ended; says whether it was sent. SIGTERM to a stopped process has no effect
-/// before SIGCONT.
-fn send(child: &Child, signal: Signal) -> io::Result<bool> {
-    let sent = child.signal(signal)?;
-    if sent && signal == Signal::TERM {
-        child.signal(Signal::CONT)?;
-    }
-    Ok(sent)
 }
 
 impl AsFd for Crew {
@@ -412,25 +410,5 @@ impl Drop for Crew {
             // If the system refuses to let us wait, each child's own drop kills and reaps it.
             let _ = self.end();
         }
-    }
-}
-
-impl Worker {
-    fn new(child: Child) -> Self {
-        Self {
-            pid: child.pid(),
-            started: child.started(),
-            rss_floor_kib: child.rss_floor_kib(),
-            child: Some(child),
-            sent_by_program: Signals::NONE,
-            sent_by_teardown: None,
-            end: None,
-        }
-    }
-
-    fn failing(&self, rank: usize) -> Option<Failing> {
-        let end = self.end.as_ref()?;
-        let failed = end.ended.status != Status::Succeeded && !end.ended.victim;
-        failed.then_some(Failing { rank, recorded: end.recorded, alive: end.alive })
     }
 }

@@ -22,16 +22,30 @@ pub(super) struct Evidence {
     pub(super) sent_by_teardown: Option<Signal>,
 }
 
+impl Evidence {
+    /// Whether it ended by a signal that the launcher had sent it.
+    fn is_ended_by_launcher(&self, exit: ExitStatus) -> bool {
+        let ExitStatus::Signal { signal, .. } = exit else { return false };
+        // Before SIGKILL the teardown has sent SIGTERM.
+        let by_teardown = self.sent_by_teardown.is_some_and(|sent| signal == sent || signal == Signal::TERM);
+        by_teardown || self.sent_by_program.contains(signal)
+    }
+}
+
 /// In one word how it ended, and what probably ended it.
 pub(super) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status, Option<Cause>) {
     let status = match (evidence.state, exit) {
         (State::Raised, _) => Status::Raised,
         (State::Returned, None | Some(ExitStatus::Code(0))) => Status::Succeeded,
+        // The result is whole, and it is the launcher that let it exit no longer.
+        (State::Returned, Some(exit)) if evidence.is_ended_by_launcher(exit) => Status::Succeeded,
         (_, None) => Status::Lost,
         (_, Some(ExitStatus::Code(code))) => Status::Exited { code },
         (_, Some(ExitStatus::Signal { signal, core_dumped })) => Status::Signaled { signal, core_dumped },
     };
-    (status, cause(status, evidence))
+    let cut_short = matches!(status, Status::Succeeded | Status::Raised)
+        && exit.is_some_and(|exit| evidence.is_ended_by_launcher(exit));
+    (status, if cut_short { Some(Cause::EndedWhileExiting) } else { cause(status, evidence) })
 }
 
 fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
@@ -145,6 +159,26 @@ mod tests {
     fn whole_error_report_wins_over_the_exit_status() {
         let raised = Evidence { state: State::Raised, ..PLAIN };
         assert_eq!(diagnose(killed(Signal::KILL), &raised), (Status::Raised, None));
+    }
+
+    #[test]
+    fn whole_report_stands_when_the_launcher_ends_the_exit() {
+        let ended = |state, sent_by_teardown, signal| {
+            diagnose(killed(signal), &Evidence { state, sent_by_teardown, ..PLAIN })
+        };
+        let (term, kill) = (Some(Signal::TERM), Some(Signal::KILL));
+        let cut_short = Some(Cause::EndedWhileExiting);
+        assert_eq!(ended(State::Returned, term, Signal::TERM), (Status::Succeeded, cut_short));
+        assert_eq!(ended(State::Returned, kill, Signal::KILL), (Status::Succeeded, cut_short));
+        assert_eq!(ended(State::Returned, kill, Signal::TERM), (Status::Succeeded, cut_short));
+        assert_eq!(ended(State::Raised, kill, Signal::KILL), (Status::Raised, cut_short));
+        // By somebody else, or with no whole report.
+        assert_eq!(ended(State::Returned, term, Signal::KILL).1, Some(Cause::FailedAfterReturning));
+        assert_eq!(ended(State::Reporting, kill, Signal::KILL).1, None);
+        let mut sent_by_program = Signals::NONE;
+        sent_by_program.insert(Signal::KILL);
+        let program = Evidence { state: State::Returned, sent_by_program, ..PLAIN };
+        assert_eq!(diagnose(killed(Signal::KILL), &program), (Status::Succeeded, cut_short));
     }
 
     #[test]

@@ -23,7 +23,8 @@ use crate::sys::signal::Signal;
 /// they are daemons, or while the thread panics. [`detach`](Self::detach) is the way to leave them alone.
 ///
 /// It is `Send` and `Sync`, and its descriptor ([`AsFd`]) is readable when a worker has ended or hands in memory with its
-/// result, or when a teardown that is under way has its next deadline: then call [`join_timeout`](Self::join_timeout) with zero.
+/// result, when a teardown that is under way has its next deadline, or when it is time to look whether workers exit
+/// ([`Options::grace_period`](crate::Options::grace_period)): then call [`join_timeout`](Self::join_timeout) with zero.
 #[must_use = "dropping it ends its workers"]
 pub struct ProcessContext<R> {
     crew: Crew,
@@ -116,7 +117,10 @@ impl<R> ProcessContext<R> {
 
     fn signal_all(&mut self, signal: Signal) -> Result<(), Error> {
         self.crew.refresh()?;
-        (0..self.nprocs()).try_for_each(|rank| self.crew.signal(rank, signal))
+        // Who may not be signalled keeps no other from it.
+        let refused = (0..self.nprocs()).filter_map(|rank| self.crew.signal(rank, signal).err());
+        let refused: Vec<_> = refused.collect();
+        refused.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Leaves the workers alone: they go on until they end by themselves, or until this process does. A thread

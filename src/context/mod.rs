@@ -12,6 +12,7 @@
 mod crew;
 mod diagnose;
 mod join;
+mod member;
 mod options;
 mod postmortem;
 mod returned;

@@ -1,5 +1,6 @@
 //! What a worker left is read, and put together with what the launcher knows.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -100,10 +101,21 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
 }
 
 impl End {
-    /// Of a worker that did not end.
+    /// Of a worker that SIGKILL did not end.
     pub(super) fn survived(started: Moment) -> Self {
+        Self::left_behind(Status::Survived, None, started)
+    }
+
+    /// Of a worker that the launcher may not signal.
+    pub(super) fn abandoned(started: Moment, signal: Signal, os: &io::Error) -> Self {
+        let cause = Cause::SignalRefused { signal, errno: os.raw_os_error().unwrap_or(0) };
+        Self::left_behind(Status::Abandoned, Some(cause), started)
+    }
+
+    fn left_behind(status: Status, cause: Option<Cause>, started: Moment) -> Self {
         let now = Moment::now();
-        Self { ended: bare(Status::Survived, started, now), recorded: Some(now), alive: now, result: None }
+        let ended = Ended { cause, ..bare(status, started, now) };
+        Self { ended, recorded: Some(now), alive: now, result: None }
     }
 }
 

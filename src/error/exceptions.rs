@@ -79,8 +79,8 @@ impl Story {
         for outcome in self.outcomes.iter().filter(|outcome| outcome.rank() != self.first().rank()) {
             match outcome.status() {
                 Status::Succeeded => tally.succeeded += 1,
-                Status::Running => tally.running += 1,
-                Status::Survived => write!(f, "\n  {outcome}")?,
+                status if status.is_alive() => tally.running += 1,
+                Status::Survived | Status::Abandoned => write!(f, "\n  {outcome}")?,
                 _ if outcome.is_victim() => tally.victims += 1,
                 _ => {
                     tally.failed += 1;

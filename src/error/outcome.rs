@@ -1,6 +1,7 @@
 //! How one worker ended.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +17,9 @@ use crate::sys::signal::Signal;
 pub enum Status {
     /// It has not ended, or its end has not been seen yet.
     Running,
+    /// Its function has returned, failed or panicked and its report is whole, but the process has not ended: it runs
+    /// exit handlers, or flushes its output.
+    Exiting,
     /// Its function returned a result, and the process then exited with 0.
     Succeeded,
     /// Its function returned `Err` or panicked.
@@ -37,9 +41,18 @@ pub enum Status {
     Lost,
     /// SIGKILL did not end it in time, as when it hangs in the kernel. It is left alone.
     Survived,
+    /// The system did not let the launcher send it the signal that was to end it, as when the launcher has given up
+    /// root since. It runs on and is left alone; [`Cause::SignalRefused`] has the signal and the error.
+    Abandoned,
 }
 
 impl Status {
+    /// Whether it has not ended, and is watched: it runs or exits.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Exiting)
+    }
+
     /// The exit code, or the negative number of the signal; `None` when there is neither.
     #[must_use]
     pub fn exit_code(self) -> Option<i32> {
@@ -47,7 +60,9 @@ impl Status {
             Self::Succeeded => Some(0),
             Self::Exited { code } => Some(code),
             Self::Signaled { signal, .. } => Some(-signal.number()),
-            Self::Running | Self::Raised | Self::Lost | Self::Survived => None,
+            Self::Running | Self::Exiting | Self::Raised | Self::Lost | Self::Survived | Self::Abandoned => {
+                None
+            }
         }
     }
 }
@@ -56,6 +71,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Running => f.write_str("still runs"),
+            Self::Exiting => f.write_str("has left its function, but its process still exits"),
             Self::Succeeded => f.write_str("succeeded"),
             Self::Raised => f.write_str("raised an error"),
             Self::Exited { code } => write!(f, "terminated with exit code {code}"),
@@ -70,11 +86,12 @@ impl fmt::Display for Status {
                 "ended, but its exit status was lost: somebody else took it, or the fork server died",
             ),
             Self::Survived => f.write_str("survived SIGKILL and was left behind"),
+            Self::Abandoned => f.write_str("was left running"),
         }
     }
 }
 
-/// What probably ended a worker that left without a result.
+/// What probably ended a worker that left without a result, or did not exit by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Cause {
@@ -98,8 +115,18 @@ pub enum Cause {
     ExitedBeforeReturning,
     /// The function had returned, but the process failed while it was exiting.
     FailedAfterReturning,
+    /// The function had returned or failed and its report was whole, but the process had not exited when the launcher
+    /// ended it by a signal: in a teardown, or since it did not exit in time. What it returned stands.
+    EndedWhileExiting,
     /// The program itself sent it that signal through its context.
     SignalledByLauncher,
+    /// The launcher was not allowed to send it the signal that was to end it.
+    SignalRefused {
+        /// Which signal.
+        signal: Signal,
+        /// The error (errno(3)).
+        errno: i32,
+    },
     /// It could not be set up: the status and the note say more.
     CouldNotBegin,
 }
@@ -118,6 +145,13 @@ impl fmt::Display for Cause {
             ),
             Self::ExitedBeforeReturning => f.write_str("it exited before its function had returned"),
             Self::FailedAfterReturning => f.write_str("its function had returned, but the process failed while exiting"),
+            Self::EndedWhileExiting => {
+                f.write_str("its function had ended, but the process had not exited when the launcher ended it")
+            }
+            Self::SignalRefused { signal, errno } => {
+                let os = io::Error::from_raw_os_error(*errno);
+                write!(f, "the launcher could not send it {signal}: {os}")
+            }
             Self::SignalledByLauncher => f.write_str("the launcher sent it that signal"),
             Self::CouldNotBegin => f.write_str("it could not be set up as a worker"),
         }
@@ -154,11 +188,13 @@ pub(crate) struct Ended {
     pub(crate) usage: ResourceUsage,
 }
 
-/// How one worker ended, or that it still runs.
+/// How one worker ended, or that it still runs or exits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     pub(crate) rank: usize,
     pub(crate) pid: u32,
+    /// Whether its report is whole, though it has not ended.
+    pub(crate) exiting: bool,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -178,7 +214,8 @@ impl Outcome {
     /// Its state.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.ended.as_ref().map_or(Status::Running, |ended| ended.status)
+        let alive = if self.exiting { Status::Exiting } else { Status::Running };
+        self.ended.as_ref().map_or(alive, |ended| ended.status)
     }
 
     /// Whether it was ended by the teardown after another worker's failure, and so is not to blame.
@@ -187,7 +224,7 @@ impl Outcome {
         self.ended.as_ref().is_some_and(|ended| ended.victim)
     }
 
-    /// What probably ended it, if it left without a result.
+    /// What probably ended it, if it left without a result or did not exit by itself.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
         self.ended.as_ref().and_then(|ended| ended.cause)

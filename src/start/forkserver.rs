@@ -1,5 +1,6 @@
 //! Ask the fork server for workers: the launcher's side.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +51,8 @@ struct Link {
     requests: Socket,
     /// Where workers ask for its guard.
     guards: Arc<OwnedFd>,
+    /// Whether it was to be ended.
+    given_up: Cell<bool>,
 }
 
 static LINK: Mutex<Option<Link>> = Mutex::new(None);
@@ -167,12 +170,12 @@ impl Link {
         let pidfd = process::pidfd_open(pid).inspect_err(|_| process::kill_unwatched(pid));
         let pidfd = Arc::new(pidfd.map_err(failed("pidfd_open"))?);
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
-        Ok(Self { owner, pid, pidfd, requests, guards: Arc::new(guards) })
+        Ok(Self { owner, pid, pidfd, requests, guards: Arc::new(guards), given_up: Cell::new(false) })
     }
 
     fn is_usable(&self) -> bool {
         let ended = wait_readable(self.pidfd.as_fd(), Some(Moment::now())).unwrap_or(true);
-        self.owner == std::process::id() && !ended
+        self.owner == std::process::id() && !ended && !self.given_up.get()
     }
 
     /// Has it run the preload function, for which there is no time limit.
@@ -203,11 +206,10 @@ impl Link {
             // It has ended before it took the letter.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
             Err(error) => {
-                let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
-                let after = Moment::now().since(asked);
+                let (ended, after) = (self.end(), Moment::now().since(asked));
                 Err(Error::ForkServer {
                     reason: format!(
-                        "it was ended, since it could not be asked or did not answer: {error}, after {after:.1?}"
+                        "{ended}, since it could not be asked or did not answer: {error}, after {after:.1?}"
                     ),
                 })
             }
@@ -229,8 +231,17 @@ impl Link {
     }
 
     fn wake(&self) {
-        // One that has ended needs no waking.
-        let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::CONT);
+        // One that has ended needs no waking; one that may not be woken does not answer, which is told then.
+        let _ = process::send_signal(self.pidfd.as_fd(), self.pid, Signal::CONT);
+    }
+
+    /// Ends it, and says in words whether that was allowed. It is used no more in either case.
+    fn end(&self) -> String {
+        self.given_up.set(true);
+        match process::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL) {
+            Ok(()) => "it was ended".to_owned(),
+            Err(os) => format!("it is used no more and runs on, as it cannot be sent SIGKILL ({os})"),
+        }
     }
 
     fn ended(&self) -> Error {
@@ -257,12 +268,15 @@ impl Link {
         let deadline = Moment::now().checked_add(ANSWER * portion.len as u32);
         let (reply, pidfds) = self.ask(&request, &descriptors, deadline)?;
         if pidfds.len() != reply.pids.len() || (reply.trouble.is_none() && pidfds.len() != portion.len) {
-            let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
-            let (pids, pidfds) = (reply.pids.len(), pidfds.len());
-            let reason = format!("it answered {} workers with {pids} pids and {pidfds} pidfds", portion.len);
+            let (ended, pids, pidfds) = (self.end(), reply.pids.len(), pidfds.len());
+            let reason = format!(
+                "{ended}, since it answered {} workers with {pids} pids and {pidfds} pidfds",
+                portion.len
+            );
             return Err(Error::ForkServer { reason });
         }
-        let served = |rank| Served { ledger: ledger.clone(), rank, server: self.pidfd.clone() };
+        let served =
+            |rank| Served { ledger: ledger.clone(), rank, server: self.pidfd.clone(), server_pid: self.pid };
         let forked = slots.into_iter().zip(reply.pids.iter().zip(pidfds)).zip(first..);
         let children = forked.map(|((slot, (&pid, pidfd)), rank)| {
             Child::served(pid, pidfd, (slot, started, reply.rss_kib), served(rank))
@@ -279,8 +293,10 @@ impl Drop for Link {
     fn drop(&mut self) {
         // Of a fork of its launcher it is no child.
         if self.owner == std::process::id() {
-            let _ = process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
-            let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(ANSWER));
+            // For what was not sent there is no use in waiting. One that ended before has nothing to be sent.
+            let sent = process::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
+            let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };
+            let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(death));
             let _ = process::reap(self.pidfd.as_fd(), || ());
         }
     }

@@ -60,8 +60,9 @@ impl Drop for ParentThread {
 pub(crate) struct Served {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) rank: usize,
-    /// The server's pidfd.
+    /// The server's pidfd and pid.
     pub(crate) server: Arc<OwnedFd>,
+    pub(crate) server_pid: u32,
 }
 
 /// How long the fork server may take to write down who has ended, before anybody else is looked after.
@@ -123,7 +124,7 @@ impl Child {
 
     /// Sends a signal to the process, and to nobody else even if it has ended meanwhile; says whether it was there.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<bool> {
-        match process::pidfd_send_signal(self.pidfd.as_fd(), signal) {
+        match process::send_signal(self.pidfd.as_fd(), self.pid, signal) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(process::NO_SUCH_PROCESS) => Ok(false),
             Err(error) => Err(error),
@@ -152,7 +153,12 @@ impl Child {
         Ok(self.slot.take().map(|slot| Remains { exit, slot }))
     }
 
-    /// Gives it up without waiting: it survived SIGKILL, and is the kernel's now.
+    /// Whether its report is whole.
+    pub(crate) fn has_reported(&self) -> io::Result<bool> {
+        self.slot.as_ref().map_or(Ok(false), Slot::is_whole)
+    }
+
+    /// Gives it up without waiting: it survived SIGKILL and is the kernel's now, or cannot be sent it.
     pub(crate) fn leave_behind(mut self) {
         self.slot = None;
     }
@@ -191,8 +197,8 @@ impl Served {
                 Reaped::Running | Reaped::ByOthers => last,
             }));
         }
-        // Somebody may have stopped it.
-        let _ = process::pidfd_send_signal(self.server.as_fd(), Signal::CONT);
+        // Somebody may have stopped it. If it cannot be woken, the status is lost when DEATH_THROES is over.
+        let _ = process::send_signal(self.server.as_fd(), self.server_pid, Signal::CONT);
         Ok(None)
     }
 }
@@ -210,8 +216,9 @@ impl Drop for Child {
         if self.is_reaped() {
             return;
         }
-        let _ = self.signal(Signal::KILL);
-        let _ = wait_readable(self.as_fd(), Moment::now().checked_add(DEATH_THROES));
+        // For what was not sent there is no use in waiting.
+        let throes = if self.signal(Signal::KILL).is_ok() { DEATH_THROES } else { Duration::ZERO };
+        let _ = wait_readable(self.as_fd(), Moment::now().checked_add(throes));
         let _ = self.try_reap();
     }
 }

@@ -52,11 +52,43 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     above_stdio(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// pidfd_send_signal(2): to exactly this process, never to one that got its number later.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    send_by_pidfd(pidfd, signal, 0)
+/// Sends a signal to exactly this process: by its pidfd, or where that call is not there or a filter of system calls
+/// refuses it, by its number.
+///
+/// # Errors
+/// ESRCH when the process has been reaped; EPERM when this process may not signal it.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io::Result<()> {
+    match send_by_pidfd(pidfd, signal, 0) {
+        Err(error) if error.raw_os_error() != Some(NO_SUCH_PROCESS) => send_by_number(pidfd, pid, signal),
+        done => done,
+    }
 }
 
+fn send_by_number(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io::Result<()> {
+    // A child that waitid(2) knows is not reaped, so its number is its own. ECHILD: it has been reaped, or is another
+    // process's child, which is not reaped while it runs. (That one could end, be reaped and its number be given to a new
+    // process before the next line: numbers are given out in turn, so not without a full turn in that moment.)
+    match wait(pidfd, libc::WNOWAIT) {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+            if gone(pidfd)? == Reaped::ByOthers {
+                return Err(io::Error::from_raw_os_error(NO_SUCH_PROCESS));
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    kill(pid as i32, signal)
+}
+
+/// kill(2), of a number that is still its process's own.
+fn kill(number: i32, signal: Signal) -> io::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "an unreaped child's number is as good as a pidfd")]
+    // SAFETY: takes two integers; the caller vouches for whose number it is.
+    let done = unsafe { libc::kill(number, signal.number()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// pidfd_send_signal(2).
 fn send_by_pidfd(pidfd: BorrowedFd<'_>, signal: Signal, flags: u32) -> io::Result<()> {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo is allowed and means the one that kill(2) would make.
@@ -157,14 +189,12 @@ const SIGNAL_PROCESS_GROUP: u32 = 1 << 2;
 /// Kills what is left of the process group that the process of `pidfd` led, also when it has been reaped.
 /// `leader` is its pid if it has not been: on kernels before 6.9 the group has no other handle.
 pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
-    // A failure of either can only be ESRCH (nobody is left) or EPERM (a member changed its user), and neither
-    // can be mended here; EINVAL means that the kernel does not know the flag.
+    // ESRCH: nobody is left. EINVAL: the kernel does not know the flag. ENOSYS or EPERM: a filter refuses the call, or all
+    // members have changed their user, which kill(2) will say too and which cannot be mended here.
     let by_pidfd = send_by_pidfd(pidfd, Signal::KILL, SIGNAL_PROCESS_GROUP);
-    let unknown = by_pidfd.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
-    if let Some(leader) = leader.filter(|_| unknown) {
-        // SAFETY: takes two integers; while its leader is not reaped the number is nobody else's.
-        #[expect(clippy::disallowed_methods, reason = "before Linux 6.9 there is no pidfd of a group")]
-        let _ = unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
+    let refused = by_pidfd.is_err_and(|error| error.raw_os_error() != Some(NO_SUCH_PROCESS));
+    if let Some(leader) = leader.filter(|_| refused) {
+        kill_group_of_child(leader);
     }
 }
 
@@ -313,9 +343,8 @@ pub(crate) fn sweep_and_reap(pid: u32) -> io::Result<Option<Exit>> {
 
 /// Kills the process group that a child leads, which has not been reaped.
 pub(crate) fn kill_group_of_child(pid: u32) {
-    // SAFETY: takes two integers; while its leader is not reaped the number is nobody else's. ESRCH: nobody is left.
-    #[expect(clippy::disallowed_methods, reason = "an unreaped child's number is as good as a pidfd")]
-    let _ = unsafe { libc::kill(-(pid as i32), libc::SIGKILL) };
+    // ESRCH: nobody is left. EPERM: all members have changed their user, which cannot be mended here.
+    let _ = kill(-(pid as i32), Signal::KILL);
 }
 
 /// Waits for the signal that ends the process. Async-signal-safe.

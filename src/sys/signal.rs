@@ -138,6 +138,11 @@ pub(crate) fn ignore(signal: Signal) -> io::Result<()> {
     set_disposition(signal.0, libc::SIG_IGN)
 }
 
+/// Gives `signal` its default action.
+pub(crate) fn reset(signal: Signal) -> io::Result<()> {
+    set_disposition(signal.0, libc::SIG_DFL)
+}
+
 fn set_disposition(number: i32, disposition: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: SIG_DFL and SIG_IGN run no code of ours.
     if unsafe { libc::signal(number, disposition) } == libc::SIG_ERR {

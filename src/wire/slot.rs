@@ -1,4 +1,5 @@
-//! The report slot: a memfd that a worker fills and the launcher reads when the worker has ended.
+//! The report slot: a memfd that a worker fills and the launcher reads when the worker has ended; before that it
+//! only asks whether the report is whole.
 //!
 //! A page of fixed fields, which the worker has mapped, so that even a signal handler can write them; a page
 //! for the worker's list of modules; then the body: a result or an error. The launcher only ever reads it by
@@ -239,6 +240,13 @@ impl Slot {
         self.nest.as_ref()
     }
 
+    /// Whether the report is whole, also while the worker still exits.
+    pub(crate) fn is_whole(&self) -> io::Result<bool> {
+        let mut word = [0; 4];
+        self.file.read_exact_at(&mut word, STATE as u64)?;
+        Ok(matches!(State::from_word(u32::from_ne_bytes(word)), State::Returned | State::Raised))
+    }
+
     /// Reads the fixed fields.
     pub(crate) fn account(&self) -> io::Result<Account> {
         let mut bytes = vec![0; MODULES];
@@ -329,6 +337,7 @@ mod tests {
     fn fresh_slot_is_empty() {
         let account = pair().0.account().unwrap();
         assert_eq!((account.state, account.failed_at, account.note), (State::Empty, None, None));
+        assert!(!pair().0.is_whole().unwrap());
     }
 
     #[test]
@@ -336,7 +345,10 @@ mod tests {
         let (slot, writer) = pair();
         writer.set_failed_at(Moment::from_nanos(7));
         writer.set_failed_at(Moment::from_nanos(9));
+        writer.set_state(State::Reporting);
+        assert!(!slot.is_whole().unwrap());
         writer.finish(State::Raised, b"body", 3).unwrap();
+        assert!(slot.is_whole().unwrap());
         let account = slot.account().unwrap();
         assert_eq!((account.state, account.peak_kib), (State::Raised, 3));
         assert_eq!(account.failed_at, Some(Moment::from_nanos(7)));

@@ -79,9 +79,21 @@ pub(super) fn call_and_report(
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
     IN_FUNCTION.set(false);
     slot.set_state(State::Reporting);
-    // From here on the worker ends by itself, and soon: a teardown must not cut its report short. SIGKILL can.
+    // A teardown must not cut the report short. SIGKILL can.
     signal::ignore(Signal::TERM)?;
-    let peak_kib = peak();
+    let written = write_report(slot, peak(), outcome);
+    // Only the report is protected: an exit handler that hangs can be ended. (Any handler of the user's waited for the
+    // end of a function that has ended.)
+    signal::reset(Signal::TERM)?;
+    written
+}
+
+/// Says whether the function succeeded.
+fn write_report(
+    slot: &SlotWriter,
+    peak_kib: u64,
+    outcome: std::thread::Result<anyhow::Result<Vec<u8>>>,
+) -> std::io::Result<bool> {
     let failure = match outcome {
         Ok(Ok(result)) => return slot.finish(State::Returned, &result, peak_kib).map(|()| true),
         // Neither is ever dropped: a destructor that panics must not cost us the report, and this process ends.

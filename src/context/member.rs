@@ -1,0 +1,104 @@
+//! One worker of a crew: its child, what it was sent, and how it ended.
+
+use std::io;
+use std::time::Duration;
+
+use super::postmortem::End;
+use super::verdict::{Failing, Sent};
+use crate::error::{Outcome, Status};
+use crate::supervise::child::Child;
+use crate::supervise::stop::Stop;
+use crate::sys::clock::Moment;
+use crate::sys::signal::{Signal, Signals};
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) pid: u32,
+    pub(super) started: Moment,
+    /// `None` once it has been reaped or left behind.
+    pub(super) child: Option<Child>,
+    pub(super) rss_floor_kib: u64,
+    pub(super) sent_by_program: Signals,
+    pub(super) sent_by_teardown: Option<Sent>,
+    /// How it is ended, since it has reported but does not exit.
+    pub(super) lingering: Option<Stop>,
+    pub(super) end: Option<End>,
+}
+
+impl Worker {
+    pub(super) fn new(child: Child) -> Self {
+        Self {
+            pid: child.pid(),
+            started: child.started(),
+            rss_floor_kib: child.rss_floor_kib(),
+            child: Some(child),
+            sent_by_program: Signals::NONE,
+            sent_by_teardown: None,
+            lingering: None,
+            end: None,
+        }
+    }
+
+    /// Its failure, unless it has none or is a victim of the teardown.
+    pub(super) fn failing(&self, rank: usize) -> Option<Failing> {
+        let end = self.end.as_ref()?;
+        let failed = end.ended.status != Status::Succeeded && !end.ended.victim;
+        failed.then_some(Failing { rank, recorded: end.recorded, alive: end.alive })
+    }
+
+    pub(super) fn status(&self) -> Status {
+        match &self.end {
+            Some(end) => end.ended.status,
+            None if self.has_reported() => Status::Exiting,
+            None => Status::Running,
+        }
+    }
+
+    pub(super) fn outcome(&self, rank: usize) -> Outcome {
+        let ended = self.end.as_ref().map(|end| end.ended.clone());
+        Outcome { rank, pid: self.pid, exiting: self.has_reported(), ended }
+    }
+
+    /// Whether its report is whole, though it has not ended. A slot that cannot be read says so when it has.
+    fn has_reported(&self) -> bool {
+        self.child.as_ref().is_some_and(|child| child.has_reported().unwrap_or(false))
+    }
+
+    /// Begins to end it if it has reported but not ended: after `patience`, in which it may still exit by itself.
+    pub(super) fn watch_exit(&mut self, patience: Duration, now: Moment) {
+        if self.lingering.is_none() && self.has_reported() {
+            self.lingering = Some(Stop::after_failure(Some(patience), now));
+        }
+    }
+
+    /// Sends a signal of the program's own; to a worker that has ended it is nothing.
+    pub(super) fn send_by_program(&mut self, signal: Signal) -> io::Result<()> {
+        let Some(child) = &self.child else { return Ok(()) };
+        if send(child, signal)? {
+            self.sent_by_program.insert(signal);
+        }
+        Ok(())
+    }
+
+    /// Sends a signal of the teardown; to a worker that has ended it is nothing.
+    ///
+    /// # Errors
+    /// When the system refuses: nothing was sent, and nothing is noted.
+    pub(super) fn send_by_teardown(&mut self, signal: Signal, at: Moment) -> io::Result<()> {
+        let Some(child) = &self.child else { return Ok(()) };
+        let before = self.sent_by_teardown;
+        // Noted first: a worker that ends of it must find it noted.
+        self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal }).strongest = signal;
+        send(child, signal).map(drop).inspect_err(|_| self.sent_by_teardown = before)
+    }
+}
+
+/// Sends a signal unless the child has ended; says whether it was sent. SIGTERM to a stopped process has no effect
+/// before SIGCONT.
+fn send(child: &Child, signal: Signal) -> io::Result<bool> {
+    let sent = child.signal(signal)?;
+    if sent && signal == Signal::TERM {
+        child.signal(Signal::CONT)?;
+    }
+    Ok(sent)
+}
