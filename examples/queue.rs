@@ -70,7 +70,8 @@ fn main() -> anyhow::Result<()> {
     while !trainers.is_empty() {
         let workers = loaders.iter().chain(&trainers).map(|worker| worker as &dyn Waitable);
         wait(&workers.chain([&pipeline.means as &dyn Waitable]).collect::<Vec<_>>(), None)?;
-        while let Ok((file, mean)) = pipeline.means.try_get() {
+        for message in pipeline.means.try_iter() {
+            let (file, mean) = message?;
             anyhow::ensure!(mean == file as f32, "batch {file} has mean {mean}");
             done += 1;
             match done {

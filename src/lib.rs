@@ -118,7 +118,7 @@
 //! use phalanx::{JoinableQueue, Options, start_processes};
 //!
 //! fn work(_rank: usize, (tasks, best): (JoinableQueue<u64>, Lock<u64>)) -> anyhow::Result<()> {
-//!     for task in tasks.iter() {
+//!     for task in &tasks {
 //!         let found = task? * 7 % 13;
 //!         let mut best = best.lock()?; // an error if its last holder died
 //!         *best = found.max(*best);
@@ -176,8 +176,8 @@ pub use init::init_before_main;
 #[doc(hidden)]
 pub use queue::fuzz_message;
 pub use queue::{
-    Connection, JoinableQueue, Never, Queue, QueueError, QueueIter, SimpleQueue, Waitable, one_way, pipe,
-    wait,
+    Connection, JoinableQueue, Never, Queue, QueueError, QueueIter, SimpleQueue, TaskIter, Waitable, one_way,
+    pipe, wait,
 };
 #[cfg(feature = "dlpack")]
 pub use shm::dlpack;

@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("worker", &["wire", "shm", "sys", "error"]),
     ("start", &["supervise", "worker", "wire", "shm", "sys", "error"]),
     ("queue", &["sync", "wire", "shm", "sys", "error"]),
-    ("context", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
+    ("context", &["queue", "start", "supervise", "worker", "wire", "shm", "sys", "error"]),
     ("init", &["start", "supervise", "worker", "wire", "shm", "sys", "error"]),
 ];
 

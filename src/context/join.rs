@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::thread;
 use std::time::Duration;
 
@@ -180,6 +180,13 @@ impl<R: DeserializeOwned> ProcessContext<R> {
 impl<R> AsFd for ProcessContext<R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.crew.as_fd()
+    }
+}
+
+impl<R> AsRawFd for ProcessContext<R> {
+    /// The descriptor of [`AsFd`], for event loops that want a number.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -17,6 +17,7 @@ mod options;
 mod postmortem;
 mod returned;
 mod start;
+mod values;
 mod verdict;
 
 pub use join::ProcessContext;

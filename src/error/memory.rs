@@ -56,6 +56,15 @@ pub enum MemoryError {
         shape: Vec<usize>,
     },
 
+    /// The shapes of two tensors differ that must be the same.
+    #[error("a tensor of shape {found:?} cannot be copied over one of shape {expected:?}")]
+    OtherShape {
+        /// The source's.
+        found: Vec<usize>,
+        /// The target's.
+        expected: Vec<usize>,
+    },
+
     /// An index that the tensor does not have.
     #[error("index {index:?} is outside of a tensor of shape {shape:?}{}", Places(.index, .shape))]
     OutOfBounds {

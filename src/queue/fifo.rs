@@ -189,9 +189,39 @@ impl<T: DeserializeOwned> Queue<T> {
         self.core.get(&Patience::of(timeout))?.decode()
     }
 
+    /// The values that are there now: ends when nothing is in it, without waiting. An error in between is an item, which
+    /// `while let Ok(value) = queue.try_get()` would take for the end.
+    ///
+    /// ```
+    /// let queue = phalanx::Queue::bounded(8)?;
+    /// (0..5_u8).try_for_each(|value| queue.put(value))?;
+    /// let values = queue.try_iter().collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(values, [0, 1, 2, 3, 4]);
+    /// # Ok::<(), phalanx::QueueError>(())
+    /// ```
+    pub fn try_iter(&self) -> impl Iterator<Item = Result<T, QueueError>> {
+        std::iter::from_fn(|| until_empty(self.try_get()))
+    }
+
     /// The values as they come, until the queue was closed and is empty.
     pub fn iter(&self) -> QueueIter<T> {
         QueueIter { queue: self.clone() }
+    }
+}
+
+/// Ends an iterator at a queue that was closed and is empty.
+pub(super) fn until_closed<T>(got: Result<T, QueueError>) -> Option<Result<T, QueueError>> {
+    match got {
+        Err(QueueError::Closed) => None,
+        other => Some(other),
+    }
+}
+
+/// Ends an iterator where nothing is in the queue.
+pub(super) fn until_empty<T>(got: Result<T, QueueError>) -> Option<Result<T, QueueError>> {
+    match got {
+        Err(QueueError::Empty) => None,
+        other => until_closed(other),
     }
 }
 
@@ -205,10 +235,7 @@ impl<T: DeserializeOwned> Iterator for QueueIter<T> {
     type Item = Result<T, QueueError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.queue.get() {
-            Err(QueueError::Closed) => None,
-            other => Some(other),
-        }
+        until_closed(self.queue.get())
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use super::error::QueueError;
-use super::fifo::Queue;
+use super::fifo::{Queue, until_closed, until_empty};
 use super::tasks::{Seat, Tasks};
 use crate::sync::patience::Patience;
 
@@ -22,7 +22,7 @@ use crate::sync::patience::Patience;
 ///
 /// fn work(_rank: usize, tasks: JoinableQueue<u32>) -> anyhow::Result<u32> {
 ///     let mut sum = 0;
-///     for task in tasks.iter() {
+///     for task in &tasks {
 ///         sum += task?;
 ///         tasks.task_done()?;
 ///     }
@@ -201,12 +201,46 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
         task
     }
 
+    /// As [`Queue::try_iter`].
+    pub fn try_iter(&self) -> impl Iterator<Item = Result<T, QueueError>> {
+        std::iter::from_fn(|| until_empty(self.try_get()))
+    }
+
     /// The tasks as they come, until the queue was closed and is empty.
-    pub fn iter(&self) -> impl Iterator<Item = Result<T, QueueError>> {
-        std::iter::from_fn(|| match self.get() {
-            Err(QueueError::Closed) => None,
-            other => Some(other),
-        })
+    pub fn iter(&self) -> TaskIter<T> {
+        TaskIter { queue: self.clone() }
+    }
+}
+
+/// The tasks of a [`JoinableQueue`] as they come; ends when it was closed and is empty.
+#[derive(Clone, Debug)]
+pub struct TaskIter<T> {
+    queue: JoinableQueue<T>,
+}
+
+impl<T: DeserializeOwned> Iterator for TaskIter<T> {
+    type Item = Result<T, QueueError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        until_closed(self.queue.get())
+    }
+}
+
+impl<T: DeserializeOwned> IntoIterator for JoinableQueue<T> {
+    type Item = Result<T, QueueError>;
+    type IntoIter = TaskIter<T>;
+
+    fn into_iter(self) -> TaskIter<T> {
+        TaskIter { queue: self }
+    }
+}
+
+impl<T: DeserializeOwned> IntoIterator for &JoinableQueue<T> {
+    type Item = Result<T, QueueError>;
+    type IntoIter = TaskIter<T>;
+
+    fn into_iter(self) -> TaskIter<T> {
+        self.iter()
     }
 }
 

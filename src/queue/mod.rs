@@ -31,6 +31,6 @@ pub use error::QueueError;
 pub use fifo::{Queue, QueueIter};
 #[cfg(fuzzing)]
 pub use hostile::fuzz_message;
-pub use joinable::{JoinableQueue, SimpleQueue};
+pub use joinable::{JoinableQueue, SimpleQueue, TaskIter};
 pub use pipe::{Connection, Never, one_way, pipe};
 pub use wait::{Waitable, wait};

@@ -89,8 +89,8 @@ impl<T> sealed::Source for JoinableQueue<T> {
 /// let error = loop {
 ///     // Waiting for the queue alone could take for ever: a worker that has died puts nothing.
 ///     wait(&[&results, &context], None)?;
-///     while let Ok(rank) = results.try_get() {
-///         println!("rank {rank} is there");
+///     for rank in results.try_iter() {
+///         println!("rank {} is there", rank?);
 ///     }
 ///     if let Err(error) = context.join_timeout(Duration::ZERO) {
 ///         break error;

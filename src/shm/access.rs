@@ -4,6 +4,9 @@ use super::dtype::{Element, Number};
 use super::tensor::Tensor;
 use crate::error::MemoryError;
 
+/// How many elements are filled at a time.
+const BLOCK: usize = 4096;
+
 impl<T: Element> Tensor<T> {
     /// The place of an element in row-major order, which the element accessors take.
     ///
@@ -96,6 +99,61 @@ impl<T: Element> Tensor<T> {
         }
     }
 
+    /// Sets all elements to `value`.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::full(&[2, 3], 1.5_f32)?;
+    /// tensor.select(1, 0)?.fill(0.0)?;
+    /// assert_eq!(tensor.to_vec(), [0.0, 1.5, 1.5, 0.0, 1.5, 1.5]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`MemoryError::ReadOnly`].
+    pub fn fill(&self, value: T) -> Result<(), MemoryError> {
+        if !self.storage().is_writable() {
+            return Err(MemoryError::ReadOnly);
+        }
+        let Some((map, run, starts)) = self.any.runs().filter(|(_, run, _)| *run > 0) else { return Ok(()) };
+        let block = vec![value; BLOCK.min(run / size_of::<T>())];
+        let block = T::bytes_of(&block);
+        for start in starts {
+            for at in (start..start + run).step_by(block.len()) {
+                map.write(at, &block[..block.len().min(start + run - at)], size_of::<T>());
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies all elements of `source`, a tensor of the same shape, over those that are here. The two may be views of the same
+    /// memory: then the elements are copied as they were before.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let (from, to) = (Tensor::from_slice(&[1, 2, 3, 4], &[2, 2])?, Tensor::zeros(&[2, 2])?);
+    /// to.copy_from(&from.transpose(0, 1)?)?;
+    /// assert_eq!(to.to_vec(), [1, 3, 2, 4]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`MemoryError::OtherShape`] when the shapes differ, [`MemoryError::ReadOnly`].
+    pub fn copy_from(&self, source: &Self) -> Result<(), MemoryError> {
+        if self.shape() != source.shape() {
+            let (found, expected) = (source.shape().to_vec(), self.shape().to_vec());
+            return Err(MemoryError::OtherShape { found, expected });
+        }
+        match (self.any.only_run(), source.any.only_run()) {
+            // Parts of one map may overlap.
+            (Some((map, at)), Some((other, from))) if !std::ptr::eq(map, other) && map.is_writable() => {
+                map.copy_from(at, (other, from), self.len() * size_of::<T>(), size_of::<T>());
+                Ok(())
+            }
+            _ => self.write_from(&source.to_vec()),
+        }
+    }
+
     /// A copy of all elements.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
@@ -179,6 +237,41 @@ mod tests {
         tensor.set(0, values[2]).unwrap();
         assert_eq!((tensor.get(0).unwrap(), tensor.dtype().size()), (values[2], size_of::<T>()));
         assert!(tensor.into_dyn().typed::<bool>().is_err());
+    }
+
+    #[test]
+    fn fill_and_copy_reach_the_elements_of_a_view_and_no_others() {
+        let tensor = Tensor::full(&[3, 5000], 1_u16).unwrap();
+        tensor.select(0, 1).unwrap().fill(2).unwrap();
+        tensor.slice(1, 1.., 2).unwrap().fill(3).unwrap();
+        let expected = |at: usize| if at % 5000 % 2 == 1 { 3 } else { 1 + u16::from(at / 5000 == 1) };
+        assert_eq!(tensor.to_vec(), (0..15000).map(expected).collect::<Vec<_>>());
+        let other = Tensor::zeros(&[3, 5000]).unwrap();
+        other.copy_from(&tensor).unwrap();
+        assert_eq!(other.to_vec(), tensor.to_vec());
+        other.select(1, 7).unwrap().copy_from(&Tensor::from_slice(&[7, 8, 9], &[3]).unwrap()).unwrap();
+        assert_eq!(other.select(1, 7).unwrap().to_vec(), [7, 8, 9]);
+        Tensor::<u16>::zeros(&[0, 2]).unwrap().fill(1).unwrap();
+    }
+
+    #[test]
+    fn copy_between_views_of_one_memory_copies_what_was_there_before() {
+        let tensor = Tensor::from_slice(&[1, 2, 3, 4, 5], &[5]).unwrap();
+        let (front, back) = (tensor.narrow(0, 0, 4).unwrap(), tensor.narrow(0, 1, 4).unwrap());
+        back.copy_from(&front).unwrap();
+        assert_eq!(tensor.to_vec(), [1, 1, 2, 3, 4]);
+        tensor.copy_from(&tensor.clone()).unwrap();
+        assert_eq!(tensor.to_vec(), [1, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn fill_and_copy_refuse_frozen_memory_and_another_shape() {
+        let tensor = Tensor::<f32>::zeros(&[2, 3]).unwrap();
+        let error = tensor.copy_from(&Tensor::zeros(&[3, 2]).unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "a tensor of shape [3, 2] cannot be copied over one of shape [2, 3]");
+        let frozen = tensor.freeze().unwrap().to_tensor();
+        assert!(matches!(frozen.fill(1.0), Err(MemoryError::ReadOnly)));
+        assert!(matches!(frozen.copy_from(&Tensor::zeros(&[2, 3]).unwrap()), Err(MemoryError::ReadOnly)));
     }
 
     #[test]

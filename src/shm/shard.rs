@@ -119,7 +119,21 @@ impl<T: Number> Shard<T> {
         self.cut.of
     }
 
-    /// Its elements, which nobody else can reach. (By `&mut`, so that it cannot be sent meanwhile.)
+    /// A copy of its elements.
+    ///
+    /// # Errors
+    /// As [`as_mut_slice`](Self::as_mut_slice).
+    pub fn to_vec(&self) -> Result<Vec<T>, MemoryError> {
+        self.check_here()?;
+        let mut elements = vec![T::zeroed(); self.len()];
+        if let Some((map, at)) = self.storage.bytes() {
+            T::load_all(map, at, &mut elements);
+        }
+        Ok(elements)
+    }
+
+    /// Its elements, which nobody else can reach. It takes `&mut self`, also to read: a shard is sent by `&self`, and another
+    /// process must not write to what is a slice here.
     ///
     /// # Errors
     /// [`MemoryError::ShardGone`] when it was sent, or in a fork of the process that has it.
@@ -333,6 +347,16 @@ mod tests {
         assert_eq!(Tensor::from_shards(few).unwrap().to_vec(), [0, 1]);
         let none = Tensor::<f64>::zeros(&[0, 3]).unwrap().into_shards(2).unwrap();
         assert_eq!(Tensor::from_shards(none).unwrap().shape(), [0, 3]);
+    }
+
+    #[test]
+    fn shard_that_was_sent_cannot_be_read() {
+        let parts = shards(4, 2);
+        assert_eq!(parts[1].to_vec().unwrap(), [2, 3]);
+        let claim = parts[1].claim().unwrap();
+        assert!(matches!(parts[1].to_vec(), Err(MemoryError::ShardGone { .. })));
+        drop(claim);
+        assert_eq!(parts[1].to_vec().unwrap(), [2, 3]);
     }
 
     #[test]

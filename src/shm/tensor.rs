@@ -54,6 +54,16 @@ impl<T: Element> Tensor<T> {
         Ok(Self::over(DynTensor::zeros(T::DTYPE, shape)?))
     }
 
+    /// A tensor of which every element is `value`.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn full(shape: &[usize], value: T) -> Result<Self, MemoryError> {
+        let tensor = Self::zeros(shape)?;
+        tensor.fill(value)?;
+        Ok(tensor)
+    }
+
     /// A tensor with a copy of `elements`.
     ///
     /// # Errors
