@@ -1,7 +1,7 @@
 //! Starting and joining workers that do nothing, beside posix_spawn and wait of the same executable and beside the
 //! crate procspawn; the same with 2 GiB of touched memory; and the time from a worker's death to the error.
 //!
-//! `cargo bench --bench spawn`
+//! `cargo bench -p phalanx-benches --bench spawn`
 
 use std::ffi::CString;
 use std::os::fd::AsFd;

@@ -2,8 +2,8 @@
 //! multiprocessing where `python3` is there, ipc-channel, and what the system alone takes. It prints one table, for
 //! docs/performance.md.
 //!
-//! `cargo bench --bench queue`; with `PHALANX_BENCH_QUICK=1` fewer rounds, and fewer messages in each. The names of
-//! single parts may follow after `--`.
+//! `cargo bench -p phalanx-benches --bench queue`; with `PHALANX_BENCH_QUICK=1` fewer rounds, and fewer messages in each.
+//! The names of single parts may follow after `--`.
 //!
 //! All that stands in one row runs by turns, so that a slow moment of the machine meets each. Figures are the medians of
 //! the turns; a ratio is the median of those of the turns.

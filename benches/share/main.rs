@@ -1,8 +1,8 @@
 //! What shared memory costs: handing tensors to workers and back, thousands of them at once, page tables, bulk copies
 //! beside memcpy, and access to single elements beside a `Vec`. It prints tables for docs/performance.md.
 //!
-//! `cargo bench --bench share`; with `PHALANX_BENCH_QUICK=1` fewer rounds, and nothing larger than 64 MiB. The names of
-//! single parts may follow after `--`.
+//! `cargo bench -p phalanx-benches --bench share`; with `PHALANX_BENCH_QUICK=1` fewer rounds, and nothing larger than
+//! 64 MiB. The names of single parts may follow after `--`.
 //!
 //! Two things to be compared run by turns, so that a slow moment of the machine meets both. Figures are medians; a
 //! difference or a ratio is the median of those of the turns.

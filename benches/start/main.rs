@@ -2,8 +2,8 @@
 //! costs while they run, how soon their death is an error, and how much memory an idle one has. It prints tables for
 //! docs/performance.md.
 //!
-//! `cargo bench --bench start`; with `PHALANX_BENCH_QUICK=1` fewer rounds. The names of single parts may follow
-//! after `--`. With `PHALANX_BENCH_CHART=FILE` it draws the first part too, as SVG.
+//! `cargo bench -p phalanx-benches --bench start`; with `PHALANX_BENCH_QUICK=1` fewer rounds. The names of single parts may
+//! follow after `--`. With `PHALANX_BENCH_CHART=FILE` it draws the first part too, as SVG.
 //!
 //! All ways of one row run by turns, so that a slow moment of the machine meets each. Figures are medians; a ratio of
 //! ways that ran by turns is the median of those of the turns.
