@@ -86,6 +86,20 @@ fn fault_where_the_unwinder_gives_up_still_ends_the_worker() {
 }
 
 #[test]
+fn jump_to_the_last_address_keeps_its_signal() {
+    watched(|| {
+        let exception = exited_by(|_, ()| {
+            // SAFETY: none: there is no function, which is the mistake that is tested.
+            let nowhere = unsafe { std::mem::transmute::<usize, extern "C" fn()>(usize::MAX) };
+            nowhere();
+            Ok(())
+        });
+        assert_eq!(exception.signal_name().as_deref(), Some("SIGSEGV"), "{exception}");
+        assert!(exception.traceback().is_some(), "{exception}");
+    });
+}
+
+#[test]
 fn fault_in_another_thread_has_a_traceback_too() {
     watched(|| {
         let exception = exited_by(|_, ()| {

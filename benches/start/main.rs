@@ -1,6 +1,6 @@
 //! What starting workers costs, each way: beside bare fork and posix_spawn, and beside other libraries; what asking
-//! costs while they run, how soon their death is an error, and how much memory an idle one has. It prints tables for
-//! docs/performance.md.
+//! costs while they run, how soon their death or failure is an error, and how much memory an idle one has. It prints tables
+//! for docs/performance.md.
 //!
 //! `cargo bench -p phalanx-benches --bench start`; with `PHALANX_BENCH_QUICK=1` fewer rounds. The names of single parts may
 //! follow after `--`. With `PHALANX_BENCH_CHART=FILE` it draws the first part too, as SVG.
@@ -16,6 +16,7 @@ use ipc_channel::ipc::IpcSender;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod failing;
 #[path = "../figures/mod.rs"]
 mod figures;
 mod memory;
@@ -40,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         ("start", starting::starting),
         ("poll", running::polling),
         ("death", running::deaths),
+        ("failure", failing::failures),
         ("ballast", memory::with_ballast),
         ("memory", memory::memory),
     ])

@@ -10,7 +10,7 @@ use super::member::Worker;
 use super::postmortem::{self, Baseline, End, Known};
 use super::returned::Returned;
 use super::verdict;
-use crate::error::{Error, Outcome, Status, Story};
+use crate::error::{Callee, Error, Outcome, Status, Story};
 use crate::shm::passing::Loan;
 use crate::start::Started;
 use crate::supervise::child::Child;
@@ -39,7 +39,7 @@ pub(super) struct Orders {
     pub(super) daemon: bool,
     pub(super) grace: Option<Duration>,
     /// The name of the user's function.
-    pub(super) function: &'static str,
+    pub(super) callee: Callee,
     pub(super) baseline: Baseline,
     /// By what the workers are told to wait for one another no longer, if they are to be.
     pub(super) abort: Option<Abort>,
@@ -237,7 +237,7 @@ impl Crew {
             sent_by_program: worker.sent_by_program,
             sent_by_teardown: worker.sent_by_teardown,
             baseline: self.orders.baseline,
-            function: self.orders.function,
+            callee: self.orders.callee,
         };
         let end = postmortem::examine(&known, remains, self.returns.take(rank));
         self.settle(rank, end);

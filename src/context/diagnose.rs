@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Captured, Cause, RawFrame, ResourceUsage, Status, Traceback};
+use crate::error::{Callee, Captured, Cause, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
 use crate::wire::slot::{FaultRecord, State};
@@ -102,9 +102,8 @@ pub(super) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
 }
 
 /// Where a fatal signal met the worker.
-pub(super) fn traceback_of(fault: &FaultRecord, function: &str) -> Traceback {
-    let frames = fault.frames.iter().map(|&address| RawFrame::new(address, &fault.modules));
-    Traceback::new(Captured::Addresses(frames.collect()), function)
+pub(super) fn traceback_of(fault: FaultRecord, callee: Callee) -> Traceback {
+    Traceback::new(Captured { addresses: fault.frames, modules: fault.modules }, callee)
 }
 
 /// What a worker had used. The worker's own count of its peak is true; the kernel's begins with that of its launcher

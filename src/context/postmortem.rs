@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::diagnose::{self, Evidence};
 use super::returned::Returned;
 use super::verdict::{self, Sent};
-use crate::error::{Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
+use crate::error::{Callee, Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
 use crate::sys::clock::Moment;
 use crate::sys::memory;
@@ -50,8 +50,7 @@ pub(super) struct Known {
     pub(super) sent_by_program: Signals,
     pub(super) sent_by_teardown: Option<Sent>,
     pub(super) baseline: Baseline,
-    /// The name of the user's function.
-    pub(super) function: &'static str,
+    pub(super) callee: Callee,
 }
 
 /// What is kept of a worker that has ended.
@@ -90,8 +89,8 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
         recorded: recorded.is_some(),
         cause,
         note: found.note.take().filter(|_| failed && status != Status::Raised),
-        error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.function))),
-        traceback: fault.as_ref().map(|fault| diagnose::traceback_of(fault, known.function)),
+        error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.callee))),
+        traceback: fault.map(|fault| diagnose::traceback_of(fault, known.callee)),
         usage: diagnose::usage(exit, peak_kib, known.rss_floor_kib),
         ..bare(status, known.started, at)
     };

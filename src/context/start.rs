@@ -10,7 +10,7 @@ use super::crew::{Crew, Orders};
 use super::join::ProcessContext;
 use super::options::Options;
 use super::postmortem::Baseline;
-use crate::error::Error;
+use crate::error::{Callee, Error};
 use crate::shm::strategy::Choice;
 use crate::shm::tree::{self, Place};
 use crate::shm::{SharingStrategy, get_sharing_strategy};
@@ -148,7 +148,7 @@ where
 /// Makes the jobs of one function.
 struct JobBuilder {
     nprocs: usize,
-    function: &'static str,
+    callee: Callee,
     job: Job,
     returns: Returns,
     guards: Option<Arc<OwnedFd>>,
@@ -189,7 +189,7 @@ impl JobBuilder {
             abort: abort.as_ref().map(Abort::numbers),
             manifest: Manifest::default(),
         };
-        Ok(Self { nprocs, function: entry.name(), job, returns, guards, place, abort })
+        Ok(Self { nprocs, callee: entry.callee(), job, returns, guards, place, abort })
     }
 
     /// One job for all ranks.
@@ -229,7 +229,7 @@ fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
 }
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { function, returns, guards, place, abort, .. } = builder;
+    let JobBuilder { callee, returns, guards, place, abort, .. } = builder;
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _, abort: _ } =
@@ -245,6 +245,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         environment,
         death_signal,
     })?;
-    let orders = Orders { daemon, grace, function, baseline, abort };
+    let orders = Orders { daemon, grace, callee, baseline, abort };
     Ok(ProcessContext::new(Crew::new(started, orders)))
 }

@@ -1,6 +1,7 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
 mod exceptions;
+mod frames;
 mod memory;
 mod outcome;
 mod raised;
@@ -16,7 +17,7 @@ pub(crate) use outcome::Ended;
 pub use outcome::{Cause, Outcome, ResourceUsage, Status};
 pub(crate) use raised::Raised;
 pub use raised::RaisedError;
-pub(crate) use traceback::{Captured, RawFrame};
+pub(crate) use traceback::{Callee, Captured};
 pub use traceback::{Frame, Traceback};
 
 use crate::sys::signal::Signal;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::traceback::{Captured, Traceback};
+use super::traceback::{Callee, Captured, Traceback};
 
 /// As a worker hands it in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,10 +69,10 @@ impl RaisedError {
 }
 
 impl RaisedError {
-    /// Of the user's function of this name.
-    pub(crate) fn new(raised: Raised, function: &str) -> Self {
+    /// Of the user's function.
+    pub(crate) fn new(raised: Raised, callee: Callee) -> Self {
         let Raised { panicked, chain, location, trace } = raised;
-        Self { panicked, chain, location, traceback: Traceback::new(trace, function) }
+        Self { panicked, chain, location, traceback: Traceback::new(trace, callee) }
     }
 }
 

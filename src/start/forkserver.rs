@@ -387,8 +387,9 @@ fn failure(trouble: Trouble) -> Failure {
 fn before_any_rank(trouble: Trouble) -> Error {
     let reason = match trouble {
         Trouble::Preload(raised) => {
-            let name = PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).map_or("", Entry::name);
-            return Error::Preload(Box::new(RaisedError::new(raised, name)));
+            let preload = *PRELOAD.lock().unwrap_or_else(PoisonError::into_inner);
+            let callee = preload.map(Entry::callee).unwrap_or_default();
+            return Error::Preload(Box::new(RaisedError::new(raised, callee)));
         }
         Trouble::Threads(threads) => format!(
             "it has {threads} threads, so it cannot fork: its preload function has left some behind, or a library has \

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Module {
     pub(crate) name: String,
-    /// What the loader added to the addresses in the file.
+    /// The linker's build id; empty where there is none.
+    pub(crate) build_id: Vec<u8>,
+    /// What the loader added to the addresses in the file, modulo 2^64: an object that lies below the address for
+    /// which it was linked has a "negative" one.
     pub(crate) bias: u64,
     pub(crate) start: u64,
     pub(crate) end: u64,
@@ -21,6 +24,22 @@ impl Module {
     pub(crate) fn contains(&self, address: u64) -> bool {
         (self.start..self.end).contains(&address)
     }
+
+    /// What the file calls this address.
+    pub(crate) fn offset_of(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.bias)
+    }
+
+    /// Whether it is the executable.
+    pub(crate) fn is_main(&self) -> bool {
+        self.name.is_empty()
+    }
+}
+
+/// Whether an object of this name is the C library, in which every thread begins.
+pub(crate) fn is_libc(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or_default();
+    ["libc.so", "libc-2.", "libpthread", "ld-musl"].iter().any(|start| file.starts_with(start))
 }
 
 /// The running executable.
@@ -45,11 +64,8 @@ impl Image {
     }
 
     fn find() -> io::Result<Self> {
-        let (module, build_id) = first_object();
-        let id = match build_id {
-            Some(id) => id,
-            None => file_identity()?,
-        };
+        let module = first_object();
+        let id = if module.build_id.is_empty() { file_identity()? } else { module.build_id.clone() };
         Ok(Self { module, id })
     }
 
@@ -61,12 +77,12 @@ impl Image {
     /// The offset of `address` in the executable, unless it lies elsewhere.
     pub(crate) fn offset_of(&self, address: usize) -> Option<u64> {
         let address = address as u64;
-        self.module.contains(address).then(|| address - self.module.bias)
+        self.module.contains(address).then(|| self.module.offset_of(address))
     }
 
     /// The address of `offset`, if a record of `size` bytes there lies in the executable.
     pub(crate) fn address_of(&self, offset: u64, size: usize) -> Option<usize> {
-        let start = self.module.bias.checked_add(offset)?;
+        let start = self.module.bias.wrapping_add(offset);
         let end = start.checked_add(size as u64)?;
         (self.module.contains(start) && end <= self.module.end).then_some(start as usize)
     }
@@ -88,10 +104,10 @@ pub(crate) fn modules() -> Vec<Module> {
     found
 }
 
-fn first_object() -> (Module, Option<Vec<u8>>) {
+fn first_object() -> Module {
     let mut first = None;
     each_object(&mut |object| {
-        first = Some((object.module(), object.build_id()));
+        first = Some(object.module());
         false
     });
     first.expect("the loader lists the executable first")
@@ -106,24 +122,33 @@ struct Object<'a> {
 impl Object<'_> {
     fn module(&self) -> Module {
         let bias = self.info.dlpi_addr;
-        let loads = || self.headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
+        let (start, end) = extent(bias, self.headers);
         // SAFETY: dlpi_name is null or a string that lives as long as the object is loaded.
         let name = (!self.info.dlpi_name.is_null()).then(|| unsafe { CStr::from_ptr(self.info.dlpi_name) });
         Module {
             name: name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            build_id: self.build_id().unwrap_or_default(),
             bias,
-            start: bias + loads().map(|load| load.p_vaddr).min().unwrap_or(0),
-            end: bias + loads().map(|load| load.p_vaddr + load.p_memsz).max().unwrap_or(0),
+            start,
+            end,
         }
     }
 
     fn build_id(&self) -> Option<Vec<u8>> {
         self.headers.iter().filter(|header| header.p_type == libc::PT_NOTE).find_map(|note| {
-            let start = (self.info.dlpi_addr + note.p_vaddr) as *const u8;
+            let start = self.info.dlpi_addr.wrapping_add(note.p_vaddr) as *const u8;
             // SAFETY: PT_NOTE segments of a loaded object are mapped readable and never change.
             find_build_id(unsafe { slice::from_raw_parts(start, note.p_memsz as usize) })
         })
     }
+}
+
+/// From where to where the segments of an object lie.
+fn extent(bias: u64, headers: &[libc::Elf64_Phdr]) -> (u64, u64) {
+    let loads = || headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
+    let start = loads().map(|load| load.p_vaddr).min().unwrap_or(0);
+    let end = loads().map(|load| load.p_vaddr.saturating_add(load.p_memsz)).max().unwrap_or(0);
+    (bias.wrapping_add(start), bias.wrapping_add(end))
 }
 
 /// The descriptor of the note "GNU" of type 3 in a note segment (elf(5)).
@@ -182,6 +207,37 @@ mod tests {
         assert_eq!(image.address_of(image.module.end - image.module.bias - 4, 8), None);
         assert_eq!(image.offset_of(Box::into_raw(Box::new(1_u8)) as usize), None);
         assert!(!image.id().is_empty());
+    }
+
+    fn load(p_vaddr: u64, p_memsz: u64) -> libc::Elf64_Phdr {
+        libc::Elf64_Phdr {
+            p_type: libc::PT_LOAD,
+            p_flags: 0,
+            p_offset: 0,
+            p_vaddr,
+            p_paddr: p_vaddr,
+            p_filesz: p_memsz,
+            p_memsz,
+            p_align: 0x1000,
+        }
+    }
+
+    #[test]
+    fn object_below_its_link_address_has_its_extent() {
+        let loads = [load(0x7000_0000, 0x800), load(0x7000_1000, 0x1234)];
+        let bias = 0x1000_0000_u64.wrapping_sub(0x7000_0000);
+        let (start, end) = extent(bias, &loads);
+        assert_eq!((start, end), (0x1000_0000, 0x1000_2234));
+        let module = Module { name: "libfar.so".into(), build_id: vec![], bias, start, end };
+        assert!(module.contains(0x1000_0010));
+        assert_eq!(module.offset_of(0x1000_0010), 0x7000_0010);
+        assert_eq!(extent(bias, &[]), (bias, bias));
+    }
+
+    #[test]
+    fn libc_is_known_by_its_file() {
+        assert!(["/lib/x86_64-linux-gnu/libc.so.6", "/lib/ld-musl-x86_64.so.1"].into_iter().all(is_libc));
+        assert!(!["", "/usr/lib/libcrypto.so.3", "/libc.so/libm.so.6"].into_iter().any(is_libc));
     }
 
     #[test]

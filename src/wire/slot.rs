@@ -1,7 +1,7 @@
 //! The report slot: a memfd that a worker fills and the launcher reads when the worker has ended; before that it
 //! only asks whether the report is whole.
 //!
-//! A page of fixed fields, which the worker has mapped, so that even a signal handler can write them; a page
+//! A page of fixed fields, which the worker has mapped, so that even a signal handler can write them; seven pages
 //! for the worker's list of modules; then the body: a result or an error. The launcher only ever reads it by
 //! pread(2): whatever a worker did to it, that cannot hurt.
 
@@ -73,7 +73,7 @@ const NOTE_MAX: usize = 2048;
 const FRAMES: usize = NOTE + NOTE_MAX;
 const FRAMES_MAX: usize = 128;
 const MODULES: usize = 4096;
-const MODULES_MAX: usize = 4096;
+const MODULES_MAX: usize = 28 * 1024;
 const BODY: usize = MODULES + MODULES_MAX;
 
 /// A list of modules as it is written into a slot.
@@ -81,12 +81,17 @@ const BODY: usize = MODULES + MODULES_MAX;
 pub(crate) struct ModuleList(Vec<u8>);
 
 impl ModuleList {
-    /// As many as there is room for.
+    /// As many as there is room for, from the first.
     pub(crate) fn of(modules: &[Module]) -> Self {
-        let fitting = (0..=modules.len())
-            .rev()
-            .filter_map(|count| codec::encode_plain(&modules[..count].to_vec()).ok());
-        Self(fitting.into_iter().find(|bytes| bytes.len() <= MODULES_MAX).unwrap_or_default())
+        /// More than the number of modules takes, which is written before them.
+        const NUMBER: usize = 16;
+        let mut room = MODULES_MAX - NUMBER;
+        let fits = |module: &&Module| {
+            let left = codec::encode_plain(*module).ok().and_then(|bytes| room.checked_sub(bytes.len()));
+            left.map(|left| room = left).is_some()
+        };
+        let fitting: Vec<_> = modules.iter().take_while(fits).collect();
+        Self(codec::encode_plain(&fitting).unwrap_or_default())
     }
 }
 
@@ -382,6 +387,30 @@ mod tests {
         let account = slot.account().unwrap();
         assert_eq!(account.note.unwrap(), "ä".repeat(NOTE_MAX / 2));
         assert_eq!(account.fault.unwrap().frames.len(), FRAMES_MAX);
+    }
+
+    #[test]
+    fn modules_of_200_objects_have_room_and_what_has_not_is_left_out() {
+        let module = |number: u64| Module {
+            name: format!("/usr/lib/python3/dist-packages/torch/lib/libpart-{number:05}.so.1"),
+            build_id: vec![number as u8; 20],
+            bias: 0x7f00_0000_0000 + (number << 24),
+            start: 0x7f00_0000_0000 + (number << 24),
+            end: 0x7f00_0080_0000 + (number << 24),
+        };
+        let modules: Vec<_> = (0..2000).map(module).collect();
+        let (slot, writer) = pair();
+        writer.set_fault(&Fault { signal: Signal::SEGV, address: 1, instruction: 2, stack: 3 });
+        let read_back = |modules: &[Module]| {
+            writer.set_modules(&ModuleList::of(modules));
+            slot.account().unwrap().fault.unwrap().modules
+        };
+        assert_eq!(read_back(&modules[..200]), modules[..200]);
+        let kept = read_back(&modules);
+        assert!(kept.len() > 200 && kept == modules[..kept.len()], "{}", kept.len());
+        // The first that is left out would not have fitted.
+        let with_the_next = codec::encode_plain(&modules[..=kept.len()].to_vec()).unwrap();
+        assert!(with_the_next.len() > MODULES_MAX - 32, "{}", with_the_next.len());
     }
 
     proptest::proptest! {

@@ -58,9 +58,9 @@ fn record(fault: &Fault) {
             return false;
         }
         // Readers take each for a return address; the interrupted one is the instruction itself.
-        !interrupted || slot.add_frame(address + u64::from(first))
+        !interrupted || slot.add_frame(address.wrapping_add(u64::from(first)))
     });
     if !interrupted {
-        slot.add_frame(fault.instruction + 1);
+        slot.add_frame(fault.instruction.wrapping_add(1));
     }
 }

@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::Error;
+use crate::error::{Callee, Error};
 use crate::shm::passing::Arrivals;
 use crate::sys::image::Image;
 use crate::wire::codec::{self, Encoded};
@@ -124,6 +124,11 @@ fn conjure<F: Copy + Send + 'static>() -> F {
 impl Entry {
     pub(crate) fn name(&self) -> &'static str {
         (self.name)()
+    }
+
+    /// The function, as tracebacks want to know it.
+    pub(crate) fn callee(&self) -> Callee {
+        Callee { name: self.name(), trampoline: self.call as usize }
     }
 
     /// The offset of this record in the executable.

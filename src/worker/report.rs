@@ -1,16 +1,15 @@
 //! From an `Err` or a panic of the user's function to a report.
 
 use std::any::Any;
-use std::backtrace::BacktraceStatus;
 use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Captured, Frame, Raised, RawFrame};
+use crate::error::{Captured, Raised};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
-use crate::sys::{env, image, memory, signal, trace};
+use crate::sys::{env, memory, signal, trace};
 use crate::wire::codec;
 use crate::wire::slot::{SlotWriter, State};
 
@@ -130,37 +129,13 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
         let why = text_of(&**ManuallyDrop::new(payload));
         vec![format!("its function returned an error whose text cannot be had: its Display panicked: {why}")]
     });
-    // Naming the frames takes long: until the report is whole, the note tells the error.
+    // Until the report is whole, the note tells the error.
     if let Some(slot) = slot {
         slot.set_failed_at(at);
         slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
     }
-    let trace = Captured::Named(frames_of(error.backtrace()));
+    let trace = Captured::here(trace::addresses_of(error.backtrace()));
     Failure { raised: Raised { panicked: false, chain, location: None, trace }, at }
-}
-
-/// The frames of a backtrace of std, which shows them only as text.
-fn frames_of(backtrace: &std::backtrace::Backtrace) -> Vec<Frame> {
-    if backtrace.status() != BacktraceStatus::Captured {
-        return Vec::new();
-    }
-    let Ok(parsed) = btparse::deserialize(backtrace) else {
-        // A text that the parser does not know is still better than none.
-        return vec![Frame { function: backtrace.to_string(), file: None, line: None, column: None }];
-    };
-    let frame = |frame: btparse::Frame| Frame {
-        function: frame.function,
-        file: frame.file.map(absolute),
-        line: frame.line.and_then(|line| u32::try_from(line).ok()),
-        column: None,
-    };
-    parsed.frames.into_iter().map(frame).collect()
-}
-
-/// A file's path with the working directory, which std leaves out.
-fn absolute(file: String) -> String {
-    let below = file.strip_prefix("./").and_then(|rest| Some(std::env::current_dir().ok()?.join(rest)));
-    below.map_or(file, |path| path.display().to_string())
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Failure {
@@ -175,20 +150,18 @@ fn panicked(payload: &(dyn Any + Send)) -> Failure {
                 panicked: true,
                 chain: vec![message],
                 location: None,
-                trace: Captured::Named(Vec::new()),
+                trace: Captured::default(),
             },
         },
     }
 }
 
 fn raised_by(seen: Seen) -> Raised {
-    let modules = image::modules();
-    let frames = seen.addresses.into_iter().map(|address| RawFrame::new(address, &modules)).collect();
     Raised {
         panicked: true,
         chain: vec![seen.message],
         location: seen.location,
-        trace: Captured::Addresses(frames),
+        trace: Captured::here(seen.addresses),
     }
 }
 

@@ -1,0 +1,278 @@
+//! From addresses to the frames that a traceback shows: named, and trimmed to what the user wrote.
+
+use super::traceback::{Callee, Captured, Frame};
+use crate::sys::image::{self, Module};
+use crate::sys::symbols::{self, Symbol};
+use crate::sys::trace;
+
+/// The frames of the user's code, innermost first; none if there are none.
+pub(super) fn of(captured: &Captured, callee: Callee) -> Vec<Frame> {
+    let raw: Vec<_> =
+        captured.addresses.iter().map(|&address| RawFrame::new(address, &captured.modules)).collect();
+    // By addresses first: these are right also where there are no names, in a stripped binary or in a libc without
+    // debug information.
+    let Some(call) = raw.iter().position(|frame| frame.is_in(callee.trampoline)) else {
+        let within = raw.iter().rposition(|frame| !frame.is_in_libc()).map_or(0, |last| last + 1);
+        return trim(raw[..within].iter().flat_map(RawFrame::resolve).collect());
+    };
+    let mut frames: Vec<_> = raw[..call].iter().flat_map(RawFrame::resolve).collect();
+    // The user's function may be inlined into the trampoline: then it is the same address, with several names.
+    let inlined = raw[call].named();
+    match inlined.iter().position(is_trampoline) {
+        Some(end) => frames.extend_from_slice(&inlined[..end]),
+        None => frames.push(Frame::of(callee.name)),
+    }
+    trim(frames)
+}
+
+/// An address of a worker, which another process of the same executable can name.
+struct RawFrame<'a> {
+    /// The object it lies in.
+    module: Option<&'a Module>,
+    /// What the object's file calls it; the address itself without an object.
+    offset: u64,
+}
+
+impl<'a> RawFrame<'a> {
+    fn new(address: u64, modules: &'a [Module]) -> Self {
+        let module = modules.iter().find(|module| module.contains(address));
+        Self { module, offset: module.map_or(address, |module| module.offset_of(address)) }
+    }
+
+    /// Whether it lies in the function that begins at an address of this process, in the executable.
+    fn is_in(&self, function: usize) -> bool {
+        let in_main = self.module.is_some_and(Module::is_main);
+        let own = image::Image::main().ok().filter(|_| in_main);
+        own.and_then(|own| own.address_of(self.offset, 1))
+            .is_some_and(|at| trace::is_in_function(at, function))
+    }
+
+    fn is_in_libc(&self) -> bool {
+        self.module.is_some_and(|module| image::is_libc(&module.name))
+    }
+
+    fn resolve(&self) -> Vec<Frame> {
+        let frames = self.named();
+        if frames.is_empty() { vec![self.unnamed()] } else { frames }
+    }
+
+    fn named(&self) -> Vec<Frame> {
+        // It is a return address: the call is the instruction before.
+        let at = |module| symbols::symbols_at(module, self.offset.wrapping_sub(1));
+        self.module.map(at).unwrap_or_default().into_iter().filter_map(named).collect()
+    }
+
+    fn unnamed(&self) -> Frame {
+        let function = match self.module {
+            Some(module) if module.is_main() => format!("executable+{:#x}", self.offset),
+            Some(module) => format!("{}+{:#x}", module.name, self.offset),
+            None => format!("{:#x}", self.offset),
+        };
+        Frame::of(&function)
+    }
+}
+
+fn named(symbol: Symbol) -> Option<Frame> {
+    let Symbol { function, file, line, column } = symbol;
+    Some(Frame { function: function?, file, line, column })
+}
+
+/// What raises a failure, rather than being what went wrong, by the paths of functions.
+const MACHINERY: [&str; 8] = [
+    "std::",
+    "core::",
+    "alloc::",
+    "anyhow::",
+    "backtrace::",
+    "__rustc::",
+    "phalanx::worker::report::",
+    "phalanx::sys::trace::",
+];
+
+/// The same by whole names, of builds with bare names.
+const MACHINERY_NAMES: [&str; 2] = ["rust_begin_unwind", "__rust_try"];
+
+/// With what libc raises a signal.
+const RAISING_OF_LIBC: [&str; 8] = [
+    "__pthread_kill_implementation",
+    "__pthread_kill_internal",
+    "pthread_kill",
+    "raise",
+    "gsignal",
+    "abort",
+    "__GI_raise",
+    "__GI_abort",
+];
+
+/// The same by source files, since names are bare where the profile has line tables only.
+const MACHINERY_SOURCES: [&str; 4] =
+    ["/library/core/src/", "/library/alloc/src/", "/library/std/src/", "/anyhow-1."];
+
+/// Where libc begins a thread.
+const THREAD_STARTS: [&str; 4] = ["start_thread", "__clone3", "clone3", "clone"];
+
+/// Drops what raised the failure at the inner end and what called the user's function at the outer one.
+fn trim(mut frames: Vec<Frame>) -> Vec<Frame> {
+    if let Some(outer) = frames.iter().position(is_trampoline) {
+        frames.truncate(outer);
+    }
+    let raised = raised_by_libc(&frames);
+    let panic = frames.iter().rposition(is_raising).map_or(raised, |at| at + 1);
+    let inner = panic + frames[panic..].iter().take_while(|frame| is_machinery(frame)).count();
+    frames.drain(..inner);
+    while frames
+        .last()
+        .is_some_and(|frame| is_machinery(frame) || THREAD_STARTS.contains(&frame.function.as_str()))
+    {
+        frames.pop();
+    }
+    frames
+}
+
+/// How many frames at the inner end raised a signal: some have no name where libc has no debug information.
+fn raised_by_libc(frames: &[Frame]) -> usize {
+    let raises = |frame: &Frame| RAISING_OF_LIBC.contains(&frame.function.as_str());
+    let in_libc = frames.iter().take_while(|frame| raises(frame) || is_unnamed_of_libc(frame)).count();
+    frames[..in_libc].iter().rposition(raises).map_or(0, |last| last + 1)
+}
+
+fn is_unnamed_of_libc(frame: &Frame) -> bool {
+    frame.function.rsplit_once("+0x").is_some_and(|(module, _)| image::is_libc(module))
+}
+
+/// Where the library calls the user's function: `worker::entry::call`, by its name or by its source file, which
+/// lies beside this one.
+fn is_trampoline(frame: &Frame) -> bool {
+    let of_entry = file!().strip_suffix("error/frames.rs").map(|src| format!("{src}worker/entry.rs"));
+    bare(&frame.function).starts_with("phalanx::worker::entry::")
+        || frame.function.starts_with("call") && of_entry.is_some_and(|file| in_source(frame, &file))
+}
+
+fn is_raising(frame: &Frame) -> bool {
+    frame.function.contains("rust_begin_unwind")
+        || in_source(frame, "/library/core/src/panicking.rs")
+        || frame.function.contains("begin_panic") && in_source(frame, "/library/std/src/panicking.rs")
+}
+
+fn is_machinery(frame: &Frame) -> bool {
+    MACHINERY_SOURCES.iter().any(|sources| in_source(frame, sources))
+        || MACHINERY.iter().any(|prefix| bare(&frame.function).starts_with(prefix))
+        || MACHINERY_NAMES.contains(&frame.function.as_str())
+        || frame.function.contains("anyhow::")
+}
+
+fn in_source(frame: &Frame, part: &str) -> bool {
+    frame.file.as_ref().is_some_and(|file| file.contains(part))
+}
+
+/// `<path::Type as Trait>::method` without its opening brackets.
+fn bare(function: &str) -> &str {
+    function.trim_start_matches(['<', '&'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(frames: &[(&str, &str)]) -> Vec<String> {
+        let frame = |&(function, file): &(&str, &str)| Frame {
+            function: function.into(),
+            file: (!file.is_empty()).then(|| file.into()),
+            line: None,
+            column: None,
+        };
+        trim(frames.iter().map(frame).collect()).into_iter().map(|frame| frame.function).collect()
+    }
+
+    #[test]
+    fn trim_panic_keeps_only_user_frames() {
+        let seen = names(&[
+            ("phalanx::sys::trace::here", ""),
+            ("phalanx::worker::report::hook", ""),
+            ("std::panicking::panic_with_hook", "/rustc/1/library/std/src/panicking.rs"),
+            ("__rustc::rust_begin_unwind", "/rustc/1/library/std/src/panicking.rs"),
+            ("core::panicking::panic_fmt", "/rustc/1/library/core/src/panicking.rs"),
+            ("core::option::unwrap_failed", "/rustc/1/library/core/src/option.rs"),
+            ("app::inner", "src/main.rs"),
+            ("core::iter::Iterator::map", "/rustc/1/library/core/src/iter.rs"),
+            ("app::work", "src/main.rs"),
+            ("core::ops::function::Fn::call", "/rustc/1/library/core/src/ops/function.rs"),
+            ("phalanx::worker::entry::call", ""),
+            ("std::panicking::catch_unwind", "/rustc/1/library/std/src/panicking.rs"),
+            ("app::main", "src/main.rs"),
+        ]);
+        assert_eq!(seen, ["app::inner", "core::iter::Iterator::map", "app::work"]);
+    }
+
+    #[test]
+    fn trim_works_with_the_bare_names_of_line_tables() {
+        let entry = file!().replace("error/frames.rs", "worker/entry.rs");
+        let seen = names(&[
+            ("panic_fmt", "/rustc/1/library/core/src/panicking.rs"),
+            ("{closure#0}", "/home/me/app/src/main.rs"),
+            ("call", "/home/me/app/src/main.rs"),
+            ("call<fn(usize)>", "/rustc/1/library/core/src/ops/function.rs"),
+            ("call<fn(usize)>", &format!("/somewhere/{entry}")),
+            ("main", "/home/me/app/src/main.rs"),
+        ]);
+        assert_eq!(seen, ["{closure#0}", "call"]);
+    }
+
+    #[test]
+    fn trim_error_drops_its_capture_and_can_leave_nothing() {
+        let capture = ("<std::backtrace::Backtrace>::create", "/rustc/1/library/std/src/backtrace.rs");
+        let anyhow = ("from", "/registry/anyhow-1.0.104/src/backtrace.rs");
+        let call = ("phalanx::worker::entry::call", "");
+        assert_eq!(names(&[capture, anyhow, ("app::work", ""), call]), ["app::work"]);
+        assert!(names(&[capture, anyhow, call]).is_empty());
+    }
+
+    #[test]
+    fn trim_keeps_everything_that_it_does_not_know() {
+        assert_eq!(names(&[("a", ""), ("b", "")]), ["a", "b"]);
+        assert!(names(&[]).is_empty());
+    }
+
+    #[test]
+    fn trim_drops_the_machinery_of_panic_any() {
+        let std = "/rustc/1/library/std/src/panicking.rs";
+        let seen = names(&[
+            ("phalanx::sys::trace::here", ""),
+            ("std::panicking::panic_with_hook", std),
+            ("begin_panic<u8>", std),
+            ("std::panic::panic_any", "/rustc/1/library/std/src/panic.rs"),
+            ("raise_alarm", "src/main.rs"),
+        ]);
+        assert_eq!(seen, ["raise_alarm"]);
+    }
+
+    #[test]
+    fn trim_drops_what_raises_a_signal_also_where_libc_has_few_names() {
+        let libc = "/lib/x86_64-linux-gnu/libc.so.6+0x8a";
+        let seen = names(&[
+            (libc, ""),
+            ("raise", ""),
+            ("abort", ""),
+            ("std::process::abort", ""),
+            ("app::work", ""),
+        ]);
+        assert_eq!(seen, ["app::work"]);
+        // A fault within libc is no such thing.
+        assert_eq!(names(&[(libc, ""), ("app::raise", "")]), [libc, "app::raise"]);
+        assert_eq!(names(&[("libfoo.so+0x1", ""), ("raise", "")]), ["libfoo.so+0x1", "raise"]);
+    }
+
+    #[test]
+    fn address_without_a_name_is_shown_as_number() {
+        let modules = [Module {
+            name: "libgone.so".into(),
+            build_id: vec![],
+            bias: 0x1000,
+            start: 0x1000,
+            end: 0x2000,
+        }];
+        let shown = |address| RawFrame::new(address, &modules).resolve()[0].function.clone();
+        assert_eq!(shown(0x10), "0x10");
+        assert_eq!(shown(0x1020), "libgone.so+0x20");
+    }
+}

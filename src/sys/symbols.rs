@@ -1,0 +1,169 @@
+//! Names of addresses: from the symbol tables and debug information of the files that were loaded.
+//!
+//! The executable is read through /proc/self/exe, which is the file that runs also when another one has its name by now,
+//! or none. A shared object is read by its path, if the file there still has the build id of what was loaded.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian, SectionId};
+use addr2line::{Context, Frame, LookupContinuation, LookupResult, SplitDwarfLoad};
+use object::{CompressionFormat, Object, ObjectSection, ObjectSymbol};
+
+use super::image::Module;
+
+/// A place in the source that an address belongs to. One address has several where functions were inlined.
+#[derive(Clone, Debug)]
+pub(crate) struct Symbol {
+    pub(crate) function: Option<String>,
+    pub(crate) file: Option<String>,
+    pub(crate) line: Option<u32>,
+    pub(crate) column: Option<u32>,
+}
+
+type Bytes = EndianSlice<'static, NativeEndian>;
+
+/// A file of code that was read. It stays mapped: reading one again for each traceback would take as long again.
+struct Names {
+    object: object::File<'static>,
+    debug: Context<Bytes>,
+}
+
+/// By the name of the module; `None` where there is nothing to read.
+static KNOWN: Mutex<BTreeMap<String, Option<Names>>> = Mutex::new(BTreeMap::new());
+
+/// The places of an instruction, the innermost function first, of which the address in `module`'s file is `offset`.
+pub(crate) fn symbols_at(module: &Module, offset: u64) -> Vec<Symbol> {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = known.entry(module.name.clone()).or_insert_with(|| Names::of(module));
+    names.as_ref().map(|names| names.at(offset)).unwrap_or_default()
+}
+
+impl Names {
+    fn of(module: &Module) -> Option<Self> {
+        let object = if module.is_main() { main_file() } else { read(Path::new(&module.name)) };
+        let object = object.filter(|object| is_build(object, &module.build_id))?;
+        let object = match object.section_by_name(".debug_info") {
+            Some(_) => object,
+            None => separate_debug_file(&module.build_id).unwrap_or(object),
+        };
+        let debug = Context::from_dwarf(dwarf(&object, |id| Some(id.name()))).ok()?;
+        Some(Self { object, debug })
+    }
+
+    fn at(&self, offset: u64) -> Vec<Symbol> {
+        let mut symbols = Vec::new();
+        if let Some(mut frames) = self.frames_at(offset) {
+            while let Ok(Some(frame)) = frames.next() {
+                symbols.push(symbol_of(&frame));
+            }
+        }
+        // Where there is no debug information, and of assembly, which has lines only.
+        match symbols.last_mut() {
+            Some(outermost) => {
+                outermost.function = outermost.function.take().or_else(|| self.name_at(offset))
+            }
+            None => {
+                let alone = |name| Symbol { function: Some(name), file: None, line: None, column: None };
+                symbols.extend(self.name_at(offset).map(alone));
+            }
+        }
+        symbols
+    }
+
+    fn frames_at(&self, offset: u64) -> Option<addr2line::FrameIter<'_, Bytes>> {
+        let mut lookup = self.debug.find_frames(offset);
+        loop {
+            match lookup {
+                LookupResult::Output(frames) => return frames.ok(),
+                LookupResult::Load { load, continuation } => lookup = continuation.resume(split_dwarf(&load)),
+            }
+        }
+    }
+
+    fn name_at(&self, offset: u64) -> Option<String> {
+        let mut symbols = self.object.symbols().chain(self.object.dynamic_symbols());
+        let has = |symbol: &object::Symbol<'_, '_>| {
+            offset.checked_sub(symbol.address()).is_some_and(|within| within < symbol.size())
+        };
+        let symbol = symbols.find(|symbol| symbol.is_definition() && has(symbol))?;
+        Some(demangled(symbol.name().ok()?))
+    }
+}
+
+fn symbol_of(frame: &Frame<'_, Bytes>) -> Symbol {
+    let function = frame.function.as_ref().and_then(|function| function.raw_name().ok());
+    let place = frame.location.as_ref();
+    Symbol {
+        function: function.map(|name| demangled(&name)),
+        file: place.and_then(|place| place.file).map(str::to_owned),
+        line: place.and_then(|place| place.line),
+        column: place.and_then(|place| place.column),
+    }
+}
+
+/// Without the hash that rustc adds.
+fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
+
+/// The executable's file.
+fn main_file() -> Option<object::File<'static>> {
+    read(Path::new("/proc/self/exe"))
+}
+
+/// A file of code, which stays mapped for as long as this process lives.
+fn read(path: &Path) -> Option<object::File<'static>> {
+    // The loader's names are absolute, but for what has no file, such as linux-vdso.so.1.
+    if !path.is_absolute() {
+        return None;
+    }
+    let file = File::open(path).ok()?;
+    // SAFETY: a private map that is only read. Who cuts short a file of code that is in use kills with SIGBUS also those
+    // that run it.
+    let map = unsafe { memmap2::Mmap::map(&file) }.ok()?;
+    object::File::parse(&**Box::leak(Box::new(map))).ok()
+}
+
+/// Whether it is what was loaded, as far as both have a build id.
+fn is_build(object: &object::File<'_>, build_id: &[u8]) -> bool {
+    let found = object.build_id().ok().flatten();
+    build_id.is_empty() || found.is_none_or(|found| found == build_id)
+}
+
+/// What a package of debug information of this build has installed.
+fn separate_debug_file(build_id: &[u8]) -> Option<object::File<'static>> {
+    let (first, rest) = build_id.split_first()?;
+    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
+    read(Path::new(&format!("/usr/lib/debug/.build-id/{first:02x}/{rest}.debug")))
+}
+
+fn dwarf(object: &object::File<'static>, name: impl Fn(SectionId) -> Option<&'static str>) -> Dwarf<Bytes> {
+    let load = |id| name(id).map(|name| section(object, name)).unwrap_or_default();
+    let Ok(dwarf) = Dwarf::load(|id| Ok::<_, Infallible>(EndianSlice::new(load(id), NativeEndian)));
+    dwarf
+}
+
+/// The contents of a section; nothing where it is missing or damaged.
+fn section(object: &object::File<'static>, name: &str) -> &'static [u8] {
+    let data = object.section_by_name(name).and_then(|section| section.compressed_data().ok());
+    match data {
+        Some(data) if data.format == CompressionFormat::None => data.data,
+        Some(data) if data.format == CompressionFormat::Zlib => {
+            miniz_oxide::inflate::decompress_to_vec_zlib(data.data).map_or(&[], |bytes| bytes.leak())
+        }
+        _ => &[],
+    }
+}
+
+/// The debug information of a unit that the profile's `split-debuginfo = "unpacked"` has left in a file of its own.
+fn split_dwarf(load: &SplitDwarfLoad<Bytes>) -> Option<Arc<Dwarf<Bytes>>> {
+    let text = |bytes: Option<Bytes>| bytes.map(|bytes| PathBuf::from(bytes.to_string_lossy().into_owned()));
+    let path = text(load.comp_dir).unwrap_or_default().join(text(load.path)?);
+    let mut split = dwarf(&read(&path)?, SectionId::dwo_name);
+    split.make_dwo(&load.parent);
+    Some(Arc::new(split))
+}
