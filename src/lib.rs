@@ -146,10 +146,20 @@
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
 //! libraries).
 //!
+//! # More
+//!
+//! The [`guide`] has the pages of `docs/`: [how to begin](guide::howto::start), to [end well on
+//! Ctrl-C](guide::howto::ctrl_c), to use it [with tokio](guide::howto::tokio), to [test](guide::howto::testing), to [go on after a
+//! failure](guide::howto::checkpoint), to [feed a data pipeline](guide::howto::pipelines); a worker's
+//! [life](guide::lifecycle), what is sound in [shared memory](guide::memory), how [queues and locks](guide::queues) survive deaths,
+//! and the [differences](guide::differences) from torch's and Python's multiprocessing.
+//!
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 
 mod context;
 mod error;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod init;
 mod queue;
 pub mod shm;
@@ -183,6 +193,7 @@ pub use queue::{
 pub use shm::dlpack;
 #[cfg(feature = "safetensors")]
 pub use shm::safetensors;
+#[doc(inline)]
 pub use shm::{
     DType, Descriptor, DynTensor, Element, FrozenTensor, HugePages, Number, Refused, Shard, SharingStrategy,
     Storage, StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,

@@ -2,6 +2,17 @@
 
 #![expect(unsafe_code, reason = "this room is the address of unsafe system calls")]
 
+#[cfg(not(all(
+    target_os = "linux",
+    target_env = "gnu",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+)))]
+compile_error!(
+    "phalanx runs on Linux with glibc, on x86-64 and aarch64: it is built on pidfds, sealed memfds, futexes and glibc's robust lists, \
+     which other systems do not have. Depend on it for this target only: [target.'cfg(all(target_os = \"linux\", target_env = \
+     \"gnu\"))'.dependencies]"
+);
+
 pub(crate) mod affinity;
 pub(crate) mod cells;
 pub(crate) mod clock;

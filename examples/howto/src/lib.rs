@@ -1,0 +1,14 @@
+//! The how-to pages, whose code is compiled and run as doctests.
+
+#[doc = include_str!("../../../docs/howto/checkpoint.md")]
+pub mod checkpoint {}
+#[doc = include_str!("../../../docs/howto/ctrl-c.md")]
+pub mod ctrl_c {}
+#[doc = include_str!("../../../docs/howto/pipelines.md")]
+pub mod pipelines {}
+#[doc = include_str!("../../../docs/howto/start.md")]
+pub mod start {}
+#[doc = include_str!("../../../docs/howto/testing.md")]
+pub mod testing {}
+#[doc = include_str!("../../../docs/howto/tokio.md")]
+pub mod tokio {}
