@@ -1,6 +1,8 @@
 //! The guardian: when a launcher is killed, what its workers have started is ended too.
 
 mod common;
+#[path = "common/seccomp.rs"]
+mod seccomp;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -39,8 +41,19 @@ fn with_children(rank: usize, ready: Tensor<i64>) -> anyhow::Result<()> {
     wait_for_ever()
 }
 
-/// A launcher of such workers by each method, of which `Fork` only works in a process with one thread.
-fn launch(_: usize, (method, ready): (StartMethod, Tensor<i64>)) -> anyhow::Result<()> {
+/// Each start method, on this kernel and as if it were older than 6.9.
+fn ways() -> impl Iterator<Item = (StartMethod, bool)> {
+    let methods = [StartMethod::Spawn, StartMethod::Fork, StartMethod::ForkServer];
+    methods.into_iter().flat_map(|method| [(method, false), (method, true)])
+}
+
+/// A launcher of such workers, of whose methods `Fork` only works in a process with one thread.
+fn launch(_: usize, (method, old, ready): (StartMethod, bool, Tensor<i64>)) -> anyhow::Result<()> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 1 << 2;
+    if old {
+        let flags = seccomp::Where::Has(3, PIDFD_SIGNAL_PROCESS_GROUP);
+        seccomp::refuse_where(libc::SYS_pidfd_send_signal, flags, libc::EINVAL);
+    }
     let options = Options::new(3).start_method(method).guardian(true);
     start_processes(with_children, ready, options)?.join()?;
     Ok(())
@@ -56,11 +69,11 @@ fn nobody_is_left_after_a_launcher_was_killed_at_any_moment() {
         let end = Instant::now() + race_time();
         let (mut round, mut longest) = (0, Duration::ZERO);
         while Instant::now() < end {
-            for method in [StartMethod::Spawn, StartMethod::Fork, StartMethod::ForkServer] {
+            for (method, old) in ways() {
                 round += 1;
                 let (tag, ready) = (tag_of(&format!("race-{round}")), board(1));
                 let options = Options::new(1).env(TAG, &tag).daemon(true);
-                let mut context = start_processes(launch, (method, ready), options).unwrap();
+                let mut context = start_processes(launch, (method, old, ready), options).unwrap();
                 // Moments that the golden ratio spreads evenly over a start.
                 let moment = Duration::from_micros(
                     (f64::from(round) * 0.618_033_988_75).fract().mul_add(30_000.0, 1.0) as u64,
@@ -80,10 +93,10 @@ fn nobody_is_left_after_a_launcher_was_killed_at_any_moment() {
 #[test]
 fn guarded_workers_with_children_are_all_ended_with_their_launcher() {
     watched(|| {
-        for method in [StartMethod::Spawn, StartMethod::Fork, StartMethod::ForkServer] {
-            let (tag, ready) = (tag_of(&format!("{method:?}")), board(1));
+        for (method, old) in ways() {
+            let (tag, ready) = (tag_of(&format!("{method:?}-{old}")), board(1));
             let options = Options::new(1).env(TAG, &tag).daemon(true);
-            let mut context = start_processes(launch, (method, ready.clone()), options).unwrap();
+            let mut context = start_processes(launch, (method, old, ready.clone()), options).unwrap();
             await_that(|| ready.get(0).unwrap() == 0x01_01_01);
             // Launcher, server, 3 workers, 3 shells, and what these have started.
             assert!(tagged(&tag).len() >= 8, "{:?}", tagged(&tag));

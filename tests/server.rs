@@ -3,6 +3,7 @@
 mod common;
 
 use std::os::unix::process::CommandExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::{
     await_end, await_post, await_that, board, launched, post, served, start, wait_for_ever, watched,
@@ -24,6 +25,36 @@ fn killed_server_takes_its_workers_along_is_told_and_followed_by_another() {
         drop(context);
         assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
         assert_ne!(ForkServer::pid(), Some(first));
+        Ok(())
+    });
+}
+
+#[test]
+fn order_for_which_the_server_has_no_descriptors_left_fails_alone() {
+    launched(|_, ()| {
+        let board = board(1);
+        let work = |_, board: Tensor<i64>| anyhow::Ok(await_post(&board, 0));
+        let others = start_processes(work, board.clone(), served(2))?;
+        let server = ForkServer::pid().unwrap();
+        let few = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
+        #[expect(unsafe_code, reason = "nix has no prlimit of another process")]
+        // SAFETY: the limit is ours and outlives the call.
+        let done = unsafe {
+            libc::prlimit(server as i32, libc::RLIMIT_NOFILE, &raw const few, std::ptr::null_mut())
+        };
+        assert_eq!(done, 0);
+        // Each is a descriptor of its own, and all of them are more than one message takes.
+        let many: Vec<_> = (0..400).map(|_| Tensor::<u8>::zeros(&[300 << 10])).collect::<Result<_, _>>()?;
+        let error = start_processes(|_, _: Vec<Tensor<u8>>| anyhow::Ok(()), many, served(1)).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("descriptors of a message arrived of the "), "{error}");
+        assert!(error.contains("RLIMIT_NOFILE is 100 of at most 100"), "{error}");
+        // Workers could not get more than the server has.
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 100, 100)?;
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+        post(&board, 0, 5);
+        assert_eq!(others.join()?, [5, 5]);
+        assert_eq!(ForkServer::pid(), Some(server));
         Ok(())
     });
 }
@@ -62,6 +93,98 @@ fn signals_of_the_terminal_do_not_reach_the_server() {
             assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
             assert_eq!(ForkServer::pid(), server, "{signal}");
         }
+        Ok(())
+    });
+}
+
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+
+/// Catches a signal, says that it is ready, and returns well when the signal has come.
+#[expect(unsafe_code, reason = "signal(2) is unsafe")]
+fn catch(rank: usize, (number, ready): (i32, Tensor<i64>)) -> anyhow::Result<usize> {
+    extern "C" fn note(_: i32) {
+        CAUGHT.store(true, Relaxed);
+    }
+    let note: extern "C" fn(i32) = note;
+    // SAFETY: the handler stores to an atomic, which is async-signal-safe.
+    unsafe { libc::signal(number, note as libc::sighandler_t) };
+    post(&ready, rank, 1);
+    await_that(|| CAUGHT.load(Relaxed));
+    Ok(rank)
+}
+
+#[expect(unsafe_code, reason = "kill(2) of a number that nix has no name for")]
+fn send_number(pid: u32, number: i32) {
+    // SAFETY: takes integers.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_kill, pid, number) }, 0);
+}
+
+#[test]
+fn signal_to_every_process_of_the_job_leaves_the_server_and_who_handles_it() {
+    launched(|_, ()| {
+        start(|_, ()| Ok(()), 1).join()?;
+        let server = ForkServer::pid().unwrap();
+        // What systemd, Slurm and others send to all processes of a job, to end it, to stop it or to warn it.
+        let named = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        let rare = [libc::SIGALRM, libc::SIGXCPU, libc::SIGPIPE, libc::SIGRTMIN(), libc::SIGRTMAX()];
+        for number in named.into_iter().chain(rare) {
+            let ready = board(2);
+            let context = start_processes(catch, (number, ready.clone()), served(2))?;
+            for rank in 0..2 {
+                await_post(&ready, rank);
+            }
+            context.pids().iter().chain([&server]).for_each(|&pid| send_number(pid, number));
+            assert_eq!(context.join().map_err(|error| error.to_string()), Ok(vec![0, 1]), "signal {number}");
+            assert_eq!(ForkServer::pid(), Some(server), "signal {number}");
+        }
+        for number in [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+            send_number(server, number);
+            assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+            assert_ne!(common::state_of(server), Some('T'), "signal {number}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn signal_to_the_server_as_soon_as_it_exists_does_not_end_it() {
+    launched(|_, ()| {
+        let early = std::thread::spawn(|| {
+            let mut found = None;
+            await_that(|| {
+                found = common::children().first().copied();
+                found.is_some()
+            });
+            common::send(found.unwrap(), NixSignal::SIGTERM);
+            found
+        });
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
+        assert_eq!(early.join().unwrap(), ForkServer::pid());
+        Ok(())
+    });
+}
+
+/// Signals that come while this runs do not end it, and what it starts does not know of that.
+fn be_signalled() -> anyhow::Result<()> {
+    let own = std::process::id();
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGRTMIN()]
+        .into_iter()
+        .for_each(|number| send_number(own, number));
+    let status = std::process::Command::new("cat").arg("/proc/self/status").output()?;
+    let status = String::from_utf8(status.stdout)?;
+    let seen = ["SigBlk", "SigIgn", "SigCgt"].map(|name| common::signal_set(&status, name));
+    anyhow::ensure!(seen == [0; 3], "{status}");
+    Ok(())
+}
+
+#[test]
+fn signals_during_the_preload_function_do_not_end_the_server() {
+    launched(|_, ()| {
+        ForkServer::preload(be_signalled)?;
+        let look = |_, ()| Ok(std::fs::read_to_string("/proc/self/status")?);
+        common::assert_fresh_signals(&start(look, 1).join()?[0]);
+        common::send(ForkServer::pid().unwrap(), NixSignal::SIGTERM);
+        assert_eq!(start(|rank, ()| Ok(rank), 2).join()?, [0, 1]);
         Ok(())
     });
 }

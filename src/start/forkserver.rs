@@ -17,6 +17,7 @@ use crate::sys::image::Image;
 use crate::sys::process;
 use crate::sys::signal::Signal;
 use crate::sys::socket::Socket;
+use crate::sys::spawn::Blocked;
 use crate::sys::{dir, fd, limits};
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
@@ -165,7 +166,8 @@ impl Link {
             guards: guards.as_fd().as_raw_fd(),
         };
         let inherited = [theirs.as_fd(), guards.as_fd()].into_iter();
-        let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), inherited);
+        // What signals the whole job may come before the server has blocked what would end it.
+        let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), inherited, Blocked::Everything);
         let pid = pid.map_err(failed("posix_spawn"))?;
         let pidfd = process::pidfd_open(pid).inspect_err(|_| process::kill_unwatched(pid));
         let pidfd = Arc::new(pidfd.map_err(failed("pidfd_open"))?);

@@ -4,6 +4,7 @@
 //! - `fork`: fork and run in place
 //! - `forkserver`: ask the fork server for workers
 //! - `server`: the fork server process itself
+//! - `guardian`: a part of the fork server, which ends what is left of a killed launcher's other workers
 //! - `surroundings`: what the fork server's workers have from their launcher
 //! - `starter`: the thread that starts the workers of a caller which may end before them
 //! - `plan`: N workers to be started, and why one was not
@@ -12,6 +13,7 @@
 mod fork;
 pub(crate) mod forkserver;
 mod group;
+mod guardian;
 mod plan;
 pub(crate) mod server;
 mod spawn;

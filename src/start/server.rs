@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::guardian::Guardian;
 use super::surroundings;
 use crate::error::Raised;
 use crate::shm::passing::Arrivals;
@@ -19,14 +20,14 @@ use crate::sys::fd::{self, Inherited};
 use crate::sys::image::Image;
 use crate::sys::process::{self, ForkError, SingleThread};
 use crate::sys::signal::{self, ChildSignals, Signal};
-use crate::sys::socket::{Message, Socket};
+use crate::sys::socket::Socket;
 use crate::sys::{limits, prctl};
 use crate::wire::codec;
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
 use crate::wire::marker::Marker;
 use crate::wire::names::EXIT_REFUSED;
-use crate::wire::service::{BEFORE_JOBS, GuardRequest, Order, Reply, Request, ServerMarker, Step, Trouble};
+use crate::wire::service::{BEFORE_JOBS, Order, Reply, Request, ServerMarker, Step, Trouble};
 use crate::worker::{self, Origin, Served, entry, report};
 
 /// How long the rest of a letter may take that has begun to arrive.
@@ -51,11 +52,7 @@ pub(crate) fn run(marker: &ServerMarker) -> ! {
     let code = match served {
         Ok(()) => 0,
         Err(error) => {
-            let _ = writeln!(
-                io::stderr(),
-                "phalanx: the fork server of process {} ends: {error}",
-                marker.launcher
-            );
+            complain(&format!("the fork server of process {} ends: {error}", marker.launcher));
             EXIT_REFUSED
         }
     };
@@ -67,18 +64,20 @@ fn leave(code: i32) -> ! {
     std::process::exit(code)
 }
 
+/// Nobody is waiting for an answer who could be told.
+pub(super) fn complain(what: &str) {
+    let _ = writeln!(io::stderr(), "phalanx: {what}");
+}
+
 struct Server {
     epoll: Epoll,
     requests: Socket,
-    guards: Socket,
+    guardian: Guardian,
     /// Readable when the launcher has ended; `None`: it was gone before we began.
     launcher: Option<OwnedFd>,
     ends: ChildSignals,
     /// By pid.
     forked: HashMap<u32, Forked>,
-    /// By number in the epoll.
-    guarded: HashMap<u64, Guarded>,
-    next_guarded: u64,
 }
 
 /// A worker of ours.
@@ -87,12 +86,6 @@ struct Forked {
     rank: usize,
     /// Whether it is to die with the launcher, as most are.
     ends_with_launcher: bool,
-}
-
-/// A worker that the launcher has started itself.
-struct Guarded {
-    pid: u32,
-    pidfd: OwnedFd,
 }
 
 impl Server {
@@ -104,6 +97,7 @@ impl Server {
         let launcher = launcher.filter(|_| process::parent_id() == marker.launcher);
         let requests = Socket::from_descriptor(fd::adopt(marker.requests)?);
         let guards = Socket::from_descriptor(fd::adopt(marker.guards)?);
+        let guardian = Guardian::new(guards, FIRST_GUARDED);
         fd::close_inherited(Inherited::ThroughExec, &[marker.requests, marker.guards])?;
         fd::settle_stdio()?;
         // All that there may be: what finds no room is lost on its way. Workers get the launcher's limit back.
@@ -112,12 +106,10 @@ impl Server {
         let _ = prctl::set_name("fork-server");
         let (epoll, ends) = (Epoll::new()?, prepare()?);
         epoll.add(requests.as_fd(), REQUESTS)?;
-        epoll.add(guards.as_fd(), GUARDS)?;
+        epoll.add(guardian.as_fd(), GUARDS)?;
         launcher.iter().try_for_each(|launcher| epoll.add(launcher.as_fd(), LAUNCHER))?;
         epoll.add(ends.as_fd(), CHILDREN)?;
-        let (forked, guarded) = (HashMap::new(), HashMap::new());
-        let next_guarded = FIRST_GUARDED;
-        Ok(Self { epoll, requests, guards, launcher, ends, forked, guarded, next_guarded })
+        Ok(Self { epoll, requests, guardian, launcher, ends, forked: HashMap::new() })
     }
 
     /// Until the launcher is gone.
@@ -131,12 +123,12 @@ impl Server {
             for token in ready {
                 match token {
                     CHILDREN => self.reap()?,
-                    GUARDS if !self.take_guards()? => self.epoll.remove(self.guards.as_fd())?,
+                    GUARDS if !self.guardian.take(&self.epoll) => self.epoll.remove(self.guardian.as_fd())?,
                     // The launcher is ending, but its workers have not been killed yet: until it is gone they may still
                     // start children, and ask for our guard.
                     REQUESTS if !self.answer()? => self.epoll.remove(self.requests.as_fd())?,
                     REQUESTS | GUARDS => {}
-                    guarded => self.forget(guarded),
+                    guarded => self.guardian.forget(guarded, &self.epoll),
                 }
             }
         }
@@ -145,11 +137,10 @@ impl Server {
 
     /// Ends all who are to end with the launcher, and what they have started.
     fn end_all(&mut self) {
-        // Of those that it could not take there is no trace here.
-        let _ = self.take_guards();
+        self.guardian.take(&self.epoll);
         let forked = self.forked.iter().filter(|(_, forked)| forked.ends_with_launcher);
         forked.for_each(|(&pid, _)| process::kill_group_of_child(pid));
-        self.guarded.values().for_each(Guarded::end);
+        self.guardian.end_all();
     }
 
     fn reap(&mut self) -> io::Result<()> {
@@ -164,42 +155,6 @@ impl Server {
         Ok(())
     }
 
-    /// False when there will be no more.
-    fn take_guards(&mut self) -> io::Result<bool> {
-        loop {
-            match self.guards.try_receive() {
-                Ok(Some(message)) => self.guard(message)?,
-                Ok(None) => return Ok(true),
-                // Also after an exec of the launcher, which lives on.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-                // Not from a worker of ours: some child of theirs that has the descriptor.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn guard(&mut self, message: Message<[u8; size_of::<GuardRequest>()]>) -> io::Result<()> {
-        let pid = u64::from_ne_bytes(message.bytes) as u32;
-        if message.descriptors.is_empty() {
-            let limit = limits::descriptors_text().unwrap_or_default();
-            let _ = writeln!(io::stderr(), "phalanx: no descriptor is left to guard process {pid}: {limit}");
-        }
-        for pidfd in message.descriptors {
-            self.epoll.add(pidfd.as_fd(), self.next_guarded)?;
-            self.guarded.insert(self.next_guarded, Guarded { pid, pidfd });
-            self.next_guarded += 1;
-        }
-        Ok(())
-    }
-
-    /// A guarded worker has ended: the launcher sweeps its group too, unless it is killed before it comes to that.
-    fn forget(&mut self, number: u64) {
-        if let Some(guarded) = self.guarded.remove(&number) {
-            process::kill_group(guarded.pidfd.as_fd(), None);
-        }
-    }
-
     /// Answers one letter; false when there will be no more.
     fn answer(&mut self) -> io::Result<bool> {
         let deadline = Moment::now().checked_add(LETTER);
@@ -209,6 +164,10 @@ impl Server {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
             }
             Ok(Some((Request::Fork(order), descriptors))) => self.fork(&order, &descriptors),
+            // It has no part left in the socket: only this one request fails.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                (Reply::of(Some(Trouble::Confused(error.to_string()))), Vec::new())
+            }
             // After half a letter nobody knows which is the next: the launcher sees that we are gone.
             Err(error) => return Err(error),
         };
@@ -221,7 +180,9 @@ impl Server {
     fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
         let done = preload(image, entry, function);
         let ends = prepare().and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
-        // The one before tells of the same, but is of a mask that the function may have changed.
+        // The one before tells of the same, but is of a mask that the function may have changed. What the function has
+        // forked may still have a copy.
+        let _ = self.epoll.remove(self.ends.as_fd());
         self.ends = ends.map_err(|os| system(Step::Prepare, &os))?;
         done
     }
@@ -250,6 +211,7 @@ impl Server {
         for (number, slot) in parts.slots.iter().enumerate() {
             // Many forks of much memory take their time: nobody else must wait for us so long.
             self.reap().map_err(|os| system(Step::Reap, &os))?;
+            self.guardian.take(&self.epoll);
             if self.launcher.as_ref().is_some_and(is_readable) {
                 return Err(Trouble::Confused("its launcher is gone".to_owned()));
             }
@@ -275,15 +237,8 @@ impl Server {
     }
 }
 
-impl Guarded {
-    fn end(&self) {
-        // While it has not ended its number is its own. After that only the pidfd is.
-        process::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)));
-    }
-}
-
 /// Whether the process of a pidfd has ended.
-fn is_readable(pidfd: &OwnedFd) -> bool {
+pub(super) fn is_readable(pidfd: &OwnedFd) -> bool {
     wait_readable(pidfd.as_fd(), Some(Moment::now())).unwrap_or(true)
 }
 
@@ -344,10 +299,16 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Makes our signals what a worker is to find, whatever a preload function has done, but for SIGCHLD, which tells us of
-/// ends; and does once what is the same for all workers.
+/// Makes our dispositions what a worker is to find, whatever a preload function has done, and does once what is the same
+/// for all workers.
+///
+/// Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would
+/// die with it however they handle the signal. It blocks them rather than ignores them: workers empty the mask anyway, and
+/// what is pending here is not pending there (fork(2)). SIGCHLD, which is blocked too, tells us of ends.
 fn prepare() -> io::Result<ChildSignals> {
-    signal::reset_all()?;
+    // Before any default action can come back to a signal that is waiting.
+    signal::block_all_but_faults()?;
+    signal::reset_dispositions()?;
     worker::crash::prepare()?;
     ChildSignals::new()
 }
@@ -375,6 +336,9 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     if process::parent_id() != launcher {
         return Err(Trouble::Confused("its launcher is gone".to_owned()));
     }
+    // What the function starts must not inherit our mask.
+    signal::outlive_all();
+    signal::unblock_all().map_err(|os| system(Step::Prepare, &os))?;
     let done = report::call_in_server(|| entry.call(0, &unit, Arrivals::default()).map(drop));
     die_with_launcher(Signal::CONT)?;
     // What it printed is not to be printed by every worker again.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::plan::{Failure, Group};
 use super::surroundings;
 use crate::error::Error;
-use crate::sys::spawn::spawn_self;
+use crate::sys::spawn::{Blocked, spawn_self};
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::slot::Slot;
 
@@ -54,7 +54,7 @@ impl Template {
 
     pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
         let marker = format!("{WORKER}={}", group.marker(rank, slot));
-        let pid = self.run(&marker, group.inherited(rank, slot));
+        let pid = self.run(&marker, group.inherited(rank, slot), Blocked::Nothing);
         pid.map_err(Failure::of("running /proc/self/exe again (posix_spawn)"))
     }
 
@@ -63,10 +63,11 @@ impl Template {
         &self,
         marker: &str,
         inherited: impl Iterator<Item = BorrowedFd<'a>>,
+        blocked: Blocked,
     ) -> io::Result<u32> {
         let marker = c_string(marker.into());
         let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
-        spawn_self(&self.arguments, &environment, inherited)
+        spawn_self(&self.arguments, &environment, inherited, blocked)
     }
 }
 

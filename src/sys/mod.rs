@@ -26,6 +26,7 @@ pub(crate) mod fd;
 mod forks;
 pub(crate) mod futex;
 pub(crate) mod global;
+pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod map;

@@ -198,6 +198,11 @@ pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
     }
 }
 
+/// Whether a pidfd means its process's group, too (Linux 6.9); this one's process leads it.
+pub(crate) fn means_group(pidfd: BorrowedFd<'_>) -> bool {
+    send_by_pidfd(pidfd, Signal::from_kernel(0), SIGNAL_PROCESS_GROUP).is_ok()
+}
+
 /// Makes `pid` (0: this process) the leader of a process group of its own.
 pub(crate) fn lead_own_group(pid: u32) -> io::Result<()> {
     let pid = Pid::from_raw(pid as i32);

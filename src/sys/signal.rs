@@ -120,12 +120,44 @@ pub(crate) fn children_are_reaped_by_kernel() -> io::Result<bool> {
 /// Resets every disposition to the default and empties the signal mask, as a new program finds them, but for
 /// SIGPIPE, which every Rust main ignores.
 pub(crate) fn reset_all() -> io::Result<()> {
+    reset_dispositions()?;
+    unblock_all()
+}
+
+/// As [`reset_all`], but for the mask.
+pub(crate) fn reset_dispositions() -> io::Result<()> {
     for number in 1..=64 {
         // SIGKILL, SIGSTOP and the two that glibc keeps for itself cannot be set.
         let _ = set_disposition(number, libc::SIG_DFL);
     }
-    set_disposition(libc::SIGPIPE, libc::SIG_IGN)?;
-    unblock_all()
+    set_disposition(libc::SIGPIPE, libc::SIG_IGN)
+}
+
+/// Blocks every signal but those that the program's own mistakes raise: the kernel ends a program that blocks one of these
+/// when it raises it, without calling the handler.
+pub(crate) fn block_all_but_faults() -> io::Result<()> {
+    let mut set = SigSet::all();
+    FATAL.into_iter().chain(FATAL_UNHANDLED).for_each(|signal| set.remove(signal));
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?)
+}
+
+/// Gives each signal that ends a process by default, but for its own faults, a handler that does nothing. Other than by
+/// ignoring or blocking them, what this process starts meanwhile does not inherit it: exec(2) resets handlers.
+pub(crate) fn outlive_all() {
+    use nix::sys::signal::Signal::{
+        SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+        SIGXCPU, SIGXFSZ,
+    };
+    extern "C" fn nothing(_: i32) {}
+    let named = [
+        SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+        SIGXCPU, SIGXFSZ,
+    ];
+    let nothing: extern "C" fn(i32) = nothing;
+    for number in named.into_iter().map(|signal| signal as i32).chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+        // All of these can be set.
+        let _ = set_disposition(number, nothing as libc::sighandler_t);
+    }
 }
 
 /// Empties the signal mask.
@@ -144,7 +176,7 @@ pub(crate) fn reset(signal: Signal) -> io::Result<()> {
 }
 
 fn set_disposition(number: i32, disposition: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: SIG_DFL and SIG_IGN run no code of ours.
+    // SAFETY: SIG_DFL and SIG_IGN run no code of ours, and the one handler that is set so touches nothing.
     if unsafe { libc::signal(number, disposition) } == libc::SIG_ERR {
         return Err(io::Error::last_os_error());
     }
@@ -186,6 +218,10 @@ pub(crate) const FATAL: [nix::sys::signal::Signal; 5] = {
     use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
     [SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE]
 };
+
+/// Likewise, but without a handler of ours.
+const FATAL_UNHANDLED: [nix::sys::signal::Signal; 2] =
+    [nix::sys::signal::Signal::SIGTRAP, nix::sys::signal::Signal::SIGSYS];
 
 /// In the place of a [`Fault`]'s address where there is none.
 pub(crate) const NO_ADDRESS: u64 = u64::MAX;

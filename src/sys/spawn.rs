@@ -14,14 +14,23 @@ use nix::unistd::Pid;
 /// The file that this process runs, also when it was replaced or deleted since.
 const OWN_EXECUTABLE: &CStr = c"/proc/self/exe";
 
-/// Runs our own executable again: stdin is /dev/null, signal mask empty, dispositions default, own process
-/// group, and `inherited` at the numbers that they have here.
+/// With which signals a new process begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    Nothing,
+    /// What should come before the process has seen to its signals waits until then, instead of ending it.
+    Everything,
+}
+
+/// Runs our own executable again: stdin is /dev/null, dispositions default, own process group, the signal mask as said,
+/// and `inherited` at the numbers that they have here.
 ///
 /// glibc does this with CLONE_VFORK | CLONE_VM, so its cost does not grow with our memory.
 pub(crate) fn spawn_self<'a>(
     arguments: &[CString],
     environment: &[&CStr],
     inherited: impl Iterator<Item = BorrowedFd<'a>>,
+    blocked: Blocked,
 ) -> io::Result<u32> {
     let mut actions = PosixSpawnFileActions::init()?;
     actions.add_open(libc::STDIN_FILENO, c"/dev/null", OFlag::O_RDONLY, Mode::empty())?;
@@ -30,7 +39,7 @@ pub(crate) fn spawn_self<'a>(
         // into what other threads start meanwhile.
         actions.add_dup2(fd.as_raw_fd(), fd.as_raw_fd())?;
     }
-    let attributes = attributes()?;
+    let attributes = attributes(blocked)?;
     loop {
         match posix_spawn(OWN_EXECUTABLE, &actions, &attributes, arguments, environment) {
             Err(Errno::EINTR) => {}
@@ -39,7 +48,7 @@ pub(crate) fn spawn_self<'a>(
     }
 }
 
-fn attributes() -> nix::Result<PosixSpawnAttr> {
+fn attributes(blocked: Blocked) -> nix::Result<PosixSpawnAttr> {
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_flags(
         PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
@@ -48,6 +57,9 @@ fn attributes() -> nix::Result<PosixSpawnAttr> {
     )?;
     attributes.set_pgroup(Pid::from_raw(0))?;
     attributes.set_sigdefault(&SigSet::all())?;
-    attributes.set_sigmask(&SigSet::empty())?;
+    attributes.set_sigmask(&match blocked {
+        Blocked::Nothing => SigSet::empty(),
+        Blocked::Everything => SigSet::all(),
+    })?;
     Ok(attributes)
 }

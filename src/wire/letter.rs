@@ -45,12 +45,13 @@ pub(crate) fn send(
 /// Receives a message, for which it waits until `deadline`. `None`: the other end is closed.
 ///
 /// # Errors
-/// When it does not come in time, or does not come whole, as for want of descriptors.
+/// `InvalidData` when it did not come whole, as for want of descriptors: it has been taken out of the socket, and the next
+/// one can be received. Any other when it does not come in time, or the socket fails.
 pub(crate) fn receive<T: DeserializeOwned>(
     socket: &Socket,
     deadline: Option<Moment>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut descriptors = Vec::new();
+    let (mut descriptors, mut expected) = (Vec::new(), 0);
     loop {
         if !wait_readable(socket.as_fd(), deadline)? {
             return Err(io::ErrorKind::TimedOut.into());
@@ -61,28 +62,33 @@ pub(crate) fn receive<T: DeserializeOwned>(
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         };
-        let left = usize::try_from(u64::from_ne_bytes(message.bytes)).unwrap_or(0);
-        let came = message.descriptors.len();
-        if came == 0 || came != left.min(MAX_DESCRIPTORS) {
-            return Err(lost(came, left));
-        }
         descriptors.extend(message.descriptors);
-        if came == left {
+        let left = usize::try_from(u64::from_ne_bytes(message.bytes)).unwrap_or(0);
+        expected = expected.max(left);
+        if left <= MAX_DESCRIPTORS {
             break;
         }
     }
+    if descriptors.len() != expected || descriptors.is_empty() {
+        return Err(lost(descriptors.len(), expected));
+    }
     let body = descriptors.remove(0);
-    let (_, size) = memfd::identity(body.as_fd())?;
-    let map = SharedMap::sealed(body.as_fd(), usize::try_from(size).map_err(io::Error::other)?)?;
-    let body = codec::decode_plain(map.sealed_bytes().unwrap_or_default()).map_err(io::Error::other)?;
-    Ok(Some((body, descriptors)))
+    Ok(Some((read(body.as_fd()).map_err(damaged)?, descriptors)))
 }
 
-fn lost(came: usize, left: usize) -> io::Error {
+fn read<T: DeserializeOwned>(body: BorrowedFd<'_>) -> io::Result<T> {
+    let (_, size) = memfd::identity(body)?;
+    let map = SharedMap::sealed(body, usize::try_from(size).map_err(io::Error::other)?)?;
+    codec::decode_plain(map.sealed_bytes().unwrap_or_default()).map_err(io::Error::other)
+}
+
+fn lost(came: usize, expected: usize) -> io::Error {
     let limit = limits::descriptors_text().unwrap_or_default();
-    io::Error::other(format!(
-        "{came} descriptors of a message arrived of the {left} that were to come: {limit}"
-    ))
+    damaged(format!("{came} descriptors of a message arrived of the {expected} that were to come: {limit}"))
+}
+
+fn damaged(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 #[cfg(test)]
@@ -106,6 +112,7 @@ mod tests {
         drop(there);
         assert!(receive::<u8>(&here, None).unwrap().is_none());
     }
+
     #[test]
     fn letter_whose_descriptors_were_lost_is_an_error_with_its_numbers() {
         let (here, there) = Socket::pair().unwrap();
@@ -115,5 +122,26 @@ mod tests {
         let error = receive::<u8>(&here, None).unwrap_err().to_string();
         assert!(error.starts_with("69 descriptors of a message arrived of the 70 "), "{error}");
         assert!(error.contains("RLIMIT_NOFILE is "), "{error}");
+    }
+
+    #[test]
+    fn letter_after_a_damaged_one_is_read() {
+        let (here, there) = Socket::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let parts = [(323_u64, 200), (70, 70)];
+        for (left, count) in parts {
+            there.send(&left.to_ne_bytes(), &vec![file.as_fd(); count], None).unwrap();
+        }
+        // Its body is no sealed memfd.
+        there.send(&1_u64.to_ne_bytes(), &[file.as_fd()], None).unwrap();
+        send(&there, &seal(&7_u8).unwrap(), &[], None).unwrap();
+        let damaged = receive::<u8>(&here, None).unwrap_err();
+        assert_eq!(damaged.kind(), io::ErrorKind::InvalidData);
+        assert!(
+            damaged.to_string().starts_with("270 descriptors of a message arrived of the 323 "),
+            "{damaged}"
+        );
+        assert_eq!(receive::<u8>(&here, None).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(receive::<u8>(&here, None).unwrap().unwrap().0, 7);
     }
 }

@@ -135,7 +135,8 @@ impl Step {
     }
 }
 
-/// What asks for the guard of a worker: its pid, beside which its pidfd comes.
+/// What asks for the guard of a worker: its pid, beside which its pidfd comes. A second descriptor asks to hold its process
+/// group, and is closed when that is done.
 pub(crate) type GuardRequest = [u8; 8];
 
 #[cfg(test)]

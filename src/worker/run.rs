@@ -11,6 +11,7 @@ use crate::shm::passing::Arrivals;
 use crate::shm::segment;
 use crate::shm::tree;
 use crate::sys::clock::Moment;
+use crate::sys::epoll::wait_readable;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::global::Global;
 use crate::sys::image::Image;
@@ -206,7 +207,9 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     }
     // One that may outlive its launcher needs no guard.
     if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
-        ask_for_guard(&Socket::from_descriptor(adopt(guards)?))?;
+        let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
+        asked
+            .map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))?;
     }
     let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
     let arrivals = open.arrivals(place.as_deref(), adopt)?;
@@ -223,11 +226,21 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
 
 /// Tells the guardian of this worker, before it can have children: whatever becomes of the launcher, the guardian finds
 /// the letter.
+///
+/// Where its pidfd does not mean its group, the guardian must have joined that before: both the launcher and this worker may
+/// be gone when it looks. It closes the second descriptor when it has; a guardian that is dead has none open.
 fn ask_for_guard(guards: &Socket) -> io::Result<()> {
     let own = std::process::id();
+    let pidfd = process::pidfd_open(own)?;
     let until = Moment::now().checked_add(ASKING);
-    let asked = guards.send(&u64::from(own).to_ne_bytes(), &[process::pidfd_open(own)?.as_fd()], until);
-    asked.map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))
+    let ask = |descriptors: &[_]| guards.send(&u64::from(own).to_ne_bytes(), descriptors, until);
+    if process::means_group(pidfd.as_fd()) {
+        return ask(&[pidfd.as_fd()]);
+    }
+    let (held, answer) = Socket::pair()?;
+    ask(&[pidfd.as_fd(), answer.as_fd()])?;
+    drop(answer);
+    if wait_readable(held.as_fd(), until)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 /// `job:rank`, of whose 15 bytes the rank has its whole.
