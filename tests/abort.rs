@@ -54,7 +54,7 @@ fn siblings_are_told(options: Options) {
     let (lock, ready) = (Lock::new(0).unwrap(), board(6));
     let held = lock.lock().unwrap();
     let args = (empty, full, lock.clone(), ready.clone());
-    let options = options.abort_on_failure(true).grace_period(Duration::from_secs(60));
+    let options = options.abort_on_failure(true).grace_period(Duration::from_secs(3600));
     let error = start_processes(work, args, options).unwrap().join().unwrap_err();
     drop(held);
     let exception = raised(error);
@@ -85,7 +85,7 @@ fn wait_in_vain(_rank: usize, (queue, ready): (Queue<u8>, Tensor<i64>)) -> anyho
 fn drop_of_the_context_ends_the_wait_without_a_rank_to_blame() {
     watched(|| {
         let (queue, ready) = (Queue::bounded(1).unwrap(), board(2));
-        let options = Options::new(1).abort_on_failure(true).grace_period(Duration::from_secs(60));
+        let options = Options::new(1).abort_on_failure(true).grace_period(Duration::from_secs(3600));
         let context = start_processes(wait_in_vain, (queue, ready.clone()), options).unwrap();
         await_post(&ready, 0);
         drop(context);

@@ -264,11 +264,7 @@ fn barrier_tells_every_death_to_all_others() {
         while Instant::now() < end {
             let number = crew.kill_one();
             let begin = Instant::now();
-            await_that(|| {
-                let told = meeting.told.get();
-                assert!(begin.elapsed() < Duration::from_secs(30), "{told} were told: {:?}", meeting.barrier);
-                told == PARTIES as u64 - 1
-            });
+            await_that(|| meeting.told.get() == PARTIES as u64 - 1);
             longest = longest.max(begin.elapsed());
             rounds += crew.done.get(number).unwrap();
             meeting.told.set(0);

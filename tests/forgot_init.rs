@@ -7,29 +7,39 @@
     clippy::disallowed_methods,
     reason = "the exit codes of the two sides are what is tested"
 )]
-#![expect(clippy::print_stdout, reason = "it prints what a test harness would")]
+
+#[path = "common/harness.rs"]
+mod harness;
+
+use std::process::ExitCode;
 
 use phalanx::{Cause, Error, Options, StartMethod, spawn, start_processes};
 
 const SKIPPED: i32 = 42;
+/// In the environment of the workers.
+const WORKER: &str = "PHALANX_TEST_WORKER";
 
 fn work(rank: usize, _: ()) -> anyhow::Result<usize> {
     Ok(rank)
 }
 
-fn main() {
-    nix::unistd::alarm::set(60);
-    match spawn(work, (), 2).unwrap_err() {
-        Error::InitNotCalled { pid } => launcher(pid),
-        Error::InitSkipped { pid } => worker(pid),
-        other => panic!("{other}"),
+fn main() -> ExitCode {
+    if std::env::var_os(WORKER).is_some() {
+        worker()
     }
-    println!("\ntest result: ok. 1 passed; 0 failed");
+    harness::run(&harness::tests![ended_if_it_hangs: program_that_forgot_init_is_told_so])
 }
 
-/// Forgot it altogether, was told so, and mends that just for itself.
-fn launcher(pid: u32) {
-    assert_eq!(pid, std::process::id());
+fn ended_if_it_hangs(test: fn()) {
+    nix::unistd::alarm::set(120);
+    test();
+    nix::unistd::alarm::cancel();
+}
+
+/// And mends it just for itself, not for its workers.
+fn program_that_forgot_init_is_told_so() {
+    let error = spawn(work, (), 2).unwrap_err();
+    assert!(matches!(error, Error::InitNotCalled { pid } if pid == std::process::id()), "{error}");
     let on_another_thread = std::thread::spawn(|| {
         phalanx::init();
         spawn(work, (), 2)
@@ -38,17 +48,19 @@ fn launcher(pid: u32) {
     assert!(matches!(error, Error::InitNotCalled { .. }), "init counts on the main thread only: {error}");
 
     phalanx::init();
-    let Error::ProcessExited(exception) = spawn(work, (), 2).unwrap_err() else { panic!("expected an exit") };
+    let context = start_processes(work, (), Options::new(2).env(WORKER, "1")).unwrap();
+    let Error::ProcessExited(exception) = context.join().unwrap_err() else { panic!("expected an exit") };
     assert_eq!((exception.exit_code(), exception.cause()), (Some(SKIPPED), Some(Cause::NeverReachedInit)));
     let text = exception.to_string();
     assert!(text.contains("never reached phalanx::init()"), "{text}");
 }
 
 /// The same main in the worker came here without `init`, and must start nobody, by no method.
-fn worker(pid: u32) {
-    assert_eq!(pid, std::process::id());
-    let fork = start_processes(work, (), Options::new(1).start_method(StartMethod::Fork)).unwrap_err();
-    assert!(matches!(fork, Error::InitSkipped { .. }), "{fork}");
-    assert!(fork.to_string().contains("was started as a phalanx worker"), "{fork}");
+fn worker() -> ! {
+    for method in [StartMethod::Spawn, StartMethod::Fork] {
+        let error = start_processes(work, (), Options::new(1).start_method(method)).unwrap_err();
+        assert!(matches!(error, Error::InitSkipped { pid } if pid == std::process::id()), "{error}");
+        assert!(error.to_string().contains("was started as a phalanx worker"), "{error}");
+    }
     std::process::exit(SKIPPED);
 }

@@ -1,17 +1,19 @@
-//! The Fork start method, in a process that has a single thread: no harness.
+//! The Fork start method, in a process that has a single thread: no harness of threads.
 
 #![expect(unsafe_code, reason = "one worker hurts itself")]
-#![expect(clippy::print_stdout, reason = "it prints what a test harness would")]
 
 mod common;
+#[path = "common/harness.rs"]
+mod harness;
 
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::{
-    assert_fresh_signals, await_end, await_post, board, children, descriptors, kill_self, post,
-    wait_for_ever, watched,
+    assert_fresh_signals, await_end, await_post, board, children, descriptors, kill_self, post, trees,
+    under_both_strategies, wait_for_ever, watched,
 };
 use phalanx::sync::Lock;
 use phalanx::{
@@ -23,57 +25,32 @@ fn forked(nprocs: usize) -> Options {
     Options::new(nprocs).start_method(StartMethod::Fork)
 }
 
-fn main() {
+fn main() -> ExitCode {
     phalanx::init();
-    let tests: [(&str, fn()); 14] = [
-        ("results_come_by_rank", results_come_by_rank),
-        ("memory_of_the_launcher_is_seen_as_it_was", memory_of_the_launcher_is_seen_as_it_was),
-        ("worker_has_only_its_own_descriptors_and_signals", worker_has_only_its_own_descriptors_and_signals),
-        ("environment_is_set_in_the_worker_only", environment_is_set_in_the_worker_only),
-        ("failures_are_told_as_with_spawn", failures_are_told_as_with_spawn),
-        (
-            "exit_handlers_of_the_launcher_do_not_run_in_workers",
-            exit_handlers_of_the_launcher_do_not_run_in_workers,
-        ),
-        ("contexts_do_not_hold_each_other_up", contexts_do_not_hold_each_other_up),
-        ("nested_by_both_methods", nested_by_both_methods),
-        ("children_of_a_worker_go_with_it", children_of_a_worker_go_with_it),
-        ("handlers_of_the_launcher_do_not_run_in_workers", handlers_of_the_launcher_do_not_run_in_workers),
-        (
-            "descriptor_that_came_by_the_fork_is_neither_sent_nor_closed",
-            descriptor_that_came_by_the_fork_is_neither_sent_nor_closed,
-        ),
-        (
-            "queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared",
-            queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared,
-        ),
-        ("tree_that_a_worker_begins_goes_with_it", tree_that_a_worker_begins_goes_with_it),
-        ("threads_are_refused", threads_are_refused),
+    let tests = harness::tests![watched:
+        results_come_by_rank,
+        memory_of_the_launcher_is_seen_as_it_was,
+        worker_has_only_its_own_descriptors_and_signals,
+        environment_is_set_in_the_worker_only,
+        failures_are_told_as_with_spawn,
+        exit_handlers_of_the_launcher_do_not_run_in_workers,
+        contexts_do_not_hold_each_other_up,
+        nested_by_both_methods,
+        children_of_a_worker_go_with_it,
+        handlers_of_the_launcher_do_not_run_in_workers,
+        descriptor_that_came_by_the_fork_is_neither_sent_nor_closed,
+        queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared,
+        tree_that_a_worker_begins_goes_with_it,
+        threads_are_refused,
     ];
-    let tests_of_memory: [(&str, fn()); 5] = [
-        ("tensors_are_shared", || by_both(tensors_are_shared)),
-        ("tensors_in_results_arrive", || by_both(tensors_in_results_arrive)),
-        ("what_came_by_the_fork_can_be_used_but_not_sent", || {
-            by_both(what_came_by_the_fork_can_be_used_but_not_sent);
-        }),
-        ("what_a_worker_has_by_its_fork_is_not_divided_in_place", || {
-            by_both(what_a_worker_has_by_its_fork_is_not_divided_in_place);
-        }),
-        ("shard_is_of_one_process_only", || by_both(shard_is_of_one_process_only)),
+    let tests_of_memory = harness::tests![under_both_strategies:
+        tensors_are_shared,
+        tensors_in_results_arrive,
+        what_came_by_the_fork_can_be_used_but_not_sent,
+        what_a_worker_has_by_its_fork_is_not_divided_in_place,
+        shard_is_of_one_process_only,
     ];
-    run(&tests);
-    // This process's place in a tree of named memory costs it a descriptor, which it keeps.
-    set_sharing_strategy(SharingStrategy::FileSystem);
-    drop(Tensor::<u8>::zeros(&[1]));
-    run(&tests_of_memory);
-    println!("\ntest result: ok. {} passed; 0 failed", tests.len() + tests_of_memory.len());
-}
-
-fn run(tests: &[(&str, fn())]) {
-    for (name, test) in tests {
-        watched(test);
-        println!("test {name} ... ok");
-    }
+    harness::run(&[&tests[..], &tests_of_memory].concat())
 }
 
 fn start<R>(
@@ -84,14 +61,6 @@ where
     R: serde::Serialize + serde::de::DeserializeOwned,
 {
     start_processes(f, (), forked(nprocs)).unwrap()
-}
-
-fn by_both(test: fn()) {
-    for &strategy in phalanx::get_all_sharing_strategies() {
-        set_sharing_strategy(strategy);
-        test();
-    }
-    set_sharing_strategy(SharingStrategy::default());
 }
 
 /// Elements of a tensor of bytes that has a segment of its own.
@@ -217,10 +186,7 @@ fn tree_that_a_worker_begins_goes_with_it() {
         Ok(())
     };
     start(begin, 2).join().unwrap();
-    let left = std::fs::read_dir("/dev/shm").unwrap().filter(|entry| {
-        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("phalanx-"))
-    });
-    assert_eq!(left.count(), 0);
+    assert!(trees().is_empty(), "{:?}", trees());
 }
 
 fn shard_is_of_one_process_only() {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
-    await_post, await_that, board, kill_self, named_memory, post, race_time, skipped, wait_for_ever, watched,
+    await_post, await_that, board, kill_self, named_memory, post, race_time, skipped, trees, wait_for_ever,
+    watched,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, umask};
@@ -24,12 +25,6 @@ phalanx::auto_init!();
 
 /// Elements of a tensor of bytes that has a segment of its own.
 const LARGE: usize = 300 << 10;
-
-/// The directories of all trees.
-fn trees() -> BTreeSet<PathBuf> {
-    let entries = fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("phalanx-")).collect()
-}
 
 /// Those in which this process has named memory or could have it: it has their locks.
 fn named_trees() -> BTreeSet<PathBuf> {
@@ -277,10 +272,9 @@ fn nothing_of_another_user_is_followed_or_touched() {
     watched(|| {
         let kept = tempfile::tempdir().unwrap();
         fs::write(kept.path().join("kept"), "x").unwrap();
-        let theirs = Path::new("/dev/shm/phalanx-00000000000000000000000000000001");
-        let open = Path::new("/dev/shm/phalanx-00000000000000000000000000000002");
-        let link = Path::new("/dev/shm/phalanx-00000000000000000000000000000003");
-        let file = Path::new("/dev/shm/phalanx-00000000000000000000000000000004");
+        let named = |number: u32| get_sharing_directory().join(format!("phalanx-{number:032x}"));
+        let [theirs, open, link, file] = [1, 2, 3, 4].map(named);
+        let [theirs, open, link, file] = [&theirs, &open, &link, &file];
         fs::create_dir(theirs).unwrap();
         fs::set_permissions(theirs, PermissionsExt::from_mode(0o700)).unwrap();
         fs::write(theirs.join("s1"), "x").unwrap();

@@ -185,10 +185,9 @@ fn who_waits_is_woken_by_the_end_of_the_other_side() {
 fn calls_end_when_their_time_is_up() {
     watched(|| {
         let (sender, receiver) = one_way::<Vec<u8>>().unwrap();
-        let began = Instant::now();
         assert!(matches!(receiver.try_recv(), Err(QueueError::Empty)));
         assert!(!receiver.poll(Duration::ZERO).unwrap());
-        assert!(began.elapsed() < Duration::from_secs(1));
+        let began = Instant::now();
         let waited = |error| match error {
             QueueError::TimedOut { waited } => waited >= SOON && began.elapsed() >= SOON,
             _ => false,

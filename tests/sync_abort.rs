@@ -93,7 +93,7 @@ fn all() -> All {
 
 /// Runs the workers until they have all been told, while this process holds everything.
 fn hold_and_fail(all: &All) {
-    let options = Options::new(RANKS).abort_on_failure(true).grace_period(Duration::from_secs(60));
+    let options = Options::new(RANKS).abort_on_failure(true).grace_period(Duration::from_secs(3600));
     let held = (all.lock.lock().unwrap(), all.rlock.lock().unwrap(), all.doors.acquire().unwrap());
     let (reading, writing) = (all.read.read().unwrap(), all.written.write().unwrap());
     all.once

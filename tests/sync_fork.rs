@@ -1,12 +1,13 @@
-//! Locks, barriers and the like in workers of the Fork start method, in a process that has a single thread: no harness.
-
-#![expect(clippy::print_stdout, reason = "it prints what a test harness would")]
+//! Locks, barriers and the like in workers of the Fork start method, in a process that has a single thread: no harness of threads.
 
 mod common;
+#[path = "common/harness.rs"]
+mod harness;
 #[path = "common/together.rs"]
 mod together;
 
 use std::cell::RefCell;
+use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use common::watched;
@@ -20,7 +21,7 @@ fn forked(nprocs: usize) -> Options {
     Options::new(nprocs).start_method(StartMethod::Fork)
 }
 
-fn main() {
+fn main() -> ExitCode {
     phalanx::init();
     let _ = LOCKS.set(Locks {
         lock: Lock::new(0).unwrap(),
@@ -30,15 +31,7 @@ fn main() {
         doors: Semaphore::new(1).unwrap(),
         barrier: Barrier::new(1).unwrap(),
     });
-    let tests: [(&str, fn()); 2] = [
-        ("one_of_each_under_fork", one_of_each_under_fork),
-        ("what_is_held_is_not_the_forks", what_is_held_is_not_the_forks),
-    ];
-    for (name, test) in tests {
-        watched(test);
-        println!("test {name} ... ok");
-    }
-    println!("\ntest result: ok. {} passed; 0 failed", tests.len());
+    harness::run(&harness::tests![watched: one_of_each_under_fork, what_is_held_is_not_the_forks])
 }
 
 fn one_of_each_under_fork() {

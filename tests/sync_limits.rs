@@ -5,17 +5,23 @@
 mod common;
 
 use std::sync::mpsc;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{alone, watched};
+use common::{alone, await_asleep, await_that, watched};
 use phalanx::sync::{Barrier, Lock, RLock, RwLock, Semaphore, SyncError};
 
 phalanx::auto_init!();
 
-fn end(thread: std::thread::JoinHandle<()>) {
-    thread.join().unwrap();
-    // The kernel marks words a moment after the thread is joined.
-    pause(Duration::from_millis(20));
+/// Does `work` on a thread of its own, until the kernel has marked what that leaves: it does so a moment after the thread
+/// can be joined, and before it takes its number away.
+fn on_a_thread_that_ends(work: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        work();
+        nix::unistd::gettid()
+    });
+    let number = thread.join().unwrap();
+    await_that(|| !std::fs::exists(format!("/proc/self/task/{number}")).unwrap());
 }
 
 /// Handles that come on one thread and are dropped on another.
@@ -84,10 +90,10 @@ fn reference_of_a_leaked_guard_is_alone_though_its_thread_ends() {
     alone(|| {
         let lock: &'static Lock<u64> = Box::leak(Box::new(Lock::new(0).unwrap()));
         let (give, given) = mpsc::channel::<&'static mut u64>();
-        end(std::thread::spawn(move || {
+        on_a_thread_that_ends(move || {
             let guard = Box::leak(Box::new(lock.lock().unwrap()));
             give.send(&mut **guard).unwrap();
-        }));
+        });
         *given.recv().unwrap() = 1;
         assert!(matches!(lock.try_lock(), Err(SyncError::WouldBlock)), "somebody still writes there");
     });
@@ -98,9 +104,9 @@ fn reference_of_a_leaked_reader_stays_unchanged_though_its_thread_ends() {
     alone(|| {
         let lock: &'static RwLock<u64> = Box::leak(Box::new(RwLock::new(0).unwrap()));
         let (give, given) = mpsc::channel::<&'static u64>();
-        end(std::thread::spawn(move || {
+        on_a_thread_that_ends(move || {
             give.send(&**Box::leak(Box::new(lock.read().unwrap()))).unwrap();
-        }));
+        });
         let shared: &'static u64 = given.recv().unwrap();
         assert!(matches!(lock.try_write(), Err(SyncError::WouldBlock)), "somebody still reads {shared}");
     });
@@ -114,11 +120,11 @@ thread_local! { static HANDLE: std::cell::RefCell<Option<Barrier>> = const { std
 fn guard_dropped_with_the_thread_local_storage_is_no_death() {
     alone(|| {
         let lock: &'static Lock<u64> = Box::leak(Box::new(Lock::new(0).unwrap()));
-        end(std::thread::spawn(move || {
+        on_a_thread_that_ends(move || {
             KEPT.with(|kept| kept.0.replace(None));
             let guard = lock.lock().unwrap();
             KEPT.with(|kept| kept.0.replace(Some(guard)));
-        }));
+        });
         assert!(lock.lock().is_ok(), "{:?}", lock.lock().map(drop));
     });
 }
@@ -128,11 +134,11 @@ fn barrier_dropped_with_the_thread_local_storage_is_no_death() {
     alone(|| {
         let barrier = Barrier::new(1).unwrap();
         let own = barrier.clone();
-        end(std::thread::spawn(move || {
+        on_a_thread_that_ends(move || {
             HANDLE.with(|kept| kept.replace(None));
             own.wait().unwrap();
             HANDLE.with(|kept| kept.replace(Some(own)));
-        }));
+        });
         assert!(!barrier.is_broken());
     });
 }
@@ -181,16 +187,29 @@ fn values_of_any_size_and_alignment() {
     });
 }
 
+/// Runs `work` on a thread of the scope; returns when that sleeps in a futex.
+fn asleep<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> ScopedJoinHandle<'scope, T> {
+    let (give, given) = mpsc::channel();
+    let thread = scope.spawn(move || {
+        give.send(nix::unistd::gettid()).unwrap();
+        work()
+    });
+    await_asleep(given.recv().unwrap().as_raw() as u32);
+    thread
+}
+
 #[test]
 fn calls_that_do_not_wait_do_not() {
     watched(|| {
         let (rw, doors) = (RwLock::new(0_u8).unwrap(), Semaphore::new(1).unwrap());
         let (guard, permit) = (rw.read().unwrap(), doors.acquire().unwrap());
         std::thread::scope(|scope| {
-            scope.spawn(|| rw.write_timeout(Duration::from_millis(300)).map(drop));
-            scope.spawn(|| doors.acquire_timeout(Duration::from_millis(300)).map(drop));
-            pause(Duration::from_millis(50));
-            scope.spawn(|| {
+            let waiters =
+                [asleep(scope, || rw.write().map(drop)), asleep(scope, || doors.acquire().map(drop))];
+            let asks = scope.spawn(|| {
                 assert!(matches!(rw.try_read(), Err(SyncError::WouldBlock)));
                 assert!(matches!(rw.try_write(), Err(SyncError::WouldBlock)));
                 assert!(matches!(doors.try_acquire(), Err(SyncError::WouldBlock)));
@@ -199,8 +218,11 @@ fn calls_that_do_not_wait_do_not() {
                 assert!(doors.acquire_timeout(Duration::from_millis(30)).is_err());
                 assert!(start.elapsed() >= Duration::from_millis(60));
             });
+            asks.join().unwrap();
+            // Had one of those calls waited as the others do, it would not have come back before this.
+            drop((guard, permit));
+            waiters.into_iter().for_each(|waiter| waiter.join().unwrap().unwrap());
         });
-        drop((guard, permit));
     });
 }
 
@@ -239,8 +261,4 @@ fn death_in_a_crowd_is_told_soon() {
             }
         });
     });
-}
-
-fn pause(time: Duration) {
-    let _ = phalanx::sync::Event::new().unwrap().wait_timeout(time);
 }

@@ -310,7 +310,6 @@ impl<'de> Deserialize<'de> for Barrier {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::Relaxed;
-    use std::time::Instant;
 
     use super::*;
 
@@ -401,10 +400,7 @@ mod tests {
         let barrier = Barrier::new(2).unwrap();
         std::thread::scope(|scope| {
             let own = barrier.clone();
-            let waiter = scope.spawn(move || {
-                let begin = Instant::now();
-                (own.wait_timeout(Duration::from_secs(10)).map(drop), begin.elapsed())
-            });
+            let waiter = scope.spawn(move || own.wait().map(drop));
             // Until it is about to sleep: it watches the place that the next one takes.
             while barrier.members.place(1).word.load(Relaxed) & robust::WAITERS == 0 {
                 std::thread::yield_now();
@@ -415,9 +411,8 @@ mod tests {
                 doomed.members.occupy(robust::me().unwrap()).unwrap();
                 robust::testing::die();
             });
-            let (told, time) = waiter.join().unwrap();
+            let told = waiter.join().unwrap();
             assert!(matches!(told, Err(SyncError::Broken { pid: Some(_) })), "{told:?}");
-            assert!(time < Duration::from_secs(5), "{time:?}");
         });
     }
 }

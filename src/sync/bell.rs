@@ -76,11 +76,8 @@ impl Bell {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::super::guarded::Guarded;
     use super::*;
-    use crate::sys::clock::Moment;
 
     #[test]
     fn all_who_wait_are_woken_by_one_ring() {
@@ -157,11 +154,9 @@ mod tests {
         let bell = bell.cells();
         // As one that the kernel would wake later, by its priority.
         let sleep = &|seen| {
-            let (begin, end) = (Instant::now(), Moment::now().checked_add(Duration::from_secs(10)));
             while bell.count() == seen {
-                futex::wait(&bell.place.mark, seen, end).unwrap();
+                futex::wait(&bell.place.mark, seen, None).unwrap();
             }
-            assert!(begin.elapsed() < Duration::from_secs(5));
         };
         std::thread::scope(|scope| {
             for round in 0..50 {

@@ -44,3 +44,5 @@ pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod symbols;
 pub(crate) mod trace;
+#[cfg(test)]
+mod watchdog;

@@ -1,11 +1,17 @@
 //! What every process test stands on: a watchdog, a leak check, and events to wait for.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::allow_attributes,
+    reason = "every test binary uses its own part of this"
+)]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,14 +24,27 @@ use phalanx::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod leftovers;
+
+use leftovers::{Snapshot, take_own_directory};
+pub(crate) use leftovers::{children, descriptors, named_memory, trees};
+
 /// After so many seconds without an end, and the time of a race, a test is taken to hang: SIGALRM ends it and its
 /// workers.
 const WATCHDOG_SECONDS: u32 = 120;
 
 /// How long a race test goes on, from the environment.
 pub(crate) fn race_time() -> Duration {
-    let seconds = std::env::var("PHALANX_RACE_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(2))
+    Duration::from_secs(setting("PHALANX_RACE_SECONDS", 2))
+}
+
+/// How many times slower than usual the machine is, from the environment: an emulated one needs it.
+fn slowness() -> u32 {
+    setting("PHALANX_TEST_SLOWNESS", 1)
+}
+
+fn setting<T: FromStr>(variable: &str, default: T) -> T {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// Runs one test under the watchdog, alone in its process, and looks for what it left behind.
@@ -39,8 +58,7 @@ fn watched_after<T>(prepare: impl FnOnce(), test: impl FnOnce() -> T) -> T {
         prepare();
         let before = Snapshot::take();
         let result = test();
-        let after = Snapshot::take();
-        assert_eq!(before, after, "left behind");
+        before.assert_nothing_new();
         result
     })
 }
@@ -49,48 +67,11 @@ fn watched_after<T>(prepare: impl FnOnce(), test: impl FnOnce() -> T) -> T {
 pub(crate) fn alone<T>(test: impl FnOnce() -> T) -> T {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    nix::unistd::alarm::set(WATCHDOG_SECONDS + race_time().as_secs() as u32);
+    take_own_directory();
+    nix::unistd::alarm::set((WATCHDOG_SECONDS + race_time().as_secs() as u32) * slowness());
     let result = test();
     nix::unistd::alarm::cancel();
     result
-}
-
-/// What a process can leave behind.
-#[derive(Debug, PartialEq, Eq)]
-struct Snapshot {
-    descriptors: BTreeSet<(i32, String)>,
-    children: BTreeSet<u32>,
-    named_memory: BTreeSet<String>,
-    temporary: BTreeSet<String>,
-}
-
-impl Snapshot {
-    fn take() -> Self {
-        Self {
-            descriptors: descriptors(),
-            children: children(),
-            named_memory: named_memory(),
-            temporary: names_in(std::env::temp_dir().to_str().unwrap()),
-        }
-    }
-}
-
-/// Open descriptors with what they are.
-pub(crate) fn descriptors() -> BTreeSet<(i32, String)> {
-    let entries = fs::read_dir("/proc/self/fd").unwrap();
-    let found = entries.filter_map(|entry| {
-        let entry = entry.unwrap();
-        let target = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
-        Some((entry.file_name().to_str()?.parse().ok()?, target))
-    });
-    // The directory that is being read is one of them.
-    found.filter(|(_, target)| !target.ends_with("/fd")).collect()
-}
-
-/// All processes whose parent is this one, zombies included.
-pub(crate) fn children() -> BTreeSet<u32> {
-    let own = std::process::id();
-    processes().filter(|&pid| parent_of(pid) == Some(own)).collect()
 }
 
 pub(crate) fn processes() -> impl Iterator<Item = u32> {
@@ -119,22 +100,6 @@ fn stat_field(pid: u32, number: usize) -> Option<String> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(number).map(str::to_owned)
 }
 
-/// All that lies in the directories of named memory, but not these: a process keeps its own until it ends.
-pub(crate) fn named_memory() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut dirs: Vec<_> = names_in("/dev/shm").into_iter().map(|name| format!("/dev/shm/{name}")).collect();
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let path = entry.path().to_string_lossy().into_owned();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                dirs.push(path.clone());
-            }
-            found.insert(path);
-        }
-    }
-    found
-}
-
 /// Runs a test under each sharing strategy, each time watched.
 pub(crate) fn under_both_strategies(test: impl Fn()) {
     for &strategy in phalanx::get_all_sharing_strategies() {
@@ -146,12 +111,7 @@ pub(crate) fn under_both_strategies(test: impl Fn()) {
         };
         watched_after(take_place, &test);
     }
-}
-
-fn names_in(dir: &str) -> BTreeSet<String> {
-    let names = fs::read_dir(dir).into_iter().flatten();
-    let names = names.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
-    names.filter(|name| name.contains("phalanx")).collect()
+    phalanx::set_sharing_strategy(phalanx::SharingStrategy::default());
 }
 
 /// Living processes in whose environment at their start a variable has this value.
