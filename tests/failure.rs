@@ -89,6 +89,28 @@ fn panics_that_bypass_the_hook_or_have_no_text_are_told() {
 }
 
 #[test]
+fn panic_hook_of_the_function_is_told_unless_it_calls_ours() {
+    watched(|| {
+        let exception = raised_by(|_, ()| {
+            std::panic::set_hook(Box::new(|_| {}));
+            panic!("unseen")
+        });
+        assert_eq!((exception.chain(), exception.panic_location()), (&["unseen".to_owned()][..], None));
+        let text = exception.to_string();
+        assert!(text.contains("panicked at an unknown place (the function has set a panic hook"), "{text}");
+        let exception = raised_by(|_, ()| {
+            let previous = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| previous(info)));
+            panic!("seen")
+        });
+        assert!(exception.panic_location().unwrap().contains("tests/failure.rs:"), "{exception}");
+        assert!(own_frames(exception.traceback())[0].0.contains("panic_hook_of_the_function"), "{exception}");
+        let exception = raised_by(|_, ()| std::panic::resume_unwind(Box::new("resumed")));
+        assert!(exception.to_string().contains("panicked at an unknown place:"), "{exception}");
+    });
+}
+
+#[test]
 fn caught_panic_is_no_failure_and_does_not_lend_its_place() {
     watched(|| {
         let work = |_, ()| anyhow::Ok(std::panic::catch_unwind(|| panic!("caught")).is_err());

@@ -6,12 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use super::traceback::{Callee, Captured, Traceback};
 
+const HOOK_REPLACED: &str = " (the function has set a panic hook instead of the one that records place and traceback: take \
+                             that by std::panic::take_hook, and let the new one call it)";
+
 /// As a worker hands it in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Raised {
     pub(crate) panicked: bool,
     pub(crate) chain: Vec<String>,
     pub(crate) location: Option<String>,
+    /// Whether a panic has no place because the program has set a hook instead of the one that records it.
+    pub(crate) hook_replaced: bool,
     pub(crate) trace: Captured,
 }
 
@@ -23,6 +28,7 @@ pub struct RaisedError {
     panicked: bool,
     chain: Vec<String>,
     location: Option<String>,
+    hook_replaced: bool,
     traceback: Traceback,
 }
 
@@ -45,7 +51,8 @@ impl RaisedError {
         self.chain.first().map_or("", String::as_str)
     }
 
-    /// `file:line:column` of a panic.
+    /// `file:line:column` of a panic. `None` if it was resumed, or if the worker's function had set a panic hook that
+    /// does not call the one that it replaced.
     #[must_use]
     pub fn location(&self) -> Option<&str> {
         self.location.as_deref()
@@ -71,8 +78,8 @@ impl RaisedError {
 impl RaisedError {
     /// Of the user's function.
     pub(crate) fn new(raised: Raised, callee: Callee) -> Self {
-        let Raised { panicked, chain, location, trace } = raised;
-        Self { panicked, chain, location, traceback: Traceback::new(trace, callee) }
+        let Raised { panicked, chain, location, hook_replaced, trace } = raised;
+        Self { panicked, chain, location, hook_replaced, traceback: Traceback::new(trace, callee) }
     }
 }
 
@@ -80,7 +87,7 @@ impl fmt::Display for RaisedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.panicked {
             let at = self.location.as_deref().unwrap_or("an unknown place");
-            writeln!(f, "panicked at {at}:")?;
+            writeln!(f, "panicked at {at}{}:", if self.hook_replaced { HOOK_REPLACED } else { "" })?;
         }
         f.write_str(self.message())?;
         if self.chain.len() > 1 {

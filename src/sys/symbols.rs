@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian, SectionId};
@@ -124,8 +126,10 @@ fn read(path: &Path) -> Option<object::File<'static>> {
     let file = File::open(path).ok()?;
     // SAFETY: a private map that is only read. Who cuts short a file of code that is in use kills with SIGBUS also those
     // that run it.
-    let map = unsafe { memmap2::Mmap::map(&file) }.ok()?;
-    object::File::parse(&**Box::leak(Box::new(map))).ok()
+    let map = ManuallyDrop::new(unsafe { memmap2::Mmap::map(&file) }.ok()?);
+    // SAFETY: the map is never dropped, so its bytes are there for as long as the process.
+    let bytes: &'static [u8] = unsafe { slice::from_raw_parts(map.as_ptr(), map.len()) };
+    object::File::parse(bytes).ok()
 }
 
 /// Whether it is what was loaded, as far as both have a build id.

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Captured, Raised};
@@ -17,23 +17,24 @@ use crate::wire::slot::{SlotWriter, State};
 pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
     let previous = Arc::new(panic::take_hook());
     let hook = previous.clone();
-    panic::set_hook(Box::new(move |info| {
+    set_hook(move |info| {
         see_panic(None, info);
         // Where a panic aborts, stderr is the only place to tell it.
         if !IN_FUNCTION.get() || cfg!(panic = "abort") {
             hook(info);
         }
-    }));
+    });
     capture_backtraces_of_errors();
     IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
     IN_FUNCTION.set(false);
-    panic::set_hook(Box::new(move |info| previous(info)));
-    match outcome {
+    let done = match outcome {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(returned_error(None, &ManuallyDrop::new(error)).raised),
-        Err(payload) => Err(panicked(&**ManuallyDrop::new(payload)).raised),
-    }
+        Ok(Err(error)) => Err(returned_error(None, keep(error)).raised),
+        Err(payload) => Err(panicked(&**keep(payload)).raised),
+    };
+    panic::set_hook(Box::new(move |info| previous(info)));
+    done
 }
 
 /// What the hook saw of a panic, for when nobody catches it.
@@ -95,9 +96,8 @@ fn write_report(
 ) -> std::io::Result<bool> {
     let failure = match outcome {
         Ok(Ok(result)) => return slot.finish(State::Returned, &result, peak_kib).map(|()| true),
-        // Neither is ever dropped: a destructor that panics must not cost us the report, and this process ends.
-        Ok(Err(error)) => returned_error(Some(slot), &ManuallyDrop::new(error)),
-        Err(payload) => panicked(&**ManuallyDrop::new(payload)),
+        Ok(Err(error)) => returned_error(Some(slot), keep(error)),
+        Err(payload) => panicked(&**keep(payload)),
     };
     slot.set_failed_at(failure.at);
     write_failure(slot, &failure.raised, peak_kib)?;
@@ -107,6 +107,17 @@ fn write_report(
 fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::Result<()> {
     let body = codec::encode_plain(raised).map_err(std::io::Error::other)?;
     slot.finish(State::Raised, &body, peak_kib)
+}
+
+/// The addresses of what is never dropped, so that a leak detector finds it in use.
+static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// Keeps what a function has left from its destructor, for ever: one that panics must not cost us the report, and this
+/// process ends.
+fn keep<T>(left: T) -> &'static T {
+    let left: &'static T = Box::leak(Box::new(left));
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).push((&raw const *left).expose_provenance());
+    left
 }
 
 /// Lets std capture a backtrace in every error of this process, as RUST_LIB_BACKTRACE=1 does, unless the user
@@ -126,7 +137,7 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
     // The user's Display may panic.
     let texts = || error.chain().map(ToString::to_string).collect::<Vec<_>>();
     let chain = panic::catch_unwind(AssertUnwindSafe(texts)).unwrap_or_else(|payload| {
-        let why = text_of(&**ManuallyDrop::new(payload));
+        let why = text_of(&**keep(payload));
         vec![format!("its function returned an error whose text cannot be had: its Display panicked: {why}")]
     });
     // Until the report is whole, the note tells the error.
@@ -135,7 +146,8 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
         slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
     }
     let trace = Captured::here(trace::addresses_of(error.backtrace()));
-    Failure { raised: Raised { panicked: false, chain, location: None, trace }, at }
+    let raised = Raised { panicked: false, chain, location: None, hook_replaced: false, trace };
+    Failure { raised, at }
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Failure {
@@ -144,15 +156,18 @@ fn panicked(payload: &(dyn Any + Send)) -> Failure {
     let last = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
     match last.filter(|seen| seen.message == message) {
         Some(seen) => Failure { at: seen.at, raised: raised_by(seen) },
-        None => Failure {
-            at: Moment::now(),
-            raised: Raised {
-                panicked: true,
-                chain: vec![message],
-                location: None,
-                trace: Captured::default(),
-            },
-        },
+        None => Failure { at: Moment::now(), raised: unseen(message) },
+    }
+}
+
+/// A panic that the hook has not seen.
+fn unseen(message: String) -> Raised {
+    Raised {
+        panicked: true,
+        chain: vec![message],
+        location: None,
+        hook_replaced: hook_is_replaced(),
+        trace: Captured::default(),
     }
 }
 
@@ -161,6 +176,7 @@ fn raised_by(seen: Seen) -> Raised {
         panicked: true,
         chain: vec![seen.message],
         location: seen.location,
+        hook_replaced: false,
         trace: Captured::here(seen.addresses),
     }
 }
@@ -170,15 +186,32 @@ pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "Box<dyn Any>".to_owned())
 }
 
+/// Where the hook of this process lies that sees panics.
+static HOOK: AtomicUsize = AtomicUsize::new(0);
+
 /// Panics of the user's function are kept for the report; those of other threads are shown as ever too.
 fn watch_panics(slot: &'static SlotWriter) {
     let previous = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
+    set_hook(move |info| {
         see_panic(Some(slot), info);
         if !IN_FUNCTION.get() {
             previous(info);
         }
-    }));
+    });
+}
+
+fn set_hook(hook: impl Fn(&PanicHookInfo<'_>) + Send + Sync + 'static) {
+    let hook = Box::new(hook);
+    HOOK.store((&raw const *hook).addr(), Relaxed);
+    panic::set_hook(hook);
+}
+
+/// Whether the program has set another hook instead of ours.
+fn hook_is_replaced() -> bool {
+    let hook = panic::take_hook();
+    let replaced = (&raw const *hook).addr() != HOOK.load(Relaxed);
+    panic::set_hook(hook);
+    replaced
 }
 
 /// The words of the last panics with these new ones.
