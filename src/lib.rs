@@ -174,8 +174,8 @@ mod worker;
 pub use context::SpawnContext;
 pub use context::{Options, ProcessContext, spawn, start_processes, start_processes_with};
 pub use error::{
-    Cause, Error, Frame, MemoryError, Outcome, ProcessExitedException, ProcessRaisedException, RaisedError,
-    ResourceUsage, Status, Traceback,
+    Cause, Culprit, Error, FailureKind, Frame, MemoryError, Outcome, Peer, ProcessExitedException,
+    ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback,
 };
 #[doc(no_inline)]
 pub use half::{bf16, f16};

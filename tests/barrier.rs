@@ -18,7 +18,7 @@ phalanx::auto_init!();
 /// Waits; returns whom the barrier blames.
 fn blame(_: usize, barrier: Barrier) -> anyhow::Result<u32> {
     match barrier.wait() {
-        Err(SyncError::Broken { pid: Some(pid) }) => Ok(pid),
+        Err(SyncError::Broken { pid: Some(pid), .. }) => Ok(pid),
         other => anyhow::bail!("{other:?}"),
     }
 }
@@ -79,7 +79,7 @@ fn member_that_is_killed_before_it_comes_breaks_it() {
         let victim = begin_absent(&barrier);
         let others = begin_asleep(&barrier, 3);
         kill_before(victim, others, "killed before it came");
-        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(_) })));
+        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(_), .. })));
 
         barrier.reset().unwrap();
         let (others, victim) = (begin_asleep(&barrier, 3), begin_absent(&barrier));

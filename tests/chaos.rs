@@ -245,7 +245,7 @@ fn meet(_: usize, (own, done, Meeting { barrier, told, resets }): Given<Meeting>
         let before = resets.get();
         match barrier.wait() {
             Ok(_) => _ = done.fetch_add(own, 1)?,
-            Err(SyncError::Broken { pid: Some(_) }) => {
+            Err(SyncError::Broken { pid: Some(_), .. }) => {
                 told.fetch_add(1);
                 await_that(|| resets.get() > before);
             }

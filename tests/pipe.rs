@@ -189,7 +189,7 @@ fn calls_end_when_their_time_is_up() {
         assert!(!receiver.poll(Duration::ZERO).unwrap());
         let began = Instant::now();
         let waited = |error| match error {
-            QueueError::TimedOut { waited } => waited >= SOON && began.elapsed() >= SOON,
+            QueueError::TimedOut { waited, .. } => waited >= SOON && began.elapsed() >= SOON,
             _ => false,
         };
         assert!(waited(receiver.recv_timeout(SOON).unwrap_err()));

@@ -157,7 +157,9 @@ fn calls_wait_as_long_as_they_are_told() {
         let queue = Queue::<u8>::bounded(2).unwrap();
         assert!(queue.is_empty() && !queue.is_full() && queue.capacity() == 2);
         assert!(matches!(queue.try_get(), Err(QueueError::Empty)));
-        assert!(matches!(queue.get_timeout(SOON), Err(QueueError::TimedOut { waited }) if waited == SOON));
+        assert!(
+            matches!(queue.get_timeout(SOON), Err(QueueError::TimedOut { waited, .. }) if waited == SOON)
+        );
         queue.put(1).unwrap();
         queue.try_put(2).unwrap();
         assert!(queue.is_full() && queue.len() == 2);
@@ -165,7 +167,9 @@ fn calls_wait_as_long_as_they_are_told() {
         assert!(matches!(queue.put_timeout(3, SOON), Err(QueueError::TimedOut { .. })));
         assert_eq!((queue.get().unwrap(), queue.try_get().unwrap()), (1, 2));
         for bad in [0, usize::MAX] {
-            assert!(matches!(Queue::<u8>::bounded(bad), Err(QueueError::Bound { most }) if most == bad));
+            assert!(
+                matches!(Queue::<u8>::bounded(bad), Err(QueueError::Bound { capacity }) if capacity == bad)
+            );
         }
     });
 }

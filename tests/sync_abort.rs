@@ -66,7 +66,7 @@ fn work(rank: usize, all: All) -> anyhow::Result<()> {
     let told = match wait(rank, &all) {
         Err(SyncError::Aborted { rank: Some(0) }) => true,
         // The one that was told first breaks it for the other.
-        Err(SyncError::Broken { pid: Some(_) }) => rank > 10,
+        Err(SyncError::Broken { pid: Some(_), .. }) => rank > 10,
         // The writer was told first, and has made way.
         Ok(()) => rank == 4,
         _ => false,

@@ -4,13 +4,15 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::blame::Ends;
 use super::member::Worker;
 use super::postmortem::{self, Baseline, End, Known};
 use super::returned::Returned;
-use super::verdict;
-use crate::error::{Callee, Error, Outcome, Status, Story};
+use super::verdict::{Failing, Weight};
+use crate::error::{Callee, Error, Outcome, Standing, Status, Story};
 use crate::shm::passing::Loan;
 use crate::start::Started;
 use crate::supervise::child::Child;
@@ -20,6 +22,7 @@ use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::wire::abort::{Abort, Blame};
 use crate::wire::returns::Returns;
+use crate::wire::roster::Roster;
 
 /// How long taking in reports may go on when the caller's time is up already.
 const TAKING_IN: Duration = Duration::from_millis(10);
@@ -43,6 +46,9 @@ pub(super) struct Orders {
     pub(super) baseline: Baseline,
     /// By what the workers are told to wait for one another no longer, if they are to be.
     pub(super) abort: Option<Abort>,
+    /// By it this process knows the ranks of those it waits for, as long as there is one.
+    #[expect(dead_code, reason = "it is there to be known")]
+    pub(super) roster: Arc<Roster>,
 }
 
 /// How far a crew is.
@@ -69,8 +75,12 @@ pub(super) struct Crew {
     ended: VecDeque<usize>,
     /// Ranks that have ended, but that a debugger keeps from being reaped.
     held: Vec<usize>,
+    /// When the first of them was started.
+    begin: Moment,
     /// Until then those who run are known to have run.
     alive: Moment,
+    /// How all were before the teardown, if the failure was that of one who had waited for others.
+    standings: Vec<Standing>,
     stop: Option<Stop>,
     /// When to look who has reported but does not exit, of which there is no event.
     next_look: Option<Moment>,
@@ -85,7 +95,7 @@ impl Crew {
     pub(super) fn new(started: Started, orders: Orders) -> Self {
         let Started { children, watch, returns, loans } = started;
         // One that failed early may have ended before this line.
-        let alive = children.first().map_or_else(Moment::now, Child::started);
+        let begin = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
         Self {
             orders,
@@ -98,7 +108,9 @@ impl Crew {
             watch,
             returns,
             loans,
-            alive,
+            begin,
+            alive: begin,
+            standings: Vec::new(),
             stop: None,
             next_look: None,
             failing: false,
@@ -120,7 +132,12 @@ impl Crew {
     }
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
-        self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank)).collect()
+        let outcomes = self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank));
+        self.ends().tell(outcomes.collect())
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends::new(self.workers.iter().map(|worker| (worker.pid, worker.end.as_ref())).collect())
     }
 
     pub(super) fn status(&self, rank: usize) -> Option<Status> {
@@ -150,7 +167,11 @@ impl Crew {
         }
         // Nobody is ended before all are known who have ended by themselves.
         if all && self.is_failing() {
-            self.abort(self.first_failure());
+            let first = self.first_failure();
+            if first.is_some_and(|first| first.weight == Weight::Consequence) {
+                self.standings = self.workers.iter().map(Worker::standing).collect();
+            }
+            self.abort(first.map(|first| first.rank));
             self.stop = Some(Stop::after_failure(self.orders.grace, Moment::now()));
         }
         self.watch_exits();
@@ -232,6 +253,7 @@ impl Crew {
         worker.child = None;
         let known = Known {
             started: worker.started,
+            begin: self.begin,
             alive: self.alive,
             rss_floor_kib: worker.rss_floor_kib,
             sent_by_program: worker.sent_by_program,
@@ -245,17 +267,15 @@ impl Crew {
     }
 
     fn settle(&mut self, rank: usize, end: End) {
+        self.failing |= end.has_failed();
         self.workers[rank].end = Some(end);
-        self.failing |= self.workers[rank].failing(rank).is_some();
         self.order.push(rank);
         self.running -= 1;
     }
 
-    /// The rank to blame, of those that have ended.
-    fn first_failure(&self) -> Option<usize> {
-        let failures: Vec<_> =
-            self.order.iter().filter_map(|&rank| self.workers[rank].failing(rank)).collect();
-        verdict::first_failure(&failures)
+    /// The failure to report, of those that have ended.
+    fn first_failure(&self) -> Option<Failing> {
+        self.ends().first_failure(&self.order)
     }
 
     /// Now and then looks who has reported but does not exit.
@@ -324,19 +344,19 @@ impl Crew {
         for rank in ranks {
             if let Err(os) = self.workers[rank].send_by_teardown(signal, at) {
                 // To wait for the effect of what was not sent would be in vain, and so would any other signal.
-                self.leave(rank, |started| End::abandoned(started, signal, &os));
+                self.leave(rank, |times| End::abandoned(times, signal, &os));
             }
         }
     }
 
     /// Gives up a worker if it runs: its pidfd is closed, and its pid stays a zombie's when it ends.
-    fn leave(&mut self, rank: usize, end: impl FnOnce(Moment) -> End) {
+    fn leave(&mut self, rank: usize, end: impl FnOnce((Moment, Moment)) -> End) {
         let Some(child) = self.workers[rank].child.take() else { return };
         // A held one is not in the epoll any more.
         let _ = self.watch.remove(&child);
         child.leave_behind();
         self.held.retain(|&held| held != rank);
-        self.settle(rank, end(self.workers[rank].started));
+        self.settle(rank, end((self.begin, self.workers[rank].started)));
     }
 
     /// When all have ended: decides which failure to report, once.
@@ -344,7 +364,11 @@ impl Crew {
         if !self.closed {
             self.loans.clear();
             self.set_alarm(None)?;
-            self.failure = self.first_failure().map(|first| Story::new(first, self.outcomes()));
+            let ends = self.ends();
+            let story = |first: Failing| {
+                Story::new(first.rank, ends.culprits(&first, &self.standings), self.outcomes())
+            };
+            self.failure = ends.first_failure(&self.order).map(story);
             self.closed = true;
         }
         Ok(())
@@ -373,7 +397,7 @@ impl Crew {
     /// Ends all who run and waits for them.
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
-        self.abort(self.first_failure());
+        self.abort(self.first_failure().map(|first| first.rank));
         self.stop = Some(match self.stop {
             _ if self.orders.daemon || std::thread::panicking() => Stop::at_once(now),
             Some(under_way) => under_way.hurry(now),

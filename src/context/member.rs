@@ -4,11 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use super::postmortem::End;
-use super::verdict::{Failing, Sent};
-use crate::error::{Outcome, Status};
+use super::verdict::Sent;
+use crate::error::{Outcome, Standing, Status};
 use crate::supervise::child::Child;
 use crate::supervise::stop::Stop;
 use crate::sys::clock::Moment;
+use crate::sys::process;
 use crate::sys::signal::{Signal, Signals};
 
 #[derive(Debug)]
@@ -39,11 +40,13 @@ impl Worker {
         }
     }
 
-    /// Its failure, unless it has none or is a victim of the teardown.
-    pub(super) fn failing(&self, rank: usize) -> Option<Failing> {
-        let end = self.end.as_ref()?;
-        let failed = end.ended.status != Status::Succeeded && !end.ended.victim;
-        failed.then_some(Failing { rank, recorded: end.recorded, alive: end.alive })
+    /// How it is, for those who wait for it.
+    pub(super) fn standing(&self) -> Standing {
+        match self.status() {
+            Status::Succeeded | Status::Exiting => Standing::Returned,
+            Status::Running if process::is_stopped(self.pid) => Standing::Stopped,
+            _ => Standing::Running,
+        }
     }
 
     pub(super) fn status(&self) -> Status {

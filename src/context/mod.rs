@@ -3,12 +3,14 @@
 //! - `options`: what can be chosen
 //! - `start`: check, build the jobs, start them
 //! - `crew`: the workers of one context, watched, ended and reaped
+//! - `blame`: what the ends of the workers tell of one another
 //! - `postmortem`: what a worker left, read
 //! - `returned`: a result, until the program takes it
 //! - `diagnose`: pure: what one exit means
 //! - `verdict`: pure: which failure came first
 //! - `join`: `ProcessContext`, the user's handle
 
+mod blame;
 mod crew;
 mod diagnose;
 mod join;

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::diagnose::{self, Evidence};
 use super::returned::Returned;
 use super::verdict::{self, Sent};
-use crate::error::{Callee, Cause, Ended, Raised, RaisedError, ResourceUsage, Status};
+use crate::error::{Callee, Cause, Ended, FailureKind, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
 use crate::sys::clock::Moment;
 use crate::sys::memory;
@@ -44,6 +44,8 @@ impl Baseline {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) started: Moment,
+    /// When the first worker of the context was.
+    pub(super) begin: Moment,
     /// Until then it had not ended.
     pub(super) alive: Moment,
     pub(super) rss_floor_kib: u64,
@@ -60,6 +62,8 @@ pub(super) struct End {
     /// The moment of failure, if the worker recorded one.
     pub(super) recorded: Option<Moment>,
     pub(super) alive: Moment,
+    /// The processes for which it had waited, if that wait failed and it of that.
+    pub(super) waited_for: Option<Vec<u32>>,
     pub(super) result: Option<Returned>,
 }
 
@@ -84,50 +88,57 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
     let at = recorded.unwrap_or(seen);
     let peak_kib = account.map_or(0, |account| account.peak_kib);
     let by_program = cause == Some(Cause::SignalledByLauncher);
+    let victim = !by_program && verdict::is_victim(status, recorded, known.sent_by_teardown);
     let ended = Ended {
-        victim: failed && !by_program && verdict::is_victim(status, recorded, known.sent_by_teardown),
+        kind: failed.then_some(if victim { FailureKind::Teardown } else { FailureKind::Own }),
         recorded: recorded.is_some(),
         cause,
         note: found.note.take().filter(|_| failed && status != Status::Raised),
         error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.callee))),
         traceback: fault.map(|fault| diagnose::traceback_of(fault, known.callee)),
         usage: diagnose::usage(exit, peak_kib, known.rss_floor_kib),
-        ..bare(status, known.started, at)
+        ..bare(status, (known.begin, known.started), at)
     };
     let account = found.account.filter(|_| !failed);
     let result = account.map(|account| Returned::new(remains.slot, account, descriptors));
-    End { ended, recorded, alive: known.alive, result }
+    End { ended, recorded, alive: known.alive, waited_for: found.waited_for, result }
 }
 
 impl End {
-    /// Of a worker that SIGKILL did not end.
-    pub(super) fn survived(started: Moment) -> Self {
-        Self::left_behind(Status::Survived, None, started)
+    /// Whether it failed by itself, and was not ended by the teardown.
+    pub(super) fn has_failed(&self) -> bool {
+        self.ended.kind == Some(FailureKind::Own)
+    }
+
+    /// Of a worker that SIGKILL did not end, by the start of the first of its context and its own.
+    pub(super) fn survived(times: (Moment, Moment)) -> Self {
+        Self::left_behind(Status::Survived, None, times)
     }
 
     /// Of a worker that the launcher may not signal.
-    pub(super) fn abandoned(started: Moment, signal: Signal, os: &io::Error) -> Self {
+    pub(super) fn abandoned(times: (Moment, Moment), signal: Signal, os: &io::Error) -> Self {
         let cause = Cause::SignalRefused { signal, errno: os.raw_os_error().unwrap_or(0) };
-        Self::left_behind(Status::Abandoned, Some(cause), started)
+        Self::left_behind(Status::Abandoned, Some(cause), times)
     }
 
-    fn left_behind(status: Status, cause: Option<Cause>, started: Moment) -> Self {
+    fn left_behind(status: Status, cause: Option<Cause>, times: (Moment, Moment)) -> Self {
         let now = Moment::now();
-        let ended = Ended { cause, ..bare(status, started, now) };
-        Self { ended, recorded: Some(now), alive: now, result: None }
+        let ended = Ended { cause, kind: Some(FailureKind::Own), ..bare(status, times, now) };
+        Self { ended, recorded: Some(now), alive: now, waited_for: None, result: None }
     }
 }
 
-fn bare(status: Status, started: Moment, at: Moment) -> Ended {
+fn bare(status: Status, (begin, started): (Moment, Moment), at: Moment) -> Ended {
     Ended {
         status,
-        victim: false,
+        kind: None,
         cause: None,
         error: None,
         traceback: None,
         note: None,
         recorded: false,
         lifetime: at.since(started),
+        since_start: at.since(begin),
         at: wall_clock(at),
         usage: ResourceUsage::default(),
     }
@@ -143,6 +154,8 @@ struct Findings {
     state: State,
     account: Option<Account>,
     raised: Option<Raised>,
+    /// The processes for which it had waited, if what it raised is the error of that wait.
+    waited_for: Option<Vec<u32>>,
     note: Option<String>,
 }
 
@@ -153,12 +166,12 @@ impl Findings {
             Ok(account) => account,
             Err(error) => return Self::damaged(None, &error.to_string()),
         };
-        let mut found =
-            Self { state: account.state, raised: None, note: account.note.clone(), account: None };
+        let (state, note) = (account.state, account.note.clone());
+        let mut found = Self { state, raised: None, waited_for: None, note, account: None };
         if account.state == State::Raised {
-            let body = slot.body(&account).and_then(|body| codec::decode_plain::<Raised>(&body));
+            let body = slot.body(&account).and_then(|body| codec::decode_plain(&body));
             match body {
-                Ok(raised) => found.raised = Some(raised),
+                Ok((raised, waited_for)) => (found.raised, found.waited_for) = (Some(raised), waited_for),
                 Err(reason) => return Self::damaged(Some(account), &reason),
             }
         }
@@ -168,6 +181,6 @@ impl Findings {
 
     fn damaged(account: Option<Account>, reason: &str) -> Self {
         let note = Some(format!("its report cannot be read: {reason}"));
-        Self { state: State::Reporting, account, raised: None, note }
+        Self { state: State::Reporting, account, raised: None, waited_for: None, note }
     }
 }

@@ -23,6 +23,7 @@ use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::message::{Job, Manifest};
 use crate::wire::returns::Returns;
+use crate::wire::roster::Roster;
 use crate::worker::entry::{self, Entry};
 
 /// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
@@ -154,6 +155,7 @@ struct JobBuilder {
     guards: Option<Arc<OwnedFd>>,
     place: Option<Arc<Place>>,
     abort: Option<Abort>,
+    roster: Arc<Roster>,
 }
 
 impl JobBuilder {
@@ -177,6 +179,9 @@ impl JobBuilder {
         let abort = options.abort.then(|| with_room(Abort::new)).transpose();
         let abort =
             abort.map_err(Error::system("make what workers are told of failures by (memfd, eventfd)"))?;
+        let roster = with_room(|| Roster::new(nprocs));
+        let roster =
+            roster.map_err(Error::system("make the list of the workers' processes (memfd_create)"))?;
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
@@ -187,9 +192,10 @@ impl JobBuilder {
             returns: returns.number(),
             guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
             abort: abort.as_ref().map(Abort::numbers),
+            roster: roster.number(),
             manifest: Manifest::default(),
         };
-        Ok(Self { nprocs, callee: entry.callee(), job, returns, guards, place, abort })
+        Ok(Self { nprocs, callee: entry.callee(), job, returns, guards, place, abort, roster })
     }
 
     /// One job for all ranks.
@@ -209,7 +215,8 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        let file = JobFile::new(&self.job, encoded).map(|file| file.with_abort(self.abort.as_ref()));
+        let file =
+            JobFile::new(&self.job, encoded).map(|file| file.with_crew(&self.roster, self.abort.as_ref()));
         file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
@@ -229,7 +236,7 @@ fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
 }
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { callee, returns, guards, place, abort, .. } = builder;
+    let JobBuilder { callee, returns, guards, place, abort, roster, .. } = builder;
     // Before the start, so that what happens during it counts.
     let baseline = Baseline::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _, abort: _ } =
@@ -245,6 +252,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         environment,
         death_signal,
     })?;
-    let orders = Orders { daemon, grace, callee, baseline, abort };
+    let orders = Orders { daemon, grace, callee, baseline, abort, roster };
     Ok(ProcessContext::new(Crew::new(started, orders)))
 }

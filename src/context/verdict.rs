@@ -1,36 +1,72 @@
-//! Pure: which failure came first, and who is only a victim of the teardown.
+//! Pure: which failure came first, who is only a victim of the teardown, and who waited for whom.
 
-use crate::error::Status;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{Peer, Status};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
+
+/// What a failure tells of its worker. What comes first in this list is reported rather than what comes later, whenever it
+/// happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Weight {
+    /// The failure is its own.
+    Own,
+    /// It waited for others, who did not come, were gone, or had failed.
+    Consequence,
+    /// It could not be ended by the teardown.
+    LeftBehind,
+}
 
 /// One failed worker, as far as its time goes. A list of them is in the order of their ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failing {
     pub(super) rank: usize,
+    pub(super) weight: Weight,
     /// The moment of failure that the worker itself recorded.
     pub(super) recorded: Option<Moment>,
     /// Until then the launcher knows that it had not ended.
     pub(super) alive: Moment,
 }
 
-/// The rank whose failure came first in time, of failures in the order of the workers' ends.
+/// The rank whose failure came first in time among those of the greatest weight, of failures in the order of the workers' ends.
 ///
 /// A recorded moment is exact. A worker that could not record one (SIGKILL, `_exit`) failed at its end, of which
 /// only the order and a lower bound are known: it comes after whoever ended before it, and after whatever was
 /// recorded before that bound. Where both leave it open, the order of ends decides.
-pub(super) fn first_failure(failures: &[Failing]) -> Option<usize> {
-    let recorded = failures.iter().filter_map(|failing| Some((failing.recorded?, failing.rank))).min();
-    let Some(silent_at) = failures.iter().position(|failing| failing.recorded.is_none()) else {
-        return recorded.map(|(_, rank)| rank);
-    };
+pub(super) fn first_failure(failures: &[Failing]) -> Option<Failing> {
+    let greatest = failures.iter().map(|failing| failing.weight).min()?;
+    let weighs = |failing: &&Failing| failing.weight == greatest;
+    let earliest = failures.iter().filter(weighs).filter(|failing| failing.recorded.is_some());
+    let earliest = earliest.min_by_key(|failing| (failing.recorded, failing.rank));
+    let is_silent = |failing: &Failing| failing.weight == greatest && failing.recorded.is_none();
+    let Some(silent_at) = failures.iter().position(is_silent) else { return earliest.copied() };
     let silent = failures[silent_at];
     let ended_before = failures[..silent_at].iter().filter_map(|failing| failing.recorded).max();
     let not_before = ended_before.map_or(silent.alive, |moment| moment.max(silent.alive));
-    match recorded {
-        Some((moment, rank)) if moment <= not_before => Some(rank),
-        _ => Some(silent.rank),
+    let earlier = earliest.filter(|failing| failing.recorded.is_some_and(|moment| moment <= not_before));
+    Some(*earlier.unwrap_or(&silent))
+}
+
+/// For whom each rank had waited whose wait failed, as far as that is known.
+pub(super) type Waits = BTreeMap<usize, Vec<Peer>>;
+
+/// For whom a rank had waited in the end: those who had not waited themselves, or not for anybody who is known. Nobody when all
+/// waited for one another.
+pub(super) fn roots(rank: usize, waits: &Waits) -> Vec<Peer> {
+    let (mut seen, mut roots, mut left) = (BTreeSet::from([rank]), BTreeSet::new(), vec![rank]);
+    while let Some(waiting) = left.pop() {
+        for &peer in waits.get(&waiting).into_iter().flatten() {
+            match peer.rank() {
+                Some(next) if waits.get(&next).is_some_and(|peers| !peers.is_empty()) => {
+                    left.extend(seen.insert(next).then_some(next));
+                }
+                Some(own) if own == rank => {}
+                _ => _ = roots.insert(peer),
+            }
+        }
     }
+    roots.into_iter().collect()
 }
 
 /// What the teardown sent to a worker before it ended.
@@ -55,6 +91,10 @@ pub(super) fn is_victim(status: Status, recorded: Option<Moment>, sent: Option<S
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::{btree_map, vec};
+    use proptest::option;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(nanos: u64) -> Moment {
@@ -62,7 +102,15 @@ mod tests {
     }
 
     fn failing(rank: usize, recorded: Option<u64>, alive: u64) -> Failing {
-        Failing { rank, recorded: recorded.map(at), alive: at(alive) }
+        Failing { rank, weight: Weight::Own, recorded: recorded.map(at), alive: at(alive) }
+    }
+
+    fn consequence(rank: usize, recorded: u64) -> Failing {
+        Failing { weight: Weight::Consequence, ..failing(rank, Some(recorded), 0) }
+    }
+
+    fn first_failure(failures: &[Failing]) -> Option<usize> {
+        super::first_failure(failures).map(|failing| failing.rank)
     }
 
     #[test]
@@ -118,5 +166,92 @@ mod tests {
         assert!(!is_victim(by(Signal::SEGV), Some(at(99)), term));
         assert!(!is_victim(Status::Raised, Some(at(99)), term));
         assert!(!is_victim(by(Signal::TERM), None, None));
+    }
+
+    #[test]
+    fn own_failure_comes_before_a_consequence_that_was_earlier() {
+        let consequences = [consequence(2, 10), consequence(0, 5)];
+        assert_eq!(first_failure(&consequences), Some(0));
+        assert_eq!(first_failure(&[&consequences[..], &[failing(1, Some(30), 0)]].concat()), Some(1));
+        assert_eq!(first_failure(&[&consequences[..], &[failing(1, None, 0)]].concat()), Some(1));
+        let left_behind = Failing { weight: Weight::LeftBehind, ..failing(3, Some(1), 0) };
+        assert_eq!(first_failure(&[left_behind, consequences[0]]), Some(2));
+        assert_eq!(first_failure(&[left_behind]), Some(3));
+    }
+
+    fn rank(rank: usize) -> Peer {
+        Peer::Rank { rank, pid: rank as u32 + 100 }
+    }
+
+    #[test]
+    fn waits_are_followed_to_those_who_did_not_wait() {
+        let foreign = Peer::Process { pid: 7 };
+        let waits = Waits::from([
+            (0, vec![rank(3)]),
+            (2, vec![rank(3), rank(4)]),
+            (3, vec![rank(1), foreign]),
+            (4, vec![]),
+        ]);
+        assert_eq!(roots(0, &waits), [rank(1), foreign]);
+        assert_eq!(roots(2, &waits), [rank(1), rank(4), foreign]);
+        assert_eq!((roots(4, &waits), roots(1, &waits)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn those_who_wait_for_one_another_wait_for_nobody_else() {
+        let circle = Waits::from([(0, vec![rank(1)]), (1, vec![rank(2)]), (2, vec![rank(0)])]);
+        assert!((0..3).all(|rank| roots(rank, &circle).is_empty()));
+        let beside = Waits::from([(0, vec![rank(1)]), (1, vec![rank(0), rank(2)])]);
+        assert_eq!((roots(0, &beside), roots(1, &beside)), (vec![rank(2)], vec![rank(2)]));
+    }
+
+    fn any_waits() -> impl Strategy<Value = Waits> {
+        let peers = vec((0..8_usize).prop_map(rank), 0..4);
+        btree_map(0..8_usize, peers, 0..8)
+    }
+
+    fn any_failures() -> impl Strategy<Value = Vec<Failing>> {
+        let weight = prop_oneof![Just(Weight::Own), Just(Weight::Consequence), Just(Weight::LeftBehind)];
+        let one = (weight, option::of(0..50_u64), 0..50_u64);
+        vec(one, 0..8).prop_map(|all| {
+            let numbered = all.into_iter().enumerate();
+            numbered
+                .map(|(rank, (weight, at, alive))| Failing { weight, ..failing(rank, at, alive) })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_who_waited_for_others_is_a_root(waits in any_waits(), of in 0..8_usize) {
+            let roots = roots(of, &waits);
+            let waited = |rank| waits.get(&rank).is_some_and(|peers: &Vec<Peer>| !peers.is_empty());
+            let all: BTreeSet<_> = waits.values().flatten().copied().collect();
+            for root in &roots {
+                let rank = root.rank().unwrap();
+                prop_assert!(!waited(rank) && rank != of && all.contains(root));
+            }
+            prop_assert!(waited(of) || roots.is_empty());
+        }
+
+        #[test]
+        fn one_whose_all_peers_had_not_waited_has_them_as_roots(peers in vec(8..16_usize, 1..4), waits in any_waits()) {
+            let peers: BTreeSet<_> = peers.into_iter().map(rank).collect();
+            let waits = Waits::from_iter(waits.into_iter().chain([(0, peers.iter().copied().collect())]));
+            prop_assert_eq!(roots(0, &waits), peers.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn first_has_the_greatest_weight_and_no_recorded_one_of_it_is_earlier(failures in any_failures()) {
+            let first = super::first_failure(&failures);
+            prop_assert_eq!(first.is_none(), failures.is_empty());
+            let Some(first) = first else { return Ok(()) };
+            prop_assert!(failures.iter().all(|failing| first.weight <= failing.weight));
+            let of_weight = failures.iter().filter(|failing| failing.weight == first.weight);
+            if let Some(moment) = first.recorded {
+                let earlier = of_weight.filter(|failing| failing.recorded.is_some_and(|other| other < moment));
+                prop_assert_eq!(earlier.count(), 0);
+            }
+        }
     }
 }

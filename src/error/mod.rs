@@ -1,20 +1,26 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
+mod blame;
+pub(crate) mod consequence;
 mod exceptions;
 mod frames;
 mod memory;
 mod outcome;
+mod peer;
 mod raised;
 mod traceback;
 
 use std::io;
 
+pub use blame::{Culprit, FailureKind, Standing};
 pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
 pub use memory::MemoryError;
 pub(crate) use memory::with_hint;
 pub(crate) use outcome::Ended;
 pub use outcome::{Cause, Outcome, ResourceUsage, Status};
+pub use peer::Peer;
+pub(crate) use peer::listed;
 pub(crate) use raised::Raised;
 pub use raised::RaisedError;
 pub(crate) use traceback::{Callee, Captured};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::blame::FailureKind;
 use super::raised::RaisedError;
 use super::traceback::Traceback;
 use crate::sys::signal::Signal;
@@ -175,7 +176,8 @@ pub struct ResourceUsage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     pub(crate) status: Status,
-    pub(crate) victim: bool,
+    /// Of one that failed.
+    pub(crate) kind: Option<FailureKind>,
     pub(crate) cause: Option<Cause>,
     /// Shared, since every outcome that is handed out is a copy, and a message may be large.
     pub(crate) error: Option<Arc<RaisedError>>,
@@ -184,6 +186,8 @@ pub(crate) struct Ended {
     /// Whether the worker itself recorded the moment; otherwise it is that at which it was seen dead.
     pub(crate) recorded: bool,
     pub(crate) lifetime: Duration,
+    /// The same moment, from the start of the first worker of its context.
+    pub(crate) since_start: Duration,
     pub(crate) at: SystemTime,
     pub(crate) usage: ResourceUsage,
 }
@@ -221,7 +225,13 @@ impl Outcome {
     /// Whether it was ended by the teardown after another worker's failure, and so is not to blame.
     #[must_use]
     pub fn is_victim(&self) -> bool {
-        self.ended.as_ref().is_some_and(|ended| ended.victim)
+        self.failure_kind() == Some(&FailureKind::Teardown)
+    }
+
+    /// Whose failure it is that this worker failed; `None` when it has not failed.
+    #[must_use]
+    pub fn failure_kind(&self) -> Option<&FailureKind> {
+        self.ended.as_ref()?.kind.as_ref()
     }
 
     /// What probably ended it, if it left without a result or did not exit by itself.
@@ -270,9 +280,15 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
-    /// One line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Outcome {
+    /// How much later than that of another worker its failure was; `None` when it was seen earlier.
+    pub(super) fn later_than(&self, other: &Self) -> Option<Duration> {
+        let (own, other) = (self.ended.as_ref()?, other.ended.as_ref()?);
+        own.since_start.checked_sub(other.since_start)
+    }
+
+    /// What happened to it, without when.
+    pub(super) fn fmt_what(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} (pid {}) ", self.rank, self.pid)?;
         match (self.error(), self.is_victim()) {
             (Some(error), false) => write!(f, "raised: {}", error.summary())?,
@@ -283,6 +299,14 @@ impl fmt::Display for Outcome {
         if let Some(cause) = self.cause() {
             write!(f, "; {cause}")?;
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Outcome {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_what(f)?;
         self.lifetime().map_or(Ok(()), |lifetime| write!(f, ", after {:.3} s", lifetime.as_secs_f64()))
     }
 }

@@ -57,7 +57,7 @@ impl Beside {
                     // The kernel has no event for it.
                     Attempt::Crowded => patience.pause(CROWDED_RETRY),
                 };
-            waited.map_err(QueueError::not_put)?;
+            waited.map_err(QueueError::not_put("nobody took out values with descriptors"))?;
         }
     }
 

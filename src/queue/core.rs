@@ -5,9 +5,8 @@
 //! the next one in the gate finds a ring in order, and who sleeps there is one, whose place the next one takes.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -15,29 +14,17 @@ use super::beside::Beside;
 use super::error::{CUT_OFF, QueueError};
 use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
+use super::side::{IN_THE_MIDDLE, Side};
 use crate::shm::Descriptor;
 use crate::shm::passing;
 use crate::shm::shared::{self, Shared, Stamp};
-use crate::sync::gate::{Found, Inside};
 use crate::sync::nap::Nap;
-use crate::sync::patience::{Patience, Stop};
+use crate::sync::patience::Patience;
 use crate::sync::word::Word;
 use crate::sys::cells::cells;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
 use crate::sys::limits::with_room;
-use crate::sys::robust::{Keeper, RobustWord};
-
-cells! {
-    /// What the producers, or the consumers, share among themselves, mostly.
-    struct Side {
-        gate: RobustWord,
-        /// How far it is. Only one inside the gate writes it.
-        at: AtomicU64,
-        /// How far the other side was when somebody inside last looked: to look each time would drag its line here.
-        other: AtomicU64,
-    }
-}
 
 cells! {
     struct QueueCells {
@@ -81,11 +68,6 @@ const SIZES: (usize, usize) = (64 << 10, 4 << 20);
 const PART: usize = 4;
 /// And no more than that.
 const INLINE: usize = 64 << 10;
-/// How long a call that is to wait for nothing waits for one who is in the middle of putting or taking.
-const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
-/// How often it looks meanwhile whether that one waits itself.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-
 impl Core {
     pub(super) fn new(kind: Stamp, most: u32) -> Result<Self, QueueError> {
         let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
@@ -159,43 +141,6 @@ impl Core {
         Ok(())
     }
 
-    /// Goes into a gate. Who is to wait for nothing waits only while there is something to be had.
-    fn enter<'a>(
-        &'a self,
-        side: &'a Side,
-        nap: &Nap,
-        patience: &Patience,
-        is_hopeless: impl Fn() -> bool,
-    ) -> Result<Inside<'a>, Stop> {
-        let entered = match patience {
-            Patience::None => self.enter_soon(side, is_hopeless),
-            _ => Inside::enter(&side.gate, || Keeper::Owner, patience),
-        };
-        let (inside, found) = entered?;
-        if let Found::Mess { .. } = found {
-            nap.tidy();
-        }
-        Ok(inside)
-    }
-
-    fn enter_soon<'a>(
-        &'a self,
-        side: &'a Side,
-        is_hopeless: impl Fn() -> bool,
-    ) -> Result<(Inside<'a>, Found), Stop> {
-        let middle = Patience::of(IN_THE_MIDDLE);
-        loop {
-            if is_hopeless() {
-                return Err(Stop::WouldBlock);
-            }
-            let soon = Patience::of(LOOK_AGAIN);
-            match Inside::enter(&side.gate, || Keeper::Owner, &soon) {
-                Err(Stop::TimedOut(_)) => middle.check()?,
-                other => return other,
-            }
-        }
-    }
-
     /// Puts a message, for whose room it waits.
     pub(super) fn put(&self, mut message: Outgoing, patience: &Patience) -> Result<(), QueueError> {
         self.check_here()?;
@@ -205,8 +150,9 @@ impl Core {
             let (head, tail) = self.positions();
             self.is_closed() || self.ring().fits(head, tail, header)
         };
-        let inside = self.enter(&cells.put, &cells.no_room, patience, || !has_room());
-        let inside = inside.map_err(QueueError::not_put)?;
+        let inside = cells.put.enter(&cells.no_room, patience, || !has_room());
+        let producer = || cells.put.holder_if("there is room, but the producers' side is", has_room());
+        let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
         let tail = self.await_room(header, patience)?;
         if message.has_cargo() {
             let ticket = cells.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
@@ -242,7 +188,10 @@ impl Core {
                 Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
             }
         };
-        cells.no_room.until(patience, &cells.closed, look).map_err(QueueError::not_put)?
+        cells
+            .no_room
+            .until(patience, &cells.closed, look)
+            .map_err(QueueError::not_put("nobody took a value out of the full queue"))?
     }
 
     /// Takes the next message, for which it waits.
@@ -259,8 +208,9 @@ impl Core {
         self.check_here()?;
         let cells = self.cells();
         let is_empty = || self.len() == 0 && !self.is_closed();
-        let inside = self.enter(&cells.get, &cells.no_message, patience, is_empty);
-        let inside = inside.map_err(QueueError::not_got)?;
+        let inside = cells.get.enter(&cells.no_message, patience, is_empty);
+        let consumer = || cells.get.holder_if("there are values, but the consumers' side is", !is_empty());
+        let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
         let (head, tail) = self.await_message(patience)?;
         let header = self.ring().header(head, tail)?;
         let mut bytes = ring::take_buffer();
@@ -291,7 +241,11 @@ impl Core {
             let tail = Position::from_word(tail);
             if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
         };
-        match cells.no_message.until(patience, &cells.closed, look).map_err(QueueError::not_got)? {
+        match cells
+            .no_message
+            .until(patience, &cells.closed, look)
+            .map_err(QueueError::not_got("nobody put a value"))?
+        {
             Some(tail) => Ok((head, tail)),
             None => self.await_last(head, patience),
         }
@@ -301,7 +255,9 @@ impl Core {
     fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
         let cells = self.cells();
         let patience = if patience.waits() { *patience } else { Patience::of(IN_THE_MIDDLE) };
-        drop(self.enter(&cells.put, &cells.no_room, &patience, || false).map_err(QueueError::not_got)?);
+        let producer = || cells.put.holder_if("the queue is closed, but its producers' side is", true);
+        let inside = cells.put.enter(&cells.no_room, &patience, || false);
+        drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
         let tail = Position::from_word(cells.put.at.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::core::MOST;
 use super::ring::Corrupt;
-use crate::error::{MemoryError, with_hint};
-use crate::sync::blame;
+use crate::error::{MemoryError, consequence, with_hint};
+use crate::sync::awaited::{Awaited, named};
+use crate::sync::error::{Aborter, aborters};
 use crate::sync::patience::Stop;
 
 /// Why something is gone in a worker that was forked.
@@ -14,74 +15,80 @@ pub(super) const CUT_OFF: &str =
     "it came into this worker by its fork, which closed it; give it to the worker in its arguments";
 
 /// Everything that sending and receiving values can fail with.
+///
+/// Texts name workers of the same context by their ranks; other processes by their pids.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
-    /// There is no room at the moment, and nothing was to be waited for.
-    #[error("there is no room at the moment: send again later, or wait for room by `send` or `put`")]
+    /// There is no room at the moment, and a `try_` call does not wait.
+    #[error("there is no room at the moment: try again later, or use the call that waits (put, send)")]
     Full,
 
-    /// There is nothing at the moment, and nothing was to be waited for.
-    #[error("there is nothing at the moment: ask again later, or wait for it by `recv` or `get`")]
+    /// There is no value at the moment, and a `try_` call does not wait.
+    #[error("there is no value at the moment: try again later, or use the call that waits (get, recv)")]
     Empty,
 
     /// The time that the call might take was up. Nothing was sent or received.
-    #[error("timed out after {waited:?}")]
+    #[error("timed out after {waited:?}{awaited}")]
     TimedOut {
         /// How long it waited.
         waited: Duration,
+        /// For whom.
+        awaited: Awaited,
     },
 
-    /// It was closed, and all that was in it has been taken out.
-    #[error("it was closed")]
+    /// The queue was closed: it takes no more values, and gives none once it is empty.
+    #[error("the queue was closed by close(): it takes no more values, and gives none once it is empty")]
     Closed,
 
     /// A worker of the same context has failed or the context is being ended, and
     /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
-    #[error("the wait was aborted: {}", blame(*rank))]
+    #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// Who has failed; `None`: the program ends its workers.
+        /// Who has failed; `None`: the launcher ends its workers.
         rank: Option<usize>,
     },
 
     /// The other end of a pipe is gone: it was dropped, or its process has ended. What was sent before has been received.
-    #[error("the other end is gone: it was dropped, or its process has ended")]
+    #[error("the other end of the pipe is gone: it was dropped, or its process has ended")]
     Disconnected,
 
     /// The connection or queue is not in this process, or not any more. Nothing was sent or received.
-    #[error("this connection or queue is not here: {reason}")]
+    #[error("this connection or queue is not in this process: {reason}")]
     Gone {
         /// Where it is.
         reason: &'static str,
     },
 
     /// The value could not be serialised. Nothing was sent.
-    #[error("cannot serialise the value: {reason}")]
+    #[error("cannot serialise the value, which was not sent: {reason}")]
     Encode {
         /// What serde or the type said.
         reason: String,
     },
 
     /// A message could not be made a value. It is gone, and the next one can be received.
-    #[error("cannot deserialise a message, which is lost: {reason}")]
+    #[error("cannot deserialise a message, which is lost; the next one can be received: {reason}")]
     Decode {
         /// What serde or the type said, or what of it did not arrive.
         reason: String,
     },
 
     /// What was received does not come from this library, or from another version of the program.
-    #[error("what was received is no message of this program: {reason}")]
+    #[error("received what is no message of this program: {reason}")]
     Corrupt {
         /// What was wrong with it.
         reason: String,
     },
 
     /// More tasks were said to be done than had been put.
-    #[error("all tasks that were put are done already")]
+    #[error(
+        "task_done() was called more often than tasks were put: call it once for each task that was taken"
+    )]
     TooManyDone,
 
     /// Threads that had taken tasks ended, or were killed, before they said that these were done.
-    #[error("{count} tasks were in the hands of those who have ended (pid {})", listed(.pids))]
+    #[error("{count} {} lost: {} ended before it said that they were done", tasks(*.count), named(.pids))]
     TasksLost {
         /// How many tasks.
         count: usize,
@@ -90,10 +97,10 @@ pub enum QueueError {
     },
 
     /// A queue cannot have room for so many values.
-    #[error("a queue can be for 1 to {MOST} values, not for {most}")]
+    #[error("cannot make a queue for {capacity} values: it can be for 1 to {MOST}")]
     Bound {
         /// How many were asked for.
-        most: usize,
+        capacity: usize,
     },
 
     /// Shared memory could not be had.
@@ -110,6 +117,10 @@ pub enum QueueError {
     },
 }
 
+fn tasks(count: usize) -> &'static str {
+    if count == 1 { "task was" } else { "tasks were" }
+}
+
 impl From<Corrupt> for QueueError {
     fn from(Corrupt(reason): Corrupt) -> Self {
         Self::Corrupt { reason }
@@ -122,33 +133,43 @@ impl QueueError {
         move |os| Self::System { doing, os }
     }
 
-    /// Why there was no room.
-    pub(super) fn not_put(stop: Stop) -> Self {
-        match stop {
-            Stop::WouldBlock => Self::Full,
-            other => Self::stopped(other),
-        }
+    /// For `map_err` of a wait for room: says what nobody did meanwhile.
+    pub(super) fn not_put(what: &'static str) -> impl FnOnce(Stop) -> Self {
+        move |stop| Self::stopped(stop, Self::Full, || Awaited::Anybody { what })
     }
 
-    /// Why there was nothing.
-    pub(super) fn not_got(stop: Stop) -> Self {
-        match stop {
-            Stop::WouldBlock => Self::Empty,
-            other => Self::stopped(other),
-        }
+    /// As [`not_put`](Self::not_put), of a wait for a value.
+    pub(super) fn not_got(what: &'static str) -> impl FnOnce(Stop) -> Self {
+        move |stop| Self::stopped(stop, Self::Empty, || Awaited::Anybody { what })
     }
 
-    fn stopped(stop: Stop) -> Self {
+    /// The error of a wait for these, which is `at_once` for a call that does not wait.
+    pub(super) fn stopped(stop: Stop, at_once: Self, awaited: impl FnOnce() -> Awaited) -> Self {
         let doing = "wait for a queue or pipe";
         match stop {
-            Stop::TimedOut(waited) => Self::TimedOut { waited },
-            Stop::Aborted(rank) => Self::Aborted { rank },
+            Stop::TimedOut(waited) => {
+                let awaited = awaited();
+                let pids = awaited.pids();
+                Self::TimedOut { waited, awaited }.noted(&pids)
+            }
+            Stop::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
             Stop::System(os) => Self::System { doing, os },
-            Stop::WouldBlock | Stop::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
+            Stop::WouldBlock => at_once,
+            Stop::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
         }
     }
-}
 
-fn listed(pids: &[u32]) -> String {
-    pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+    pub(super) fn disconnected() -> Self {
+        Self::Disconnected.noted(&[])
+    }
+
+    pub(super) fn tasks_lost(count: usize, pids: Vec<u32>) -> Self {
+        let error = Self::TasksLost { count, pids: pids.clone() };
+        error.noted(&pids)
+    }
+
+    fn noted(self, pids: &[u32]) -> Self {
+        consequence::note(&self, pids);
+        self
+    }
 }

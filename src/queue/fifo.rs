@@ -59,16 +59,16 @@ pub struct Queue<T> {
 const KIND: &str = "Queue";
 
 impl<T> Queue<T> {
-    /// A queue for at most `most` values, or at most as many as there is room for in its memory: 64 bytes for each, 64 KiB at
+    /// A queue for at most `capacity` values, or at most as many as there is room for in its memory: 64 bytes for each, 64 KiB at
     /// the least and 4 MiB at the most. Of values with tensors or other things that travel beside them, and of those that are
     /// too large for that memory, some 270 can be in it at a time (what a socket holds: net.core.wmem_default).
     ///
     /// # Errors
     /// [`QueueError::Memory`] and [`QueueError::System`] when there is no memory for it or no descriptor (it needs three);
-    /// [`QueueError::Bound`] when `most` is 0 or more than 2^28.
-    pub fn bounded(most: usize) -> Result<Self, QueueError> {
-        let bound = u32::try_from(most).ok().filter(|bound| (1..=MOST).contains(bound));
-        let core = Core::new(Stamp::of::<T>(KIND), bound.ok_or(QueueError::Bound { most })?)?;
+    /// [`QueueError::Bound`] when `capacity` is 0 or more than 2^28.
+    pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
+        let bound = u32::try_from(capacity).ok().filter(|bound| (1..=MOST).contains(bound));
+        let core = Core::new(Stamp::of::<T>(KIND), bound.ok_or(QueueError::Bound { capacity })?)?;
         Ok(Self::over(core))
     }
 

@@ -63,8 +63,8 @@ impl<T> JoinableQueue<T> {
     ///
     /// # Errors
     /// As [`Queue::bounded`].
-    pub fn bounded(most: usize) -> Result<Self, QueueError> {
-        Ok(Self { queue: Queue::bounded(most)?, tasks: Arc::new(Tasks::new()?) })
+    pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
+        Ok(Self { queue: Queue::bounded(capacity)?, tasks: Arc::new(Tasks::new()?) })
     }
 
     pub(super) fn core(&self) -> &Core {

@@ -5,6 +5,7 @@
 //! - `tasks`: how many tasks are done, and who has the others
 //! - `wait`: waiting for several things at once
 //! - `core`: what all of them are: a ring, two gates, and a socket
+//! - `side`: the producers or the consumers, of whom one is in the gate
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `beside`: what goes beside messages
 //! - `message`: a value on its way through
@@ -24,6 +25,7 @@ mod joinable;
 mod message;
 mod pipe;
 mod ring;
+mod side;
 mod tasks;
 mod wait;
 

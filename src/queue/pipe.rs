@@ -162,7 +162,7 @@ impl<S: Serialize, R> Connection<S, R> {
                 // The kernel has no event for it.
                 Attempt::Crowded => patience.pause(CROWDED_RETRY),
             };
-            waited.map_err(QueueError::not_put)?;
+            waited.map_err(QueueError::not_put("the other end received nothing"))?;
         }
         packet.deliver();
         Ok(())
@@ -171,7 +171,7 @@ impl<S: Serialize, R> Connection<S, R> {
 
 fn not_sent(error: io::Error) -> QueueError {
     match error.kind() {
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QueueError::Disconnected,
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QueueError::disconnected(),
         _ => QueueError::System { doing: "send a message (sendmsg)", os: error },
     }
 }
@@ -222,7 +222,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
             match patience.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
                 Ok(()) => {}
                 Err(Stop::TimedOut(_)) => return Ok(false),
-                Err(stop) => return Err(QueueError::not_got(stop)),
+                Err(stop) => return Err(QueueError::not_got("the other end sent nothing")(stop)),
             }
         }
     }
@@ -239,14 +239,14 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
                 return Ok(arrived);
             }
             let waited = patience.await_descriptor(end.socket().as_fd(), Readiness::Readable);
-            waited.map_err(QueueError::not_got)?;
+            waited.map_err(QueueError::not_got("the other end sent nothing"))?;
         }
     }
 }
 
 fn not_received(fault: Fault) -> QueueError {
     match fault {
-        Fault::Ended => QueueError::Disconnected,
+        Fault::Ended => QueueError::disconnected(),
         Fault::Lost(reason) => QueueError::Decode { reason },
         Fault::Damaged(reason) => QueueError::Corrupt { reason },
         Fault::System(os) => QueueError::System { doing: "receive a message (recvmsg)", os },

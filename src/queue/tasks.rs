@@ -14,6 +14,7 @@ use super::error::QueueError;
 use crate::error::MemoryError;
 use crate::shm::passing;
 use crate::shm::shared::{Handle, Shared, Stamp};
+use crate::sync::awaited::Awaited;
 use crate::sync::bell::Bell;
 use crate::sync::patience::{Patience, Stop};
 use crate::sync::{places, word};
@@ -73,7 +74,7 @@ impl Tasks {
             return Ok(Some(Seat(place)));
         }
         for number in 0..PLACES {
-            if self.take(number).map_err(QueueError::not_got)? {
+            if self.take(number).map_err(QueueError::not_got("no place for its tasks became free"))? {
                 return Ok(Some(Seat(self.place(number))));
             }
         }
@@ -92,7 +93,6 @@ impl Tasks {
             Err(Stop::WouldBlock) => return Ok(false),
             taken => taken?,
         }
-        place.holder.store(std::process::id(), Relaxed);
         self.cells().used.fetch_max(number as u32 + 1, AcqRel);
         Ok(true)
     }
@@ -153,7 +153,8 @@ impl Tasks {
                 // Not all that matters wakes it: who sits down from now on is not watched, one that was about to take a task when
                 // it was counted may hide a loss, and of several who join the one that a death wakes may be killed itself.
                 let moment = patience.for_a_moment();
-                self.cells().done.hear(done, &watched, &moment).map_err(QueueError::not_got)?;
+                let heard = self.cells().done.hear(done, &watched, &moment);
+                heard.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, || self.holders()))?;
             } else if self.count_as_done(done, lost.cast_unsigned()) {
                 return Err(told(lost.cast_unsigned(), &dead));
             }
@@ -171,6 +172,15 @@ impl Tasks {
             }
         }
         (held, dead)
+    }
+
+    /// Those who have taken tasks that are not done.
+    fn holders(&self) -> Awaited {
+        let busy = |place: &&RobustWord| places::is_taken(place) && place.mark.load(Acquire) > 0;
+        Awaited::holders(
+            "unfinished tasks are",
+            self.used().filter(busy).map(|place| place.holder.load(Relaxed)),
+        )
     }
 
     /// Says whether it could, so that lost tasks are told once.
@@ -191,7 +201,7 @@ fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
             pids.push(place.holder.load(Relaxed));
         }
     }
-    QueueError::TasksLost { count: count as usize, pids }
+    QueueError::tasks_lost(count as usize, pids)
 }
 
 impl<'de> Deserialize<'de> for Tasks {

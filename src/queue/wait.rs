@@ -119,7 +119,7 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
         match patience.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
             Ok(()) => {}
             Err(Stop::TimedOut(_)) => return Ok(Vec::new()),
-            Err(stop) => return Err(QueueError::not_got(stop)),
+            Err(stop) => return Err(QueueError::not_got("nothing happened")(stop)),
         }
         if let Some(rings) = &rings {
             rings.ready().map_err(QueueError::system("ask which queues have rung (epoll_wait)"))?;

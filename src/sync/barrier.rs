@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::error::SyncError;
-use super::members::{Members, State};
+use super::error::{BrokenBy, SyncError};
+use super::members::Members;
 use super::patience::Patience;
+use super::round::State;
 use crate::error::MemoryError;
 use crate::shm::passing;
 use crate::sys::robust::{self, Me};
@@ -51,7 +52,7 @@ use crate::sys::robust::{self, Me};
 ///         std::process::exit(1);
 ///     }
 ///     match barrier.wait() {
-///         Err(SyncError::Broken { pid: Some(_) }) => Ok(()),
+///         Err(SyncError::Broken { pid: Some(_), .. }) => Ok(()),
 ///         other => anyhow::bail!("{other:?}"),
 ///     }
 /// };
@@ -108,7 +109,7 @@ impl Barrier {
     /// Waits until as many have come as there are parties.
     ///
     /// # Errors
-    /// [`SyncError::Broken`]; [`SyncError::NoPlace`] when there are too many members; [`SyncError::Aborted`], which breaks it
+    /// [`SyncError::Broken`]; [`SyncError::Full`] when there are too many members; [`SyncError::Aborted`], which breaks it
     /// for the others.
     pub fn wait(&self) -> Result<BarrierWaitResult, SyncError> {
         self.wait_for(&Patience::Endless)
@@ -124,7 +125,7 @@ impl Barrier {
 
     /// Breaks the barrier: all who wait, and who come, are told.
     pub fn abort(&self) {
-        self.members.break_by(std::process::id());
+        self.break_by(BrokenBy::Abort);
     }
 
     /// Makes the barrier as good as new. Those who wait at this moment get [`SyncError::Broken`]; members who have died are
@@ -154,11 +155,15 @@ impl Barrier {
     #[must_use]
     pub fn waiting(&self) -> usize {
         let state = self.members.state();
-        if state.check().is_ok() { self.members.waiting(state.round) } else { 0 }
+        if state.is_broken() { 0 } else { self.members.waiting(state.round) }
     }
 
     fn over(members: Members) -> Self {
         Self { members, taken: Mutex::new(Vec::new()) }
+    }
+
+    fn break_by(&self, by: BrokenBy) {
+        self.members.break_by(by, std::process::id());
     }
 
     fn taken(&self) -> MutexGuard<'_, Vec<(usize, Me)>> {
@@ -169,7 +174,7 @@ impl Barrier {
     fn wait_for(&self, patience: &Patience) -> Result<BarrierWaitResult, SyncError> {
         let arrival = self.arrive(patience).inspect_err(|error| {
             if matches!(error, SyncError::TimedOut { .. } | SyncError::Aborted { .. }) {
-                self.abort();
+                self.break_by(BrokenBy::GivingUp);
             }
         })?;
         if !arrival.is_last {
@@ -183,15 +188,15 @@ impl Barrier {
         let members = &self.members;
         let _inside = members.enter(patience)?;
         let state = members.state();
-        state.check()?;
+        members.check(state)?;
         let place = self.join()?;
         let index = members.arrive(place, state.round);
         let is_last = index + 1 >= members.parties();
         if is_last {
             let released = members.release(state);
-            members.depart(place);
+            members.depart(place, !released);
             if !released {
-                members.state().check()?;
+                members.check(members.state())?;
             }
         }
         Ok(Arrival { place, state, index, is_last })
@@ -227,7 +232,7 @@ impl Barrier {
             if let Err(stop) = bell.hear(seen, &words, patience)
                 && self.give_up(arrival)
             {
-                return Err(stop.into());
+                return Err(stop.awaiting(|| self.members.awaited(arrival.state.round)));
             }
         }
     }
@@ -246,21 +251,18 @@ impl Barrier {
 
     /// Breaks the barrier for one that waits no more, unless the others have come in the last moment.
     fn give_up(&self, arrival: &Arrival) -> bool {
-        let gave_up = self.members.break_in(arrival.state, std::process::id());
-        if gave_up {
-            self.members.depart(arrival.place);
-        }
-        gave_up
+        self.members.break_in(arrival.state, BrokenBy::GivingUp, std::process::id())
     }
 
     /// Goes on when the state is another than that in which it came.
     fn leave(&self, arrival: &Arrival) -> Result<(), SyncError> {
         let state = self.members.state();
-        if self.members.depart(arrival.place) {
-            return Err(SyncError::Broken { pid: None });
-        }
         // In a later round it may be broken, but this one is over.
-        if state.round == arrival.state.round { state.check() } else { Ok(()) }
+        let broken = state.round == arrival.state.round;
+        if self.members.depart(arrival.place, broken) {
+            return Err(SyncError::broken(0, BrokenBy::Reset, Vec::new()));
+        }
+        if broken { self.members.check(state) } else { Ok(()) }
     }
 }
 
@@ -300,7 +302,7 @@ impl Serialize for Barrier {
 impl<'de> Deserialize<'de> for Barrier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let barrier = Self::over(Members::receive(deserializer)?);
-        let joined = barrier.members.enter(&Patience::Endless).map_err(SyncError::from);
+        let joined = barrier.members.enter(&Patience::Endless);
         let joined = joined.and_then(|_inside| barrier.join());
         joined.map_err(|error| passing::refuse(format!("cannot take part in a barrier: {error}")))?;
         Ok(barrier)
@@ -355,9 +357,16 @@ mod tests {
     fn who_gives_up_breaks_it_until_it_is_reset() {
         let barrier = Barrier::new(2).unwrap();
         let error = barrier.wait_timeout(Duration::from_millis(2)).unwrap_err();
-        assert!(matches!(error, SyncError::TimedOut { .. }));
+        assert_eq!(
+            error.to_string(),
+            "timed out after 2ms: 1 of 2 came to the barrier; missing: 1 unknown, which did not have the barrier yet or have left it"
+        );
         let own = std::process::id();
-        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(pid) }) if pid == own));
+        let error = barrier.wait().unwrap_err();
+        let by = BrokenBy::GivingUp;
+        assert!(
+            matches!(error, SyncError::Broken { pid: Some(pid), by: how, .. } if pid == own && how == by)
+        );
         barrier.reset().unwrap();
         assert!(!barrier.is_broken());
         each(&barrier, 2, |barrier| _ = barrier.wait().unwrap());
@@ -375,7 +384,10 @@ mod tests {
                 std::thread::yield_now();
             }
             barrier.reset().unwrap();
-            assert!(matches!(waiter.join().unwrap(), Err(SyncError::Broken { pid: None })));
+            assert!(matches!(
+                waiter.join().unwrap(),
+                Err(SyncError::Broken { pid: None, by: BrokenBy::Reset, .. })
+            ));
         });
         assert!(!barrier.is_broken());
         each(&barrier, 2, |barrier| _ = barrier.wait().unwrap());
@@ -392,7 +404,7 @@ mod tests {
         });
         assert!(std::panic::catch_unwind(panics).is_err());
         let own = std::process::id();
-        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(pid) }) if pid == own));
+        assert!(matches!(barrier.wait(), Err(SyncError::Broken { pid: Some(pid), .. }) if pid == own));
     }
 
     #[test]
@@ -412,7 +424,7 @@ mod tests {
                 robust::testing::die();
             });
             let told = waiter.join().unwrap();
-            assert!(matches!(told, Err(SyncError::Broken { pid: Some(_) })), "{told:?}");
+            assert!(matches!(told, Err(SyncError::Broken { pid: Some(_), .. })), "{told:?}");
         });
     }
 }

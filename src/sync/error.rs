@@ -1,70 +1,87 @@
-//! Why something could not be had.
+//! What a call on a lock, an event, a barrier or the like can fail with.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::error::MemoryError;
+use super::awaited::{Awaited, named};
+use super::patience::Stop;
+use crate::error::{MemoryError, consequence};
+use crate::wire::abort::Blame;
+use crate::wire::roster;
 
 /// What a call on a lock, an event, a barrier or the like can fail with.
+///
+/// Texts name workers of the same context by their ranks; other processes by their pids.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SyncError {
-    /// It would have to be waited for, which a `try_` call does not do.
-    #[error("it is not to be had without waiting")]
+    /// Others have it at the moment, and a `try_` call does not wait.
+    #[error("others have it at the moment: try again later, or use the call that waits")]
     WouldBlock,
 
-    /// It was waited for in vain.
-    #[error("it was not to be had within {waited:?}")]
+    /// The time that the call might take was up.
+    #[error("timed out after {waited:?}{awaited}")]
     TimedOut {
-        /// How long.
+        /// How long it waited.
         waited: Duration,
+        /// For whom.
+        awaited: Awaited,
     },
 
     /// Its holder died, or panicked, while it held it: what it guards may be half done. `recover` takes it
     /// nevertheless, and clears this.
     #[error(
-        "process {pid} ended or panicked while it held this: what it guards may be half done; take it with recover()"
+        "{} died or panicked while it held the lock: what that guards may be half written; take it by recover() (a Once by \
+         call_once_force()) and put it right",
+        roster::peer(*.pid)
     )]
     Poisoned {
-        /// Whose process it was.
+        /// Its process.
         pid: u32,
     },
 
     /// A worker of the same context has failed or the context is being ended, and
     /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
-    #[error("the wait was aborted: {}", blame(*rank))]
+    #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// Who has failed; `None`: the program ends its workers.
+        /// Who has failed; `None`: the launcher ends its workers.
         rank: Option<usize>,
     },
 
-    /// The barrier is broken: somebody who takes part in it died, gave up waiting, or broke it.
-    #[error("the barrier is broken{}", .pid.map(|pid| format!(": process {pid} died, gave up waiting, or broke it")).unwrap_or_default())]
+    /// The barrier is broken, and stays so until [`Barrier::reset`](super::Barrier::reset).
+    #[error("the barrier is broken: {}", Breach(*.by, *.pid, .missing))]
     Broken {
-        /// Whose process it was.
+        /// The process that broke it; `None`: it was reset, or that is not known.
         pid: Option<u32>,
+        /// How.
+        by: BrokenBy,
+        /// The processes for which that one had waited when it gave up.
+        missing: Vec<u32>,
     },
 
     /// This thread holds it already, so it would wait for itself for ever.
-    #[error("this thread holds it already: it would wait for itself")]
+    #[error("this thread holds it already and would wait for itself: release it first")]
     Deadlock,
 
-    /// More was given back than had been taken.
-    #[error("there are {value} of at most {most} already: more is given back than was taken")]
+    /// More permits are given back than were taken.
+    #[error(
+        "cannot add permits: there are {value}, and there can be at most {limit}; release only what was taken"
+    )]
     TooMany {
         /// How many there are.
         value: u32,
         /// How many there can be.
-        most: u32,
+        limit: u32,
     },
 
-    /// No place is left to note one more holder.
-    #[error("all {places} places for {what} are taken: free some, or make it with more")]
-    NoPlace {
+    /// There is no room to note one more holder or member.
+    #[error("cannot note one more of {what}: all {capacity} entries are taken; release one first")]
+    Full {
         /// Of whom.
         what: &'static str,
-        /// How many there are.
-        places: usize,
+        /// How many can be noted.
+        capacity: usize,
     },
 
     /// Its memory could not be had.
@@ -72,10 +89,99 @@ pub enum SyncError {
     Memory(#[from] MemoryError),
 
     /// The system refused something.
-    #[error("cannot wait for it or take it: {0}")]
+    #[error("cannot take it or wait for it: {0}")]
     System(#[from] io::Error),
 }
 
-pub(crate) fn blame(rank: Option<usize>) -> String {
-    rank.map_or_else(|| "the program ends its workers".to_owned(), |rank| format!("rank {rank} has failed"))
+/// How a barrier was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BrokenBy {
+    /// A member died: a process that has it, or a thread that had waited by it and ended before its handle was dropped.
+    Death,
+    /// A member waited no longer: its time was up, or its wait was aborted.
+    GivingUp,
+    /// Somebody called [`Barrier::abort`](super::Barrier::abort), or dropped a handle in a panic.
+    Abort,
+    /// Somebody called [`Barrier::reset`](super::Barrier::reset) while others waited. It is as good as new.
+    Reset,
+}
+
+impl SyncError {
+    pub(super) fn timed_out(waited: Duration, awaited: Awaited) -> Self {
+        let pids = awaited.pids();
+        Self::TimedOut { waited, awaited }.noted(&pids)
+    }
+
+    pub(super) fn poisoned(pid: u32) -> Self {
+        Self::Poisoned { pid }.noted(&[pid])
+    }
+
+    fn aborted(rank: Blame) -> Self {
+        Self::Aborted { rank }.noted(&aborters(rank))
+    }
+
+    /// Broken by a process, 0 when it is not known which, that had waited for others.
+    pub(super) fn broken(pid: u32, by: BrokenBy, missing: Vec<u32>) -> Self {
+        let waited_for = if missing.is_empty() { vec![pid] } else { missing.clone() };
+        Self::Broken { pid: Some(pid).filter(|&pid| pid != 0), by, missing }.noted(&waited_for)
+    }
+
+    fn noted(self, pids: &[u32]) -> Self {
+        consequence::note(&self, pids);
+        self
+    }
+}
+
+impl Stop {
+    /// The error of a wait for these.
+    pub(super) fn awaiting(self, awaited: impl FnOnce() -> Awaited) -> SyncError {
+        match self {
+            Self::WouldBlock => SyncError::WouldBlock,
+            Self::TimedOut(waited) => SyncError::timed_out(waited, awaited()),
+            Self::Aborted(rank) => SyncError::aborted(rank),
+            Self::Deadlock => SyncError::Deadlock,
+            Self::System(os) => SyncError::System(os),
+        }
+    }
+}
+
+impl From<Stop> for SyncError {
+    fn from(stop: Stop) -> Self {
+        stop.awaiting(|| Awaited::holders("", []))
+    }
+}
+
+/// The process that is to blame when a wait is aborted, if it is known.
+pub(crate) fn aborters(rank: Blame) -> Vec<u32> {
+    rank.map_or_else(roster::launcher, roster::pid_of).into_iter().collect()
+}
+
+/// Who has failed, so that a wait is aborted.
+pub(crate) struct Aborter(pub(crate) Blame);
+
+impl fmt::Display for Aborter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.0.and_then(roster::pid_of)) {
+            (None, _) => f.write_str("the launcher ends its workers"),
+            (Some(_), Some(pid)) => write!(f, "{} has failed", roster::peer(pid)),
+            (Some(rank), None) => write!(f, "rank {rank} has failed"),
+        }
+    }
+}
+
+struct Breach<'a>(BrokenBy, Option<u32>, &'a [u32]);
+
+impl fmt::Display for Breach<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(by, pid, missing) = self;
+        let who = pid.map_or_else(|| "a member".to_owned(), |pid| named(&[pid]));
+        match by {
+            BrokenBy::Death => write!(f, "{who} died, or its thread ended with the handle alive"),
+            BrokenBy::GivingUp if missing.is_empty() => write!(f, "{who} waited no longer"),
+            BrokenBy::GivingUp => write!(f, "{who} waited no longer for {}", named(missing)),
+            BrokenBy::Abort => write!(f, "{who} called abort() or panicked"),
+            BrokenBy::Reset => f.write_str("it was reset while this thread waited"),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::awaited::Awaited;
 use super::bell::Bell;
 use super::error::SyncError;
 use super::guarded;
@@ -97,7 +98,11 @@ impl Event {
     fn wait_for(&self, patience: &Patience) -> Result<(), SyncError> {
         let seen = self.bell().count();
         // From an even count on, the next change is that it is set.
-        if is_odd(seen) { Ok(()) } else { Ok(self.bell().wait(seen, patience)?) }
+        if is_odd(seen) {
+            return Ok(());
+        }
+        let waited = self.bell().wait(seen, patience);
+        waited.map_err(|stop| stop.awaiting(|| Awaited::Anybody { what: "nobody set the event" }))
     }
 
     #[inline]
@@ -130,7 +135,9 @@ mod tests {
     fn event_lets_pass_until_it_is_cleared() {
         let event = Event::new().unwrap();
         let soon = Duration::from_millis(2);
-        assert!(matches!(event.wait_timeout(soon), Err(SyncError::TimedOut { waited }) if waited == soon));
+        assert!(
+            matches!(event.wait_timeout(soon), Err(SyncError::TimedOut { waited, .. }) if waited == soon)
+        );
         event.set();
         event.set();
         assert!(event.is_set() && event.wait().is_ok() && event.wait_timeout(Duration::ZERO).is_ok());

@@ -70,6 +70,11 @@ pub(crate) fn is_taken(word: &AtomicU32) -> bool {
     word.load(Relaxed) & OWNER != 0
 }
 
+/// The process of the thread that is inside, 0 if there is none.
+pub(crate) fn holder(gate: &RobustWord) -> u32 {
+    gate.holder.load(Relaxed)
+}
+
 /// Is inside as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Inside<'a>(&'a RobustWord);

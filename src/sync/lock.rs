@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Found, OfThread};
 use super::guarded::Guarded;
@@ -112,9 +113,10 @@ impl<T: Pod> Lock<T> {
 
     #[inline]
     fn take(&self, patience: &Patience) -> Result<LockGuard<'_, T>, SyncError> {
-        match self.enter(patience)? {
+        let holder = || Awaited::holders("the lock is", [gate::holder(self.word())]);
+        match self.enter(patience).map_err(|stop| stop.awaiting(holder))? {
             (guard, None) => Ok(guard),
-            (_, Some(pid)) => Err(SyncError::Poisoned { pid }),
+            (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
     }
 

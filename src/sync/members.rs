@@ -7,16 +7,19 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserializer, Serialize};
 
+use super::awaited::{Awaited, distinct};
 use super::bell::Bell;
-use super::error::SyncError;
-use super::gate::{Found, Inside};
+use super::error::{BrokenBy, SyncError};
+use super::gate::{self, Found, Inside};
 use super::guarded;
 use super::patience::{Patience, Stop};
+use super::round::State;
 use super::{places, word};
 use crate::error::MemoryError;
 use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
+use crate::wire::abort;
 
 cells! {
     pub(super) struct BarrierCells {
@@ -29,44 +32,6 @@ cells! {
         parties: AtomicU32,
         /// How many places, from the first on, have ever been taken.
         used: AtomicU32,
-    }
-}
-
-/// The number of the round, and whether it is broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) round: u32,
-    /// By whom; 0: it is not; [`NOBODY`]: that is not known.
-    culprit: u32,
-}
-
-const NOBODY: u32 = u32::MAX;
-
-impl State {
-    fn of(bits: u64) -> Self {
-        Self { round: (bits >> 32) as u32, culprit: bits as u32 }
-    }
-
-    fn bits(self) -> u64 {
-        u64::from(self.round) << 32 | u64::from(self.culprit)
-    }
-
-    fn next(self) -> Self {
-        Self { round: self.round.wrapping_add(1), culprit: 0 }
-    }
-
-    fn broken_by(self, pid: u32) -> Self {
-        Self { round: self.round, culprit: if pid == 0 { NOBODY } else { pid } }
-    }
-
-    /// # Errors
-    /// [`SyncError::Broken`].
-    pub(super) fn check(self) -> Result<(), SyncError> {
-        match self.culprit {
-            0 => Ok(()),
-            NOBODY => Err(SyncError::Broken { pid: None }),
-            pid => Err(SyncError::Broken { pid: Some(pid) }),
-        }
     }
 }
 
@@ -165,10 +130,13 @@ impl Members {
     }
 
     /// Comes in, and breaks the barrier if somebody has died.
-    pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
-        let (inside, found) = Inside::enter(&self.cells().gate, || self.shared.keeper(), patience)?;
+    pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, SyncError> {
+        let gate = &self.cells().gate;
+        let entered = Inside::enter(gate, || self.shared.keeper(), patience);
+        let holder = || Awaited::holders("the barrier's own lock is", [gate::holder(gate)]);
+        let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
         if let Found::Mess { pid } = found {
-            self.break_by(pid);
+            self.break_by(BrokenBy::Death, pid);
         }
         self.used().for_each(|place| self.bury(place));
         Ok(inside)
@@ -179,10 +147,12 @@ impl Members {
         let seen = place.word.load(Acquire);
         if seen & OWNER_DIED != 0 {
             if let Some(pid) = death(place) {
-                self.break_by(pid);
+                self.break_by(BrokenBy::Death, pid);
             }
             // Somebody may watch it for the next owner's sake.
             let _ = place.word.compare_exchange(seen, seen & WAITERS, AcqRel, Relaxed);
+            // It is none of those who have left. Not before: whoever finds the death reads this.
+            place.holder.store(0, Release);
         }
     }
 
@@ -204,7 +174,7 @@ impl Members {
 
     /// Takes a place for this thread, inside the gate; tells nobody.
     pub(super) fn occupy(&self, me: Me) -> Result<usize, SyncError> {
-        let full = SyncError::NoPlace { what: "members of a barrier", places: self.capacity() };
+        let full = SyncError::Full { what: "the members of a barrier", capacity: self.capacity() };
         let number = self.first(|word| word & (OWNER | OWNER_DIED) == 0).ok_or(full)?;
         let place = self.place(number);
         self.cells().used.fetch_max(number as u32 + 1, AcqRel);
@@ -247,9 +217,46 @@ impl Members {
         self.used().filter(waits).count()
     }
 
-    /// Says that the owner of a place does not wait any more; returns whether the barrier was reset meanwhile.
-    pub(super) fn depart(&self, number: usize) -> bool {
-        self.place(number).mark.swap(IDLE, AcqRel) == CANCELLED
+    /// Says that the owner of a place does not wait any more; returns whether the barrier was reset meanwhile. Of a round that
+    /// is `broken` it stays known who had come, for who asks who had not.
+    pub(super) fn depart(&self, number: usize, broken: bool) -> bool {
+        let mark = &self.place(number).mark;
+        let seen = if broken { mark.load(Acquire) } else { mark.swap(IDLE, AcqRel) };
+        seen == CANCELLED
+    }
+
+    /// Who has not come in this round.
+    pub(super) fn awaited(&self, round: u32) -> Awaited {
+        let (mut came, mut missing, mut left) = (0, Vec::new(), Vec::new());
+        for place in self.used() {
+            let (mark, pid) = (place.mark.load(Acquire), place.holder.load(Acquire));
+            match (mark == arrived(round), places::is_taken(place) && mark != VACATED) {
+                (true, _) => came += 1,
+                (false, true) => missing.push(pid),
+                (false, false) => left.push(pid),
+            }
+        }
+        let parties = self.parties();
+        let (missing, left) = (distinct(missing), distinct(left));
+        // If more have left than are needed, it is not known for which of them the others wait.
+        let needed = parties.saturating_sub(came + missing.len());
+        let left = if left.len() <= needed { left } else { Vec::new() };
+        Awaited::Members { came, parties, missing, left }
+    }
+
+    /// # Errors
+    /// When it is broken in this state.
+    pub(super) fn check(&self, state: State) -> Result<(), SyncError> {
+        let Some((by, pid)) = state.breach() else { return Ok(()) };
+        if by != BrokenBy::GivingUp {
+            return Err(SyncError::broken(pid, by, Vec::new()));
+        }
+        // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to blame.
+        if let Some(blame) = abort::told() {
+            return Err(Stop::Aborted(blame).into());
+        }
+        let missing = self.awaited(state.round).pids().into_iter().filter(|&other| other != pid);
+        Err(SyncError::broken(pid, by, missing.collect()))
     }
 
     /// Lets all go who have arrived in a round, unless it is broken.
@@ -258,13 +265,13 @@ impl Members {
     }
 
     /// Breaks the barrier, if it is in this state.
-    pub(super) fn break_in(&self, state: State, pid: u32) -> bool {
-        self.change(|now| (now == state).then(|| now.broken_by(pid)))
+    pub(super) fn break_in(&self, state: State, by: BrokenBy, pid: u32) -> bool {
+        self.change(|now| (now == state).then(|| now.broken(by, pid)))
     }
 
     /// Breaks the barrier, if it is not broken.
-    pub(super) fn break_by(&self, pid: u32) {
-        self.change(|now| now.check().is_ok().then(|| now.broken_by(pid)));
+    pub(super) fn break_by(&self, by: BrokenBy, pid: u32) {
+        self.change(|now| (!now.is_broken()).then(|| now.broken(by, pid)));
     }
 
     /// Begins another round; those who have arrived in this one are told, inside the gate.
@@ -291,11 +298,11 @@ impl Members {
         loop {
             // Whoever breaks it breaks what was there before the look: a reset meanwhile may have forgotten that death.
             let state = self.state();
-            if state.check().is_err() {
+            if state.is_broken() {
                 return true;
             }
             match self.used().find_map(death) {
-                Some(pid) if self.break_in(state, pid) => return true,
+                Some(pid) if self.break_in(state, BrokenBy::Death, pid) => return true,
                 Some(_) => {}
                 None => return false,
             }
@@ -362,7 +369,7 @@ mod tests {
         let refused = clones.iter().map(Barrier::wait).filter(Result::is_err).count();
         assert_eq!(refused, 1);
         let error = clones[18].wait().unwrap_err();
-        assert!(matches!(error, SyncError::NoPlace { places: 18, .. }), "{error}");
+        assert!(matches!(error, SyncError::Full { capacity: 18, .. }), "{error}");
         assert!(!barrier.is_broken());
     }
 
@@ -372,9 +379,11 @@ mod tests {
         let (before, inside) = (members.state(), members.enter(&Patience::None).unwrap());
         members.reset();
         drop(inside);
-        assert!(!members.break_in(before, 1) && !members.look_for_deaths());
-        assert!(members.break_in(members.state(), 1) && members.look_for_deaths());
-        assert!(matches!(members.state().check(), Err(SyncError::Broken { pid: Some(1) })));
+        let by = BrokenBy::Death;
+        assert!(!members.break_in(before, by, 1) && !members.look_for_deaths());
+        assert!(members.break_in(members.state(), by, 1) && members.look_for_deaths());
+        let told = members.check(members.state());
+        assert!(matches!(told, Err(SyncError::Broken { pid: Some(1), by: BrokenBy::Death, .. })), "{told:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Locks, events, barriers and values that several processes share, and that survive the death of any of them.
 
 // - `error`: SyncError
+// - `awaited`: for whom a wait was
 // - `word`: the algorithm of a word that a thread can own, apart from memory and kernel
 // - `nap`: how a sleeper is woken once, and only when there is one
 // - `model`: a futex as loom has it, for the tests of these two
@@ -12,13 +13,14 @@
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
 // - `rwlock`, `readers`: the value and its guards, and who has it
 // - `semaphore`, `permits`: the handles, and what is shared
-// - `barrier`, `members`: likewise
+// - `barrier`, `members`: likewise; `round`: the state of a barrier
 // - `value`: Value and Array
 
+pub(crate) mod awaited;
 mod barrier;
 pub(crate) mod bell;
 mod condvar;
-mod error;
+pub(crate) mod error;
 mod event;
 pub(crate) mod gate;
 mod guarded;
@@ -33,15 +35,16 @@ mod permits;
 pub(crate) mod places;
 mod readers;
 mod rlock;
+mod round;
 mod rwlock;
 mod semaphore;
 mod value;
 pub(crate) mod word;
 
+pub use awaited::Awaited;
 pub use barrier::{Barrier, BarrierWaitResult};
 pub use condvar::Condvar;
-pub use error::SyncError;
-pub(crate) use error::blame;
+pub use error::{BrokenBy, SyncError};
 pub use event::Event;
 pub use lock::{Lock, LockGuard};
 pub use once::Once;

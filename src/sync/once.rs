@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Inside};
 use super::guarded;
@@ -129,10 +130,11 @@ impl Once {
         if self.is_completed() {
             return Ok(());
         }
-        let _inside = self.enter(patience)?;
+        let runner = || Awaited::holders("the Once is", [gate::holder(&self.cells().gate)]);
+        let _inside = self.enter(patience).map_err(|stop| stop.awaiting(runner))?;
         match (self.is_completed(), self.poisoned()) {
             (true, _) => Ok(()),
-            (false, Some(pid)) => Err(SyncError::Poisoned { pid }),
+            (false, Some(pid)) => Err(SyncError::poisoned(pid)),
             (false, None) => Ok(self.run(f)?),
         }
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::{self, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, compiler_fence, fence};
 use std::time::Duration;
 
-use super::error::SyncError;
 use super::word::{Park, Word};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
@@ -197,17 +196,5 @@ impl Park<AtomicU32> for Patience {
 impl From<io::Error> for Stop {
     fn from(os: io::Error) -> Self {
         Self::System(os)
-    }
-}
-
-impl From<Stop> for SyncError {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::WouldBlock => Self::WouldBlock,
-            Stop::TimedOut(waited) => Self::TimedOut { waited },
-            Stop::Aborted(rank) => Self::Aborted { rank },
-            Stop::Deadlock => Self::Deadlock,
-            Stop::System(os) => Self::System(os),
-        }
     }
 }

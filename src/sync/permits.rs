@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use serde::{Deserializer, Serialize};
 
+use super::awaited::Awaited;
 use super::bell::Bell;
 use super::error::SyncError;
 use super::gate::{Found, Inside};
@@ -65,13 +66,15 @@ impl Permits {
 
     /// Takes a permit; returns its place.
     pub(super) fn take(&self, patience: &Patience) -> Result<usize, SyncError> {
-        let _inside = self.enter(patience)?;
+        let _inside = self.enter(patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
         loop {
             let seen = self.cells().bell.count();
             match self.look() {
                 Sight::Free(place) => return self.occupy(place),
-                Sight::NoPlace => return Err(self.no_place()),
-                Sight::NoneFree => self.sleep(seen, patience)?,
+                Sight::NoPlace => return Err(self.full()),
+                Sight::NoneFree => {
+                    self.sleep(seen, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
+                }
             }
         }
     }
@@ -105,7 +108,7 @@ impl Permits {
             count.fetch_add(added.is_ok().into(), AcqRel);
             added.is_ok()
         });
-        if added { Ok(()) } else { Err(SyncError::TooMany { value: before, most }) }
+        if added { Ok(()) } else { Err(SyncError::TooMany { value: before, limit: most }) }
     }
 
     /// How many are free.
@@ -168,8 +171,14 @@ impl Permits {
         Ok(number)
     }
 
-    fn no_place(&self) -> SyncError {
-        SyncError::NoPlace { what: "holders of a semaphore's permits", places: self.capacity() }
+    fn full(&self) -> SyncError {
+        SyncError::Full { what: "the holders of a semaphore's permits", capacity: self.capacity() }
+    }
+
+    /// Those who hold permits. One that is inside the gate waits for these itself.
+    fn holders(&self) -> Awaited {
+        let taken = self.used().filter(|place| places::is_taken(place));
+        Awaited::holders("all permits are", taken.map(|place| place.holder.load(Relaxed)))
     }
 
     /// Sleeps, inside the gate, until there may be a permit.

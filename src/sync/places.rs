@@ -20,13 +20,17 @@ pub(crate) fn is_mine(place: &RobustWord, me: Me) -> bool {
     place.word.load(Relaxed) & OWNER == me.tid && robust::owns(place)
 }
 
-/// Takes a place that is nobody's.
+/// Takes a place that is nobody's, and enters this process as its holder.
 ///
 /// # Errors
 /// [`Stop::WouldBlock`] when it is somebody's.
 #[inline]
 pub(crate) fn take(place: &RobustWord, keep: impl FnOnce() -> Keeper) -> Result<(), Stop> {
-    robust::take(place, keep, |me| word::take(&place.word, me.tid, &Patience::None).map(drop))
+    robust::take(place, keep, |me| {
+        word::take(&place.word, me.tid, &Patience::None)?;
+        place.holder.store(me.pid, Relaxed);
+        Ok(())
+    })
 }
 
 /// Sees to it that who sleeps on the word of a place is woken when its owner gives it up or dies; returns the word, and

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
+use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Inside};
 use super::patience::{Patience, Stop};
@@ -41,9 +42,9 @@ impl RwCells {
         if let Some(place) = self.own_place(robust::me()?) {
             return read_again(place);
         }
-        let _inside = self.enter(&keep, patience)?;
+        let _inside = self.enter(&keep, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
         self.check_order()?;
-        let place = self.await_place(patience)?;
+        let place = self.await_place(patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
         // Nobody else takes it, since this thread is inside.
         places::take(place, keep)?;
         place.mark.store(1, Relaxed);
@@ -60,16 +61,16 @@ impl RwCells {
         if self.own_place(me).is_some() {
             return Err(SyncError::Deadlock);
         }
-        let inside = self.enter(keep, patience)?;
+        let inside = self.enter(keep, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
         self.writer.store(me.pid, Relaxed);
         Ok(inside)
     }
 
     /// Waits until this writer, which is inside, is alone.
-    pub(super) fn await_readers(&self, me: Me, patience: &Patience) -> Result<(), Stop> {
+    pub(super) fn await_readers(&self, me: Me, patience: &Patience) -> Result<(), SyncError> {
         for place in self.used() {
             while let Some(reader) = places::watch(place) {
-                patience.sleep(&[reader])?;
+                patience.sleep(&[reader]).map_err(|stop| stop.awaiting(|| self.holders()))?;
             }
         }
         self.writer.store(me.pid | ALONE, Relaxed);
@@ -88,6 +89,16 @@ impl RwCells {
         self.writer.store(0, Relaxed);
     }
 
+    /// Those who write or read. One that is inside the gate and does neither waits for these itself.
+    fn holders(&self) -> Awaited {
+        let writer = self.writer.load(Relaxed);
+        let reading = self.used().iter().filter(|place| places::is_taken(place));
+        let readers = || reading.map(|place| place.holder.load(Relaxed)).collect();
+        let holders = if writer & ALONE != 0 { vec![writer & !ALONE] } else { readers() };
+        let inside = if holders.is_empty() { gate::holder(&self.gate) } else { 0 };
+        Awaited::holders("the lock is", holders.into_iter().chain([inside]))
+    }
+
     /// Which process left the value in disorder.
     pub(super) fn poisoned(&self) -> Option<u32> {
         Some(self.gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
@@ -100,7 +111,7 @@ impl RwCells {
     /// # Errors
     /// [`SyncError::Poisoned`].
     pub(super) fn check_order(&self) -> Result<(), SyncError> {
-        self.poisoned().map_or(Ok(()), |pid| Err(SyncError::Poisoned { pid }))
+        self.poisoned().map_or(Ok(()), |pid| Err(SyncError::poisoned(pid)))
     }
 
     /// How many threads read.
@@ -159,7 +170,7 @@ impl RwCells {
 
 /// No writer can be there, and one that waits would wait for us too.
 fn read_again(place: &RobustWord) -> Result<&RobustWord, SyncError> {
-    let full = SyncError::NoPlace { what: "a thread that reads again", places: u32::MAX as usize };
+    let full = SyncError::Full { what: "the times that a thread reads", capacity: u32::MAX as usize };
     place.mark.store(place.mark.load(Relaxed).checked_add(1).ok_or(full)?, Relaxed);
     Ok(place)
 }

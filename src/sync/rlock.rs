@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Found, OfThread};
 use super::guarded;
@@ -76,7 +77,7 @@ impl RLock {
     ///
     /// # Errors
     /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
-    /// [`SyncError::Aborted`]; [`SyncError::NoPlace`] when this thread has taken it 4 294 967 295 times;
+    /// [`SyncError::Aborted`]; [`SyncError::Full`] when this thread has taken it 4 294 967 295 times;
     /// [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone.
     pub fn lock(&self) -> Result<RLockGuard<'_>, SyncError> {
         self.take(&Patience::Endless)
@@ -102,7 +103,7 @@ impl RLock {
     /// did.
     ///
     /// # Errors
-    /// [`SyncError::Aborted`], [`SyncError::NoPlace`].
+    /// [`SyncError::Aborted`], [`SyncError::Full`].
     pub fn recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         let guard = self.enter(&Patience::Endless)?;
         let poison = self.poisoned();
@@ -139,7 +140,7 @@ impl RLock {
     fn take(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
         let guard = self.enter(patience)?;
         match self.poisoned() {
-            Some(pid) => Err(SyncError::Poisoned { pid }),
+            Some(pid) => Err(SyncError::poisoned(pid)),
             None => Ok(guard),
         }
     }
@@ -147,9 +148,11 @@ impl RLock {
     fn enter(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
         let depth = self.depth();
         if depth == 0 {
-            self.come_in(patience)?;
+            let holder = || Awaited::holders("the lock is", [gate::holder(self.gate())]);
+            self.come_in(patience).map_err(|stop| stop.awaiting(holder))?;
         }
-        let full = SyncError::NoPlace { what: "a thread that takes a lock again", places: u32::MAX as usize };
+        let full =
+            SyncError::Full { what: "the times that a thread holds a lock", capacity: u32::MAX as usize };
         self.cells().depth.store(depth.checked_add(1).ok_or(full)?, Relaxed);
         Ok(RLockGuard { lock: self, panicking: std::thread::panicking(), of_thread: PhantomData })
     }

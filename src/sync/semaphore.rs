@@ -56,7 +56,7 @@ pub struct Semaphore {
 /// doors.acquire()?.forget();
 /// assert_eq!(doors.value(), 1);
 /// doors.release(1)?;
-/// assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 2, most: 2 })));
+/// assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 2, limit: 2 })));
 /// # Ok::<(), SyncError>(())
 /// ```
 #[derive(Clone, Serialize)]
@@ -81,7 +81,7 @@ macro_rules! semaphore {
             /// Takes a permit, for which it waits.
             ///
             /// # Errors
-            /// [`SyncError::NoPlace`] when there are permits, but too many are held to note one more holder;
+            /// [`SyncError::Full`] when there are permits, but too many are held to note one more holder;
             /// [`SyncError::System`] when this thread holds too much already; [`SyncError::Aborted`].
             pub fn acquire(&self) -> Result<Permit<'_>, SyncError> {
                 self.take(&Patience::Endless)
@@ -195,7 +195,7 @@ mod tests {
         doors.release(3).unwrap();
         assert_eq!(doors.value(), 4);
         let error = doors.release(u32::MAX - 3).unwrap_err();
-        assert!(matches!(error, SyncError::TooMany { value: 4, most: u32::MAX }), "{error}");
+        assert!(matches!(error, SyncError::TooMany { value: 4, limit: u32::MAX }), "{error}");
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         assert!(matches!(doors.release(1), Err(SyncError::TooMany { .. })), "it is held, not lost");
         permit.forget();
         doors.release(1).unwrap();
-        assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 1, most: 1 })));
+        assert!(matches!(doors.release(1), Err(SyncError::TooMany { value: 1, limit: 1 })));
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         let work = || -> Vec<_> { std::iter::repeat_with(|| doors.acquire()).take(900).collect() };
         let first = work();
         let full =
-            |taken: &Result<Permit<'_>, _>| matches!(taken, Err(SyncError::NoPlace { places: 1024, .. }));
+            |taken: &Result<Permit<'_>, _>| matches!(taken, Err(SyncError::Full { capacity: 1024, .. }));
         let refused = || work().iter().filter(|taken| full(taken)).count();
         let refused = std::thread::scope(|scope| scope.spawn(refused).join().unwrap());
         assert!(first.iter().all(Result::is_ok));

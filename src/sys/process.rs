@@ -52,6 +52,15 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     above_stdio(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Whether a process is stopped, by a signal or a debugger (proc_pid_stat(5)). The pid must be that of a child that has not
+/// been reaped; one of which the kernel says nothing is not.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it is in parentheses, and may have any in it.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
 /// Sends a signal to exactly this process: by its pidfd, or where that call is not there or a filter of system calls
 /// refuses it, by its number.
 ///

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::abort::Abort;
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
+use super::roster::Roster;
 use crate::shm::Descriptor;
 use crate::shm::passing::{Arrival, Arrivals, Loan, Parcel};
 use crate::shm::segment::Vehicle;
@@ -49,9 +50,10 @@ impl JobFile {
         Ok(Self { fd, parcel, beside })
     }
 
-    /// With what its worker is told of failures by.
-    pub(crate) fn with_abort(mut self, abort: Option<&Abort>) -> Self {
-        self.beside.extend(abort.into_iter().flat_map(Abort::descriptors).cloned());
+    /// With the memory in which its worker enters itself, and with what it is told of failures by.
+    pub(crate) fn with_crew(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
+        let of_abort = abort.into_iter().flat_map(Abort::descriptors);
+        self.beside.extend(of_abort.chain([roster.descriptor()]).cloned());
         self
     }
 
@@ -141,7 +143,7 @@ impl OpenJob {
             .chain(of_place)
             .chain(of_abort)
             .chain(self.job.guards)
-            .chain([self.job.returns])
+            .chain([self.job.roster, self.job.returns])
     }
 }
 
@@ -162,6 +164,7 @@ mod tests {
             returns: 7,
             guards: Some(8),
             abort: Some([5, 6]),
+            roster: 4,
             manifest: Manifest::default(),
         }
     }
@@ -175,7 +178,7 @@ mod tests {
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 6, 8, 7]].concat());
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 6, 8, 4, 7]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(open.job.manifest.descriptors, [given.as_fd().as_raw_fd()]);
         assert_eq!(

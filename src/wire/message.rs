@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) guards: Option<RawFd>,
     /// By what it is told to wait no longer, inherited: the memory and the event of an `Abort`.
     pub(crate) abort: Option<[RawFd; 2]>,
+    /// Which process has which rank, inherited: the memory of a `Roster`.
+    pub(crate) roster: RawFd,
     /// What goes with the arguments. Descriptors are inherited ones.
     pub(crate) manifest: Manifest,
 }

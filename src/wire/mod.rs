@@ -22,5 +22,6 @@ pub(crate) mod message;
 pub(crate) mod names;
 pub(crate) mod packet;
 pub(crate) mod returns;
+pub(crate) mod roster;
 pub(crate) mod service;
 pub(crate) mod slot;

@@ -208,6 +208,7 @@ mod tests {
             returns: 0,
             guards: None,
             abort: None,
+            roster: 0,
             manifest: Manifest::default(),
         }
     }

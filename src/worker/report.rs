@@ -6,7 +6,7 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Captured, Raised};
+use crate::error::{Captured, Raised, consequence};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{env, memory, signal, trace};
@@ -75,6 +75,7 @@ pub(super) fn call_and_report(
 ) -> std::io::Result<bool> {
     watch_panics(slot);
     capture_backtraces_of_errors();
+    consequence::begin();
     IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
     IN_FUNCTION.set(false);
@@ -105,7 +106,8 @@ fn write_report(
 }
 
 fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::Result<()> {
-    let body = codec::encode_plain(raised).map_err(std::io::Error::other)?;
+    let waited_for = consequence::recall(&raised.chain);
+    let body = codec::encode_plain(&(raised, waited_for)).map_err(std::io::Error::other)?;
     slot.finish(State::Raised, &body, peak_kib)
 }
 

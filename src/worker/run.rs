@@ -24,8 +24,8 @@ use crate::wire::ledger::Ledger;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
-use crate::wire::returns;
 use crate::wire::slot::{SlotWriter, State};
+use crate::wire::{returns, roster};
 
 /// How long the guardian may take to make room for a worker's letter.
 const ASKING: Duration = Duration::from_secs(10);
@@ -202,6 +202,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     if let (Some((tree, launchers)), Some(nest)) = (&open.job.place, marker.nest) {
         tree::take_place(adopt(*tree)?, launchers, nest)?;
     }
+    roster::take_on(adopt(open.job.roster)?.as_fd(), marker.rank)?;
     if let Some([memory, event]) = open.job.abort {
         abort::take_on(adopt(memory)?, adopt(event)?)?;
     }
@@ -221,6 +222,7 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
     abort::forget();
+    roster::forget();
     Ok(())
 }
 
@@ -294,6 +296,7 @@ mod tests {
             returns: 0,
             guards: None,
             abort: None,
+            roster: 0,
             manifest: Manifest::default(),
         };
         comm(&job, rank)

@@ -1,0 +1,66 @@
+//! A side of a queue, the producers' or the consumers': one of them at a time is in its gate.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use crate::sync::awaited::Awaited;
+use crate::sync::gate::{self, Found, Inside};
+use crate::sync::nap::Nap;
+use crate::sync::patience::{Patience, Stop};
+use crate::sys::cells::cells;
+use crate::sys::robust::{Keeper, RobustWord};
+
+cells! {
+    /// What the producers, or the consumers, share among themselves, mostly.
+    pub(super) struct Side {
+        pub(super) gate: RobustWord,
+        /// How far it is. Only one inside the gate writes it.
+        pub(super) at: AtomicU64,
+        /// How far the other side was when somebody inside last looked: to look each time would drag its line here.
+        pub(super) other: AtomicU64,
+    }
+}
+
+/// How long a call that is to wait for nothing waits for one who is in the middle of putting or taking.
+pub(super) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
+/// How often it looks meanwhile whether that one waits itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+impl Side {
+    /// Goes into the gate. Who is to wait for nothing waits only while there is something to be had.
+    pub(super) fn enter(
+        &self,
+        nap: &Nap,
+        patience: &Patience,
+        is_hopeless: impl Fn() -> bool,
+    ) -> Result<Inside<'_>, Stop> {
+        let entered = match patience {
+            Patience::None => self.enter_soon(is_hopeless),
+            _ => Inside::enter(&self.gate, || Keeper::Owner, patience),
+        };
+        let (inside, found) = entered?;
+        if let Found::Mess { .. } = found {
+            nap.tidy();
+        }
+        Ok(inside)
+    }
+
+    fn enter_soon(&self, is_hopeless: impl Fn() -> bool) -> Result<(Inside<'_>, Found), Stop> {
+        let middle = Patience::of(IN_THE_MIDDLE);
+        loop {
+            if is_hopeless() {
+                return Err(Stop::WouldBlock);
+            }
+            let soon = Patience::of(LOOK_AGAIN);
+            match Inside::enter(&self.gate, || Keeper::Owner, &soon) {
+                Err(Stop::TimedOut(_)) => middle.check()?,
+                other => return other,
+            }
+        }
+    }
+
+    /// The process inside the gate, `if` it keeps others from what they could have. Else it waits for that itself.
+    pub(super) fn holder_if(&self, what: &'static str, keeps_others: bool) -> Awaited {
+        Awaited::holders(what, keeps_others.then(|| gate::holder(&self.gate)))
+    }
+}

@@ -1,0 +1,116 @@
+//! For whom a wait was.
+
+use std::fmt;
+
+use crate::error::listed;
+use crate::wire::roster;
+
+/// Those for whom a wait was whose time was up, as far as it is known.
+///
+/// Its text names workers by their ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Awaited {
+    /// Nobody in particular: whoever sets the event, puts a value or makes room.
+    Anybody {
+        /// What nobody did.
+        what: &'static str,
+    },
+    /// Those who had it.
+    Holders {
+        /// What they had, such as "the lock is".
+        what: &'static str,
+        /// Their processes.
+        pids: Vec<u32>,
+    },
+    /// Those who had not come to a barrier.
+    Members {
+        /// How many had come.
+        came: usize,
+        /// How many it takes.
+        parties: usize,
+        /// The processes of the members who had not come.
+        missing: Vec<u32>,
+        /// The processes of the members who had left before, and are still needed.
+        left: Vec<u32>,
+    },
+}
+
+impl Awaited {
+    /// These processes have it; anybody when there are none.
+    pub(crate) fn holders(what: &'static str, pids: impl IntoIterator<Item = u32>) -> Self {
+        match distinct(pids) {
+            pids if pids.is_empty() => Self::Anybody { what: "it did not become free" },
+            pids => Self::Holders { what, pids },
+        }
+    }
+
+    /// The processes for which the wait was.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Anybody { .. } => Vec::new(),
+            Self::Holders { pids, .. } => pids.clone(),
+            Self::Members { missing, left, .. } => distinct(missing.iter().chain(left).copied()),
+        }
+    }
+}
+
+/// In their order, without what is no process.
+pub(super) fn distinct(pids: impl IntoIterator<Item = u32>) -> Vec<u32> {
+    let mut pids: Vec<_> = pids.into_iter().filter(|&pid| pid != 0).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// These processes, workers by their ranks.
+pub(crate) fn named(pids: &[u32]) -> String {
+    listed(&pids.iter().map(|&pid| roster::peer(pid)).collect::<Vec<_>>())
+}
+
+impl fmt::Display for Awaited {
+    /// As the end of a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anybody { what } => write!(f, ": {what}"),
+            Self::Holders { what, pids } => write!(f, ": {what} held by {}", named(pids)),
+            Self::Members { came, parties, missing, left } => {
+                write!(f, ": {came} of {parties} came to the barrier")?;
+                let gone = |&pid| format!("{}, which has dropped its handle", roster::peer(pid));
+                let mut parts: Vec<_> = missing.iter().map(|&pid| roster::peer(pid).to_string()).collect();
+                parts.extend(left.iter().map(gone));
+                match parties.saturating_sub(came + missing.len() + left.len()) {
+                    0 => {}
+                    others => parts.push(format!(
+                        "{others} unknown, which did not have the barrier yet or have left it"
+                    )),
+                }
+                if parts.is_empty() { Ok(()) } else { write!(f, "; missing: {}", parts.join("; ")) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_names_those_who_are_waited_for_and_counts_those_who_are_not_known() {
+        let own = std::process::id();
+        let holders = Awaited::holders("the lock is", [own, 0, own]);
+        assert_eq!(holders.to_string(), format!(": the lock is held by process {own}"));
+        assert_eq!(Awaited::holders("the lock is", [0]).to_string(), ": it did not become free");
+        let members = |came, missing, left| Awaited::Members { came, parties: 4, missing, left };
+        assert_eq!(
+            members(1, vec![1], vec![2]).to_string(),
+            ": 1 of 4 came to the barrier; missing: process 1; process 2, which has dropped its handle; 1 unknown, which did not have the barrier yet or have left it"
+        );
+        assert_eq!(
+            members(3, vec![1], vec![]).to_string(),
+            ": 3 of 4 came to the barrier; missing: process 1"
+        );
+        assert_eq!(members(3, vec![1], vec![2]).pids(), [1, 2]);
+    }
+}

@@ -1,0 +1,147 @@
+//! Which process has which rank: memory that a launcher shares with its workers, in which each worker enters its process.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::error::Peer;
+use crate::shm::Descriptor;
+use crate::sys::global::Global;
+use crate::sys::map::SharedMap;
+use crate::sys::memfd;
+
+/// That of the context which this process is a worker of.
+static OWN: Global<List> = Global::new();
+/// Those of the contexts which this process has started.
+static STARTED: Mutex<Vec<Weak<Roster>>> = Mutex::new(Vec::new());
+
+/// A pid is a word: first the launcher's, then one for each rank, 0 until the worker has entered it.
+const WORD: usize = size_of::<u32>();
+
+/// The pids of a launcher and its workers.
+#[derive(Debug)]
+struct List {
+    map: SharedMap,
+    ranks: usize,
+}
+
+/// That of a launcher, with the memory that its workers inherit.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    list: List,
+    memory: Descriptor,
+}
+
+impl Roster {
+    /// Makes one for the workers of a context that this process is about to start.
+    pub(crate) fn new(nprocs: usize) -> io::Result<Arc<Self>> {
+        let memory = memfd::create("phalanx-roster", ((1 + nprocs) * WORD) as u64)?;
+        memfd::seal_size(memory.as_fd())?;
+        let list = List::open(memory.as_fd())?;
+        let roster = Arc::new(Self { list, memory: memory.into() });
+        roster.list.map.u32(0).store(std::process::id(), Release);
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(|roster| roster.strong_count() > 0);
+        started.push(Arc::downgrade(&roster));
+        Ok(roster)
+    }
+
+    /// What a worker inherits.
+    pub(crate) fn descriptor(&self) -> &Descriptor {
+        &self.memory
+    }
+
+    /// Under which number.
+    pub(crate) fn number(&self) -> RawFd {
+        self.memory.as_fd().as_raw_fd()
+    }
+}
+
+impl List {
+    fn open(memory: BorrowedFd<'_>) -> io::Result<Self> {
+        let size = usize::try_from(memfd::identity(memory)?.1).map_err(io::Error::other)?;
+        if !memfd::is_size_sealed(memory) || size < WORD {
+            return Err(io::Error::other(
+                "what the launcher gave as the list of its workers is no such memory",
+            ));
+        }
+        Ok(Self { map: SharedMap::new(memory, size)?, ranks: size / WORD - 1 })
+    }
+
+    fn pid(&self, rank: usize) -> Option<u32> {
+        let pid = (rank < self.ranks).then(|| self.map.u32((1 + rank) * WORD).load(Acquire));
+        pid.filter(|&pid| pid != 0)
+    }
+
+    fn peer(&self, pid: u32) -> Option<Peer> {
+        let rank = (0..self.ranks).find(|&rank| self.pid(rank) == Some(pid));
+        let is_launcher = || self.map.u32(0).load(Acquire) == pid;
+        rank.map(|rank| Peer::Rank { rank, pid }).or_else(|| is_launcher().then_some(Peer::Launcher { pid }))
+    }
+}
+
+/// Takes over, in a worker, what its launcher has made, and enters this process.
+pub(crate) fn take_on(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
+    let list = Box::leak(Box::new(List::open(memory)?));
+    if rank < list.ranks {
+        list.map.u32((1 + rank) * WORD).store(std::process::id(), Release);
+    }
+    OWN.set(list);
+    Ok(())
+}
+
+/// Forgets, in a worker that was forked, what its parent knew.
+pub(crate) fn forget() {
+    OWN.clear();
+    // Nobody else can have the lock for long: a process that forks workers has one thread.
+    if let Ok(mut started) = STARTED.try_lock() {
+        started.clear();
+    }
+}
+
+/// What a process is to this one's job, or to a job that this process has started.
+pub(crate) fn peer(pid: u32) -> Peer {
+    let own = OWN.get().and_then(|list| list.peer(pid));
+    own.or_else(|| {
+        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.iter().filter_map(Weak::upgrade).find_map(|roster| roster.list.peer(pid))
+    })
+    .unwrap_or(Peer::Process { pid })
+}
+
+/// The process that has started the context which this process is a worker of.
+pub(crate) fn launcher() -> Option<u32> {
+    OWN.get().map(|list| list.map.u32(0).load(Acquire))
+}
+
+/// The process of a rank of the context which this process is a worker of, if that has entered it.
+pub(crate) fn pid_of(rank: usize) -> Option<u32> {
+    OWN.get()?.pid(rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_is_known_by_its_rank_once_it_has_entered_itself_and_as_long_as_its_context_lives() {
+        // No process has such a number (proc_sys_kernel(5), pid_max).
+        let pid = 1 << 23;
+        let roster = Roster::new(3).unwrap();
+        assert_eq!((peer(pid), roster.list.pid(1), roster.list.pid(7)), (Peer::Process { pid }, None, None));
+        roster.list.map.u32(2 * WORD).store(pid, Release);
+        assert_eq!((peer(pid), roster.list.pid(1)), (Peer::Rank { rank: 1, pid }, Some(pid)));
+        let own = std::process::id();
+        assert_eq!(roster.list.peer(own), Some(Peer::Launcher { pid: own }));
+        drop(roster);
+        assert_eq!(peer(pid), Peer::Process { pid });
+    }
+
+    #[test]
+    fn foreign_memory_is_refused() {
+        for size in [0, 64] {
+            assert!(List::open(memfd::create("unsealed", size).unwrap().as_fd()).is_err());
+        }
+    }
+}
