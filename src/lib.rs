@@ -174,7 +174,7 @@ mod worker;
 pub use context::SpawnContext;
 pub use context::{Options, ProcessContext, spawn, start_processes, start_processes_with};
 pub use error::{
-    Cause, Culprit, Error, FailureKind, Frame, MemoryError, Outcome, Peer, ProcessExitedException,
+    Cause, Culprit, Error, FailureKind, Frame, MemoryError, OomScope, Outcome, Peer, ProcessExitedException,
     ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback,
 };
 #[doc(no_inline)]

@@ -7,7 +7,7 @@ mod common;
 use std::fmt;
 
 use common::{await_that, exited_by, kill_self, raised_by, wait_for_ever, watched, write_to};
-use phalanx::{Cause, Error, ForkServer, Options, StartMethod, spawn, start_processes};
+use phalanx::{Cause, Error, spawn};
 
 phalanx::auto_init!();
 
@@ -114,77 +114,6 @@ fn damaged_report_is_told() {
         assert_eq!((exception.exit_code(), exception.cause()), (Some(1), Some(Cause::ReportCutShort)));
         assert!(exception.to_string().contains("its report cannot be read"), "{exception}");
     });
-}
-
-#[test]
-fn killed_for_memory_is_told() {
-    // A worker in a memory cgroup of its own, where that can be made; the launcher in the same, since the kernel
-    // counts by cgroup.
-    fn launch(_: usize, (join, method): (String, StartMethod)) -> anyhow::Result<Told> {
-        std::fs::write(&join, std::process::id().to_string())?;
-        let options = || Options::new(1).start_method(method);
-        let calm = || start_processes(|rank, ()| anyhow::Ok(rank), (), options())?.join();
-        calm()?;
-        let server = ForkServer::pid();
-        let eat = |_, ()| -> anyhow::Result<()> {
-            let mut eaten = Vec::new();
-            loop {
-                eaten.push(std::hint::black_box(vec![1_u8; 16 << 20]));
-            }
-        };
-        // The kernel kills the largest of the cgroup, which neither the launcher nor the server is.
-        let Err(Error::ProcessExited(exception)) = start_processes(eat, (), options())?.join() else {
-            anyhow::bail!("not killed")
-        };
-        calm()?;
-        anyhow::ensure!(ForkServer::pid() == server, "the server was hurt");
-        Ok((exception.cause(), exception.exit_code()))
-    }
-    watched(|| {
-        for method in [StartMethod::Spawn, StartMethod::ForkServer] {
-            let Some(group) = MemoryGroup::new(200 << 20) else {
-                // Not allowed to make a memory cgroup: `diagnose` is still tested without processes.
-                return;
-            };
-            let seen = start_processes(launch, (group.join_file(), method), Options::new(1)).unwrap().join();
-            drop(group);
-            let (cause, code) = seen.unwrap().remove(0);
-            assert!(matches!(cause, Some(Cause::OutOfMemory { kills: 1.. })), "{method:?}: {cause:?}");
-            assert_eq!(code, Some(-9));
-        }
-    });
-}
-
-type Told = (Option<Cause>, Option<i32>);
-
-/// A memory cgroup for one test, removed at its end.
-struct MemoryGroup(std::path::PathBuf);
-
-impl MemoryGroup {
-    fn new(limit: u64) -> Option<Self> {
-        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-        let name = format!("phalanx-test-{}", std::process::id());
-        let v1 = own.lines().find_map(|line| line.split_once(":memory:"));
-        let (parent, file) = match v1 {
-            Some((_, path)) => (format!("/sys/fs/cgroup/memory{path}"), "memory.limit_in_bytes"),
-            None => (format!("/sys/fs/cgroup{}", own.lines().next()?.strip_prefix("0::")?), "memory.max"),
-        };
-        let group = Self(std::path::Path::new(&parent).join(name));
-        std::fs::create_dir(&group.0).ok()?;
-        std::fs::write(group.0.join(file), limit.to_string()).ok()?;
-        Some(group)
-    }
-
-    fn join_file(&self) -> String {
-        self.0.join("cgroup.procs").to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        // The kernel lets go of it a moment after its last process.
-        await_that(|| std::fs::remove_dir(&self.0).is_ok() || !self.0.exists());
-    }
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl<'a> Ends<'a> {
             _ if self.waited_for(rank).is_some() => Weight::Consequence,
             _ => Weight::Own,
         };
-        Some(Failing { rank, weight, recorded: end.recorded, alive: end.alive })
+        let killed_with_cgroup = end.killed_with_cgroup;
+        Some(Failing { rank, weight, recorded: end.recorded, alive: end.alive, killed_with_cgroup })
     }
 
     /// The failure to report, of those that have ended in this order.

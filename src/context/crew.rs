@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::blame::Ends;
 use super::member::Worker;
-use super::postmortem::{self, Baseline, End, Known};
+use super::oom::OomCounts;
+use super::postmortem::{self, End, Known};
 use super::returned::Returned;
 use super::verdict::{Failing, Weight};
 use crate::error::{Callee, Error, Outcome, Standing, Status, Story};
@@ -41,9 +42,8 @@ const LEAST_EXIT: Duration = Duration::from_secs(5);
 pub(super) struct Orders {
     pub(super) daemon: bool,
     pub(super) grace: Option<Duration>,
-    /// The name of the user's function.
+    /// The user's function.
     pub(super) callee: Callee,
-    pub(super) baseline: Baseline,
     /// By what the workers are told to wait for one another no longer, if they are to be.
     pub(super) abort: Option<Abort>,
     /// By it this process knows the ranks of those it waits for, as long as there is one.
@@ -66,6 +66,7 @@ pub(super) struct Crew {
     /// What the workers were given to write to, until all have ended.
     loans: Vec<Loan>,
     orders: Orders,
+    oom: OomCounts,
     /// The process that started them: a fork of it has a copy of this, but not the children.
     owner: u32,
     running: usize,
@@ -92,13 +93,14 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn new(started: Started, orders: Orders) -> Self {
+    pub(super) fn new(started: Started, orders: Orders, oom: OomCounts) -> Self {
         let Started { children, watch, returns, loans } = started;
         // One that failed early may have ended before this line.
         let begin = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
         Self {
             orders,
+            oom,
             owner: std::process::id(),
             running: workers.len(),
             order: Vec::with_capacity(workers.len()),
@@ -154,6 +156,7 @@ impl Crew {
                 return Ok(Progress::Running);
             }
             let until = [deadline, self.alarm()].into_iter().flatten().min();
+            self.oom.note(self.workers.iter().map(|worker| worker.pid));
             self.watch.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))?;
         }
     }
@@ -241,7 +244,13 @@ impl Crew {
         // What it sent is in the socket by now, whether or not that was heard of yet.
         self.take_returns()?;
         let Some(child) = self.workers[rank].child.as_mut() else { return Ok(()) };
-        let remains = child.try_reap().map_err(Error::system("reap a worker (waitid)"))?;
+        let (pid, mut ended_in) = (child.pid(), None);
+        let look = |status| {
+            if postmortem::is_kill(status) {
+                ended_in = self.oom.group_of_ended(pid);
+            }
+        };
+        let remains = child.try_reap(look).map_err(Error::system("reap a worker (waitid)"))?;
         // Closing its pidfd would not be enough: a worker that was just forked may still have a copy. One that was
         // held has been removed before.
         let _ = self.watch.remove(child);
@@ -251,6 +260,8 @@ impl Crew {
         };
         let worker = &mut self.workers[rank];
         worker.child = None;
+        // Nothing else can be a kill for want of memory, so nothing else asks the kernel.
+        let killed = remains.exit.is_some_and(|exit| postmortem::is_kill(exit.status));
         let known = Known {
             started: worker.started,
             begin: self.begin,
@@ -258,7 +269,7 @@ impl Crew {
             rss_floor_kib: worker.rss_floor_kib,
             sent_by_program: worker.sent_by_program,
             sent_by_teardown: worker.sent_by_teardown,
-            baseline: self.orders.baseline,
+            oom: killed.then(|| self.oom.since(rank, ended_in.as_ref())).flatten(),
             callee: self.orders.callee,
         };
         let end = postmortem::examine(&known, remains, self.returns.take(rank));

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::error::{Callee, Captured, Cause, ResourceUsage, Status, Traceback};
+use super::oom::OomKills;
+use crate::error::{Callee, Captured, Cause, OomScope, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
 use crate::wire::slot::{FaultRecord, State};
@@ -14,8 +15,8 @@ pub(super) struct Evidence {
     pub(super) state: State,
     /// Of a fatal signal.
     pub(super) fault: Option<FaultKind>,
-    /// Kills for want of memory that the kernel counted since the start.
-    pub(super) oom_kills: u64,
+    /// Kills for want of memory that the kernel counted since the start, if a signal may have been one of them.
+    pub(super) oom: Option<OomKills>,
     /// The signals that the program sent it through its context.
     pub(super) sent_by_program: Signals,
     /// The strongest signal that the teardown sent it.
@@ -58,11 +59,15 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
     if signal.is_some_and(|signal| evidence.sent_by_program.contains(signal)) {
         return Some(Cause::SignalledByLauncher);
     }
-    if signal.is_some() && signal == evidence.sent_by_teardown {
-        return None;
-    }
-    if signal == Some(Signal::KILL) && evidence.oom_kills > 0 {
-        return Some(Cause::OutOfMemory { kills: evidence.oom_kills });
+    let oom = evidence.oom.filter(|_| signal == Some(Signal::KILL));
+    let by_teardown = signal.is_some() && signal == evidence.sent_by_teardown;
+    match oom {
+        // With its whole cgroup it was killed in any case, whatever the teardown sent after that.
+        Some(OomKills { count, scope }) if !by_teardown || scope == OomScope::WholeCgroup => {
+            return Some(Cause::OutOfMemory { kills: count, scope });
+        }
+        _ if by_teardown => return None,
+        _ => {}
     }
     match evidence.fault {
         Some(FaultKind::StackOverflow) => return Some(Cause::StackOverflow),
@@ -125,7 +130,7 @@ mod tests {
     const PLAIN: Evidence = Evidence {
         state: State::Running,
         fault: None,
-        oom_kills: 0,
+        oom: None,
         sent_by_program: Signals::NONE,
         sent_by_teardown: None,
     };
@@ -190,12 +195,16 @@ mod tests {
 
     #[test]
     fn kill_is_for_memory_only_when_the_kernel_counted_and_nobody_sent_it() {
-        let counted = Evidence { oom_kills: 2, ..PLAIN };
-        assert_eq!(cause_of(killed(Signal::KILL), counted), Some(Cause::OutOfMemory { kills: 2 }));
+        let scope = OomScope::Cgroup;
+        let counted = Evidence { oom: Some(OomKills { count: 2, scope }), ..PLAIN };
+        assert_eq!(cause_of(killed(Signal::KILL), counted), Some(Cause::OutOfMemory { kills: 2, scope }));
         assert_eq!(cause_of(killed(Signal::TERM), counted), None);
         assert_eq!(cause_of(killed(Signal::KILL), PLAIN), None);
         let ours = Evidence { sent_by_teardown: Some(Signal::KILL), ..counted };
         assert_eq!(cause_of(killed(Signal::KILL), ours), None);
+        let scope = OomScope::WholeCgroup;
+        let whole = Evidence { oom: Some(OomKills { count: 2, scope }), ..ours };
+        assert_eq!(cause_of(killed(Signal::KILL), whole), Some(Cause::OutOfMemory { kills: 2, scope }));
         let mut sent_by_program = Signals::NONE;
         sent_by_program.insert(Signal::KILL);
         sent_by_program.insert(Signal::CONT);

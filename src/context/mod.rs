@@ -15,6 +15,7 @@ mod crew;
 mod diagnose;
 mod join;
 mod member;
+mod oom;
 mod options;
 mod postmortem;
 mod returned;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::start::StartMethod;
+use crate::sys::limits;
 use crate::sys::signal::Signal;
 use crate::wire::names::{SERVER, WORKER};
 
@@ -156,10 +157,8 @@ impl Options {
             Some(name) if name.contains('\0') => {
                 Err(Error::InvalidOption(format!("name({name:?}): a name must not have NUL in it")))
             }
-            _ if self.nprocs > MAX_WORKERS => Err(Error::InvalidOption(format!(
-                "{} workers are more than the kernel can have processes ({MAX_WORKERS})",
-                self.nprocs
-            ))),
+            // Looked at before a thousand things are made for them.
+            _ if self.nprocs >= MANY => limits::check_processes(self.nprocs).map_err(Error::InvalidOption),
             _ => Ok(()),
         }
     }
@@ -173,8 +172,8 @@ impl Options {
     }
 }
 
-/// PID_MAX_LIMIT of 64-bit Linux (proc_sys_kernel(5)).
-const MAX_WORKERS: usize = 1 << 22;
+/// Of fewer workers nobody asks whether this machine can have them, which takes its time.
+const MANY: usize = 1000;
 
 #[cfg(test)]
 mod tests {

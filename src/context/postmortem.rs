@@ -6,38 +6,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::diagnose::{self, Evidence};
+use super::oom::OomKills;
 use super::returned::Returned;
 use super::verdict::{self, Sent};
-use crate::error::{Callee, Cause, Ended, FailureKind, Raised, RaisedError, ResourceUsage, Status};
+use crate::error::{Callee, Cause, Ended, FailureKind, OomScope, Raised, RaisedError, ResourceUsage, Status};
 use crate::supervise::child::Remains;
 use crate::sys::clock::Moment;
-use crate::sys::memory;
-use crate::sys::process::{Exit, ExitStatus};
+use crate::sys::process::ExitStatus;
 use crate::sys::signal::{Signal, Signals};
 use crate::wire::codec;
 use crate::wire::slot::{Account, Slot, State};
 
-/// What is taken down before the start, to be compared with at the end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Baseline {
-    oom_kills: Option<u64>,
-}
-
-impl Baseline {
-    pub(super) fn take() -> Self {
-        Self { oom_kills: memory::oom_kills() }
-    }
-
-    /// Kills for want of memory since then. Asks the kernel only about a SIGKILL: nothing else can be that.
-    fn oom_kills_since(&self, exit: Option<Exit>) -> u64 {
-        match exit.map(|exit| exit.status) {
-            Some(ExitStatus::Signal { signal: Signal::KILL, .. }) => {
-                let now = memory::oom_kills().unwrap_or(0);
-                now.saturating_sub(self.oom_kills.unwrap_or(now))
-            }
-            _ => 0,
-        }
-    }
+/// Whether an end may be a kill for want of memory: of nothing else the kernel is asked.
+pub(super) fn is_kill(status: ExitStatus) -> bool {
+    matches!(status, ExitStatus::Signal { signal: Signal::KILL, .. })
 }
 
 /// What the launcher knows of a worker that has ended.
@@ -51,7 +33,7 @@ pub(super) struct Known {
     pub(super) rss_floor_kib: u64,
     pub(super) sent_by_program: Signals,
     pub(super) sent_by_teardown: Option<Sent>,
-    pub(super) baseline: Baseline,
+    pub(super) oom: Option<OomKills>,
     pub(super) callee: Callee,
 }
 
@@ -64,6 +46,8 @@ pub(super) struct End {
     pub(super) alive: Moment,
     /// The processes for which it had waited, if that wait failed and it of that.
     pub(super) waited_for: Option<Vec<u32>>,
+    /// The most memory it had, if the kernel killed its whole cgroup at once for want of memory.
+    pub(super) killed_with_cgroup: Option<u64>,
     pub(super) result: Option<Returned>,
 }
 
@@ -77,7 +61,7 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
     let evidence = Evidence {
         state: found.state,
         fault: fault.as_ref().and_then(diagnose::fault_kind),
-        oom_kills: known.baseline.oom_kills_since(exit),
+        oom: known.oom,
         sent_by_program: known.sent_by_program,
         sent_by_teardown: known.sent_by_teardown.map(|sent| sent.strongest),
     };
@@ -88,7 +72,9 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
     let at = recorded.unwrap_or(seen);
     let peak_kib = account.map_or(0, |account| account.peak_kib);
     let by_program = cause == Some(Cause::SignalledByLauncher);
-    let victim = !by_program && verdict::is_victim(status, recorded, known.sent_by_teardown);
+    let at_once = matches!(cause, Some(Cause::OutOfMemory { scope: OomScope::WholeCgroup, .. }));
+    let victim = !by_program && !at_once && verdict::is_victim(status, recorded, known.sent_by_teardown);
+    let usage = diagnose::usage(exit, peak_kib, known.rss_floor_kib);
     let ended = Ended {
         kind: failed.then_some(if victim { FailureKind::Teardown } else { FailureKind::Own }),
         recorded: recorded.is_some(),
@@ -96,12 +82,13 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
         note: found.note.take().filter(|_| failed && status != Status::Raised),
         error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.callee))),
         traceback: fault.map(|fault| diagnose::traceback_of(fault, known.callee)),
-        usage: diagnose::usage(exit, peak_kib, known.rss_floor_kib),
+        usage,
         ..bare(status, (known.begin, known.started), at)
     };
     let account = found.account.filter(|_| !failed);
     let result = account.map(|account| Returned::new(remains.slot, account, descriptors));
-    End { ended, recorded, alive: known.alive, waited_for: found.waited_for, result }
+    let killed_with_cgroup = at_once.then(|| usage.peak_memory.unwrap_or(0));
+    End { ended, recorded, alive: known.alive, waited_for: found.waited_for, killed_with_cgroup, result }
 }
 
 impl End {
@@ -124,7 +111,14 @@ impl End {
     fn left_behind(status: Status, cause: Option<Cause>, times: (Moment, Moment)) -> Self {
         let now = Moment::now();
         let ended = Ended { cause, kind: Some(FailureKind::Own), ..bare(status, times, now) };
-        Self { ended, recorded: Some(now), alive: now, waited_for: None, result: None }
+        Self {
+            ended,
+            recorded: Some(now),
+            alive: now,
+            waited_for: None,
+            killed_with_cgroup: None,
+            result: None,
+        }
     }
 }
 

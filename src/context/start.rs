@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::crew::{Crew, Orders};
 use super::join::ProcessContext;
+use super::oom::OomCounts;
 use super::options::Options;
-use super::postmortem::Baseline;
 use crate::error::{Callee, Error};
 use crate::shm::strategy::Choice;
 use crate::shm::tree::{self, Place};
@@ -238,7 +238,7 @@ fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     let JobBuilder { callee, returns, guards, place, abort, roster, .. } = builder;
     // Before the start, so that what happens during it counts.
-    let baseline = Baseline::take();
+    let oom = OomCounts::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _, abort: _ } =
         options;
     let started = start::start_all(Group {
@@ -252,6 +252,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         environment,
         death_signal,
     })?;
-    let orders = Orders { daemon, grace, callee, baseline, abort, roster };
-    Ok(ProcessContext::new(Crew::new(started, orders)))
+    let orders = Orders { daemon, grace, callee, abort, roster };
+    Ok(ProcessContext::new(Crew::new(started, orders, oom)))
 }

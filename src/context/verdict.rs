@@ -27,6 +27,8 @@ pub(super) struct Failing {
     pub(super) recorded: Option<Moment>,
     /// Until then the launcher knows that it had not ended.
     pub(super) alive: Moment,
+    /// The most memory it had, in bytes, if the kernel killed its whole cgroup at once for want of memory.
+    pub(super) killed_with_cgroup: Option<u64>,
 }
 
 /// The rank whose failure came first in time among those of the greatest weight, of failures in the order of the workers' ends.
@@ -34,7 +36,17 @@ pub(super) struct Failing {
 /// A recorded moment is exact. A worker that could not record one (SIGKILL, `_exit`) failed at its end, of which
 /// only the order and a lower bound are known: it comes after whoever ended before it, and after whatever was
 /// recorded before that bound. Where both leave it open, the order of ends decides.
+///
+/// Those whom the kernel killed with their whole cgroup failed at the same moment: the order of their ends says only who
+/// had less memory to give back. Of them it is the one that had the most.
 pub(super) fn first_failure(failures: &[Failing]) -> Option<Failing> {
+    let first = first_in_time(failures)?;
+    let killed = failures.iter().rev().filter(|failing| failing.killed_with_cgroup.is_some());
+    let largest = killed.max_by_key(|failing| failing.killed_with_cgroup);
+    Some(*largest.filter(|_| first.killed_with_cgroup.is_some()).unwrap_or(&first))
+}
+
+fn first_in_time(failures: &[Failing]) -> Option<Failing> {
     let greatest = failures.iter().map(|failing| failing.weight).min()?;
     let weighs = |failing: &&Failing| failing.weight == greatest;
     let earliest = failures.iter().filter(weighs).filter(|failing| failing.recorded.is_some());
@@ -102,7 +114,8 @@ mod tests {
     }
 
     fn failing(rank: usize, recorded: Option<u64>, alive: u64) -> Failing {
-        Failing { rank, weight: Weight::Own, recorded: recorded.map(at), alive: at(alive) }
+        let (weight, killed_with_cgroup) = (Weight::Own, None);
+        Failing { rank, weight, recorded: recorded.map(at), alive: at(alive), killed_with_cgroup }
     }
 
     fn consequence(rank: usize, recorded: u64) -> Failing {
@@ -150,6 +163,15 @@ mod tests {
     fn earliest_of_all_ended_last_but_failed_before_one_that_ended_first() {
         let failures = [failing(2, Some(20), 0), failing(0, None, 0), failing(1, Some(5), 0)];
         assert_eq!(first_failure(&failures), Some(1));
+    }
+
+    #[test]
+    fn of_those_killed_with_their_cgroup_it_is_the_one_with_the_most_memory() {
+        let killed = |rank, bytes| Failing { killed_with_cgroup: Some(bytes), ..failing(rank, None, 0) };
+        assert_eq!(first_failure(&[killed(1, 5), killed(0, 70), failing(2, Some(1), 0)]), Some(0));
+        assert_eq!(first_failure(&[killed(1, 5), killed(0, 5)]), Some(1));
+        // Somebody failed before that.
+        assert_eq!(first_failure(&[failing(2, Some(1), 9), killed(1, 5), killed(0, 70)]), Some(2));
     }
 
     #[test]

@@ -5,19 +5,25 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::sys::limits::{self, Shortage};
-use crate::sys::memory;
+use crate::sys::memory::{self, Available};
 
 /// What can go wrong with a [`Storage`](crate::Storage), a [`Tensor`](crate::Tensor) and what is made of them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
     /// More was asked for than there is.
-    #[error("{asked} bytes were asked for, but only {available} bytes are available{}", Place(.place.as_ref()))]
+    #[error(
+        "{asked} bytes were asked for, but only {available} bytes are available{}{}",
+        Place(.place.as_ref()), Hint(.limit.as_deref())
+    )]
     NotEnough {
         /// Bytes asked for.
         asked: u64,
-        /// Bytes that are left: of the machine and of this process's cgroup, or of the file system.
+        /// Bytes that are left: of the machine, of this process's cgroup and those above it, of its address space
+        /// (RLIMIT_AS), or of the file system.
         available: u64,
+        /// The limit that leaves no more, with its numbers; `None`: the machine or the file system has no more.
+        limit: Option<String>,
         /// The directory whose file system is full; `None`: it is the machine's memory.
         place: Option<PathBuf>,
     },
@@ -43,6 +49,17 @@ pub enum MemoryError {
         shape: Vec<usize>,
         /// Bytes of one element.
         element: usize,
+    },
+
+    /// More of something than there can be.
+    #[error("{asked} {what} were asked for, of which there can be {most} at most")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many were asked for.
+        asked: usize,
+        /// How many there can be.
+        most: usize,
     },
 
     /// The number of elements does not fit the shape.
@@ -214,6 +231,17 @@ impl MemoryError {
     pub(crate) fn os(doing: &'static str, bytes: u64) -> impl FnOnce(io::Error) -> Self {
         move |os| Self::Os { doing, bytes, hint: hint(&os), os }
     }
+
+    /// Says that less than so many bytes can be had.
+    pub(crate) fn not_enough(asked: u64, available: Option<&Available>) -> Self {
+        let limit = available.and_then(Available::limit);
+        Self::NotEnough {
+            asked,
+            available: available.map_or(0, |available| available.bytes),
+            limit,
+            place: None,
+        }
+    }
 }
 
 /// The words of such an error, with the limit that it probably met.
@@ -231,18 +259,20 @@ fn hint(error: &io::Error) -> Option<String> {
                  process"
             ))
         }
-        Shortage::Memory => {
-            let (count, most) = memory::mappings()?;
-            let available = memory::available()?;
-            Some(format!(
-                "{available} bytes of memory are available, and there are {count} mappings of at most {most} \
-                 (vm.max_map_count)"
-            ))
-        }
+        // mmap(2) says the same when there are too many mappings.
+        Shortage::Memory => match memory::mappings()? {
+            (count, most) if count + MAPPINGS_OF_KERNEL >= most => {
+                Some(format!("vm.max_map_count is {most}, and there are {count} mappings"))
+            }
+            _ => Some(memory::available()?.to_string()),
+        },
         Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::DescriptorsOfMachine | Shortage::Processes | Shortage::Space => None,
     }
 }
+
+/// How many mappings below the limit there may be none left: the kernel counts some that it does not list.
+const MAPPINGS_OF_KERNEL: usize = 8;
 
 struct Place<'a>(Option<&'a PathBuf>);
 

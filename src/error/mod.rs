@@ -18,7 +18,7 @@ pub use exceptions::{ProcessExitedException, ProcessRaisedException};
 pub use memory::MemoryError;
 pub(crate) use memory::with_hint;
 pub(crate) use outcome::Ended;
-pub use outcome::{Cause, Outcome, ResourceUsage, Status};
+pub use outcome::{Cause, OomScope, Outcome, ResourceUsage, Status};
 pub use peer::Peer;
 pub(crate) use peer::listed;
 pub(crate) use raised::Raised;

@@ -100,6 +100,8 @@ pub enum Cause {
     OutOfMemory {
         /// How many it counted since the start.
         kills: u64,
+        /// Where.
+        scope: OomScope,
     },
     /// The stack was full.
     StackOverflow,
@@ -135,8 +137,8 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutOfMemory { kills } => {
-                write!(f, "out of memory: the kernel counted {kills} kill(s) for want of memory since the start")
+            Self::OutOfMemory { kills, scope } => {
+                write!(f, "out of memory: since the start the kernel counted {kills} kill(s) for want of memory {scope}")
             }
             Self::StackOverflow => f.write_str("stack overflow (only its innermost calls are kept)"),
             Self::InvalidAccess { address } => write!(f, "invalid access to address {address:#x}"),
@@ -156,6 +158,29 @@ impl fmt::Display for Cause {
             Self::SignalledByLauncher => f.write_str("the launcher sent it that signal"),
             Self::CouldNotBegin => f.write_str("it could not be set up as a worker"),
         }
+    }
+}
+
+/// Where kills for want of memory were counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum OomScope {
+    /// In the worker's own cgroup.
+    Cgroup,
+    /// In the worker's own cgroup, which the kernel killed as a whole (`memory.oom.group`). Its processes failed in the same
+    /// moment: the one that is said to be the first is the one that had the most memory.
+    WholeCgroup,
+    /// On the whole machine, since the worker was in no cgroup that counts them.
+    Machine,
+}
+
+impl fmt::Display for OomScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cgroup => "in its cgroup",
+            Self::WholeCgroup => "in its cgroup, which was killed as a whole",
+            Self::Machine => "on this machine",
+        })
     }
 }
 

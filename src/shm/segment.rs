@@ -76,12 +76,12 @@ impl Plan {
 }
 
 /// Asks before, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
-fn ask_first(asked: u64) -> Result<(), MemoryError> {
+pub(super) fn ask_first(asked: u64) -> Result<(), MemoryError> {
     if asked < ASK_FIRST {
         return Ok(());
     }
     match memory::available() {
-        Some(available) if available < asked => Err(MemoryError::NotEnough { asked, available, place: None }),
+        Some(available) if available.bytes < asked => Err(MemoryError::not_enough(asked, Some(&available))),
         _ => Ok(()),
     }
 }
@@ -343,7 +343,7 @@ fn is_shared_memory(target: &Path) -> bool {
 fn no_memory(os: io::Error, asked: u64) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
-            MemoryError::NotEnough { asked, available: memory::available().unwrap_or(0), place: None }
+            MemoryError::not_enough(asked, memory::available().as_ref())
         }
         _ => MemoryError::os("reserving a memfd", asked)(os),
     }
@@ -364,7 +364,7 @@ fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
             let base = Some(place.base().to_owned());
-            MemoryError::NotEnough { asked, available: place.space().unwrap_or(0), place: base }
+            MemoryError::NotEnough { asked, available: place.space().unwrap_or(0), limit: None, place: base }
         }
         _ => MemoryError::os("reserving a file of named memory", asked)(os),
     }

@@ -13,9 +13,11 @@ use super::dyn_tensor::DynTensor;
 use super::layout::Layout;
 use super::passing::{self, Claim};
 use super::refused::Refused;
+use super::segment::ask_first;
 use super::storage::Storage;
 use super::tensor::Tensor;
 use crate::error::MemoryError;
+use crate::sys::memory;
 
 /// A part of a tensor that only one process at a time can reach: it is there as `&mut [T]`, without `unsafe`.
 ///
@@ -182,7 +184,8 @@ impl<T: Number> Tensor<T> {
     /// reach them.
     ///
     /// # Errors
-    /// [`MemoryError::CannotDivide`] when `n` is zero or the tensor has no dimension; as [`Tensor::zeros`] when it has
+    /// [`MemoryError::CannotDivide`] when `n` is zero or the tensor has no dimension; [`MemoryError::NotEnough`] when there
+    /// is not the memory for so many shards, each of which needs some 400 bytes of this process's own; as [`Tensor::zeros`] when it has
     /// to be copied.
     pub fn into_shards(self, n: usize) -> Result<Vec<Shard<T>>, MemoryError> {
         let refuse = |reason| MemoryError::CannotDivide { shape: self.shape().to_vec(), parts: n, reason };
@@ -190,10 +193,12 @@ impl<T: Number> Tensor<T> {
         if n == 0 {
             return Err(refuse("there must be at least one shard"));
         }
+        // Asked for before they are made: the number may be any.
+        let mut shards = room_for(n, self.shape().len())?;
         let whole = self.into_dyn().into_exclusive()?;
         let row_len = whole.len().checked_div(rows).unwrap_or(0) * size_of::<T>();
         let mut at = whole.storage().offset() + whole.offset() * size_of::<T>();
-        let shards = (0..n).map(|index| {
+        shards.extend((0..n).map(|index| {
             let shape = [&[rows / n + usize::from(index < rows % n)], &whole.shape()[1..]].concat();
             let (from, len) = (at, shape[0] * row_len);
             at += len;
@@ -201,8 +206,8 @@ impl<T: Number> Tensor<T> {
             // It is new: there is no other size yet.
             let _ = storage.claim_unit(size_of::<T>());
             Shard::new(storage, Cut::of(&whole, shape, index, n))
-        });
-        Ok(shards.collect())
+        }));
+        Ok(shards)
     }
 
     /// Puts all shards of a tensor together again, in whichever order they are. Nothing is copied.
@@ -222,6 +227,20 @@ impl<T: Number> Tensor<T> {
             Err(reason) => Err(Refused::new(shards, reason)),
         }
     }
+}
+
+/// Room for as many shards of a tensor, if there is the memory for them.
+fn room_for<T: Number>(shards: usize, dimensions: usize) -> Result<Vec<Shard<T>>, MemoryError> {
+    // Its storage, its flag, its own shape and that of the whole lie elsewhere.
+    let each = size_of::<Shard<T>>() + 256 + 2 * dimensions * size_of::<usize>();
+    let too_many =
+        MemoryError::TooMany { what: "shards of a tensor", asked: shards, most: usize::MAX / each };
+    let asked = shards.checked_mul(each).ok_or(too_many)? as u64;
+    ask_first(asked)?;
+    let mut room = Vec::new();
+    room.try_reserve_exact(shards)
+        .map_err(|_| MemoryError::not_enough(asked, memory::available().as_ref()))?;
+    Ok(room)
 }
 
 /// The tensor that these shards, in their order, make up.

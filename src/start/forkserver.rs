@@ -248,7 +248,7 @@ impl Link {
 
     fn ended(&self) -> Error {
         let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(ANSWER));
-        match process::reap(self.pidfd.as_fd(), || ()) {
+        match process::reap(self.pidfd.as_fd(), |_| ()) {
             Ok(process::Reaped::Exit(exit)) => died(&format!("while it was asked: {}", exit.status)),
             _ => died("while it was asked"),
         }
@@ -299,7 +299,7 @@ impl Drop for Link {
             let sent = process::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
             let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };
             let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(death));
-            let _ = process::reap(self.pidfd.as_fd(), || ());
+            let _ = process::reap(self.pidfd.as_fd(), |_| ());
         }
     }
 }

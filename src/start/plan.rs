@@ -88,6 +88,12 @@ pub(super) enum Failure {
         call: &'static str,
         os: io::Error,
     },
+    /// The arguments and the environment are more than a program may be given.
+    TooLarge {
+        call: &'static str,
+        limit: String,
+        os: io::Error,
+    },
     Threads(usize),
     /// The fork server has its own words for it.
     Server(Error),
@@ -104,6 +110,7 @@ impl Failure {
             Self::Threads(threads) => Error::ForkWithThreads { threads },
             Self::Server(error) => error,
             Self::System { call, os } => Error::Start { rank, nprocs, call, limit: limit_met(&os), os },
+            Self::TooLarge { call, limit, os } => Error::Start { rank, nprocs, call, limit: Some(limit), os },
         }
     }
 }
@@ -112,18 +119,11 @@ impl Failure {
 pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
     match Shortage::of(error)? {
         Shortage::Descriptors => limits::descriptors_text(),
-        Shortage::DescriptorsOfMachine => {
-            Some("the whole machine has no descriptors left: see /proc/sys/fs/file-max".to_owned())
-        }
-        Shortage::Processes => {
-            let limit = limits::processes().ok()?;
-            Some(format!(
-                "RLIMIT_NPROC is {limit}; the cgroup's pids.max or /proc/sys/kernel/pid_max may be lower"
-            ))
-        }
+        Shortage::DescriptorsOfMachine => limits::machine_descriptors_text(),
+        Shortage::Processes => limits::processes_text(),
         Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
         Shortage::Space => Some("the file system is full".to_owned()),
-        Shortage::Memory => Some(format!("{} bytes of memory are available", memory::available()?)),
+        Shortage::Memory => Some(memory::available()?.to_string()),
     }
 }
 
@@ -137,8 +137,8 @@ mod tests {
         // EMFILE, EAGAIN, ENOMEM, ENFILE, and one that means no limit (errno(3)).
         assert!(told(24).unwrap().starts_with("RLIMIT_NOFILE is "));
         assert!(told(11).unwrap().starts_with("RLIMIT_NPROC is "));
-        assert!(told(12).unwrap().ends_with(" bytes of memory are available"));
-        assert!(told(23).unwrap().contains("file-max"));
+        assert!(told(12).unwrap().contains(" bytes of memory are available"));
+        assert!(told(23).unwrap().contains("fs.file-max"));
         assert_eq!(told(2), None);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::plan::{Failure, Group};
 use super::surroundings;
 use crate::error::Error;
+use crate::sys::limits;
 use crate::sys::spawn::{Blocked, spawn_self};
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::slot::Slot;
@@ -54,8 +55,17 @@ impl Template {
 
     pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
         let marker = format!("{WORKER}={}", group.marker(rank, slot));
+        const CALL: &str = "running /proc/self/exe again (posix_spawn)";
         let pid = self.run(&marker, group.inherited(rank, slot), Blocked::Nothing);
-        pid.map_err(Failure::of("running /proc/self/exe again (posix_spawn)"))
+        pid.map_err(|os| match limits::of_program(&os, &self.strings()) {
+            Some(limit) => Failure::TooLarge { call: CALL, limit, os },
+            None => Failure::of(CALL)(os),
+        })
+    }
+
+    /// All that the program is given, but for the marker.
+    fn strings(&self) -> Vec<&[u8]> {
+        self.environment.iter().chain(&self.arguments).map(|text| text.as_bytes()).collect()
     }
 
     /// Runs our executable with a marker, by which it knows what it is.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
-use crate::sys::process::{self, Exit, Reaped};
+use crate::sys::process::{self, Exit, ExitStatus, Reaped};
 use crate::sys::signal::Signal;
 use crate::wire::ledger::Ledger;
 use crate::wire::slot::Slot;
@@ -133,8 +133,9 @@ impl Child {
 
     /// Ends what is left of its process group and reaps it, if it has ended. `None`: it still runs.
     ///
-    /// The group first: until it is reaped, the child's number cannot be anybody else's.
-    pub(crate) fn try_reap(&mut self) -> io::Result<Option<Remains>> {
+    /// The group first: until it is reaped, the child's number cannot be anybody else's. `look` is told before that how it
+    /// ended, unless somebody else reaps it.
+    pub(crate) fn try_reap(&mut self, look: impl FnOnce(ExitStatus)) -> io::Result<Option<Remains>> {
         if let Some(served) = &self.served {
             return Ok(match served.end_of(self.pidfd.as_fd(), &mut self.ended_at)? {
                 Some(exit) => self.slot.take().map(|slot| Remains { exit, slot }),
@@ -142,7 +143,11 @@ impl Child {
             });
         }
         let pidfd = self.pidfd.as_fd();
-        let exit = match process::reap(pidfd, || process::kill_group(pidfd, Some(self.pid)))? {
+        let before = |status| {
+            process::kill_group(pidfd, Some(self.pid));
+            look(status);
+        };
+        let exit = match process::reap(pidfd, before)? {
             Reaped::Running => return Ok(None),
             Reaped::Exit(exit) => Some(exit),
             Reaped::ByOthers => {
@@ -190,7 +195,7 @@ impl Served {
             // It wrote this as its last word, or nothing; what is left of the worker's group has no other to end it. The
             // worker is ours to reap if we are the subreaper of orphans, as the first process of a container is.
             let last = record(now)?.flatten();
-            let found = process::reap(worker, || ())?;
+            let found = process::reap(worker, |_| ())?;
             process::kill_group(worker, None);
             return Ok(Some(match found {
                 Reaped::Exit(exit) => Some(exit),
@@ -219,6 +224,6 @@ impl Drop for Child {
         // For what was not sent there is no use in waiting.
         let throes = if self.signal(Signal::KILL).is_ok() { DEATH_THROES } else { Duration::ZERO };
         let _ = wait_readable(self.as_fd(), Moment::now().checked_add(throes));
-        let _ = self.try_reap();
+        let _ = self.try_reap(|_| ());
     }
 }

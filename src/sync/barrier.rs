@@ -350,7 +350,7 @@ mod tests {
             let result = Barrier::new(parties).unwrap().wait().unwrap();
             assert_eq!((result.is_leader(), result.index()), (true, 0));
         }
-        assert!(matches!(Barrier::new(usize::MAX), Err(MemoryError::TooLarge { .. })));
+        assert!(matches!(Barrier::new(usize::MAX), Err(MemoryError::TooMany { .. })));
     }
 
     #[test]

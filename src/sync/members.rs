@@ -86,11 +86,11 @@ fn clear_out(me: Me) {
 
 impl Members {
     pub(super) fn new(parties: usize) -> Result<Self, MemoryError> {
-        let too_large = || MemoryError::TooLarge { shape: vec![parties], element: size_of::<RobustWord>() };
-        let counted = u32::try_from(parties.max(1)).map_err(|_| too_large())?;
-        let places = parties.checked_mul(2).and_then(|twice| twice.checked_add(16)).ok_or_else(too_large)?;
-        let room = places.checked_mul(size_of::<RobustWord>()).ok_or_else(too_large)?;
-        let shared = Shared::<BarrierCells>::new(Stamp::of::<()>(KIND), room)?;
+        let (what, most) = ("parties of a barrier", u32::MAX as usize);
+        let too_many = |_| MemoryError::TooMany { what, asked: parties, most };
+        let counted = u32::try_from(parties.max(1)).map_err(too_many)?;
+        let places = 2 * parties + 16;
+        let shared = Shared::<BarrierCells>::new(Stamp::of::<()>(KIND), places * size_of::<RobustWord>())?;
         shared.cells().parties.store(counted, Relaxed);
         Ok(Self { shared })
     }

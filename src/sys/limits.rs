@@ -1,9 +1,12 @@
-//! getrlimit(2): how many descriptors and processes this process may have.
+//! getrlimit(2) and other limits: how much this process may have.
 
+use std::path::Path;
 use std::{fmt, io};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use super::cgroup::Hierarchy;
 
 /// A soft and a hard limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,14 +37,108 @@ pub(crate) fn set_descriptors(limit: Limit) -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, limit.soft, limit.hard)?)
 }
 
-/// RLIMIT_NPROC.
-pub(crate) fn processes() -> io::Result<Limit> {
-    read(Resource::RLIMIT_NPROC)
+/// What the whole machine has of descriptors, for an error's text.
+pub(crate) fn machine_descriptors_text() -> Option<String> {
+    // Allocated, free, the most (proc_sys_fs(5)).
+    let text = std::fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
+    let mut numbers = text.split_whitespace();
+    let (open, most) = (numbers.next()?, numbers.nth(1)?);
+    Some(format!("the whole machine has {open} open files of at most {most}: fs.file-max"))
+}
+
+/// What limits the number of processes and threads, for an error's text: that of a cgroup where it is met, else all.
+pub(crate) fn processes_text() -> Option<String> {
+    let group = Hierarchy::find(Path::new("/"), "pids").and_then(|pids| pids.group_of("self")?.processes());
+    let user = read(Resource::RLIMIT_NPROC).ok()?;
+    let kernel = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+        format!("kernel.{name} is {}", text.trim())
+    };
+    Some(match group {
+        Some(room) if room.left == 0 => room.to_string(),
+        room => {
+            let room = room.map(|room| format!("; {room}")).unwrap_or_default();
+            format!("RLIMIT_NPROC is {user}{room}; {}; {}", kernel("threads-max"), kernel("pid_max"))
+        }
+    })
+}
+
+/// Refuses more processes than this machine can have.
+pub(crate) fn check_processes(number: usize) -> Result<(), String> {
+    // PID_MAX_LIMIT of 64-bit Linux (proc_sys_kernel(5)), for where the kernel does not say.
+    const MOST: usize = 1 << 22;
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let most = text.and_then(|text| text.trim().parse().ok()).unwrap_or(MOST);
+    if number < most {
+        return Ok(());
+    }
+    Err(format!("{number} workers are more than this machine can have processes: kernel.pid_max is {most}"))
 }
 
 fn read(resource: Resource) -> io::Result<Limit> {
     let (soft, hard) = getrlimit(resource)?;
     Ok(Limit { soft, hard })
+}
+
+/// RLIMIT_AS, and how much of it is in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AddressSpace {
+    limit: u64,
+    used: u64,
+}
+
+impl AddressSpace {
+    pub(crate) fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
+impl fmt::Display for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, used } = self;
+        write!(f, "RLIMIT_AS is {limit} bytes of address space (ulimit -v), of which {used} are in use")
+    }
+}
+
+/// RLIMIT_AS; `None` when there is none.
+pub(crate) fn address_space() -> Option<AddressSpace> {
+    let limit = read(Resource::RLIMIT_AS).ok()?.soft;
+    if limit == u64::MAX {
+        return None;
+    }
+    // Its first field is the size of the address space in pages (proc_pid_statm(5)).
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').next()?.parse().ok()?;
+    Some(AddressSpace { limit, used: pages * super::map::page_size() as u64 })
+}
+
+/// The limit that a program's arguments and environment have met, if the error says that they are too large.
+pub(crate) fn of_program(error: &io::Error, strings: &[&[u8]]) -> Option<String> {
+    (error.raw_os_error() == Some(libc::E2BIG)).then(|| too_large(strings, read(Resource::RLIMIT_STACK).ok()))
+}
+
+/// Which limit of execve(2) that is.
+fn too_large(strings: &[&[u8]], stack: Option<Limit>) -> String {
+    /// MAX_ARG_STRLEN: of one string with its NUL, in pages of the machine.
+    const STRING_PAGES: usize = 32;
+    let most = STRING_PAGES * super::map::page_size();
+    let longest = strings.iter().max_by_key(|text| text.len()).copied().unwrap_or_default();
+    if longest.len() >= most {
+        let name = String::from_utf8_lossy(longest.split(|&byte| byte == b'=').next().unwrap_or_default());
+        let name: String = name.chars().take(80).collect();
+        return format!(
+            "{name} has {} bytes, but a string of the environment or an argument may have {most} at most; workers of \
+             ForkServer are not run by exec, and pass larger ones",
+            longest.len() + 1
+        );
+    }
+    // Each has a pointer besides.
+    let total: usize = strings.iter().map(|text| text.len() + 1 + size_of::<usize>()).sum();
+    let stack = stack.map(|limit| limit.to_string()).unwrap_or_default();
+    format!(
+        "the environment and the arguments have {total} bytes; they may have a quarter of RLIMIT_STACK, which is {stack}, \
+         and 6 MiB at most"
+    )
 }
 
 /// RLIMIT_FSIZE: how large a file, a memfd too, may become.
@@ -107,5 +204,23 @@ impl Shortage {
             libc::EFBIG => Some(Self::FileSize),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_large_names_the_variable_or_the_total() {
+        let long = [b"BIG=".to_vec(), vec![b'x'; 200_000]].concat();
+        let told = too_large(&[b"A=1", &long], None);
+        assert!(told.starts_with("BIG has 200005 bytes, but"), "{told}");
+        let many = vec![&long[..60_000]; 40];
+        let told = too_large(&many, Some(Limit { soft: 8 << 20, hard: u64::MAX }));
+        assert!(
+            told.contains("have 2400360 bytes") && told.contains("8388608 of at most unlimited"),
+            "{told}"
+        );
     }
 }

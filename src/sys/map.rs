@@ -284,7 +284,7 @@ fn check_sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
 }
 
 /// Bytes of a page.
-fn page_size() -> usize {
+pub(super) fn page_size() -> usize {
     // SAFETY: takes an integer.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

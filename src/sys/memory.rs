@@ -1,17 +1,59 @@
-//! What the kernel says of memory: proc(5), cgroups(7).
+//! What the kernel says of memory: proc(5).
 
+use std::fmt;
 use std::fs::{File, read_to_string};
 use std::io::Read;
+use std::path::Path;
+use std::sync::OnceLock;
 
-/// Bytes that can still be had without driving the machine, or this process's cgroup, out of memory.
-/// `None` when the kernel does not say.
-pub(crate) fn available() -> Option<u64> {
-    let machine = meminfo_bytes(&read_to_string("/proc/meminfo").ok()?);
-    let group = Cgroup::own().and_then(|group| group.headroom());
-    match (machine, group) {
-        (Some(machine), Some(group)) => Some(machine.min(group)),
-        (machine, group) => machine.or(group),
+use super::cgroup::{Hierarchy, Room};
+use super::limits::{self, AddressSpace};
+
+/// Memory that can still be had, by the scarcest of what it can be short of.
+#[derive(Debug)]
+pub(crate) struct Available {
+    pub(crate) bytes: u64,
+    bound: Bound,
+}
+
+#[derive(Debug)]
+enum Bound {
+    Machine,
+    Cgroup(Room),
+    AddressSpace(AddressSpace),
+}
+
+impl Available {
+    /// The limit that leaves no more; `None`: it is the machine.
+    pub(crate) fn limit(&self) -> Option<String> {
+        match &self.bound {
+            Bound::Machine => None,
+            Bound::Cgroup(room) => Some(room.to_string()),
+            Bound::AddressSpace(space) => Some(space.to_string()),
+        }
     }
+}
+
+impl fmt::Display for Available {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of memory are available", self.bytes)?;
+        self.limit().map_or(Ok(()), |limit| write!(f, ": {limit}"))
+    }
+}
+
+/// How much can be had and mapped without driving the machine, this process's cgroup or one above it out of memory, nor
+/// beyond its address space. `None` when the kernel does not say.
+pub(crate) fn available() -> Option<Available> {
+    // Mounts hardly change while a process runs.
+    static HIERARCHY: OnceLock<Option<Hierarchy>> = OnceLock::new();
+    let hierarchy = HIERARCHY.get_or_init(|| Hierarchy::find(Path::new("/"), "memory"));
+    let group = hierarchy.as_ref().and_then(|hierarchy| hierarchy.group_of("self")?.memory());
+    let machine = read_to_string("/proc/meminfo").ok().and_then(|text| meminfo_bytes(&text));
+    let machine = machine.map(|bytes| Available { bytes, bound: Bound::Machine });
+    let group = group.map(|room| Available { bytes: room.left, bound: Bound::Cgroup(room) });
+    let space = limits::address_space();
+    let space = space.map(|space| Available { bytes: space.left(), bound: Bound::AddressSpace(space) });
+    [machine, group, space].into_iter().flatten().min_by_key(|available| available.bytes)
 }
 
 fn meminfo_bytes(text: &str) -> Option<u64> {
@@ -19,61 +61,9 @@ fn meminfo_bytes(text: &str) -> Option<u64> {
     Some((kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) * 1024)
 }
 
-/// How often the kernel has killed for memory: in this process's cgroup where that is counted, else on the
-/// whole machine. `None` when the kernel does not say.
-pub(crate) fn oom_kills() -> Option<u64> {
-    let own =
-        Cgroup::own().and_then(|group| number_after(&read_to_string(group.events()).ok()?, "oom_kill "));
-    own.or_else(|| number_after(&read_to_string("/proc/vmstat").ok()?, "oom_kill "))
-}
-
-/// The memory cgroup of this process.
-enum Cgroup {
-    V1(String),
-    V2(String),
-}
-
-impl Cgroup {
-    fn own() -> Option<Self> {
-        Self::parse(&read_to_string("/proc/self/cgroup").ok()?)
-    }
-
-    /// Reads lines `id:controllers:path`; version 1 wins, since it has the memory controller if it is there.
-    fn parse(text: &str) -> Option<Self> {
-        let path_of = |controller: &str| {
-            text.lines().find_map(|line| {
-                let mut fields = line.splitn(3, ':').skip(1);
-                let named = fields.next()?.split(',').any(|name| name == controller);
-                named.then(|| fields.next())?.map(str::to_owned)
-            })
-        };
-        let v1 = path_of("memory").map(|path| Self::V1(format!("/sys/fs/cgroup/memory{path}")));
-        v1.or_else(|| path_of("").map(|path| Self::V2(format!("/sys/fs/cgroup{path}"))))
-    }
-
-    fn events(&self) -> String {
-        match self {
-            Self::V1(dir) => format!("{dir}/memory.oom_control"),
-            Self::V2(dir) => format!("{dir}/memory.events"),
-        }
-    }
-
-    /// Limit less use, of which the page cache does not count: it can be had back. A cgroup without a limit ("max", or no
-    /// file in the root) gives `None`.
-    fn headroom(&self) -> Option<u64> {
-        let (dir, limit, used) = match self {
-            Self::V1(dir) => (dir, "memory.limit_in_bytes", "memory.usage_in_bytes"),
-            Self::V2(dir) => (dir, "memory.max", "memory.current"),
-        };
-        let number = |file| read_to_string(format!("{dir}/{file}")).ok()?.trim().parse::<u64>().ok();
-        let stat = read_to_string(format!("{dir}/memory.stat")).unwrap_or_default();
-        Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached(&stat))))
-    }
-}
-
-/// Bytes of files in memory, by memory.stat.
-fn cached(stat: &str) -> u64 {
-    ["inactive_file ", "active_file "].iter().filter_map(|key| number_after(stat, key)).sum()
+/// How often the kernel of this machine has killed for memory, below a root directory. `None` when it does not say.
+pub(crate) fn oom_kills(root: &Path) -> Option<u64> {
+    number_after(&read_to_string(root.join("proc/vmstat")).ok()?, "oom_kill ")
 }
 
 /// The most memory this process has had resident so far, in KiB (VmHWM).
@@ -108,21 +98,6 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_parse_both_versions() {
-        let events = |text| Cgroup::parse(text).map(|group| group.events());
-        let mixed = "9:name=systemd:/\n4:cpu,memory:/a/b\n0::/";
-        assert_eq!(events(mixed).unwrap(), "/sys/fs/cgroup/memory/a/b/memory.oom_control");
-        assert_eq!(events("0::/x:y\n").unwrap(), "/sys/fs/cgroup/x:y/memory.events");
-        assert_eq!(events("garbage"), None);
-    }
-
-    #[test]
-    fn cached_counts_files_on_both_lists() {
-        let stat = "anon 5\ninactive_anon 7\ninactive_file 100\nactive_file 20\ntotal_active_file 9\n";
-        assert_eq!((cached(stat), cached("")), (120, 0));
-    }
-
-    #[test]
     fn meminfo_counts_swap() {
         let text = "MemTotal: 9 kB\nMemAvailable:     100 kB\nSwapFree: 20 kB\n";
         assert_eq!(meminfo_bytes(text), Some(120 * 1024));
@@ -131,7 +106,7 @@ mod tests {
 
     #[test]
     fn this_machine_answers() {
-        assert!(available().is_some_and(|bytes| bytes > 0));
+        assert!(available().is_some_and(|available| available.bytes > 0));
         assert!(peak_resident_kib().is_some_and(|kib| kib > 0));
     }
 }

@@ -15,6 +15,7 @@ compile_error!(
 
 pub(crate) mod affinity;
 pub(crate) mod cells;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod copy;
 pub(crate) mod dir;

@@ -117,12 +117,12 @@ pub(crate) enum Reaped {
     ByOthers,
 }
 
-/// Reaps the child if it has ended, after `before`, which can still count on its pid being nobody else's.
+/// Reaps the child if it has ended, after `before`, which is told how and can still count on its pid being nobody else's.
 /// Does not block.
-pub(crate) fn reap(pidfd: BorrowedFd<'_>, before: impl FnOnce()) -> io::Result<Reaped> {
+pub(crate) fn reap(pidfd: BorrowedFd<'_>, before: impl FnOnce(ExitStatus)) -> io::Result<Reaped> {
     let found = match wait(pidfd, libc::WNOWAIT) {
-        Ok(Some(_)) => {
-            before();
+        Ok(Some(exit)) => {
+            before(exit.status);
             wait(pidfd, 0)
         }
         other => other,
