@@ -189,9 +189,9 @@ fn want(rank: usize, (way, lock, pids): (Way, Lock<u8>, Tensor<i64>)) -> anyhow:
     if rank == 1 {
         let guard = lock.lock()?;
         if way == Way::Fails {
-            // Not for the same reason.
+            // Not for the same reason, and after all others.
             post(&pids, 1, std::process::id());
-            await_post(&pids, 0);
+            [0, 2, 3].into_iter().for_each(|rank| await_end(await_post(&pids, rank)));
             anyhow::bail!("rank 1 is out of luck");
         }
         std::mem::forget(guard);
@@ -201,9 +201,7 @@ fn want(rank: usize, (way, lock, pids): (Way, Lock<u8>, Tensor<i64>)) -> anyhow:
         Way::Fails => {
             await_post(&pids, 1);
             let error = lock.lock_timeout(SHORT).unwrap_err();
-            if rank == 0 {
-                post(&pids, 0, 1);
-            }
+            post(&pids, rank, std::process::id());
             // As text, so that the type is lost.
             anyhow::bail!("step 7: {error}")
         }
@@ -308,7 +306,11 @@ fn empty_queue_blames_nobody_who_is_not_known_to_be_the_cause() {
                 let given = (way, Queue::bounded(8).unwrap(), board(4));
                 let error = start_processes(expect, given, options).unwrap().join().unwrap_err();
                 let exception = raised(error);
-                assert_eq!(exception.chain(), ["timed out after 100ms: nobody put a value"], "{exception}");
+                assert_eq!(
+                    exception.chain(),
+                    ["timed out after 100ms: nobody put a value into the empty queue"],
+                    "{exception}"
+                );
                 assert_eq!((exception.culprits(), exception.error_index() == 1), (&[][..], false));
                 let kind = exception.outcomes()[exception.error_index()].failure_kind();
                 assert_eq!(kind, Some(&FailureKind::Consequence { of: vec![] }));

@@ -145,11 +145,11 @@ fn signals_of_the_program_are_told_from_others() {
         context.terminate().unwrap();
         let exception = exited(poll_join(&mut context).unwrap_err());
         assert_eq!(exception.signal_name().as_deref(), Some("SIGTERM"));
-        assert_eq!(exception.cause(), Some(Cause::SignalledByLauncher));
+        assert_eq!(exception.cause(), Some(Cause::SignaledByLauncher));
         assert!(exception.outcomes().iter().all(|outcome| !outcome.is_victim()), "there was no teardown yet");
         let mut context = start();
         context.kill().unwrap();
-        assert_eq!(exited(poll_join(&mut context).unwrap_err()).cause(), Some(Cause::SignalledByLauncher));
+        assert_eq!(exited(poll_join(&mut context).unwrap_err()).cause(), Some(Cause::SignaledByLauncher));
         let mut context = start();
         context.signal(1, Signal::USR1).unwrap();
         let exception = exited(poll_join(&mut context).unwrap_err());

@@ -182,7 +182,7 @@ fn more_memory_than_there_is_is_an_error_in_a_worker_too() {
         let ask = |_, bytes: usize| anyhow::Ok(Storage::new(bytes).err().map(|error| error.to_string()));
         let told = spawn(ask, 1_usize << 45, 1).unwrap().remove(0).unwrap();
         assert!(
-            told.starts_with("35184372088832 bytes were asked for, but only ")
+            told.starts_with("cannot get 32.0 TiB (35184372088832 bytes): only ")
                 && told.ends_with(" are available")
         );
     });

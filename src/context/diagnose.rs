@@ -57,7 +57,7 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
         _ => return None,
     };
     if signal.is_some_and(|signal| evidence.sent_by_program.contains(signal)) {
-        return Some(Cause::SignalledByLauncher);
+        return Some(Cause::SignaledByLauncher);
     }
     let oom = evidence.oom.filter(|_| signal == Some(Signal::KILL));
     let by_teardown = signal.is_some() && signal == evidence.sent_by_teardown;
@@ -209,7 +209,7 @@ mod tests {
         sent_by_program.insert(Signal::KILL);
         sent_by_program.insert(Signal::CONT);
         let program = Evidence { sent_by_program, ..counted };
-        assert_eq!(cause_of(killed(Signal::KILL), program), Some(Cause::SignalledByLauncher));
+        assert_eq!(cause_of(killed(Signal::KILL), program), Some(Cause::SignaledByLauncher));
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
     let recorded = account.and_then(|account| account.failed_at).filter(|_| failed).map(|at| at.min(seen));
     let at = recorded.unwrap_or(seen);
     let peak_kib = account.map_or(0, |account| account.peak_kib);
-    let by_program = cause == Some(Cause::SignalledByLauncher);
+    let by_program = cause == Some(Cause::SignaledByLauncher);
     let at_once = matches!(cause, Some(Cause::OutOfMemory { scope: OomScope::WholeCgroup, .. }));
     let victim = !by_program && !at_once && verdict::is_victim(status, recorded, known.sent_by_teardown);
     let usage = diagnose::usage(exit, peak_kib, known.rss_floor_kib);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::bytes::Bytes;
 use crate::sys::limits::{self, Shortage};
 use crate::sys::memory::{self, Available};
 
@@ -13,25 +14,28 @@ use crate::sys::memory::{self, Available};
 pub enum MemoryError {
     /// More was asked for than there is.
     #[error(
-        "{asked} bytes were asked for, but only {available} bytes are available{}{}",
-        Place(.place.as_ref()), Hint(.limit.as_deref())
+        "cannot get {}{}: only {} are available{}{}",
+        Bytes(*.asked), For(.tensor.as_ref()), Bytes(*.available), In(.directory.as_ref()), Hint(.limit.as_deref())
     )]
     NotEnough {
         /// Bytes asked for.
         asked: u64,
+        /// The tensor that they were for, if it was one.
+        tensor: Option<(crate::DType, Vec<usize>)>,
         /// Bytes that are left: of the machine, of this process's cgroup and those above it, of its address space
         /// (RLIMIT_AS), or of the file system.
         available: u64,
         /// The limit that leaves no more, with its numbers; `None`: the machine or the file system has no more.
         limit: Option<String>,
         /// The directory whose file system is full; `None`: it is the machine's memory.
-        place: Option<PathBuf>,
+        directory: Option<PathBuf>,
     },
 
     /// Huge pages were required, and there are not so many.
     #[error(
-        "{asked} bytes were asked for in whole huge pages of {page} bytes, of which only {free} are free: reserve more in \
-         /proc/sys/vm/nr_hugepages, or ask for HugePages::Preferred"
+        "cannot get {} in huge pages of {}: only {free} are free; reserve more in /proc/sys/vm/nr_hugepages, or ask for \
+         HugePages::Preferred",
+        Bytes(*.asked), Bytes(*.page)
     )]
     NoHugePages {
         /// Bytes asked for.
@@ -85,7 +89,7 @@ pub enum MemoryError {
     /// An index that the tensor does not have.
     #[error("index {index:?} is outside of a tensor of shape {shape:?}{}", Places(.index, .shape))]
     OutOfBounds {
-        /// The index, or the one place in row-major order.
+        /// The index, or the one in row-major order.
         index: Vec<usize>,
         /// The shape.
         shape: Vec<usize>,
@@ -133,7 +137,7 @@ pub enum MemoryError {
     },
 
     /// A write to memory that can only be read: a file's, or one that is frozen.
-    #[error("this memory can only be read: it is frozen, or a file's")]
+    #[error("cannot write to this memory, which is frozen or a file's: write to a copy of it")]
     ReadOnly,
 
     /// Memory that is to be frozen can still be written through somebody's map of it.
@@ -213,7 +217,7 @@ pub enum MemoryError {
     },
 
     /// The system refused.
-    #[error("{doing} of {bytes} bytes: {os}{}", Hint(.hint.as_deref()))]
+    #[error("{doing} of {}: {os}{}", Bytes(*.bytes), Hint(.hint.as_deref()))]
     Os {
         /// The system call.
         doing: &'static str,
@@ -227,6 +231,17 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Says for which tensor the memory was.
+    pub(crate) fn of_tensor(self, dtype: crate::DType, shape: &[usize]) -> Self {
+        match self {
+            Self::NotEnough { asked, tensor: _, available, limit, directory } => {
+                let tensor = Some((dtype, shape.to_vec()));
+                Self::NotEnough { asked, tensor, available, limit, directory }
+            }
+            other => other,
+        }
+    }
+
     /// For `map_err`: names what was being done to so many bytes when the system refused.
     pub(crate) fn os(doing: &'static str, bytes: u64) -> impl FnOnce(io::Error) -> Self {
         move |os| Self::Os { doing, bytes, hint: hint(&os), os }
@@ -239,7 +254,8 @@ impl MemoryError {
             asked,
             available: available.map_or(0, |available| available.bytes),
             limit,
-            place: None,
+            directory: None,
+            tensor: None,
         }
     }
 }
@@ -274,9 +290,19 @@ fn hint(error: &io::Error) -> Option<String> {
 /// How many mappings below the limit there may be none left: the kernel counts some that it does not list.
 const MAPPINGS_OF_KERNEL: usize = 8;
 
-struct Place<'a>(Option<&'a PathBuf>);
+/// What memory was for.
+struct For<'a>(Option<&'a (crate::DType, Vec<usize>)>);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for For<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |(dtype, shape)| write!(f, " for a tensor of {dtype} of shape {shape:?}"))
+    }
+}
+
+/// Where memory was to be.
+struct In<'a>(Option<&'a PathBuf>);
+
+impl fmt::Display for In<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |path| write!(f, " in {}", path.display()))
     }

@@ -1,6 +1,7 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
 mod blame;
+mod bytes;
 pub(crate) mod consequence;
 mod exceptions;
 mod frames;

@@ -122,7 +122,7 @@ pub enum Cause {
     /// ended it by a signal: in a teardown, or since it did not exit in time. What it returned stands.
     EndedWhileExiting,
     /// The program itself sent it that signal through its context.
-    SignalledByLauncher,
+    SignaledByLauncher,
     /// The launcher was not allowed to send it the signal that was to end it.
     SignalRefused {
         /// Which signal.
@@ -155,7 +155,7 @@ impl fmt::Display for Cause {
                 let os = io::Error::from_raw_os_error(*errno);
                 write!(f, "the launcher could not send it {signal}: {os}")
             }
-            Self::SignalledByLauncher => f.write_str("the launcher sent it that signal"),
+            Self::SignaledByLauncher => f.write_str("the launcher sent it that signal"),
             Self::CouldNotBegin => f.write_str("it could not be set up as a worker"),
         }
     }

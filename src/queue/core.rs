@@ -68,6 +68,10 @@ const SIZES: (usize, usize) = (64 << 10, 4 << 20);
 const PART: usize = 4;
 /// And no more than that.
 const INLINE: usize = 64 << 10;
+/// What nobody did when the time of a wait is up.
+const NOT_TAKEN: &str = "nobody took a value out of the full queue";
+const NOT_PUT: &str = "nobody put a value into the empty queue";
+
 impl Core {
     pub(super) fn new(kind: Stamp, most: u32) -> Result<Self, QueueError> {
         let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
@@ -151,7 +155,8 @@ impl Core {
             self.is_closed() || self.ring().fits(head, tail, header)
         };
         let inside = cells.put.enter(&cells.no_room, patience, || !has_room());
-        let producer = || cells.put.holder_if("there is room, but the producers' side is", has_room());
+        let producer =
+            || cells.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
         let tail = self.await_room(header, patience)?;
         if message.has_cargo() {
@@ -188,10 +193,7 @@ impl Core {
                 Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
             }
         };
-        cells
-            .no_room
-            .until(patience, &cells.closed, look)
-            .map_err(QueueError::not_put("nobody took a value out of the full queue"))?
+        cells.no_room.until(patience, &cells.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
     }
 
     /// Takes the next message, for which it waits.
@@ -209,7 +211,8 @@ impl Core {
         let cells = self.cells();
         let is_empty = || self.len() == 0 && !self.is_closed();
         let inside = cells.get.enter(&cells.no_message, patience, is_empty);
-        let consumer = || cells.get.holder_if("there are values, but the consumers' side is", !is_empty());
+        let consumer =
+            || cells.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
         let (head, tail) = self.await_message(patience)?;
         let header = self.ring().header(head, tail)?;
@@ -241,11 +244,7 @@ impl Core {
             let tail = Position::from_word(tail);
             if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
         };
-        match cells
-            .no_message
-            .until(patience, &cells.closed, look)
-            .map_err(QueueError::not_got("nobody put a value"))?
-        {
+        match cells.no_message.until(patience, &cells.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
             Some(tail) => Ok((head, tail)),
             None => self.await_last(head, patience),
         }
@@ -255,7 +254,7 @@ impl Core {
     fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
         let cells = self.cells();
         let patience = if patience.waits() { *patience } else { Patience::of(IN_THE_MIDDLE) };
-        let producer = || cells.put.holder_if("the queue is closed, but its producers' side is", true);
+        let producer = || cells.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
         let inside = cells.put.enter(&cells.no_room, &patience, || false);
         drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
         let tail = Position::from_word(cells.put.at.load(Acquire));

@@ -59,8 +59,18 @@ impl Side {
         }
     }
 
-    /// The process inside the gate, `if` it keeps others from what they could have. Else it waits for that itself.
-    pub(super) fn holder_if(&self, what: &'static str, keeps_others: bool) -> Awaited {
-        Awaited::holders(what, keeps_others.then(|| gate::holder(&self.gate)))
+    /// For whom one waited at the gate: the process inside, if it keeps others from what there is for them; else it waits itself
+    /// for what `nobody_did`.
+    pub(super) fn awaited(
+        &self,
+        keeps_others: bool,
+        what: &'static str,
+        nobody_did: &'static str,
+    ) -> Awaited {
+        if keeps_others {
+            Awaited::holders(what, [gate::holder(&self.gate)])
+        } else {
+            Awaited::Anybody { what: nobody_did }
+        }
     }
 }

@@ -66,7 +66,7 @@ impl<T> sealed::Source for JoinableQueue<T> {
 }
 
 /// Waits until at least one of these has something, at most for `timeout` (`None`: as long as it takes); returns which, by
-/// their places. None when the time was up.
+/// their indices. None when the time was up.
 ///
 /// A queue has something when a value is in it or it was closed; a connection when there is a message or its peer is gone; a
 /// context when a worker has ended: then call its [`join_timeout`](crate::ProcessContext::join_timeout). Another process

@@ -8,7 +8,7 @@ use crate::error::MemoryError;
 const BLOCK: usize = 4096;
 
 impl<T: Element> Tensor<T> {
-    /// The place of an element in row-major order, which the element accessors take.
+    /// The index of an element in row-major order, which the element accessors take.
     ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
@@ -18,23 +18,23 @@ impl<T: Element> Tensor<T> {
         place.ok_or_else(|| MemoryError::OutOfBounds { index: index.to_vec(), shape: self.shape().to_vec() })
     }
 
-    /// The element at `place`, by a relaxed atomic load.
+    /// The element at `index`, by a relaxed atomic load.
     ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
     #[inline]
-    pub fn get(&self, place: usize) -> Result<T, MemoryError> {
-        let (map, at) = self.any.element(place, size_of::<T>())?;
+    pub fn get(&self, index: usize) -> Result<T, MemoryError> {
+        let (map, at) = self.any.element(index, size_of::<T>())?;
         Ok(T::load(map, at))
     }
 
-    /// Sets the element at `place`, by a relaxed atomic store.
+    /// Sets the element at `index`, by a relaxed atomic store.
     ///
     /// # Errors
     /// As [`get`](Self::get), and [`MemoryError::ReadOnly`].
     #[inline]
-    pub fn set(&self, place: usize, value: T) -> Result<(), MemoryError> {
-        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+    pub fn set(&self, index: usize, value: T) -> Result<(), MemoryError> {
+        let (map, at) = self.any.writable_element(index, size_of::<T>())?;
         value.store(map, at);
         Ok(())
     }
@@ -44,8 +44,8 @@ impl<T: Element> Tensor<T> {
     /// # Errors
     /// As [`set`](Self::set).
     #[inline]
-    pub fn swap(&self, place: usize, value: T) -> Result<T, MemoryError> {
-        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+    pub fn swap(&self, index: usize, value: T) -> Result<T, MemoryError> {
+        let (map, at) = self.any.writable_element(index, size_of::<T>())?;
         Ok(value.swap(map, at))
     }
 
@@ -55,8 +55,8 @@ impl<T: Element> Tensor<T> {
     /// # Errors
     /// As [`set`](Self::set).
     #[inline]
-    pub fn compare_exchange(&self, place: usize, current: T, new: T) -> Result<Result<T, T>, MemoryError> {
-        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+    pub fn compare_exchange(&self, index: usize, current: T, new: T) -> Result<Result<T, T>, MemoryError> {
+        let (map, at) = self.any.writable_element(index, size_of::<T>())?;
         Ok(current.replace(new, map, at).map(|()| current))
     }
 
@@ -165,14 +165,14 @@ impl<T: Element> Tensor<T> {
 }
 
 impl<T: Number> Tensor<T> {
-    /// Adds to the element at `place`, so that no addition of another process is lost; returns what was there
+    /// Adds to the element at `index`, so that no addition of another process is lost; returns what was there
     /// before. Integers wrap around.
     ///
     /// # Errors
     /// As [`set`](Self::set).
     #[inline]
-    pub fn fetch_add(&self, place: usize, value: T) -> Result<T, MemoryError> {
-        let (map, at) = self.any.writable_element(place, size_of::<T>())?;
+    pub fn fetch_add(&self, index: usize, value: T) -> Result<T, MemoryError> {
+        let (map, at) = self.any.writable_element(index, size_of::<T>())?;
         Ok(value.fetch_add(map, at))
     }
 

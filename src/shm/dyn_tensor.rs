@@ -41,7 +41,7 @@ impl DynTensor {
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
         let layout = Layout::row_major(shape).ok_or_else(too_large)?;
         let bytes = layout.len().checked_mul(dtype.size()).ok_or_else(too_large)?;
-        let storage = Storage::new(bytes)?;
+        let storage = Storage::new(bytes).map_err(|error| error.of_tensor(dtype, shape))?;
         storage.claim_unit(dtype.size())?;
         Ok(Self { storage, dtype, layout })
     }

@@ -364,7 +364,13 @@ fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
             let base = Some(place.base().to_owned());
-            MemoryError::NotEnough { asked, available: place.space().unwrap_or(0), limit: None, place: base }
+            MemoryError::NotEnough {
+                asked,
+                available: place.space().unwrap_or(0),
+                limit: None,
+                tensor: None,
+                directory: base,
+            }
         }
         _ => MemoryError::os("reserving a file of named memory", asked)(os),
     }

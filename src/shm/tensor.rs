@@ -26,9 +26,9 @@ use crate::error::MemoryError;
 /// ```
 /// use phalanx::Tensor;
 /// let weights = Tensor::<f32>::zeros(&[2, 3])?;
-/// let place = weights.position(&[1, 2])?;
-/// weights.set(place, 0.5)?;
-/// weights.fetch_add(place, 0.25)?;
+/// let index = weights.position(&[1, 2])?;
+/// weights.set(index, 0.5)?;
+/// weights.fetch_add(index, 0.25)?;
 /// assert_eq!(weights.get(5)?, 0.75);
 /// assert_eq!(weights.to_vec(), [0.0, 0.0, 0.0, 0.0, 0.0, 0.75]);
 ///
@@ -266,6 +266,14 @@ mod tests {
     use std::ops::Bound;
 
     use super::*;
+
+    #[test]
+    fn tensor_that_does_not_fit_is_named_with_its_size_in_units() {
+        let error = Tensor::<f32>::zeros(&[1 << 20, 1 << 20]).unwrap_err().to_string();
+        let expected =
+            "cannot get 4.0 TiB (4398046511104 bytes) for a tensor of f32 of shape [1048576, 1048576]: only ";
+        assert!(error.starts_with(expected) && error.contains(" are available"), "{error}");
+    }
 
     #[test]
     fn bounds_and_lengths_are_checked() {

@@ -185,3 +185,33 @@ impl fmt::Display for Breach<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_name_processes_and_say_what_to_do() {
+        let told = |error: SyncError| error.to_string();
+        let broken = |by, missing: &[u32]| told(SyncError::broken(7, by, missing.to_vec()));
+        let whole = "the barrier is broken: process 7";
+        assert_eq!(
+            broken(BrokenBy::GivingUp, &[8, 9]),
+            format!("{whole} waited no longer for process 8 and process 9")
+        );
+        assert_eq!(broken(BrokenBy::GivingUp, &[]), format!("{whole} waited no longer"));
+        assert_eq!(broken(BrokenBy::Abort, &[]), format!("{whole} called abort() or panicked"));
+        assert!(broken(BrokenBy::Death, &[]).starts_with(&format!("{whole} died")));
+        let poisoned = told(SyncError::poisoned(7));
+        assert!(poisoned.starts_with("process 7 died or panicked while it held the lock"), "{poisoned}");
+        assert!(poisoned.contains("recover()"), "{poisoned}");
+        let (waited, holder) = (Duration::from_secs(3), Awaited::holders("the lock is", [7]));
+        assert_eq!(
+            told(SyncError::timed_out(waited, holder)),
+            "timed out after 3s: the lock is held by process 7"
+        );
+        let aborted = |rank| told(Stop::Aborted(rank).into());
+        assert_eq!(aborted(Some(2)), "the wait was aborted: rank 2 has failed");
+        assert_eq!(aborted(None), "the wait was aborted: the launcher ends its workers");
+    }
+}

@@ -199,8 +199,8 @@ impl<T: Element> Array<T> {
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
     #[inline]
-    pub fn get(&self, place: usize) -> Result<T, MemoryError> {
-        self.tensor.get(place)
+    pub fn get(&self, index: usize) -> Result<T, MemoryError> {
+        self.tensor.get(index)
     }
 
     /// Sets an element.
@@ -208,8 +208,8 @@ impl<T: Element> Array<T> {
     /// # Errors
     /// As [`get`](Self::get); [`MemoryError::ReadOnly`] when its memory has been frozen.
     #[inline]
-    pub fn set(&self, place: usize, value: T) -> Result<(), MemoryError> {
-        self.tensor.set(place, value)
+    pub fn set(&self, index: usize, value: T) -> Result<(), MemoryError> {
+        self.tensor.set(index, value)
     }
 
     /// A copy of all elements.
@@ -239,8 +239,8 @@ impl<T: Number> Array<T> {
     /// # Errors
     /// As [`set`](Self::set).
     #[inline]
-    pub fn fetch_add(&self, place: usize, value: T) -> Result<T, MemoryError> {
-        self.tensor.fetch_add(place, value)
+    pub fn fetch_add(&self, index: usize, value: T) -> Result<T, MemoryError> {
+        self.tensor.fetch_add(index, value)
     }
 }
 
