@@ -91,19 +91,19 @@ fn teardown_of_a_thousand_who_ignore_sigterm_takes_the_grace_period_not_theirs_t
 
 #[test]
 fn a_poll_costs_the_same_with_a_thousand_as_with_ten() {
+    /// The shortest of many: only that is free of what else runs on the machine.
     fn poll(nprocs: usize) -> anyhow::Result<Duration> {
         let wait = |_, ()| -> anyhow::Result<()> { wait_for_ever() };
         let mut context = start_processes(wait, (), served(nprocs).daemon(true))?;
         // The workers come to rest first.
         await_that(|| !context.join_timeout(Duration::from_millis(200)).unwrap());
-        let mut times: Vec<_> = (0..2000)
-            .map(|_| {
-                let start = Instant::now();
-                context.join_timeout(Duration::ZERO).map(|_| start.elapsed())
-            })
-            .collect::<Result<_, _>>()?;
-        times.sort_unstable();
-        Ok(times[1000])
+        let mut shortest = Duration::MAX;
+        for _ in 0..2000 {
+            let start = Instant::now();
+            context.join_timeout(Duration::ZERO)?;
+            shortest = shortest.min(start.elapsed());
+        }
+        Ok(shortest)
     }
     launched(|_, ()| {
         let (few, many) = (poll(10)?, poll(MANY)?);
