@@ -10,7 +10,7 @@ use super::crew::{Crew, Orders};
 use super::join::ProcessContext;
 use super::oom::OomCounts;
 use super::options::Options;
-use crate::error::{Callee, Error};
+use crate::error::{Callee, Error, limit_met};
 use crate::shm::strategy::Choice;
 use crate::shm::tree::{self, Place};
 use crate::shm::{SharingStrategy, get_sharing_strategy};
@@ -221,7 +221,7 @@ impl JobBuilder {
             rank,
             nprocs: self.nprocs,
             call: "writing the job (memfd_create)",
-            limit: start::limit_met(&os),
+            limit: limit_met(&os),
             os,
         })
     }

@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::bytes::Bytes;
-use crate::sys::limits::{self, Shortage};
-use crate::sys::memory::{self, Available};
+use super::limit::{InBrackets, limit_met};
+use crate::sys::limits::Shortage;
+use crate::sys::memory::Available;
 
 /// What can go wrong with a [`Storage`](crate::Storage), a [`Tensor`](crate::Tensor) and what is made of them.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +16,7 @@ pub enum MemoryError {
     /// More was asked for than there is.
     #[error(
         "cannot get {}{}: only {} are available{}{}",
-        Bytes(*.asked), For(.tensor.as_ref()), Bytes(*.available), In(.directory.as_ref()), Hint(.limit.as_deref())
+        Bytes(*.asked), For(.tensor.as_ref()), Bytes(*.available), In(.directory.as_ref()), InBrackets(.limit.as_deref())
     )]
     NotEnough {
         /// Bytes asked for.
@@ -217,7 +218,7 @@ pub enum MemoryError {
     },
 
     /// The system refused.
-    #[error("{doing} of {}: {os}{}", Bytes(*.bytes), Hint(.hint.as_deref()))]
+    #[error("{doing} of {}: {os}{}", Bytes(*.bytes), InBrackets(.hint.as_deref()))]
     Os {
         /// The system call.
         doing: &'static str,
@@ -260,35 +261,22 @@ impl MemoryError {
     }
 }
 
-/// The words of such an error, with the limit that it probably met.
+/// The words of such an error, with the limit that it met and what to do about it.
 pub(crate) fn with_hint(error: &io::Error) -> String {
-    format!("{error}{}", Hint(hint(error).as_deref()))
+    format!("{error}{}", InBrackets(hint(error).as_deref()))
 }
 
-/// The limit that such an error means, with its numbers.
 fn hint(error: &io::Error) -> Option<String> {
     match Shortage::of(error)? {
-        Shortage::Descriptors => {
-            let limit = limits::descriptors_text()?;
-            Some(format!(
-                "{limit}; tensors of up to 256 KiB share descriptors, and SharingStrategy::FileSystem needs one a \
-                 process"
-            ))
-        }
-        // mmap(2) says the same when there are too many mappings.
-        Shortage::Memory => match memory::mappings()? {
-            (count, most) if count + MAPPINGS_OF_KERNEL >= most => {
-                Some(format!("vm.max_map_count is {most}, and there are {count} mappings"))
-            }
-            _ => Some(memory::available()?.to_string()),
-        },
-        Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
-        Shortage::DescriptorsOfMachine | Shortage::Processes | Shortage::Space => None,
+        Shortage::Descriptors => Some(format!(
+            "{}; tensors of up to 256 KiB share descriptors, and SharingStrategy::FileSystem needs one a process",
+            limit_met(error)?
+        )),
+        // No call on memory or a queue makes a process.
+        Shortage::Processes => None,
+        _ => limit_met(error),
     }
 }
-
-/// How many mappings below the limit there may be none left: the kernel counts some that it does not list.
-const MAPPINGS_OF_KERNEL: usize = 8;
 
 /// What memory was for.
 struct For<'a>(Option<&'a (crate::DType, Vec<usize>)>);
@@ -324,12 +312,4 @@ impl fmt::Display for Places<'_> {
 /// A zero makes it zero, whatever else there is.
 fn elements(shape: &[usize]) -> usize {
     shape.iter().fold(1, |product: usize, &size| if size == 0 { 0 } else { product.saturating_mul(size) })
-}
-
-struct Hint<'a>(Option<&'a str>);
-
-impl fmt::Display for Hint<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |text| write!(f, " ({text})"))
-    }
 }

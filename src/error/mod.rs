@@ -5,6 +5,7 @@ mod bytes;
 pub(crate) mod consequence;
 mod exceptions;
 mod frames;
+mod limit;
 mod memory;
 mod outcome;
 mod peer;
@@ -16,6 +17,7 @@ use std::io;
 pub use blame::{Culprit, FailureKind, Standing};
 pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
+pub(crate) use limit::{limit_met, with_limit};
 pub use memory::MemoryError;
 pub(crate) use memory::with_hint;
 pub(crate) use outcome::Ended;
@@ -26,6 +28,8 @@ pub(crate) use raised::Raised;
 pub use raised::RaisedError;
 pub(crate) use traceback::{Callee, Captured};
 pub use traceback::{Frame, Traceback};
+
+use limit::InBrackets;
 
 use crate::sys::signal::Signal;
 
@@ -122,7 +126,7 @@ pub enum Error {
     },
 
     /// A rank could not be started. Those before it are dead and reaped.
-    #[error("cannot start rank {rank} of {nprocs}: {call}: {os}{}", .limit.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    #[error("cannot start rank {rank} of {nprocs}: {call}: {os}{}", InBrackets(.limit.as_deref()))]
     Start {
         /// The first that failed.
         rank: usize,
@@ -192,10 +196,12 @@ pub enum Error {
     Memory(#[from] MemoryError),
 
     /// The system refused something that supervising workers needs.
-    #[error("cannot {doing}: {os}")]
+    #[error("cannot {doing}: {os}{}", InBrackets(.limit.as_deref()))]
     System {
         /// What was being done to what.
         doing: &'static str,
+        /// The limit that it met, with its numbers.
+        limit: Option<String>,
         /// What the system said.
         os: io::Error,
     },
@@ -204,6 +210,6 @@ pub enum Error {
 impl Error {
     /// For `map_err`: names what was being done when the system refused.
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |os| Self::System { doing, os }
+        move |os| Self::System { doing, limit: limit_met(&os), os }
     }
 }

@@ -361,16 +361,15 @@ fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
 }
 
 fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
+    let (available, directory) = (place.space().unwrap_or(0), Some(place.base().to_owned()));
     match Shortage::of(&os) {
-        Some(Shortage::Space | Shortage::Memory) => {
-            let base = Some(place.base().to_owned());
-            MemoryError::NotEnough {
-                asked,
-                available: place.space().unwrap_or(0),
-                limit: None,
-                tensor: None,
-                directory: base,
-            }
+        Some(Shortage::Space | Shortage::Memory) if available < asked => {
+            MemoryError::NotEnough { asked, available, limit: None, tensor: None, directory }
+        }
+        // Not the bytes, but the names.
+        Some(Shortage::Space) => {
+            let (doing, hint) = ("reserving a file of named memory", Some(place.room_text()));
+            MemoryError::Os { doing, bytes: asked, os, hint }
         }
         _ => MemoryError::os("reserving a file of named memory", asked)(os),
     }

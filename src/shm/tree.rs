@@ -173,6 +173,15 @@ impl Place {
         self.tree.space()
     }
 
+    /// What its file system has left, for an error's text.
+    pub(crate) fn room_text(&self) -> String {
+        let space = self.space().map(|bytes| format!("{bytes} bytes")).unwrap_or_default();
+        let names = self.tree.room_for_names();
+        let names =
+            names.map(|(left, all)| format!(" and {left} of {all} names (inodes)")).unwrap_or_default();
+        format!("the file system of {} has {space}{names} left", self.base.display())
+    }
+
     /// Whether its files are memory, and not on a disk.
     pub(super) fn is_memory(&self) -> bool {
         self.tree.is_memory()

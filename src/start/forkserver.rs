@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::plan::{Failure, Group};
 use super::spawn::Template;
 use super::surroundings;
-use crate::error::{Error, RaisedError};
+use crate::error::{Error, RaisedError, with_limit};
 use crate::supervise::child::{Child, Served};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
@@ -154,7 +154,7 @@ impl Link {
     fn start() -> Result<Self, Error> {
         let failed = |call: &'static str| {
             move |error: io::Error| Error::ForkServer {
-                reason: format!("it cannot be started: {call}: {error}"),
+                reason: format!("it cannot be started: {call}: {}", with_limit(&error)),
             }
         };
         let (requests, theirs) = Socket::pair().map_err(failed("socketpair"))?;

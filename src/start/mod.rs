@@ -23,7 +23,7 @@ mod surroundings;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use group::{Started, make_room, start_all};
-pub(crate) use plan::{Group, limit_met};
+pub(crate) use plan::Group;
 pub(crate) use spawn::allow as allow_spawn;
 pub(crate) use spawn::check_init;
 

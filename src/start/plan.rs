@@ -5,11 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::StartMethod;
-use crate::error::Error;
+use crate::error::{Error, limit_met};
 use crate::shm::passing::Loan;
 use crate::shm::tree::{Nest, Place};
-use crate::sys::limits::{self, Shortage};
-use crate::sys::memory;
+use crate::sys::limits::Shortage;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;
 use crate::wire::marker::Marker;
@@ -61,12 +60,20 @@ impl Group {
     /// The report slot of a rank, and its place in the tree with the memory of its arguments.
     pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
         let nest = self.place.as_ref().map(Place::nest).transpose();
-        let nest = nest.map_err(Failure::of("making a directory for its named memory (mkdirat)"))?;
+        let nest = nest.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
         if let Some(nest) = &nest {
             let linked = self.job(rank).link_into(nest);
-            linked.map_err(Failure::of("naming the memory of its arguments (linkat)"))?;
+            linked.map_err(self.of_names("naming the memory of its arguments (linkat)"))?;
         }
         Slot::new(nest).map_err(Failure::of("creating the report slot (memfd_create)"))
+    }
+
+    /// For `map_err`, of what was refused in the directory of named memory.
+    fn of_names(&self, call: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |os| match self.place.as_ref().filter(|_| Shortage::of(&os) == Some(Shortage::Space)) {
+            Some(place) => Failure::Limited { call, limit: place.room_text(), os },
+            None => Failure::of(call)(os),
+        }
     }
 
     /// What a rank inherits.
@@ -88,8 +95,8 @@ pub(super) enum Failure {
         call: &'static str,
         os: io::Error,
     },
-    /// The arguments and the environment are more than a program may be given.
-    TooLarge {
+    /// Where more than the error tells which limit was met.
+    Limited {
         call: &'static str,
         limit: String,
         os: io::Error,
@@ -110,35 +117,7 @@ impl Failure {
             Self::Threads(threads) => Error::ForkWithThreads { threads },
             Self::Server(error) => error,
             Self::System { call, os } => Error::Start { rank, nprocs, call, limit: limit_met(&os), os },
-            Self::TooLarge { call, limit, os } => Error::Start { rank, nprocs, call, limit: Some(limit), os },
+            Self::Limited { call, limit, os } => Error::Start { rank, nprocs, call, limit: Some(limit), os },
         }
-    }
-}
-
-/// The limit that such an error means, with its numbers.
-pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
-    match Shortage::of(error)? {
-        Shortage::Descriptors => limits::descriptors_text(),
-        Shortage::DescriptorsOfMachine => limits::machine_descriptors_text(),
-        Shortage::Processes => limits::processes_text(),
-        Shortage::FileSize => Some(format!("RLIMIT_FSIZE is {} bytes", limits::file_size().ok()?)),
-        Shortage::Space => Some("the file system is full".to_owned()),
-        Shortage::Memory => Some(memory::available()?.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limit_met_names_what_there_is_not_enough_of() {
-        let told = |errno| limit_met(&io::Error::from_raw_os_error(errno));
-        // EMFILE, EAGAIN, ENOMEM, ENFILE, and one that means no limit (errno(3)).
-        assert!(told(24).unwrap().starts_with("RLIMIT_NOFILE is "));
-        assert!(told(11).unwrap().starts_with("RLIMIT_NPROC is "));
-        assert!(told(12).unwrap().contains(" bytes of memory are available"));
-        assert!(told(23).unwrap().contains("fs.file-max"));
-        assert_eq!(told(2), None);
     }
 }

@@ -58,7 +58,7 @@ impl Template {
         const CALL: &str = "running /proc/self/exe again (posix_spawn)";
         let pid = self.run(&marker, group.inherited(rank, slot), Blocked::Nothing);
         pid.map_err(|os| match limits::of_program(&os, &self.strings()) {
-            Some(limit) => Failure::TooLarge { call: CALL, limit, os },
+            Some(limit) => Failure::Limited { call: CALL, limit, os },
             None => Failure::of(CALL)(os),
         })
     }

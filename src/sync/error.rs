@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::awaited::{Awaited, named};
 use super::patience::Stop;
-use crate::error::{MemoryError, consequence};
+use crate::error::{MemoryError, consequence, with_hint};
 use crate::wire::abort::Blame;
 use crate::wire::roster;
 
@@ -89,7 +89,7 @@ pub enum SyncError {
     Memory(#[from] MemoryError),
 
     /// The system refused something.
-    #[error("cannot take it or wait for it: {0}")]
+    #[error("cannot take it or wait for it: {}", with_hint(.0))]
     System(#[from] io::Error),
 }
 

@@ -196,6 +196,12 @@ impl Dir {
         let stat = fstatvfs(&self.0).ok()?;
         Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
     }
+
+    /// How many names its file system still has, and how many in all; `None` where that has no limit.
+    pub(crate) fn room_for_names(&self) -> Option<(u64, u64)> {
+        let stat = fstatvfs(&self.0).ok()?;
+        (stat.files() > 0).then(|| (stat.files_available() as u64, stat.files() as u64))
+    }
 }
 
 impl AsFd for Dir {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::entry::Entry;
 use super::{crash, entry, hooks, report};
+use crate::error::with_limit;
 use crate::shm::passing::Arrivals;
 use crate::shm::segment;
 use crate::shm::tree;
@@ -119,7 +120,7 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
         Err(error) => {
-            slot.set_note(&format!("its report could not be written: {error}"));
+            slot.set_note(&format!("its report could not be written: {}", with_limit(&error)));
             EXIT_RAISED
         }
     }
@@ -161,7 +162,7 @@ fn await_start(origin: &Origin<'_>) -> io::Result<()> {
 
 fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
     slot.set_failed_at(Moment::now());
-    slot.set_note(&error.to_string());
+    slot.set_note(&with_limit(error));
     slot.set_state(State::Refused);
     EXIT_REFUSED
 }
