@@ -137,7 +137,10 @@ fn worker_killed_for_memory_in_a_group_of_its_own_is_told() {
             matches!(exception.cause(), Some(Cause::OutOfMemory { kills: 1.., scope: OomScope::Cgroup })),
             "{told}"
         );
-        assert!(told.contains("for want of memory in its cgroup") && exception.error_index() == 1, "{told}");
+        assert!(
+            told.contains("out-of-memory kill(s) in its cgroup") && exception.error_index() == 1,
+            "{told}"
+        );
         // A kill by somebody else is not for memory, though there was one in that group.
         let work = |_, join: String| -> anyhow::Result<()> {
             enter(&join)?;

@@ -51,7 +51,7 @@ mod tests {
         // EMFILE, EAGAIN, ENOMEM, ENFILE, and one that means no limit (errno(3)).
         assert!(told(24).unwrap().starts_with("RLIMIT_NOFILE is "));
         assert!(told(11).unwrap().starts_with("RLIMIT_NPROC is "));
-        assert!(told(12).unwrap().contains(" bytes of memory are available"));
+        assert!(told(12).unwrap().contains(" of memory are available"));
         assert!(told(23).unwrap().contains("fs.file-max"));
         assert_eq!(told(2), None);
     }

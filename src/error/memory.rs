@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::bytes::Bytes;
 use super::limit::{InBrackets, limit_met};
+use crate::sys::bytes::Bytes;
 use crate::sys::limits::Shortage;
 use crate::sys::memory::Available;
 

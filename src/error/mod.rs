@@ -1,7 +1,6 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
 mod blame;
-mod bytes;
 pub(crate) mod consequence;
 mod exceptions;
 mod frames;

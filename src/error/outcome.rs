@@ -138,7 +138,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfMemory { kills, scope } => {
-                write!(f, "out of memory: since the start the kernel counted {kills} kill(s) for want of memory {scope}")
+                write!(f, "out of memory: since the start the kernel counted {kills} out-of-memory kill(s) {scope}")
             }
             Self::StackOverflow => f.write_str("stack overflow (only its innermost calls are kept)"),
             Self::InvalidAccess { address } => write!(f, "invalid access to address {address:#x}"),

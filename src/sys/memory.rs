@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use super::bytes::Bytes;
 use super::cgroup::{Hierarchy, Room};
 use super::limits::{self, AddressSpace};
 
@@ -36,7 +37,7 @@ impl Available {
 
 impl fmt::Display for Available {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes of memory are available", self.bytes)?;
+        write!(f, "{} of memory are available", Bytes(self.bytes))?;
         self.limit().map_or(Ok(()), |limit| write!(f, ": {limit}"))
     }
 }

@@ -14,6 +14,7 @@ compile_error!(
 );
 
 pub(crate) mod affinity;
+pub(crate) mod bytes;
 pub(crate) mod cells;
 pub(crate) mod cgroup;
 pub(crate) mod clock;

@@ -140,7 +140,9 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
     let texts = || error.chain().map(ToString::to_string).collect::<Vec<_>>();
     let chain = panic::catch_unwind(AssertUnwindSafe(texts)).unwrap_or_else(|payload| {
         let why = text_of(&**keep(payload));
-        vec![format!("its function returned an error whose text cannot be had: its Display panicked: {why}")]
+        vec![format!(
+            "its function returned an error that cannot be shown, since its Display panicked: {why}"
+        )]
     });
     // Until the report is whole, the note tells the error.
     if let Some(slot) = slot {
