@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,20 +17,21 @@ struct Note {
     pids: Vec<u32>,
 }
 
-/// Whether this process is a worker: others report nothing.
-static REPORTS: AtomicBool = AtomicBool::new(false);
+/// The process, if it is a worker: others report nothing, such as one that a worker has forked, in which the lock below may be
+/// held by a thread that is not there.
+static REPORTS: AtomicU32 = AtomicU32::new(0);
 /// The last few: one that is returned has just been made.
 static NOTES: Mutex<VecDeque<Note>> = Mutex::new(VecDeque::new());
 const KEPT: usize = 16;
 
 /// Begins to keep them.
 pub(crate) fn begin() {
-    REPORTS.store(true, Relaxed);
+    REPORTS.store(std::process::id(), Relaxed);
 }
 
 /// Keeps an error that was just made, and the processes for which the wait was, as far as they are known.
 pub(crate) fn note(error: &impl Error, pids: &[u32]) {
-    if REPORTS.load(Relaxed) {
+    if REPORTS.load(Relaxed) == std::process::id() {
         keep(Note { text: error.to_string(), debug: format!("{error:?}"), pids: pids.to_vec() });
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use crate::error::Peer;
 use crate::shm::Descriptor;
@@ -14,7 +14,7 @@ use crate::sys::memfd;
 /// That of the context which this process is a worker of.
 static OWN: Global<List> = Global::new();
 /// Those of the contexts which this process has started.
-static STARTED: Mutex<Vec<Weak<Roster>>> = Mutex::new(Vec::new());
+static STARTED: RwLock<Vec<Weak<Roster>>> = RwLock::new(Vec::new());
 
 /// A pid is a word: first the launcher's, then one for each rank, 0 until the worker has entered it.
 const WORD: usize = size_of::<u32>();
@@ -41,7 +41,7 @@ impl Roster {
         let list = List::open(memory.as_fd())?;
         let roster = Arc::new(Self { list, memory: memory.into() });
         roster.list.map.u32(0).store(std::process::id(), Release);
-        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut started = STARTED.write().unwrap_or_else(PoisonError::into_inner);
         started.retain(|roster| roster.strong_count() > 0);
         started.push(Arc::downgrade(&roster));
         Ok(roster)
@@ -95,7 +95,7 @@ pub(crate) fn take_on(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
 pub(crate) fn forget() {
     OWN.clear();
     // Nobody else can have the lock for long: a process that forks workers has one thread.
-    if let Ok(mut started) = STARTED.try_lock() {
+    if let Ok(mut started) = STARTED.try_write() {
         started.clear();
     }
 }
@@ -104,7 +104,8 @@ pub(crate) fn forget() {
 pub(crate) fn peer(pid: u32) -> Peer {
     let own = OWN.get().and_then(|list| list.peer(pid));
     own.or_else(|| {
-        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not waited for: in a fork it may be held by a thread that is not there.
+        let started = STARTED.try_read().ok()?;
         started.iter().filter_map(Weak::upgrade).find_map(|roster| roster.list.peer(pid))
     })
     .unwrap_or(Peer::Process { pid })
