@@ -80,8 +80,9 @@ struct Model {
 
 #[test]
 fn same_storage_many_times_is_one_descriptor_and_one_mapping() {
-    under_both_strategies(|| {
-        let weights = Tensor::<f32>::from_slice(&[1.5; 100], &[10, 10]).unwrap();
+    // In a process without other small tensors, beside which these would lie.
+    fn launch(_: usize, _: ()) -> anyhow::Result<()> {
+        let weights = Tensor::<f32>::from_slice(&[1.5; 100], &[10, 10])?;
         let model = Model {
             layers: vec![("a".into(), weights.clone()), ("b".into(), weights.clone())],
             steps: Some(board(3)),
@@ -96,9 +97,12 @@ fn same_storage_many_times_is_one_descriptor_and_one_mapping() {
             Ok((storage_descriptors(), mapped_storages(), seen, model.layers[1].1.shape().to_vec()))
         };
         // The weights and the steps are small: they lie in one segment.
-        assert_eq!(spawn(look, model, 1).unwrap(), [(descriptors_of(1), 1, 8.0, vec![10, 10])]);
-        assert_eq!(weights.get(7).unwrap(), 8.0);
-    });
+        let seen = spawn(look, model, 1)?;
+        anyhow::ensure!(seen == [(descriptors_of(1), 1, 8.0, vec![10, 10])], "{seen:?}");
+        anyhow::ensure!(weights.get(7)? == 8.0);
+        Ok(())
+    }
+    under_both_strategies(|| drop(spawn(launch, (), 1).unwrap()));
 }
 
 #[test]

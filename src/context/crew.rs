@@ -1,7 +1,7 @@
 //! The workers of one context: watched, ended and reaped. The decisions are made in `verdict`, `diagnose` and
 //! `stop`; here they are carried out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -83,6 +83,8 @@ pub(super) struct Crew {
     /// How all were before the teardown, if the failure was that of one who had waited for others.
     standings: Vec<Standing>,
     stop: Option<Stop>,
+    /// How those are ended, by rank, that have reported but do not exit.
+    lingering: BTreeMap<usize, Stop>,
     /// When to look who has reported but does not exit, of which there is no event.
     next_look: Option<Moment>,
     /// Whether somebody is to blame.
@@ -114,6 +116,7 @@ impl Crew {
             alive: begin,
             standings: Vec::new(),
             stop: None,
+            lingering: BTreeMap::new(),
             next_look: None,
             failing: false,
             closed: false,
@@ -295,23 +298,22 @@ impl Crew {
         let now = Moment::now();
         let Some(next) = now.checked_add(patience) else { return };
         if *self.next_look.get_or_insert(next) <= now {
-            self.workers.iter_mut().for_each(|worker| worker.watch_exit(patience, now));
+            for (rank, _) in self.workers.iter().enumerate().filter(|(_, worker)| worker.has_reported()) {
+                self.lingering.entry(rank).or_insert_with(|| Stop::after_failure(Some(patience), now));
+            }
             self.next_look = Some(next);
         }
     }
 
     /// Does what is due of ending all who run, and of ending each that does not exit.
     fn carry_on_stop(&mut self) -> Result<(), Error> {
-        let everybody = 0..self.nprocs();
         if let Some(mut stop) = self.stop {
-            while self.act(stop.next(Moment::now()), everybody.clone()) {}
+            while self.act(stop.next(Moment::now()), 0..self.nprocs()) {}
             self.stop = Some(stop);
         }
-        for rank in everybody {
-            if let Some(mut stop) = self.workers[rank].lingering {
-                while self.act(stop.next(Moment::now()), rank..rank + 1) {}
-                self.workers[rank].lingering = Some(stop).filter(|_| self.workers[rank].child.is_some());
-            }
+        for (rank, mut stop) in std::mem::take(&mut self.lingering) {
+            while self.act(stop.next(Moment::now()), rank..rank + 1) {}
+            self.lingering.extend(self.workers[rank].child.is_some().then_some((rank, stop)));
         }
         if self.running == 0 { self.close() } else { self.set_alarm(self.alarm()) }
     }
@@ -334,7 +336,7 @@ impl Crew {
     fn alarm(&self) -> Option<Moment> {
         let retry = if self.held.is_empty() { None } else { Moment::now().checked_add(HELD_RETRY) };
         let stop = self.stop.as_ref().and_then(Stop::deadline);
-        let lingering = self.workers.iter().filter_map(|worker| worker.lingering.as_ref()?.deadline()).min();
+        let lingering = self.lingering.values().filter_map(Stop::deadline).min();
         [stop, lingering, self.next_look, retry].into_iter().flatten().min()
     }
 
@@ -419,8 +421,7 @@ impl Crew {
 
     /// Waits for all, ends none: whoever fails, the others go on.
     pub(super) fn outlast(mut self) -> Result<(), Error> {
-        (self.stop, self.next_look) = (None, None);
-        self.workers.iter_mut().for_each(|worker| worker.lingering = None);
+        (self.stop, self.next_look, self.lingering) = (None, None, BTreeMap::new());
         self.set_alarm(None)?;
         while self.running > 0 {
             self.watch.wait_until(self.alarm()).map_err(Error::system("wait for the workers (ppoll)"))?;

@@ -1,13 +1,11 @@
 //! One worker of a crew: its child, what it was sent, and how it ended.
 
 use std::io;
-use std::time::Duration;
 
 use super::postmortem::End;
 use super::verdict::Sent;
 use crate::error::{Outcome, Standing, Status};
 use crate::supervise::child::Child;
-use crate::supervise::stop::Stop;
 use crate::sys::clock::Moment;
 use crate::sys::process;
 use crate::sys::signal::{Signal, Signals};
@@ -21,8 +19,6 @@ pub(super) struct Worker {
     pub(super) rss_floor_kib: u64,
     pub(super) sent_by_program: Signals,
     pub(super) sent_by_teardown: Option<Sent>,
-    /// How it is ended, since it has reported but does not exit.
-    pub(super) lingering: Option<Stop>,
     pub(super) end: Option<End>,
 }
 
@@ -35,7 +31,6 @@ impl Worker {
             child: Some(child),
             sent_by_program: Signals::NONE,
             sent_by_teardown: None,
-            lingering: None,
             end: None,
         }
     }
@@ -63,15 +58,8 @@ impl Worker {
     }
 
     /// Whether its report is whole, though it has not ended. A slot that cannot be read says so when it has.
-    fn has_reported(&self) -> bool {
+    pub(super) fn has_reported(&self) -> bool {
         self.child.as_ref().is_some_and(|child| child.has_reported().unwrap_or(false))
-    }
-
-    /// Begins to end it if it has reported but not ended: after `patience`, in which it may still exit by itself.
-    pub(super) fn watch_exit(&mut self, patience: Duration, now: Moment) {
-        if self.lingering.is_none() && self.has_reported() {
-            self.lingering = Some(Stop::after_failure(Some(patience), now));
-        }
     }
 
     /// Sends a signal of the program's own; to a worker that has ended it is nothing.
