@@ -236,3 +236,24 @@ fn signal_to_a_worker_that_is_dead_already_does_not_change_why() {
         assert_eq!(exited(poll_join(&mut context).unwrap_err()).cause(), None);
     });
 }
+
+#[test]
+fn later_failures_are_told_by_their_distance_to_the_first() {
+    let work = |rank, pids: Tensor<i64>| -> anyhow::Result<()> {
+        post(&pids, rank, std::process::id());
+        if rank == 0 {
+            await_end(await_post(&pids, 1));
+            send(await_post(&pids, 2), NixSignal::SIGKILL);
+        }
+        anyhow::ensure!(rank == 2, "one of two");
+        wait_for_ever()
+    };
+    watched(|| {
+        let options = Options::new(3).grace_period(Duration::from_secs(100));
+        let error = start_processes(work, board(3), options).unwrap().join().unwrap_err();
+        let exception = raised(error);
+        let text = exception.to_string();
+        let later: Vec<_> = text.lines().filter(|line| line.contains(" s later, rank ")).collect();
+        assert_eq!((exception.error_index(), later.len()), (1, 2), "{text}");
+    });
+}

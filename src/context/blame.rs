@@ -60,13 +60,18 @@ impl<'a> Ends<'a> {
         if failing.weight != Weight::Consequence {
             return Vec::new();
         }
+        let waits = self.waits();
         let returned = |rank: usize| {
             let end = self.workers[rank].1;
             end.is_some_and(|end| end.ended.status == Status::Succeeded).then_some(Standing::Returned)
         };
         let standing = |rank: usize| standings.get(rank).copied().or_else(|| returned(rank));
-        let culprit = |peer: Peer| Culprit { peer, standing: peer.rank().and_then(standing) };
-        verdict::roots(failing.rank, &self.waits()).into_iter().map(culprit).collect()
+        let roots = verdict::roots(failing.rank, &waits);
+        let roots = roots.into_iter().map(|peer| Culprit { peer, standing: peer.rank().and_then(standing) });
+        // Without any root, those it waited for go round in a circle.
+        let circle = waits.get(&failing.rank).into_iter().flatten();
+        let circle = circle.map(|&peer| Culprit { peer, standing: Some(Standing::Waiting) });
+        if roots.len() > 0 { roots.collect() } else { circle.collect() }
     }
 
     /// Says of each outcome that is the consequence of another's that it is.

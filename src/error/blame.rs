@@ -42,6 +42,8 @@ pub enum Standing {
     Stopped,
     /// Its function had returned.
     Returned,
+    /// It waited as well, for the other or for one that waited for that: none of them could go on.
+    Waiting,
 }
 
 impl fmt::Display for Standing {
@@ -50,6 +52,7 @@ impl fmt::Display for Standing {
             Self::Running => "it was still running",
             Self::Stopped => "it was stopped, by a signal such as SIGSTOP or by a debugger",
             Self::Returned => "its function had returned already",
+            Self::Waiting => "it was waiting as well, and none of them could go on",
         })
     }
 }
