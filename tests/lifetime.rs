@@ -58,7 +58,7 @@ fn launcher_killed_at_any_moment_of_a_start_leaves_nobody() {
             start.elapsed()
         };
         let mut round = 0;
-        while Instant::now() < end {
+        while Instant::now() < end || round <= 3 {
             round += 1;
             let tag = format!("{}-{round}", std::process::id());
             let options = Options::new(1).env(TAG, &tag).daemon(true);
@@ -70,7 +70,6 @@ fn launcher_killed_at_any_moment_of_a_start_leaves_nobody() {
             assert!(context.join().is_err());
             await_nobody(&tag);
         }
-        assert!(round > 3, "only {round} rounds");
     });
 }
 

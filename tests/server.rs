@@ -250,7 +250,7 @@ fn server_killed_at_any_moment_of_a_start_hangs_nobody_and_leaves_nobody() {
     launched(|_, ()| {
         let end = std::time::Instant::now() + common::race_time();
         let (mut well, mut badly) = (0_u32, 0_u32);
-        while std::time::Instant::now() < end {
+        while std::time::Instant::now() < end || well + badly <= 10 {
             start(|_, ()| Ok(()), 1).join()?;
             let server = ForkServer::pid().unwrap();
             let moment = std::time::Duration::from_micros(u64::from(well + badly) * 618 % 12_000);
@@ -271,7 +271,6 @@ fn server_killed_at_any_moment_of_a_start_hangs_nobody_and_leaves_nobody() {
             killer.join().unwrap();
             await_end(server);
         }
-        assert!(well + badly > 10, "{well} went well, {badly} badly");
         start(|_, ()| Ok(()), 1).join()?;
         let server = ForkServer::pid().unwrap();
         common::send(server, NixSignal::SIGKILL);
