@@ -141,7 +141,9 @@ fn descriptor_that_came_by_the_fork_is_neither_sent_nor_closed() {
     let send = |_, ()| Ok(END.lock().unwrap().as_ref().unwrap().send(1)?);
     let error = start(send, 1).join().unwrap_err().to_string();
     assert!(
-        error.contains("this connection or queue is not here: it came into this worker by its fork"),
+        error.contains(
+            "this connection or queue is not in this process: it came into this worker by its fork"
+        ),
         "{error}"
     );
     drop(END.lock().unwrap().take());
@@ -162,11 +164,13 @@ fn queue_that_came_by_the_fork_is_refused_and_a_lock_is_shared() {
     let put = |_, ()| Ok(HELD.lock().unwrap().as_ref().unwrap().0.put(1)?);
     let error = start(put, 1).join().unwrap_err().to_string();
     assert!(
-        error.contains("this connection or queue is not here: it came into this worker by its fork"),
+        error.contains(
+            "this connection or queue is not in this process: it came into this worker by its fork"
+        ),
         "{error}"
     );
     let wait = |_, ()| Ok(phalanx::wait(&[&HELD.lock().unwrap().as_ref().unwrap().0], None).map(drop)?);
-    assert!(start(wait, 1).join().unwrap_err().to_string().contains("is not here"));
+    assert!(start(wait, 1).join().unwrap_err().to_string().contains("is not in this process"));
     let count = |_, ()| {
         let held = HELD.lock().unwrap();
         for _ in 0..1000 {
