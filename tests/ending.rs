@@ -4,7 +4,7 @@ mod common;
 #[path = "common/seccomp.rs"]
 mod seccomp;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{
@@ -110,7 +110,10 @@ fn end_without_pidfds(method: StartMethod, errno: i32) -> anyhow::Result<()> {
     seccomp::refuse(libc::SYS_pidfd_send_signal, errno);
     let work = |rank: usize, pids: Tensor<i64>| -> anyhow::Result<()> {
         if rank == 1 {
-            post(&pids, 2, Command::new("sleep").arg("1000").spawn()?.id());
+            // It ends by itself should it not be swept, and keeps nobody's output open.
+            let mut sleep = Command::new("sleep");
+            let sleep = sleep.arg("100").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            post(&pids, 2, sleep.spawn()?.id());
         }
         fail_or_ignore_term(rank, pids)
     };
