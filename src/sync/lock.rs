@@ -15,7 +15,7 @@ use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Found, OfThread};
 use super::guarded::Guarded;
-use super::patience::{Patience, Stop};
+use super::patience::Patience;
 use crate::error::MemoryError;
 use crate::sys::robust::RobustWord;
 
@@ -113,8 +113,7 @@ impl<T: Pod> Lock<T> {
 
     #[inline]
     fn take(&self, patience: &Patience) -> Result<LockGuard<'_, T>, SyncError> {
-        let holder = || Awaited::holders("the lock is", [gate::holder(self.word())]);
-        match self.enter(patience).map_err(|stop| stop.awaiting(holder))? {
+        match self.enter(patience)? {
             (guard, None) => Ok(guard),
             (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
@@ -122,9 +121,11 @@ impl<T: Pod> Lock<T> {
 
     /// Takes it; says which process left it in disorder.
     #[inline]
-    pub(super) fn enter(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), Stop> {
+    fn enter(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         let word = self.word();
-        if let Found::Mess { pid } = gate::enter(word, || self.place.keeper(), patience)? {
+        let holder = || Awaited::holders("the lock is", [gate::holder(word)]);
+        let entered = gate::enter(word, || self.place.keeper(), patience);
+        if let Found::Mess { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
             word.mark.store(pid, Relaxed);
         }
         let panicking = std::thread::panicking();
