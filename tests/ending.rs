@@ -65,14 +65,15 @@ fn worker_that_does_not_exit_is_ended_by_sigterm_when_its_context_is_dropped() {
 
 /// A launcher that gives up root after the start.
 #[expect(unsafe_code, reason = "setuid of the whole process, which nix does not wrap for threads either")]
-fn give_up_root_and_join(method: StartMethod) -> anyhow::Result<()> {
+fn give_up_root_and_join(method: StartMethod, death_signal: Signal) -> anyhow::Result<()> {
     let work = |rank, gate: Tensor<i64>| -> anyhow::Result<()> {
         await_post(&gate, rank);
         anyhow::ensure!(rank != 0, "the first");
         Ok(())
     };
     let gate = board(2);
-    let mut context = start_processes(work, gate.clone(), by(method, 2))?;
+    let options = by(method, 2).death_signal(Some(death_signal));
+    let mut context = start_processes(work, gate.clone(), options)?;
     // SAFETY: takes integers.
     let given_up = unsafe { libc::setgid(65534) } == 0 && unsafe { libc::setuid(65534) } == 0;
     anyhow::ensure!(given_up, "setuid: {}", std::io::Error::last_os_error());
@@ -81,6 +82,12 @@ fn give_up_root_and_join(method: StartMethod) -> anyhow::Result<()> {
     post(&gate, 0, 1);
     let exception = raised(poll_join(&mut context).unwrap_err());
     let other = &exception.outcomes()[1];
+    if death_signal == Signal::KILL {
+        // By the way in which it would have died with its launcher.
+        let killed = Status::Signaled { signal: Signal::KILL, core_dumped: false };
+        anyhow::ensure!(other.status() == killed && other.is_victim(), "{other}");
+        return Ok(());
+    }
     // Left at the first signal that was refused: SIGKILL was not tried, nor waited for.
     let cause = Cause::SignalRefused { signal: Signal::TERM, errno: libc::EPERM };
     anyhow::ensure!((other.status(), other.cause()) == (Status::Abandoned, Some(cause)), "{other}");
@@ -100,9 +107,19 @@ fn worker_that_the_launcher_may_not_signal_is_said_to_be_left_running() {
     if !nix::unistd::geteuid().is_root() {
         return skipped("only root can change its user");
     }
-    launched(|_, ()| give_up_root_and_join(StartMethod::Fork));
-    launched(|_, ()| give_up_root_and_join(StartMethod::Spawn));
-    launched(|_, ()| give_up_root_and_join(StartMethod::ForkServer));
+    launched(|_, ()| give_up_root_and_join(StartMethod::Fork, Signal::TERM));
+    launched(|_, ()| give_up_root_and_join(StartMethod::Spawn, Signal::TERM));
+    launched(|_, ()| give_up_root_and_join(StartMethod::ForkServer, Signal::TERM));
+}
+
+#[test]
+fn worker_that_the_launcher_may_not_signal_is_killed_by_its_lifeline() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can change its user");
+    }
+    launched(|_, ()| give_up_root_and_join(StartMethod::Fork, Signal::KILL));
+    launched(|_, ()| give_up_root_and_join(StartMethod::Spawn, Signal::KILL));
+    launched(|_, ()| give_up_root_and_join(StartMethod::ForkServer, Signal::KILL));
 }
 
 /// A launcher that must not send signals by pidfds.

@@ -12,7 +12,7 @@ use common::{
     wait_for_ever, watched,
 };
 use nix::sys::signal::Signal as NixSignal;
-use phalanx::{Error, Options, Signal, Status, Tensor, spawn, start_processes};
+use phalanx::{Error, Options, Signal, StartMethod, Status, Tensor, spawn, start_processes};
 
 phalanx::auto_init!();
 
@@ -158,6 +158,50 @@ fn death_signal_may_be_another_or_none() {
             }
             await_end(worker);
             drop(handle);
+        }
+    });
+}
+
+/// Gives up root, which a process cannot take back.
+fn become_nobody() -> anyhow::Result<()> {
+    nix::unistd::setgid(nix::unistd::Gid::from_raw(65_534))?;
+    nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534))?;
+    Ok(())
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "what was not tested is said")]
+fn workers_of_a_launcher_that_gave_up_root_go_with_it() {
+    fn work(rank: usize, ready: Tensor<i64>) -> anyhow::Result<()> {
+        if rank == 2 {
+            become_nobody()?;
+        }
+        post(&ready, rank, std::process::id());
+        if rank == 1 {
+            send(std::process::id(), NixSignal::SIGSTOP);
+        }
+        wait_for_ever()
+    }
+    fn launch(_: usize, (method, ready): (StartMethod, Tensor<i64>)) -> anyhow::Result<()> {
+        let options = Options::new(3).start_method(method);
+        let context = start_processes(work, ready.clone(), options)?;
+        let pids = [0, 1, 2].map(|rank| await_post(&ready, rank));
+        await_that(|| state_of(pids[1]) == Some('T'));
+        become_nobody()?;
+        std::mem::forget(context);
+        kill_self()
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return println!("not tested: only root can give up root");
+    }
+    watched(|| {
+        for method in [StartMethod::Spawn, StartMethod::Fork, StartMethod::ForkServer] {
+            let tag = format!("nobody-{method:?}-{}", std::process::id());
+            let options = Options::new(1).env(TAG, &tag);
+            let context = start_processes(launch, (method, board(3)), options).unwrap();
+            let exception = common::exited(context.join().unwrap_err());
+            assert_eq!(exception.signal_name().as_deref(), Some("SIGKILL"), "{exception}");
+            await_nobody(&tag);
         }
     });
 }

@@ -64,23 +64,41 @@ impl Worker {
 
     /// Sends a signal of the program's own; to a worker that has ended it is nothing.
     pub(super) fn send_by_program(&mut self, signal: Signal) -> io::Result<()> {
-        let Some(child) = &self.child else { return Ok(()) };
-        if send(child, signal)? {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let sent = match send(child, signal) {
+            Err(_) if signal == Signal::KILL && child.cut_lifeline() => true,
+            sent => sent?,
+        };
+        if sent {
             self.sent_by_program.insert(signal);
         }
         Ok(())
     }
 
-    /// Sends a signal of the teardown; to a worker that has ended it is nothing.
+    /// Sends a signal of the teardown; to a worker that has ended it is nothing. One that may not be signalled is killed by
+    /// its lifeline, whatever the signal.
     ///
     /// # Errors
     /// When the system refuses: nothing was sent, and nothing is noted.
     pub(super) fn send_by_teardown(&mut self, signal: Signal, at: Moment) -> io::Result<()> {
-        let Some(child) = &self.child else { return Ok(()) };
+        let Some(child) = &mut self.child else { return Ok(()) };
         let before = self.sent_by_teardown;
+        let mut note = |signal| {
+            self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal }).strongest = signal;
+        };
         // Noted first: a worker that ends of it must find it noted.
-        self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal }).strongest = signal;
-        send(child, signal).map(drop).inspect_err(|_| self.sent_by_teardown = before)
+        note(signal);
+        match send(child, signal) {
+            Ok(_) => Ok(()),
+            Err(_) if child.cut_lifeline() => {
+                note(Signal::KILL);
+                Ok(())
+            }
+            Err(error) => {
+                self.sent_by_teardown = before;
+                Err(error)
+            }
+        }
     }
 }
 

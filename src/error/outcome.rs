@@ -43,7 +43,7 @@ pub enum Status {
     /// SIGKILL did not end it in time, as when it hangs in the kernel. It is left alone.
     Survived,
     /// The system did not let the launcher send it the signal that was to end it, as when the launcher has given up
-    /// root since. It runs on and is left alone; [`Cause::SignalRefused`] has the signal and the error.
+    /// root since and the worker has another death signal than SIGKILL. It runs on and is left alone; [`Cause::SignalRefused`] has the signal and the error.
     Abandoned,
 }
 

@@ -6,12 +6,18 @@ use super::plan::{Failure, Group};
 use crate::shm::storage;
 use crate::sys::env;
 use crate::sys::process::{self, ForkError};
+use crate::wire::lifeline::WorkersEnd;
 use crate::wire::slot::Slot;
 use crate::worker::{self, Origin};
 
 /// Forks one worker, which never comes back here.
-pub(super) fn start(group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
-    let marker = group.marker(rank, slot);
+pub(super) fn start(
+    group: &Group,
+    rank: usize,
+    slot: &Slot,
+    lifeline: Option<&WorkersEnd>,
+) -> Result<u32, Failure> {
+    let marker = group.marker(rank, slot, lifeline);
     // What is buffered would be written by both. A closed stdout has lost it anyway.
     let _ = io::stdout().flush();
     storage::expect_fork();

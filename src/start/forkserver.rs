@@ -21,6 +21,7 @@ use crate::sys::spawn::Blocked;
 use crate::sys::{dir, fd, limits};
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
+use crate::wire::lifeline::WorkersEnd;
 use crate::wire::names::SERVER;
 use crate::wire::service::{Order, Reply, Request, ServerMarker, Surroundings, Trouble};
 use crate::wire::slot::Slot;
@@ -261,7 +262,11 @@ impl Link {
         let slots = (first..first + portion.len)
             .map(|rank| group.slot(rank).map_err(|failure| failed(failure, rank)));
         let slots = slots.collect::<Result<Vec<_>, _>>()?;
-        let (order, descriptors) = portion.order(&slots);
+        let lifelines = (first..first + portion.len)
+            .map(|rank| group.lifeline().map_err(|failure| failed(failure, rank)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (lifelines, ends): (Vec<_>, Vec<_>) = lifelines.into_iter().map(Option::unzip).unzip();
+        let (order, descriptors) = portion.order(&slots, &ends);
         let request = sealed(&Request::Fork(order))?;
         if !limits::has_room_for(portion.len + SPARE) {
             let none_left = io::Error::from_raw_os_error(limits::NO_DESCRIPTORS);
@@ -279,9 +284,9 @@ impl Link {
         }
         let served =
             |rank| Served { ledger: ledger.clone(), rank, server: self.pidfd.clone(), server_pid: self.pid };
-        let forked = slots.into_iter().zip(reply.pids.iter().zip(pidfds)).zip(first..);
-        let children = forked.map(|((slot, (&pid, pidfd)), rank)| {
-            Child::served(pid, pidfd, (slot, started, reply.rss_kib), served(rank))
+        let forked = slots.into_iter().zip(lifelines).zip(reply.pids.iter().zip(pidfds)).zip(first..);
+        let children = forked.map(|(((slot, lifeline), (&pid, pidfd)), rank)| {
+            Child::served(pid, pidfd, (slot, started, reply.rss_kib), served(rank), lifeline)
         });
         let children: Vec<_> = children.collect();
         match reply.trouble {
@@ -316,7 +321,7 @@ struct Portion<'a> {
 }
 
 impl<'a> Portion<'a> {
-    fn order(&self, slots: &'a [Slot]) -> (Order, Vec<BorrowedFd<'a>>) {
+    fn order(&self, slots: &'a [Slot], ends: &'a [Option<WorkersEnd>]) -> (Order, Vec<BorrowedFd<'a>>) {
         let ranks = self.first..self.first + self.len;
         let jobs = match &self.group.jobs[..] {
             one @ [_] => one,
@@ -334,11 +339,13 @@ impl<'a> Portion<'a> {
             death_signal: self.group.death_signal.map_or(0, Signal::number),
             surroundings: self.surroundings.clone(),
             jobs: jobs.len(),
+            lifelines: ends.iter().flatten().count(),
             numbers: named.iter().map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>(),
         };
         let before = self.before.iter().map(AsFd::as_fd);
         let descriptors = before.chain(jobs.iter().map(AsFd::as_fd)).chain(named);
-        (order, descriptors.chain(slots.iter().map(AsFd::as_fd)).collect())
+        let of_workers = slots.iter().map(AsFd::as_fd).chain(ends.iter().flatten().map(AsFd::as_fd));
+        (order, descriptors.chain(of_workers).collect())
     }
 }
 

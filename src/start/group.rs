@@ -13,8 +13,8 @@ use crate::sys::signal::Signal;
 use crate::sys::{limits, process};
 use crate::wire::returns::Returns;
 
-/// Descriptors of the launcher that a worker costs: its pidfd, its report slot, and its job until it is started.
-const DESCRIPTORS_PER_WORKER: usize = 3;
+/// Descriptors of the launcher that a worker costs: its pidfd, its report slot, its lifeline, and its job until it is started.
+const DESCRIPTORS_PER_WORKER: usize = 4;
 /// Descriptors that starting needs besides.
 const SPARE_DESCRIPTORS: usize = 16;
 
@@ -104,14 +104,15 @@ impl Drop for KilledTogether {
 }
 
 fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
-    let slot = group.slot(rank)?;
+    let (slot, (lifeline, end)) = (group.slot(rank)?, group.lifeline()?.unzip());
     let started = Moment::now();
     let pid = match group.method {
-        StartMethod::Fork => fork::start(group, rank, &slot)?,
-        StartMethod::Spawn | StartMethod::ForkServer => template.start(group, rank, &slot)?,
+        StartMethod::Fork => fork::start(group, rank, &slot, end.as_ref())?,
+        StartMethod::Spawn | StartMethod::ForkServer => template.start(group, rank, &slot, end.as_ref())?,
     };
     // From now on what it was given may be with a process of its own too, which its end does not end.
     group.deliver(rank);
-    let child = Child::adopt(pid, slot, started).map_err(Failure::of("watching the process (pidfd_open)"))?;
+    let child = Child::adopt(pid, slot, started, lifeline)
+        .map_err(Failure::of("watching the process (pidfd_open)"))?;
     Ok(child)
 }

@@ -11,6 +11,7 @@ use crate::shm::tree::{Nest, Place};
 use crate::sys::limits::Shortage;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;
+use crate::wire::lifeline::{Lifeline, WorkersEnd};
 use crate::wire::marker::Marker;
 use crate::wire::returns::Returns;
 use crate::wire::slot::Slot;
@@ -46,7 +47,7 @@ impl Group {
         self.loans.extend(self.jobs[rank.min(last)].deliver());
     }
 
-    pub(super) fn marker(&self, rank: usize, slot: &Slot) -> Marker {
+    pub(super) fn marker(&self, rank: usize, slot: &Slot, lifeline: Option<&WorkersEnd>) -> Marker {
         Marker {
             rank,
             launcher: std::process::id(),
@@ -54,6 +55,7 @@ impl Group {
             report: slot.as_fd().as_raw_fd(),
             death_signal: self.death_signal,
             nest: slot.nest().map(Nest::number),
+            lifeline: lifeline.map(|end| end.as_fd().as_raw_fd()),
         }
     }
 
@@ -76,15 +78,28 @@ impl Group {
         }
     }
 
+    /// Both ends of a rank's lifeline. Those have none that are to get another signal, or none: they would get it twice.
+    pub(super) fn lifeline(&self) -> Result<Option<(Lifeline, WorkersEnd)>, Failure> {
+        let dies_with_us = self.death_signal == Some(Signal::KILL);
+        let lifeline = dies_with_us.then(Lifeline::new).transpose();
+        lifeline.map_err(Failure::of("making its lifeline (socketpair)"))
+    }
+
     /// What a rank inherits.
     pub(super) fn inherited<'a>(
         &'a self,
         rank: usize,
         slot: &'a Slot,
+        lifeline: Option<&'a WorkersEnd>,
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
         let place = self.place.as_ref().map(|place| place.as_fd());
         let guards = self.guards.as_ref().map(|guards| guards.as_fd());
-        self.job(rank).descriptors().chain([slot.as_fd(), self.returns.outbox()]).chain(place).chain(guards)
+        self.job(rank)
+            .descriptors()
+            .chain([slot.as_fd(), self.returns.outbox()])
+            .chain(place)
+            .chain(guards)
+            .chain(lifeline.map(AsFd::as_fd))
     }
 }
 

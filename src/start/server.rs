@@ -257,23 +257,25 @@ struct Parts<'a> {
     jobs: &'a [OwnedFd],
     numbers: HashMap<RawFd, RawFd>,
     slots: &'a [OwnedFd],
+    lifelines: &'a [OwnedFd],
 }
 
 impl<'a> Parts<'a> {
     fn of(order: &'a Order, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
-        let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len();
+        let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len() + order.lifelines;
         if descriptors.len() != expected || order.jobs == 0 {
             let came = descriptors.len();
             return Err(Trouble::Confused(format!("{came} descriptors came with an order, not {expected}")));
         }
         let (before, rest) = descriptors.split_at(BEFORE_JOBS);
         let (jobs, rest) = rest.split_at(order.jobs);
-        let (named, slots) = rest.split_at(order.numbers.len());
+        let (named, rest) = rest.split_at(order.numbers.len());
+        let (slots, lifelines) = rest.split_at(order.nests.len());
         let numbers = order.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
         let ledger = Ledger::open(before[0].as_fd(), order.nprocs);
         let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
         let output = [before[2].as_fd(), before[3].as_fd()];
-        Ok(Self { order, ledger, dir: before[1].as_fd(), output, jobs, numbers, slots })
+        Ok(Self { order, ledger, dir: before[1].as_fd(), output, jobs, numbers, slots, lifelines })
     }
 
     fn marker(&self, number: usize, report: RawFd, death_signal: Option<Signal>) -> Marker {
@@ -284,6 +286,7 @@ impl<'a> Parts<'a> {
             report,
             death_signal,
             nest: self.order.nests[number],
+            lifeline: self.lifelines.get(number).map(AsRawFd::as_raw_fd),
         }
     }
 

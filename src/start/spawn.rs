@@ -11,6 +11,7 @@ use super::surroundings;
 use crate::error::Error;
 use crate::sys::limits;
 use crate::sys::spawn::{Blocked, spawn_self};
+use crate::wire::lifeline::WorkersEnd;
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::slot::Slot;
 
@@ -53,10 +54,16 @@ impl Template {
         Self { environment: pairs.collect(), arguments: std::env::args_os().filter_map(c_string).collect() }
     }
 
-    pub(super) fn start(&self, group: &Group, rank: usize, slot: &Slot) -> Result<u32, Failure> {
-        let marker = format!("{WORKER}={}", group.marker(rank, slot));
+    pub(super) fn start(
+        &self,
+        group: &Group,
+        rank: usize,
+        slot: &Slot,
+        lifeline: Option<&WorkersEnd>,
+    ) -> Result<u32, Failure> {
+        let marker = format!("{WORKER}={}", group.marker(rank, slot, lifeline));
         const CALL: &str = "running /proc/self/exe again (posix_spawn)";
-        let pid = self.run(&marker, group.inherited(rank, slot), Blocked::Nothing);
+        let pid = self.run(&marker, group.inherited(rank, slot, lifeline), Blocked::Nothing);
         pid.map_err(|os| match limits::of_program(&os, &self.strings()) {
             Some(limit) => Failure::Limited { call: CALL, limit, os },
             None => Failure::of(CALL)(os),

@@ -12,6 +12,7 @@ use crate::sys::epoll::wait_readable;
 use crate::sys::process::{self, Exit, ExitStatus, Reaped};
 use crate::sys::signal::Signal;
 use crate::wire::ledger::Ledger;
+use crate::wire::lifeline::Lifeline;
 use crate::wire::slot::Slot;
 
 /// How long a killed child may take to be gone before it is left behind, as one that hangs in the kernel.
@@ -31,6 +32,8 @@ pub(crate) struct Child {
     ended_at: Option<Moment>,
     /// The thread that started it, if that was made for it: the child's parent-death signal comes when that thread ends.
     parent: Option<Arc<ParentThread>>,
+    /// Closed when the child is gone, or else the child is killed.
+    lifeline: Option<Lifeline>,
 }
 
 /// A thread that has started children and lives until this is dropped.
@@ -81,7 +84,12 @@ impl Child {
     ///
     /// # Errors
     /// When there is no pidfd of it. It is dead and reaped then, or was reaped by somebody else.
-    pub(crate) fn adopt(pid: u32, slot: Slot, started: Moment) -> io::Result<Self> {
+    pub(crate) fn adopt(
+        pid: u32,
+        slot: Slot,
+        started: Moment,
+        lifeline: Option<Lifeline>,
+    ) -> io::Result<Self> {
         let pidfd = process::pidfd_open(pid).inspect_err(|error| {
             // Without such a process somebody's waitpid(-1) was faster: the number may be another's by now.
             if error.raw_os_error() != Some(process::NO_SUCH_PROCESS) {
@@ -89,7 +97,17 @@ impl Child {
             }
         })?;
         let (slot, rss_floor_kib) = (Some(slot), process::max_rss_kib());
-        Ok(Self { pid, pidfd, slot, started, rss_floor_kib, served: None, ended_at: None, parent: None })
+        Ok(Self {
+            pid,
+            pidfd,
+            slot,
+            started,
+            rss_floor_kib,
+            served: None,
+            ended_at: None,
+            parent: None,
+            lifeline,
+        })
     }
 
     /// Takes over a worker that the fork server has forked: with its slot, the moment of its start, and what the server
@@ -99,14 +117,21 @@ impl Child {
         pidfd: OwnedFd,
         (slot, started, rss_floor_kib): (Slot, Moment, u64),
         served: Served,
+        lifeline: Option<Lifeline>,
     ) -> Self {
         let (slot, served) = (Some(slot), Some(served));
-        Self { pid, pidfd, slot, started, rss_floor_kib, served, ended_at: None, parent: None }
+        Self { pid, pidfd, slot, started, rss_floor_kib, served, ended_at: None, parent: None, lifeline }
     }
 
     /// Has the thread that started it live as long as it does.
     pub(crate) fn keep_parent(&mut self, parent: Arc<ParentThread>) {
         self.parent = Some(parent);
+    }
+
+    /// Has the kernel kill it, where this process may not signal it any more; says whether there is such a way. Only a
+    /// fork of this process that has its lifeline too can keep it alive.
+    pub(crate) fn cut_lifeline(&mut self) -> bool {
+        self.lifeline.take().is_some()
     }
 
     pub(crate) fn pid(&self) -> u32 {

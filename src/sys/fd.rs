@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 
+use super::signal::Signal;
+
 /// Which descriptors of other people a worker closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inherited {
@@ -180,6 +182,25 @@ pub(crate) fn close_inherited(inherited: Inherited, keep: &[RawFd]) -> io::Resul
             unsafe { libc::close(raw) };
         }
     }
+    Ok(())
+}
+
+/// F_SETSIG of fcntl(2): of linux/fcntl.h, which the libc crate does not have.
+const F_SETSIG: libc::c_int = 10;
+
+/// Has the kernel send this process `signal` whenever something happens to a socket, such as that its other end is
+/// closed (fcntl(2), F_SETOWN, F_SETSIG, O_ASYNC). It holds for all copies of the descriptor, for the process that has
+/// asked last. The kernel checks the rights to send it against those that the process has now.
+pub(crate) fn signal_on_hangup(socket: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let own = std::process::id() as libc::c_int;
+    for (command, value) in [(F_SETSIG, signal.number()), (libc::F_SETOWN, own)] {
+        // SAFETY: these two commands take an integer and touch no memory.
+        if unsafe { libc::fcntl(socket.as_raw_fd(), command, value) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_ASYNC))?;
     Ok(())
 }
 

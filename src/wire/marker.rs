@@ -18,13 +18,17 @@ pub(crate) struct Marker {
     pub(crate) death_signal: Option<Signal>,
     /// The number of our place in the launcher's tree of named memory.
     pub(crate) nest: Option<u64>,
+    /// Our end of the lifeline, of those that are to be killed when the launcher ends.
+    pub(crate) lifeline: Option<RawFd>,
 }
 
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, launcher, job, report, death_signal, nest } = self;
+        let Self { rank, launcher, job, report, death_signal, nest, lifeline } = self;
         let (death, nest) = (death_signal.map_or(0, Signal::number), nest.unwrap_or(0));
-        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {nest}")
+        // Nobody's lifeline is stdin.
+        let lifeline = lifeline.unwrap_or(0);
+        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {nest} {lifeline}")
     }
 }
 
@@ -35,7 +39,9 @@ impl FromStr for Marker {
         let bad = || format!("{text:?} is no marker of protocol {PROTOCOL}");
         let numbers: Vec<u64> =
             text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
-        let [version, rank, launcher, job, report, death, nest] = numbers[..] else { return Err(bad()) };
+        let [version, rank, launcher, job, report, death, nest, lifeline] = numbers[..] else {
+            return Err(bad());
+        };
         if version != u64::from(PROTOCOL) {
             return Err(bad());
         }
@@ -47,6 +53,7 @@ impl FromStr for Marker {
             report: small(report)?,
             death_signal: Signal::new(small(death)?),
             nest: Some(nest).filter(|&nest| nest != 0),
+            lifeline: Some(small(lifeline)?).filter(|&lifeline| lifeline != 0),
         })
     }
 }
@@ -57,8 +64,8 @@ mod tests {
 
     #[test]
     fn marker_round_trips() {
-        for (death_signal, nest) in [(None, Some(9)), (Some(Signal::KILL), None)] {
-            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal, nest };
+        for (death_signal, nest, lifeline) in [(None, Some(9), None), (Some(Signal::KILL), None, Some(7))] {
+            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal, nest, lifeline };
             assert_eq!(marker.to_string().parse(), Ok(marker));
         }
     }
@@ -69,10 +76,10 @@ mod tests {
             "",
             "2",
             "2 2 3 4 5 0",
-            "1 0 1 3 4 9 0",
-            "2 0 1 3 4 9 9 9",
-            "2 0 1 -3 4 9 0",
-            "2 0 1 99999999999 4 9 0",
+            "1 0 1 3 4 9 0 0",
+            "2 0 1 3 4 9 9 9 9",
+            "2 0 1 -3 4 9 0 0",
+            "2 0 1 99999999999 4 9 0 0",
         ] {
             assert!(text.parse::<Marker>().is_err(), "{text:?}");
         }
@@ -80,7 +87,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn hostile_marker_never_panics_and_a_good_one_round_trips(text: String, numbers in proptest::array::uniform7(0_u64..1 << 33)) {
+        fn hostile_marker_never_panics_and_a_good_one_round_trips(text: String, numbers in proptest::array::uniform8(0_u64..1 << 33)) {
             let _ = text.parse::<Marker>();
             let text = numbers.map(|number| number.to_string()).join(" ");
             if let Ok(marker) = text.parse::<Marker>() {

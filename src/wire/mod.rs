@@ -6,6 +6,7 @@
 //! - `abort`: a word by which a launcher ends its workers' waiting
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
+//! - `lifeline`: the second way in which a worker dies with its launcher
 //! - `freight`: what goes beside the bytes, as descriptors that are sent
 //! - `packet`: an encoded value as one message
 //! - `returns`: results with memory beside them
@@ -17,6 +18,7 @@ pub(crate) mod freight;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod letter;
+pub(crate) mod lifeline;
 pub(crate) mod marker;
 pub(crate) mod message;
 pub(crate) mod names;

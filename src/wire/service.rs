@@ -54,7 +54,7 @@ pub(crate) enum Request {
 }
 
 /// Some workers of a group, with these descriptors, in this order: the ledger, the working directory, stdout, stderr,
-/// the jobs, those that the jobs speak of, a report slot for each worker.
+/// the jobs, those that the jobs speak of, a report slot for each worker, and for each the end of its lifeline, if they have one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) nprocs: usize,
@@ -66,6 +66,8 @@ pub(crate) struct Order {
     pub(crate) surroundings: Surroundings,
     /// One for all workers, or one for each of these.
     pub(crate) jobs: usize,
+    /// One for each worker, or none.
+    pub(crate) lifelines: usize,
     /// The numbers that the jobs' descriptors have in the launcher.
     pub(crate) numbers: Vec<RawFd>,
 }

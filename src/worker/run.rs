@@ -22,6 +22,7 @@ use crate::sys::{memory, prctl, process, signal};
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
+use crate::wire::lifeline;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
@@ -172,7 +173,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     let job = fd::adopt(marker.job)?;
     let open = OpenJob::read(job.as_fd())?;
     let named = open.descriptors().map(|number| origin.local(number));
-    let own: Vec<_> = named.chain([job.as_raw_fd(), marker.report]).collect();
+    let own: Vec<_> = named.chain([job.as_raw_fd(), marker.report]).chain(marker.lifeline).collect();
     match origin {
         Origin::Exec => {
             fd::close_inherited(Inherited::ThroughExec, &own)?;
@@ -189,6 +190,9 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
             // The server has reset its dispositions for us; only the mask is left.
             signal::unblock_all()?;
         }
+    }
+    if let Some(end) = marker.lifeline {
+        lifeline::hold(fd::adopt(end)?)?;
     }
     fd::settle_stdio()?;
     // For who looks at it; nothing depends on it.

@@ -1,0 +1,54 @@
+//! The second way in which a worker dies with its launcher: a socket whose other end only the launcher has.
+//!
+//! The parent-death signal alone is not enough. The kernel sends it only if the dying thread may still send signals to
+//! the worker, which a launcher that has given up root may not; and it forgets it when the worker changes its user or
+//! group (prctl(2), PR_SET_PDEATHSIG). The signal of a descriptor (fcntl(2), F_SETSIG) is sent with the rights that the
+//! worker had when it asked for it.
+//!
+//! This way alone is not enough either: a fork of the launcher has a copy of the launcher's end, and a worker that runs
+//! another program or closes all its descriptors loses its own.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::sys::clock::Moment;
+use crate::sys::epoll::wait_readable;
+use crate::sys::fd;
+use crate::sys::signal::Signal;
+use crate::sys::socket::Socket;
+
+/// The launcher's end: when it is closed, the worker is killed.
+#[derive(Debug)]
+pub(crate) struct Lifeline {
+    _ours: Socket,
+}
+
+/// The end that a worker inherits.
+#[derive(Debug)]
+pub(crate) struct WorkersEnd(OwnedFd);
+
+impl Lifeline {
+    pub(crate) fn new() -> io::Result<(Self, WorkersEnd)> {
+        let (ours, theirs) = Socket::pair()?;
+        Ok((Self { _ours: ours }, WorkersEnd(theirs.into_descriptor())))
+    }
+}
+
+impl AsFd for WorkersEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Has the kernel kill this process when the other end of `end` is closed.
+///
+/// # Errors
+/// Also when that has happened already.
+pub(crate) fn hold(end: OwnedFd) -> io::Result<()> {
+    fd::signal_on_hangup(end.as_fd(), Signal::KILL)?;
+    // In this order the launcher cannot be gone unnoticed in between.
+    let gone = wait_readable(end.as_fd(), Some(Moment::now()))?;
+    // It stays open until the process ends.
+    std::mem::forget(end);
+    if gone { Err(io::Error::other("the launcher was gone before the start")) } else { Ok(()) }
+}
