@@ -45,6 +45,7 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod symbols;
+pub(crate) mod stdio;
 pub(crate) mod trace;
 #[cfg(test)]
 mod watchdog;

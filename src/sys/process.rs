@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::clock::Moment;
 use super::fd::above_stdio;
 use super::signal::Signal;
+use super::stdio;
 
 /// The error of who asks for a process that is not there.
 pub(crate) const NO_SUCH_PROCESS: i32 = libc::ESRCH;
@@ -245,12 +246,14 @@ pub(crate) fn single_thread() -> Result<SingleThread, ForkError> {
     }
 }
 
-/// fork(2) in a process of one thread. The child runs `child`, which must end the process, or it is aborted; it
+/// fork(2) in a process of one thread. What C's streams have in their buffers is written first, or both would write it.
+/// The child runs `child`, which must end the process, or it is aborted; it
 /// begins with all signals blocked, so that none runs a handler of the parent's in it, and empties the mask when
 /// it has reset the dispositions.
 pub(crate) fn fork(_alone: &SingleThread, child: impl FnOnce()) -> Result<u32, ForkError> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     let before = before.map_err(|error| ForkError::Os(error.into()))?;
+    stdio::flush();
     // SAFETY: we are the only thread, so no lock is held by a thread that the child will not have.
     let forked = unsafe { libc::fork() };
     if forked == 0 {

@@ -18,7 +18,7 @@ use crate::sys::global::Global;
 use crate::sys::image::Image;
 use crate::sys::limits::{self, Limit};
 use crate::sys::socket::Socket;
-use crate::sys::{memory, prctl, process, signal};
+use crate::sys::{memory, prctl, process, signal, stdio};
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
@@ -278,6 +278,8 @@ fn leave(code: i32, origin: &Origin<'_>) -> ! {
         Origin::Fork | Origin::Served(_) => {
             // A stdout that is closed loses what is left in the buffer, as at any exit.
             let _ = io::stdout().flush();
+            stdio::flush();
+            stdio::write_profiles();
             tree::leave();
             process::exit_at_once(code)
         }
