@@ -13,6 +13,10 @@ phalanx::auto_init!();
 
 /// Compiles a small crate against this very build of phalanx.
 fn rustc(kind: &str, source: &str, dir: &Path) -> Output {
+    rustc_with(&[], kind, source, dir)
+}
+
+fn rustc_with(arguments: &[&str], kind: &str, source: &str, dir: &Path) -> Output {
     let file = dir.join("program.rs");
     fs::write(&file, source).unwrap();
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
@@ -22,7 +26,7 @@ fn rustc(kind: &str, source: &str, dir: &Path) -> Output {
     for name in ["phalanx", "anyhow"] {
         rustc.arg("--extern").arg(format!("{name}={}", newest_rlib(&deps, name).display()));
     }
-    rustc.arg(file).output().unwrap()
+    rustc.args(arguments).arg(file).output().unwrap()
 }
 
 /// The build of a crate that cargo made last: it made this test's dependencies just before this test.
@@ -95,5 +99,37 @@ fn function_in_a_shared_object_is_an_error() {
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         let told = phalanx::spawn(load, dir.path().join("libprogram.so"), 1).unwrap().remove(0);
         assert!(told.contains("program::work` does not lie in the executable"), "{told}");
+    });
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "what was not tested is said")]
+fn program_that_a_loader_runs_and_that_nothing_identifies_is_not_run_again() {
+    const PROGRAM: &str = r#"
+        fn work(rank: usize, _: ()) -> anyhow::Result<usize> { Ok(rank) }
+        fn main() {
+            phalanx::init();
+            println!("{:?}", phalanx::spawn(work, (), 1).map_err(|error| error.to_string()));
+        }
+    "#;
+    let loader = Path::new(common::LOADER);
+    if !loader.exists() {
+        return println!("not tested: there is no {}", loader.display());
+    }
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let built = rustc_with(&["-Clink-arg=-Wl,--build-id=none"], "bin", PROGRAM, dir.path());
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let program = dir.path().join("program");
+        let marker = dir.path().join("marker");
+        // What stands in the place of an argument must not be run.
+        let script = dir.path().join("script");
+        fs::write(&script, format!("#!/bin/sh\ntouch {}\n", marker.display())).unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let told = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(told(&mut Command::new(&program)), "Ok([0])\n");
+        let refused = told(Command::new(loader).args([&program, &script]));
+        assert!(refused.contains("is not its file") && refused.contains("/ld-linux"), "{refused}");
+        assert!(!marker.exists());
     });
 }

@@ -17,6 +17,7 @@ use crate::shm::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
 use crate::sys::limits::with_room;
+use crate::sys::namespace;
 use crate::sys::signal::{self, Signal};
 use crate::wire::abort::Abort;
 use crate::wire::codec;
@@ -162,7 +163,14 @@ impl JobBuilder {
     /// Checks all that can be checked before anything is started.
     fn new(entry: &'static Entry, options: &Options) -> Result<Self, Error> {
         options.check()?;
-        start::check_init(options.method != StartMethod::Fork || options.guardian)?;
+        let reruns_program = options.method != StartMethod::Fork || options.guardian;
+        start::check_init(reruns_program)?;
+        if reruns_program {
+            start::check_executable()?;
+        }
+        if let Some(kind) = namespace::of_children_only() {
+            return Err(Error::ForeignNamespace { kind });
+        }
         if signal::children_are_reaped_by_kernel()
             .map_err(Error::system("ask for the disposition of SIGCHLD"))?
         {

@@ -67,6 +67,27 @@ pub enum Error {
         pid: u32,
     },
 
+    /// The executable cannot be run again: /proc/self/exe is another file, as where an emulator runs this program.
+    #[error(
+        "cannot start workers by running this program again: /proc/self/exe{} is not its file; run it directly, not by \
+         a loader or an emulator, or use StartMethod::Fork",
+        .exe.as_ref().map(|exe| format!(" ({})", exe.display())).unwrap_or_default()
+    )]
+    OtherExecutable {
+        /// What /proc/self/exe is.
+        exe: Option<std::path::PathBuf>,
+    },
+
+    /// The children of the calling thread are in another namespace than it is, after unshare(2) or setns(2).
+    #[error(
+        "cannot start workers: the children of this thread go into another {kind} namespace than its own, where process \
+         and thread ids or clocks differ; start workers from a process inside of it, as by `unshare --fork`"
+    )]
+    ForeignNamespace {
+        /// "PID" or "time".
+        kind: &'static str,
+    },
+
     /// The function does not lie in the executable, but in a shared object, where a worker would not find it.
     #[error(
         "`{function}` does not lie in the executable: functions of shared objects cannot be run in workers"

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use group::{Started, make_room, start_all};
 pub(crate) use plan::Group;
 pub(crate) use spawn::allow as allow_spawn;
-pub(crate) use spawn::check_init;
+pub(crate) use spawn::{check_executable, check_init};
 
 /// How workers come to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

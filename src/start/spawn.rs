@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::plan::{Failure, Group};
 use super::surroundings;
 use crate::error::Error;
+use crate::sys::executable::Executable;
 use crate::sys::limits;
 use crate::sys::spawn::{Blocked, spawn_self};
 use crate::wire::lifeline::WorkersEnd;
@@ -38,7 +39,15 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
     }
 }
 
-/// What all workers of a group have in common: our own arguments, and our environment with its changes.
+/// Refuses to run what is not known to be this program again.
+pub(crate) fn check_executable() -> Result<(), Error> {
+    match Executable::of_this_process() {
+        Executable::Own | Executable::Loader(_) => Ok(()),
+        Executable::Other => Err(Error::OtherExecutable { exe: std::fs::read_link("/proc/self/exe").ok() }),
+    }
+}
+
+/// What all workers of a group have in common: our own arguments, behind those of the loader if one was run, and our environment with its changes.
 pub(super) struct Template {
     arguments: Vec<CString>,
     environment: Vec<CString>,
@@ -51,7 +60,12 @@ impl Template {
             key.push(value);
             c_string(key)
         });
-        Self { environment: pairs.collect(), arguments: std::env::args_os().filter_map(c_string).collect() }
+        let ours = std::env::args_os().filter_map(c_string);
+        let arguments = match Executable::of_this_process() {
+            Executable::Loader(before) => before.iter().cloned().chain(ours.skip(1)).collect(),
+            Executable::Own | Executable::Other => ours.collect(),
+        };
+        Self { environment: pairs.collect(), arguments }
     }
 
     pub(super) fn start(

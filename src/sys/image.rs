@@ -113,6 +113,16 @@ fn first_object() -> Module {
     first.expect("the loader lists the executable first")
 }
 
+/// The address of the executable's program headers, and its build id.
+pub(super) fn main_object() -> (usize, Option<Vec<u8>>) {
+    let mut found = (0, None);
+    each_object(&mut |object| {
+        found = (object.headers.as_ptr().addr(), object.build_id());
+        false
+    });
+    found
+}
+
 /// What dl_iterate_phdr tells of one object, valid during the callback.
 struct Object<'a> {
     info: &'a libc::dl_phdr_info,
@@ -152,7 +162,7 @@ fn extent(bias: u64, headers: &[libc::Elf64_Phdr]) -> (u64, u64) {
 }
 
 /// The descriptor of the note "GNU" of type 3 in a note segment (elf(5)).
-fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: usize = 3;
     let word = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) as usize)

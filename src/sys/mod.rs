@@ -24,6 +24,7 @@ pub(crate) mod env;
 pub(crate) mod epoll;
 mod estate;
 pub(crate) mod event;
+pub(crate) mod executable;
 pub(crate) mod fd;
 mod forks;
 pub(crate) mod futex;
@@ -34,6 +35,7 @@ pub(crate) mod limits;
 pub(crate) mod map;
 pub(crate) mod memfd;
 pub(crate) mod memory;
+pub(crate) mod namespace;
 pub(crate) mod prctl;
 pub(crate) mod process;
 #[cfg(feature = "safetensors")]
@@ -44,8 +46,8 @@ mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
-pub(crate) mod symbols;
 pub(crate) mod stdio;
+pub(crate) mod symbols;
 pub(crate) mod trace;
 #[cfg(test)]
 mod watchdog;

@@ -125,6 +125,10 @@ pub(crate) fn tagged(variable: &str, value: &str) -> BTreeSet<u32> {
     processes().filter(has_tag).filter(living).collect()
 }
 
+/// The loader of dynamically linked programs (ld.so(8)).
+pub(crate) const LOADER: &str =
+    if cfg!(target_arch = "x86_64") { "/lib64/ld-linux-x86-64.so.2" } else { "/lib/ld-linux-aarch64.so.1" };
+
 /// A pidfd of any process.
 #[expect(unsafe_code, reason = "nix has no pidfd_open")]
 pub(crate) fn pidfd(pid: u32) -> Option<OwnedFd> {
