@@ -172,7 +172,9 @@ mod worker;
 
 #[expect(deprecated, reason = "the old name is exported for those who know it")]
 pub use context::SpawnContext;
-pub use context::{Options, ProcessContext, spawn, start_processes, start_processes_with};
+pub use context::{
+    Options, OutputFile, ProcessContext, RankOptions, spawn, start_processes, start_processes_with,
+};
 pub use error::{
     Cause, Culprit, Error, FailureKind, Frame, MemoryError, OomScope, Outcome, Peer, ProcessExitedException,
     ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback,
@@ -202,4 +204,4 @@ pub use shm::{
 pub use start::StartMethod;
 pub use start::forkserver::ForkServer;
 pub use sys::signal::Signal;
-pub use worker::{after_fork, seed};
+pub use worker::{WorkerInfo, after_fork, seed, worker_info};

@@ -1,6 +1,7 @@
 //! N workers that run one function.
 //!
 //! - `options`: what can be chosen
+//! - `rank`: what can be chosen for each rank
 //! - `start`: check, build the jobs, start them
 //! - `crew`: the workers of one context, watched, ended and reaped
 //! - `blame`: what the ends of the workers tell of one another
@@ -18,6 +19,7 @@ mod member;
 mod oom;
 mod options;
 mod postmortem;
+mod rank;
 mod returned;
 mod start;
 mod values;
@@ -27,4 +29,5 @@ pub use join::ProcessContext;
 #[expect(deprecated, reason = "the old name is exported for those who know it")]
 pub use join::SpawnContext;
 pub use options::Options;
+pub use rank::{OutputFile, RankOptions};
 pub use start::{spawn, start_processes, start_processes_with};

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use super::rank::RankOptions;
 use crate::error::Error;
 use crate::start::StartMethod;
 use crate::sys::limits;
 use crate::sys::signal::Signal;
 use crate::wire::names::{SERVER, WORKER};
+use crate::worker::WorkerInfo;
+use crate::worker::entry::{self, Entry};
 
 /// How many workers to start, and how.
 ///
@@ -33,7 +36,22 @@ pub struct Options {
     pub(super) name: Option<String>,
     pub(super) guardian: bool,
     pub(super) abort: bool,
+    pub(super) hook: Option<Hook>,
+    /// By rank; empty: no rank has anything of its own.
+    pub(super) ranks: Vec<RankOptions>,
 }
+
+/// What runs in each worker before its function.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook(pub(super) &'static Entry);
+
+impl PartialEq for Hook {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for Hook {}
 
 impl Options {
     /// `nprocs` workers, started by [`StartMethod::Spawn`], which die with their launcher. None at all is fine.
@@ -48,6 +66,8 @@ impl Options {
             name: None,
             guardian: false,
             abort: false,
+            hook: None,
+            ranks: Vec::new(),
         }
     }
 
@@ -139,20 +159,83 @@ impl Options {
         self
     }
 
+    /// A function that each worker runs before its own, with what [`worker_info`](crate::worker_info) tells: to set up
+    /// logging, a runtime or a device. In a forked worker it comes after the hooks of [`after_fork`](crate::after_fork).
+    ///
+    /// It is a plain function or a closure that captures nothing. If it fails, that is the worker's failure, with a
+    /// traceback, and the worker's function does not run. The last one given counts.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::sync::OnceLock;
+    /// use phalanx::{Options, WorkerInfo, start_processes};
+    ///
+    /// static PREFIX: OnceLock<String> = OnceLock::new();
+    ///
+    /// fn set_up(worker: &WorkerInfo) -> anyhow::Result<()> {
+    ///     PREFIX.get_or_init(|| format!("[{}:{}]", worker.name, worker.rank));
+    ///     Ok(())
+    /// }
+    ///
+    /// fn work(_: usize, _: ()) -> anyhow::Result<String> {
+    ///     Ok(format!("{} works", PREFIX.get().expect("set_up has run")))
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let options = Options::new(2).name("train").on_start(set_up);
+    /// let told = start_processes(work, (), options)?.join()?;
+    /// assert_eq!(told, ["[train:0] works", "[train:1] works"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_start<F, E>(mut self, hook: F) -> Self
+    where
+        F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
+        E: Into<anyhow::Error>,
+    {
+        let _ = hook;
+        self.hook = Some(Hook(entry::of_hook::<F, E>()));
+        self
+    }
+
+    /// What each rank has of its own: environment, working directory, processors, and files for its standard output and
+    /// standard error. `of_rank` is called here, once for each rank.
+    ///
+    /// A worker's output goes to its files from [`init`](crate::init) on; what fails before that is told on the launcher's
+    /// standard error. Two ranks cannot have the same file.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{Options, OutputFile, RankOptions, start_processes};
+    ///
+    /// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+    ///     println!("rank {rank} sees device {}", std::env::var("DEVICE")?);
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let logs = dir.path();
+    /// let options = Options::new(2).rank_options(|rank| {
+    ///     RankOptions::new()
+    ///         .env("DEVICE", rank.to_string())
+    ///         .stdout(OutputFile::truncate(logs.join(format!("{rank}.log"))))
+    /// });
+    /// start_processes(work, (), options)?.join()?;
+    /// assert_eq!(std::fs::read_to_string(logs.join("1.log"))?, "rank 1 sees device 1\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn rank_options(mut self, of_rank: impl FnMut(usize) -> RankOptions) -> Self {
+        // More than there can be are refused at the start.
+        let possible = self.nprocs < MANY || limits::check_processes(self.nprocs).is_ok();
+        self.ranks = if possible { (0..self.nprocs).map(of_rank).collect() } else { Vec::new() };
+        self
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
-        let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
-        for (key, value) in &self.environment {
-            let reason = if bad_key(key) {
-                "an environment variable's name must not be empty, nor have '=' or NUL in it"
-            } else if value.contains('\0') {
-                "an environment variable's value must not have NUL in it"
-            } else if key == WORKER || key == SERVER {
-                "this environment variable is the library's own"
-            } else {
-                continue;
-            };
-            return Err(Error::InvalidOption(format!("env({key:?}, {value:?}): {reason}")));
-        }
+        check_environment(&self.environment).map_err(Error::InvalidOption)?;
+        self.ranks.iter().enumerate().try_for_each(|(rank, options)| options.check(rank))?;
         match &self.name {
             Some(name) if name.contains('\0') => {
                 Err(Error::InvalidOption(format!("name({name:?}): a name must not have NUL in it")))
@@ -174,6 +257,24 @@ impl Options {
 
 /// Of fewer workers nobody asks whether this machine can have them, which takes its time.
 const MANY: usize = 1000;
+
+/// What is wrong with a change of the environment, if something is.
+pub(super) fn check_environment(changes: &[(String, String)]) -> Result<(), String> {
+    let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
+    for (key, value) in changes {
+        let reason = if bad_key(key) {
+            "an environment variable's name must not be empty, nor have '=' or NUL in it"
+        } else if value.contains('\0') {
+            "an environment variable's value must not have NUL in it"
+        } else if key == WORKER || key == SERVER {
+            "this environment variable is the library's own"
+        } else {
+            continue;
+        };
+        return Err(format!("env({key:?}, {value:?}): {reason}"));
+    }
+    Ok(())
+}
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use super::crew::{Crew, Orders};
 use super::join::ProcessContext;
 use super::oom::OomCounts;
-use super::options::Options;
+use super::options::{Hook, Options};
+use super::rank::{self, RankOptions};
 use crate::error::{Callee, Error, limit_met};
 use crate::shm::strategy::Choice;
 use crate::shm::tree::{self, Place};
@@ -25,6 +26,7 @@ use crate::wire::job::JobFile;
 use crate::wire::message::{Job, Manifest};
 use crate::wire::returns::Returns;
 use crate::wire::roster::Roster;
+use crate::wire::setup::Setup;
 use crate::worker::entry::{self, Entry};
 
 /// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
@@ -142,7 +144,7 @@ where
 {
     let _ = f;
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
-    let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build(rank, &args));
+    let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build_for(rank, &args));
     let jobs = jobs.collect::<Result<_, _>>()?;
     launch(builder, jobs, options)
 }
@@ -176,6 +178,7 @@ impl JobBuilder {
         {
             return Err(Error::SigchldIgnored);
         }
+        rank::make_outputs(&options.ranks)?;
         start::make_room(options.nprocs);
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let nprocs = options.nprocs;
@@ -201,14 +204,16 @@ impl JobBuilder {
             guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
             abort: abort.as_ref().map(Abort::numbers),
             roster: roster.number(),
+            setup: setup_of(options, image)?,
             manifest: Manifest::default(),
         };
-        Ok(Self { nprocs, callee: entry.callee(), job, returns, guards, place, abort, roster })
+        let callee = entry.callee(options.hook.map(|Hook(hook)| hook));
+        Ok(Self { nprocs, callee, job, returns, guards, place, abort, roster })
     }
 
     /// One job for all ranks.
     fn build_for_all<A: Serialize>(&self, args: &A) -> Result<JobFile, Error> {
-        let job = self.build(0, args)?;
+        let job = self.build(&self.job, 0, args)?;
         match job.exclusive() {
             Some(noun) if self.nprocs > 1 => {
                 let reason = format!(
@@ -221,10 +226,16 @@ impl JobBuilder {
         }
     }
 
-    fn build<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
+    /// The job of one rank, without what the others have of their own.
+    fn build_for<A: Serialize>(&self, rank: usize, args: &A) -> Result<JobFile, Error> {
+        let mut job = self.job.clone();
+        job.setup.ranks = job.setup.of_rank(rank).cloned().into_iter().collect();
+        self.build(&job, rank, args)
+    }
+
+    fn build<A: Serialize>(&self, job: &Job, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        let file =
-            JobFile::new(&self.job, encoded).map(|file| file.with_crew(&self.roster, self.abort.as_ref()));
+        let file = JobFile::new(job, encoded).map(|file| file.with_crew(&self.roster, self.abort.as_ref()));
         file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
@@ -233,6 +244,18 @@ impl JobBuilder {
             os,
         })
     }
+}
+
+/// What the workers know of themselves, have of their own and do before their function.
+fn setup_of(options: &Options, image: &Image) -> Result<Setup, Error> {
+    let hook =
+        options.hook.map(|Hook(entry)| Ok::<_, Error>((entry.offset(image)?, entry.name().to_owned())));
+    Ok(Setup {
+        nprocs: options.nprocs,
+        launcher: std::process::id(),
+        hook: hook.transpose()?,
+        ranks: options.ranks.iter().map(RankOptions::record).collect(),
+    })
 }
 
 /// This process's place in a tree of named memory, when it has named memory or is to have it.
@@ -247,8 +270,7 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
     let JobBuilder { callee, returns, guards, place, abort, roster, .. } = builder;
     // Before the start, so that what happens during it counts.
     let oom = OomCounts::take();
-    let Options { nprocs, method, daemon, grace, death_signal, environment, name: _, guardian: _, abort: _ } =
-        options;
+    let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
     let started = start::start_all(Group {
         method,
         nprocs,
@@ -258,6 +280,7 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         place,
         loans: Vec::new(),
         environment,
+        rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,
     })?;
     let orders = Orders { daemon, grace, callee, abort, roster };

@@ -11,7 +11,11 @@ pub(super) fn of(captured: &Captured, callee: Callee) -> Vec<Frame> {
         captured.addresses.iter().map(|&address| RawFrame::new(address, &captured.modules)).collect();
     // By addresses first: these are right also where there are no names, in a stripped binary or in a libc without
     // debug information.
-    let Some(call) = raw.iter().position(|frame| frame.is_in(callee.trampoline)) else {
+    let called = [(callee.name, callee.trampoline)].into_iter().chain(callee.hook);
+    let mut calls = called.filter_map(|(name, trampoline)| {
+        raw.iter().position(|frame| frame.is_in(trampoline)).map(|call| (name, call))
+    });
+    let Some((name, call)) = calls.next() else {
         let within = raw.iter().rposition(|frame| !frame.is_in_libc()).map_or(0, |last| last + 1);
         return trim(raw[..within].iter().flat_map(RawFrame::resolve).collect());
     };
@@ -20,7 +24,7 @@ pub(super) fn of(captured: &Captured, callee: Callee) -> Vec<Frame> {
     let inlined = raw[call].named();
     match inlined.iter().position(is_trampoline) {
         Some(end) => frames.extend_from_slice(&inlined[..end]),
-        None => frames.push(Frame::of(callee.name)),
+        None => frames.push(Frame::of(name)),
     }
     trim(frames)
 }

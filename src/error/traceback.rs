@@ -70,6 +70,8 @@ pub(crate) struct Callee {
     /// Where in this process the function begins which decodes the arguments and calls it. Frames below that one are the
     /// library's.
     pub(crate) trampoline: usize,
+    /// The same of what runs before it: its name, and where its caller begins.
+    pub(crate) hook: Option<(&'static str, usize)>,
 }
 
 /// The calls that led to a failure, innermost first, trimmed to what the user wrote.
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn traceback_of_nothing_names_the_function() {
-        let callee = Callee { name: "app::work", trampoline: 0 };
+        let callee = Callee { name: "app::work", ..Callee::default() };
         let traceback = Traceback::new(Captured::default(), callee);
         assert_eq!(traceback.to_string(), "Traceback (innermost call first):\n    0: app::work");
     }

@@ -168,7 +168,7 @@ impl Link {
         };
         let inherited = [theirs.as_fd(), guards.as_fd()].into_iter();
         // What signals the whole job may come before the server has blocked what would end it.
-        let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), inherited, Blocked::Everything);
+        let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), &[], inherited, Blocked::Everything);
         let pid = pid.map_err(failed("posix_spawn"))?;
         let pidfd = process::pidfd_open(pid).inspect_err(|_| process::kill_unwatched(pid));
         let pidfd = Arc::new(pidfd.map_err(failed("pidfd_open"))?);
@@ -397,7 +397,7 @@ fn before_any_rank(trouble: Trouble) -> Error {
     let reason = match trouble {
         Trouble::Preload(raised) => {
             let preload = *PRELOAD.lock().unwrap_or_else(PoisonError::into_inner);
-            let callee = preload.map(Entry::callee).unwrap_or_default();
+            let callee = preload.map(|entry| entry.callee(None)).unwrap_or_default();
             return Error::Preload(Box::new(RaisedError::new(raised, callee)));
         }
         Trouble::Threads(threads) => format!(

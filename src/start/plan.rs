@@ -33,6 +33,8 @@ pub(crate) struct Group {
     pub(crate) loans: Vec<Loan>,
     /// Changes of the environment.
     pub(crate) environment: Vec<(String, String)>,
+    /// Further ones by rank; empty: there are none.
+    pub(crate) rank_environments: Vec<Vec<(String, String)>>,
     pub(crate) death_signal: Option<Signal>,
 }
 

@@ -77,27 +77,38 @@ impl Template {
     ) -> Result<u32, Failure> {
         let marker = format!("{WORKER}={}", group.marker(rank, slot, lifeline));
         const CALL: &str = "running /proc/self/exe again (posix_spawn)";
-        let pid = self.run(&marker, group.inherited(rank, slot, lifeline), Blocked::Nothing);
-        pid.map_err(|os| match limits::of_program(&os, &self.strings()) {
+        let own = group.rank_environments.get(rank).map(Vec::as_slice).unwrap_or_default();
+        let pid = self.run(&marker, own, group.inherited(rank, slot, lifeline), Blocked::Nothing);
+        pid.map_err(|os| match self.limit_met(&os, own) {
             Some(limit) => Failure::Limited { call: CALL, limit, os },
             None => Failure::of(CALL)(os),
         })
     }
 
-    /// All that the program is given, but for the marker.
-    fn strings(&self) -> Vec<&[u8]> {
-        self.environment.iter().chain(&self.arguments).map(|text| text.as_bytes()).collect()
+    /// The limit of what a program can be given, all but the marker, if that is what the system says.
+    fn limit_met(&self, os: &io::Error, own: &[(String, String)]) -> Option<String> {
+        let own: Vec<_> = own.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let all = self.environment.iter().chain(&self.arguments).map(|text| text.as_bytes());
+        limits::of_program(os, &all.chain(own.iter().map(String::as_bytes)).collect::<Vec<_>>())
     }
 
-    /// Runs our executable with a marker, by which it knows what it is.
+    /// Runs our executable with a marker, by which it knows what it is, and further changes of the environment.
     pub(super) fn run<'a>(
         &self,
         marker: &str,
+        changes: &[(String, String)],
         inherited: impl Iterator<Item = BorrowedFd<'a>>,
         blocked: Blocked,
     ) -> io::Result<u32> {
-        let marker = c_string(marker.into());
-        let environment: Vec<&CStr> = self.environment.iter().chain(&marker).map(CString::as_c_str).collect();
+        let changed = |pair: &CString| {
+            let key = pair.as_bytes().split(|&byte| byte == b'=').next();
+            changes.iter().any(|(changed, _)| Some(changed.as_bytes()) == key)
+        };
+        let changes = changes.iter().map(|(key, value)| format!("{key}={value}"));
+        let added: Vec<_> =
+            changes.chain([marker.to_owned()]).filter_map(|text| c_string(text.into())).collect();
+        let kept = self.environment.iter().filter(|pair| !changed(pair));
+        let environment: Vec<&CStr> = kept.chain(&added).map(CString::as_c_str).collect();
         spawn_self(&self.arguments, &environment, inherited, blocked)
     }
 }

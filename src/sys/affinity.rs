@@ -9,6 +9,17 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Affinity(Vec<u64>);
 
 impl Affinity {
+    /// Far more processors than any kernel can be built for (CONFIG_NR_CPUS).
+    pub(crate) const MOST: usize = 1 << 20;
+
+    /// These, by number.
+    pub(crate) fn of_processors(numbers: &[usize]) -> Self {
+        let words = numbers.iter().max().map_or(0, |last| last / 64 + 1);
+        let mut mask = vec![0; words];
+        numbers.iter().for_each(|number| mask[number / 64] |= 1 << (number % 64));
+        Self(mask)
+    }
+
     /// That of the calling thread.
     pub(crate) fn of_caller() -> io::Result<Self> {
         let mut mask = mask_that_fits(|words| {
@@ -71,6 +82,12 @@ mod tests {
         assert_eq!(mask_that_fits(kernel(1 << 20)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         let refused = mask_that_fits(|_| Err(io::Error::from_raw_os_error(libc::EPERM)));
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn affinity_of_numbers_has_a_bit_for_each() {
+        assert_eq!(Affinity::of_processors(&[65, 0, 3]), Affinity(vec![0b1001, 0b10]));
+        assert_eq!(Affinity::of_processors(&[]), Affinity(vec![]));
     }
 
     #[test]

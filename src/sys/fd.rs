@@ -209,6 +209,19 @@ pub(crate) fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
     above_stdio(open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
+/// Opens a file, or makes one, to which each write is appended, and may empty it.
+///
+/// # Errors
+/// Also where the other end of a FIFO is not there.
+pub(crate) fn open_to_append(path: &Path, empty: bool) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let empty = if empty { OFlag::O_TRUNC } else { OFlag::empty() };
+    let fd = open(path, flags | empty | OFlag::O_NONBLOCK, Mode::from_bits_truncate(0o666))?;
+    // It was only for the opening.
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    above_stdio(fd)
+}
+
 /// What a descriptor leads to, as /proc shows it.
 pub(crate) fn target(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()

@@ -152,6 +152,7 @@ mod tests {
     use super::*;
     use crate::shm::Tensor;
     use crate::shm::strategy::Choice;
+    use crate::wire::setup::Setup;
 
     fn job() -> Job {
         Job {
@@ -165,6 +166,7 @@ mod tests {
             guards: Some(8),
             abort: Some([5, 6]),
             roster: 4,
+            setup: Setup::default(),
             manifest: Manifest::default(),
         }
     }

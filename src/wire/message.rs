@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use super::setup::Setup;
 use crate::shm::passing::Grant;
 use crate::shm::strategy::Choice;
 
@@ -31,6 +32,7 @@ pub(crate) struct Job {
     pub(crate) abort: Option<[RawFd; 2]>,
     /// Which process has which rank, inherited: the memory of a `Roster`.
     pub(crate) roster: RawFd,
+    pub(crate) setup: Setup,
     /// What goes with the arguments. Descriptors are inherited ones.
     pub(crate) manifest: Manifest,
 }

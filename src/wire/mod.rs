@@ -10,6 +10,7 @@
 //! - `freight`: what goes beside the bytes, as descriptors that are sent
 //! - `packet`: an encoded value as one message
 //! - `returns`: results with memory beside them
+//! - `setup`: what a worker knows of itself, has of its own and does before its function
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
 pub(crate) mod abort;
@@ -26,4 +27,5 @@ pub(crate) mod packet;
 pub(crate) mod returns;
 pub(crate) mod roster;
 pub(crate) mod service;
+pub(crate) mod setup;
 pub(crate) mod slot;

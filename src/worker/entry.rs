@@ -11,6 +11,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::info::{self, WorkerInfo};
 use crate::error::{Callee, Error};
 use crate::shm::passing::Arrivals;
 use crate::sys::image::Image;
@@ -73,6 +74,37 @@ where
     codec::encode(&()).map_err(anyhow::Error::msg)
 }
 
+/// The record of what runs before a worker's function.
+pub(crate) fn of_hook<F, E>() -> &'static Entry
+where
+    F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    Hook::<F, E>::ENTRY
+}
+
+struct Hook<F, E>(PhantomData<(F, E)>);
+
+impl<F, E> Hook<F, E>
+where
+    F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    const ENTRY: &'static Entry =
+        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_hook::<F, E> };
+}
+
+#[inline(never)]
+fn call_hook<F, E>(_: usize, _: &[u8], _: Arrivals) -> anyhow::Result<Encoded>
+where
+    F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
+    E: Into<anyhow::Error>,
+{
+    let info = info::worker_info().ok_or_else(|| anyhow!("this process is no worker"))?;
+    conjure::<F>()(&info).map_err(Into::into)?;
+    codec::encode(&()).map_err(anyhow::Error::msg)
+}
+
 struct Record<F, A, R, E>(PhantomData<(F, A, R, E)>);
 
 impl<F, A, R, E> Record<F, A, R, E>
@@ -126,9 +158,10 @@ impl Entry {
         (self.name)()
     }
 
-    /// The function, as tracebacks want to know it.
-    pub(crate) fn callee(&self) -> Callee {
-        Callee { name: self.name(), trampoline: self.call as usize }
+    /// The function, as tracebacks want to know it, and the hook that runs before it.
+    pub(crate) fn callee(&self, hook: Option<&Self>) -> Callee {
+        let hook = hook.map(|hook| (hook.name(), hook.call as usize));
+        Callee { name: self.name(), trampoline: self.call as usize, hook }
     }
 
     /// The offset of this record in the executable.
@@ -145,9 +178,18 @@ impl Entry {
     }
 }
 
-/// Finds the record that `job` means, or says why it is not there.
-pub(super) fn find(job: &Job, image: &Image) -> Result<&'static Entry, String> {
-    find_at(&job.image, job.entry, &job.function, image)
+/// What a worker calls.
+#[derive(Debug)]
+pub(super) struct Called {
+    pub(super) hook: Option<&'static Entry>,
+    pub(super) entry: &'static Entry,
+}
+
+/// Finds the records that `job` means, or says why one is not there.
+pub(super) fn find(job: &Job, image: &Image) -> Result<Called, String> {
+    let hook = job.setup.hook.as_ref().map(|(offset, name)| find_at(&job.image, *offset, name, image));
+    let entry = find_at(&job.image, job.entry, &job.function, image)?;
+    Ok(Called { hook: hook.transpose()?, entry })
 }
 
 /// Finds the record of a function of that name at an offset in a build.
@@ -188,6 +230,7 @@ mod tests {
     use super::*;
     use crate::shm::strategy::Choice;
     use crate::wire::message::Manifest;
+    use crate::wire::setup::Setup;
 
     fn double(_rank: usize, x: u32) -> anyhow::Result<u32> {
         Ok(x * 2)
@@ -209,6 +252,7 @@ mod tests {
             guards: None,
             abort: None,
             roster: 0,
+            setup: Setup::default(),
             manifest: Manifest::default(),
         }
     }
@@ -217,7 +261,7 @@ mod tests {
     fn entry_found_by_offset_calls_its_function() {
         let image = Image::main().unwrap();
         for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
-            let found = find(&job_of(entry, image), image).unwrap();
+            let found = find(&job_of(entry, image), image).unwrap().entry;
             let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Arrivals::default());
             assert_eq!(codec::decode_plain::<u32>(&result.unwrap().bytes), Ok(42));
         }

@@ -2,14 +2,19 @@
 //!
 //! - `run`: what a worker does from its first instruction to its last
 //! - `entry`: how the user's function is found and called
+//! - `info`: what a worker can ask about itself
+//! - `setup`: what its rank has of its own
 //! - `report`: from `Err` or panic to a report
 //! - `crash`: from a fatal signal to a record of it
 
 pub(crate) mod crash;
 pub(crate) mod entry;
 pub(crate) mod hooks;
+mod info;
 pub(crate) mod report;
 mod run;
+mod setup;
 
 pub use hooks::{after_fork, seed};
+pub use info::{WorkerInfo, worker_info};
 pub(crate) use run::{Origin, Served, run};

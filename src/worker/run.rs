@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
-use super::entry::Entry;
-use super::{crash, entry, hooks, report};
+use super::entry::Called;
+use super::info::WorkerInfo;
+use super::{crash, entry, hooks, info, report, setup};
 use crate::error::with_limit;
 use crate::shm::passing::Arrivals;
 use crate::shm::segment;
@@ -26,6 +27,7 @@ use crate::wire::lifeline;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
+use crate::wire::setup::Setup;
 use crate::wire::slot::{SlotWriter, State};
 use crate::wire::{returns, roster};
 
@@ -108,16 +110,16 @@ fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
 
 fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 {
     let ready = settle(marker, origin, slot).and_then(|desk| {
-        let entry = entry::find(&desk.open.job, Image::main()?).map_err(io::Error::other)?;
+        let called = entry::find(&desk.open.job, Image::main()?).map_err(io::Error::other)?;
         await_start(origin)?;
-        Ok((desk, entry))
+        Ok((desk, called))
     });
-    let (desk, entry) = match ready {
+    let (desk, called) = match ready {
         Ok(ready) => ready,
         Err(error) => return refuse(slot, &error),
     };
     slot.set_state(State::Running);
-    match report::call_and_report(slot, origin.peak(), || desk.call(marker.rank, entry)) {
+    match report::call_and_report(slot, origin.peak(), || desk.call(marker.rank, called)) {
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
         Err(error) => {
@@ -135,8 +137,11 @@ struct Desk {
 }
 
 impl Desk {
-    /// Calls the function and sends what goes beside its result; returns the result's bytes.
-    fn call(self, rank: usize, entry: &Entry) -> anyhow::Result<Vec<u8>> {
+    /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
+    fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
+        if let Some(hook) = hook {
+            hook.call(rank, &[], Arrivals::default())?;
+        }
         let result = entry.call(rank, self.open.arguments(), self.arrivals)?;
         // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
         let place = tree::place_in_use();
@@ -194,7 +199,11 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     if let Some(end) = marker.lifeline {
         lifeline::hold(fd::adopt(end)?)?;
     }
+    if let Some(own) = open.job.setup.of_rank(marker.rank) {
+        setup::take_on(own, marker.rank)?;
+    }
     fd::settle_stdio()?;
+    info::set(info_of(&open.job, marker.rank));
     // For who looks at it; nothing depends on it.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
     match origin {
@@ -250,6 +259,11 @@ fn ask_for_guard(guards: &Socket) -> io::Result<()> {
     if wait_readable(held.as_fd(), until)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
+fn info_of(job: &Job, rank: usize) -> WorkerInfo {
+    let Setup { nprocs, launcher, .. } = job.setup;
+    WorkerInfo { rank, nprocs, name: job.name.clone(), launcher }
+}
+
 /// `job:rank`, of whose 15 bytes the rank has its whole.
 fn comm(job: &Job, rank: usize) -> String {
     const KEPT: usize = 15;
@@ -291,6 +305,7 @@ mod tests {
     use super::*;
     use crate::shm::strategy::Choice;
     use crate::wire::message::Manifest;
+    use crate::wire::setup::Setup;
 
     fn comm_of(name: &str, rank: usize) -> String {
         let job = Job {
@@ -304,6 +319,7 @@ mod tests {
             guards: None,
             abort: None,
             roster: 0,
+            setup: Setup::default(),
             manifest: Manifest::default(),
         };
         comm(&job, rank)

@@ -1,0 +1,53 @@
+//! Gives a worker what its rank has of its own.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::sys::{env, fd};
+use crate::wire::setup::{OutputPath, RankSetup};
+
+/// Takes it on, with the output first: a relative path is one in the launcher's working directory.
+pub(super) fn take_on(setup: &RankSetup, rank: usize) -> io::Result<()> {
+    let RankSetup { environment, directory, processors, stdout, stderr } = setup;
+    for (number, name, output) in [(1, "stdout", stdout), (2, "stderr", stderr)] {
+        if let Some(output) = output {
+            redirect(number, output).map_err(failed(rank, &format!("opening its {name}"), &output.path))?;
+        }
+    }
+    if let Some(directory) = directory {
+        let entered = std::env::set_current_dir(path(directory));
+        entered.map_err(failed(rank, "entering its working directory", directory))?;
+    }
+    if let Some(processors) = processors {
+        let text = format!("{processors:?}");
+        processors.take_on().map_err(failed(
+            rank,
+            "taking on its processors (sched_setaffinity)",
+            text.as_bytes(),
+        ))?;
+    }
+    for (key, value) in environment {
+        // By exec it came with the rest, and other threads may be there already.
+        if std::env::var_os(key).as_deref() != Some(OsStr::new(value)) {
+            env::set(key, value);
+        }
+    }
+    Ok(())
+}
+
+fn redirect(number: RawFd, output: &OutputPath) -> io::Result<()> {
+    let file = fd::open_to_append(path(&output.path), !output.append)?;
+    fd::put_at(file.as_fd(), number)
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+fn failed(rank: usize, doing: &str, what: &[u8]) -> impl FnOnce(io::Error) -> io::Error {
+    let what = String::from_utf8_lossy(what).into_owned();
+    move |error| io::Error::other(format!("rank {rank}: {doing}: {what}: {error}"))
+}
