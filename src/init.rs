@@ -13,7 +13,8 @@ use crate::worker::{self, Origin};
 /// Says which process this is: a worker runs its function here and never returns; any other process goes on.
 ///
 /// Call it first in main, before anything that a worker should not do too (parsing arguments, opening logs,
-/// starting threads). It counts only on the main thread. A test crate, whose main is not its own, uses
+/// starting threads). Under `#[tokio::main]` it is too late: a worker would run its function inside of the runtime, so it
+/// says what to do and ends; write a plain main that starts the runtime after it. It counts only on the main thread. A test crate, whose main is not its own, uses
 /// [`auto_init!`](crate::auto_init) instead.
 ///
 /// ```

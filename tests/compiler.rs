@@ -133,3 +133,46 @@ fn program_that_a_loader_runs_and_that_nothing_identifies_is_not_run_again() {
         assert!(!marker.exists());
     });
 }
+
+#[test]
+fn init_inside_of_a_runtime_is_told_by_the_worker() {
+    // Looks like tokio from the outside: its threads' name, and its paths on the stack.
+    const PROGRAM: &str = r#"
+        mod tokio { pub mod runtime {
+            #[inline(never)]
+            pub fn block_on(work: fn()) { work(); std::hint::black_box(()); }
+        } }
+        fn work(rank: usize, _: ()) -> anyhow::Result<usize> { Ok(rank) }
+        fn real_main() {
+            phalanx::init();
+            println!("{:?}", phalanx::spawn(work, (), 2).map_err(|error| error.to_string()));
+        }
+        fn main() {
+            let name = std::env::args().nth(1).unwrap();
+            std::thread::Builder::new().name(name).spawn(|| loop { std::thread::park() }).unwrap();
+            match std::env::args().nth(2) {
+                Some(_) => tokio::runtime::block_on(real_main),
+                None => real_main(),
+            }
+        }
+    "#;
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let built = rustc("bin", PROGRAM, dir.path());
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let told = |arguments: &[&str]| {
+            let output = Command::new(dir.path().join("program")).args(arguments).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        // A thread of whatever name is no reason to refuse, unless main is inside of the runtime.
+        for fine in [&["profiler"][..], &["profiler", "inside"], &["tokio-rt-worker"]] {
+            assert_eq!(told(fine), "Ok([0, 1])\n");
+        }
+        let refused = told(&["tokio-rt-worker", "inside"]);
+        assert!(
+            refused.contains("phalanx::init() was called inside of a tokio runtime (2 threads: "),
+            "{refused}"
+        );
+        assert!(refused.contains("without #[tokio::main]"), "{refused}");
+    });
+}

@@ -50,6 +50,9 @@ use crate::worker::entry::{self, Entry};
 /// # fn main() { run().unwrap() }
 /// ```
 ///
+/// A worker makes `f` anew: a closure may use a type without bytes that stands for something that this process has done,
+/// as a token of an initialised library does, but in the worker nothing has been done yet. Give such a type no `Copy`.
+///
 /// A closure that captures is refused when it is compiled:
 ///
 /// ```compile_fail

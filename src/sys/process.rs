@@ -225,6 +225,19 @@ fn thread_count() -> io::Result<usize> {
     Ok(usize::try_from(links).map_err(io::Error::other)?.saturating_sub(2))
 }
 
+/// The comm names of this process's threads.
+pub(crate) fn thread_names() -> io::Result<Vec<String>> {
+    if thread_count()? == 1 {
+        // Cheaper, and nobody asks for the name of the only one.
+        return Ok(Vec::new());
+    }
+    let names = std::fs::read_dir("/proc/self/task")?.filter_map(|task| {
+        // One that has just ended has none.
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    });
+    Ok(names.map(|name| name.trim_end().to_owned()).collect())
+}
+
 /// Why [`fork`] did not.
 #[derive(Debug)]
 pub(crate) enum ForkError {

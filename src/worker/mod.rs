@@ -2,6 +2,7 @@
 //!
 //! - `run`: what a worker does from its first instruction to its last
 //! - `entry`: how the user's function is found and called
+//! - `late_init`: a worker whose main has started a runtime before `init`
 //! - `info`: what a worker can ask about itself
 //! - `setup`: what its rank has of its own
 //! - `report`: from `Err` or panic to a report
@@ -11,6 +12,7 @@ pub(crate) mod crash;
 pub(crate) mod entry;
 pub(crate) mod hooks;
 mod info;
+mod late_init;
 pub(crate) mod report;
 mod run;
 mod setup;

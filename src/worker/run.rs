@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::entry::Called;
 use super::info::WorkerInfo;
-use super::{crash, entry, hooks, info, report, setup};
+use super::{crash, entry, hooks, info, late_init, report, setup};
 use crate::error::with_limit;
 use crate::shm::passing::Arrivals;
 use crate::shm::segment;
@@ -181,6 +181,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     let own: Vec<_> = named.chain([job.as_raw_fd(), marker.report]).chain(marker.lifeline).collect();
     match origin {
         Origin::Exec => {
+            late_init::refuse_inside_of_a_runtime()?;
             fd::close_inherited(Inherited::ThroughExec, &own)?;
             // As any Rust main does; but init may run before main.
             signal::ignore(signal::Signal::PIPE)?;
