@@ -176,3 +176,28 @@ fn init_inside_of_a_runtime_is_told_by_the_worker() {
         assert!(refused.contains("without #[tokio::main]"), "{refused}");
     });
 }
+
+#[test]
+fn forked_worker_writes_its_coverage() {
+    const PROGRAM: &str = r#"
+        fn work(rank: usize, _: ()) -> anyhow::Result<usize> { Ok(rank) }
+        fn main() {
+            phalanx::init();
+            let options = phalanx::Options::new(1).start_method(phalanx::StartMethod::Fork);
+            let told = phalanx::start_processes(work, (), options).and_then(|context| context.join());
+            println!("{:?}", told.map_err(|error| error.to_string()));
+            // Without what exit does: what is written is the worker's.
+            std::process::abort()
+        }
+    "#;
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let built = rustc_with(&["-Cinstrument-coverage"], "bin", PROGRAM, dir.path());
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let profile = dir.path().join("profile");
+        let mut program = Command::new(dir.path().join("program"));
+        let output = program.env("LLVM_PROFILE_FILE", &profile).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "Ok([0])\n");
+        assert!(fs::metadata(profile).unwrap().len() > 0);
+    });
+}

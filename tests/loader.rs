@@ -5,10 +5,15 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{LOADER, by, watched};
+use common::{LOADER, by, own_frames, raised, watched};
 use phalanx::{StartMethod, spawn, start_processes};
 
 phalanx::auto_init!();
+
+#[inline(never)]
+fn fail(_: usize, _: ()) -> anyhow::Result<()> {
+    anyhow::bail!("on purpose")
+}
 
 #[test]
 fn methods_that_run_the_program_again_run_this_one() {
@@ -20,6 +25,10 @@ fn methods_that_run_the_program_again_run_this_one() {
         let results = start_processes(work, 3, by(method, 2))?.join()?;
         let own: Vec<_> = std::env::args().skip(1).collect();
         anyhow::ensure!(results == [(0, own.clone()), (3, own)], "{results:?}");
+        // Its frames are named from this program's file too, not from the loader's.
+        let exception = raised(start_processes(fail, (), by(method, 1))?.join().unwrap_err());
+        let frames = own_frames(exception.traceback());
+        anyhow::ensure!(frames.iter().any(|(name, _)| name == "fail"), "{exception}");
         Ok(())
     }
     watched(|| {

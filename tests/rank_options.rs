@@ -200,6 +200,15 @@ fn what_a_rank_cannot_have_is_refused_with_its_name() {
             1 => RankOptions::new().current_dir("/not/there"),
             _ => RankOptions::new(),
         };
+        // No machine has that one, and of two the kernel would leave it out in silence.
+        let own = own(0, ())?.processors[0];
+        for (processors, told) in [(vec![9999], "Invalid argument"), (vec![own, 9999], "may only run on")] {
+            let refused =
+                start(by(method, 1).rank_options(|_| RankOptions::new().processors(processors.clone())));
+            let text = refused?.join().unwrap_err().to_string();
+            assert!(text.contains("rank 0: taking on its processors") && text.contains(told), "{text}");
+            assert!(text.contains(&format!("{processors:?}")), "{text}");
+        }
         // Only the worker can tell, whose root or rights may be others.
         match start(by(method, 2).rank_options(missing))?.join() {
             Err(Error::ProcessExited(exception)) => {

@@ -32,6 +32,11 @@ impl Affinity {
         Ok(Self(mask))
     }
 
+    /// Their numbers.
+    pub(crate) fn processors(&self) -> impl Iterator<Item = usize> {
+        (0..64 * self.0.len()).filter(|number| self.0[number / 64] & 1 << (number % 64) != 0)
+    }
+
     /// Gives it to the calling thread.
     pub(crate) fn take_on(&self) -> io::Result<()> {
         // SAFETY: the mask is as long as is said, and outlives the call. The kernel takes one of any length.
@@ -88,6 +93,7 @@ mod tests {
     fn affinity_of_numbers_has_a_bit_for_each() {
         assert_eq!(Affinity::of_processors(&[65, 0, 3]), Affinity(vec![0b1001, 0b10]));
         assert_eq!(Affinity::of_processors(&[]), Affinity(vec![]));
+        assert!(Affinity::of_processors(&[65, 0, 3]).processors().eq([0, 3, 65]));
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Which file this process runs. Mostly it is /proc/self/exe; but where a loader was run with its name
 //! (`ld.so ./program`, ld.so(8)), or an emulator, that is the loader or the emulator.
 
-use std::ffi::{CString, OsString};
-use std::fs::File;
-use std::io;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 use std::sync::OnceLock;
 
-use super::image;
+use super::{image, symbols};
+
+/// The file that the kernel was asked to run, also when its name is gone or another file's.
+const OWN: &str = "/proc/self/exe";
 
 /// What /proc/self/exe is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,17 @@ impl Executable {
         static FOUND: OnceLock<Executable> = OnceLock::new();
         FOUND.get_or_init(|| find().unwrap_or(Self::Other))
     }
+
+    /// Where our file can be read.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Own => Some(Path::new(OWN)),
+            Self::Loader(arguments) => {
+                arguments.last().map(|path| Path::new(OsStr::from_bytes(path.as_bytes())))
+            }
+            Self::Other => None,
+        }
+    }
 }
 
 /// `None` where nothing tells.
@@ -39,8 +51,8 @@ fn find() -> Option<Executable> {
         return Some(Executable::Own);
     }
     let build_id = build_id?;
-    let is_ours = |path: &str| build_id_of(path).is_ok_and(|found| found.as_ref() == Some(&build_id));
-    if is_ours("/proc/self/exe") {
+    let is_ours = |path: &str| symbols::build_id_of(Path::new(path)).as_ref() == Some(&build_id);
+    if is_ours(OWN) {
         return Some(Executable::Own);
     }
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
@@ -84,33 +96,6 @@ fn loaders_arguments(
     same.then(|| all[..before].iter().map(|&word| CString::new(word).ok()).collect())?
 }
 
-/// The build id in an executable file (elf(5)).
-fn build_id_of(path: &str) -> io::Result<Option<Vec<u8>>> {
-    /// More is no build id's note.
-    const MOST: usize = 64 * 1024;
-    let file = File::open(path)?;
-    let read = |at: u64, length: usize| {
-        let mut bytes = vec![0; length.min(MOST)];
-        file.read_exact_at(&mut bytes, at).map(|()| bytes)
-    };
-    let header = read(0, size_of::<libc::Elf64_Ehdr>())?;
-    let half = |bytes: &[u8], at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-    // e_phoff, e_phentsize and e_phnum.
-    let (at, size, count) = (word(&header, 32).unwrap_or(0), half(&header, 54), half(&header, 56));
-    let table = read(at, usize::from(size) * usize::from(count))?;
-    for entry in table.chunks_exact(size_of::<libc::Elf64_Phdr>()) {
-        let kind = u32::from_ne_bytes([entry[0], entry[1], entry[2], entry[3]]);
-        // p_offset and p_filesz.
-        if let (libc::PT_NOTE, Some(at), Some(length)) = (kind, word(entry, 8), word(entry, 32)) {
-            let found = image::find_build_id(&read(at, usize::try_from(length).unwrap_or(MOST))?);
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +125,7 @@ mod tests {
     #[test]
     fn this_test_runs_its_own_file_whose_build_id_can_be_read() {
         assert_eq!(Executable::of_this_process(), &Executable::Own);
-        assert_eq!(build_id_of("/proc/self/exe").unwrap(), image::main_object().1);
-        assert!(build_id_of("/proc/self/cmdline").is_err());
+        assert_eq!(symbols::build_id_of(Path::new(OWN)), image::main_object().1);
+        assert_eq!(symbols::build_id_of(Path::new("/proc/self/cmdline")), None);
     }
 }

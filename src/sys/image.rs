@@ -162,7 +162,7 @@ fn extent(bias: u64, headers: &[libc::Elf64_Phdr]) -> (u64, u64) {
 }
 
 /// The descriptor of the note "GNU" of type 3 in a note segment (elf(5)).
-pub(super) fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
+fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: usize = 3;
     let word = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) as usize)

@@ -1,7 +1,7 @@
 //! Names of addresses: from the symbol tables and debug information of the files that were loaded.
 //!
 //! The executable is read through /proc/self/exe, which is the file that runs also when another one has its name by now,
-//! or none. A shared object is read by its path, if the file there still has the build id of what was loaded.
+//! or none; where a loader was run with its name, by its path, whose build id was compared. A shared object is read by its path, if the file there still has the build id of what was loaded.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,6 +15,7 @@ use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian, SectionId};
 use addr2line::{Context, Frame, LookupContinuation, LookupResult, SplitDwarfLoad};
 use object::{CompressionFormat, Object, ObjectSection, ObjectSymbol};
 
+use super::executable::Executable;
 use super::image::Module;
 
 /// A place in the source that an address belongs to. One address has several where functions were inlined.
@@ -114,7 +115,12 @@ fn demangled(name: &str) -> String {
 
 /// The executable's file.
 fn main_file() -> Option<object::File<'static>> {
-    read(Path::new("/proc/self/exe"))
+    Executable::of_this_process().path().and_then(read)
+}
+
+/// The build id of a file of code.
+pub(super) fn build_id_of(path: &Path) -> Option<Vec<u8>> {
+    read(path)?.build_id().ok().flatten().map(<[u8]>::to_vec)
 }
 
 /// A file of code, which stays mapped for as long as this process lives.

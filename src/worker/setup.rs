@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::sys::affinity::Affinity;
 use crate::sys::{env, fd};
 use crate::wire::setup::{OutputPath, RankSetup};
 
@@ -22,12 +23,9 @@ pub(super) fn take_on(setup: &RankSetup, rank: usize) -> io::Result<()> {
         entered.map_err(failed(rank, "entering its working directory", directory))?;
     }
     if let Some(processors) = processors {
-        let text = format!("{processors:?}");
-        processors.take_on().map_err(failed(
-            rank,
-            "taking on its processors (sched_setaffinity)",
-            text.as_bytes(),
-        ))?;
+        let numbers = format!("{:?}", processors.processors().collect::<Vec<_>>());
+        let taken = take_on_all(processors);
+        taken.map_err(failed(rank, "taking on its processors (sched_setaffinity)", numbers.as_bytes()))?;
     }
     for (key, value) in environment {
         // By exec it came with the rest, and other threads may be there already.
@@ -36,6 +34,17 @@ pub(super) fn take_on(setup: &RankSetup, rank: usize) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kernel leaves out in silence those that are not there or that a cpuset forbids, unless these are all.
+fn take_on_all(processors: &Affinity) -> io::Result<()> {
+    processors.take_on()?;
+    let taken = Affinity::of_caller()?;
+    if taken == *processors {
+        return Ok(());
+    }
+    let numbers: Vec<_> = taken.processors().collect();
+    Err(io::Error::other(format!("of these it may only run on {numbers:?}")))
 }
 
 fn redirect(number: RawFd, output: &OutputPath) -> io::Result<()> {
