@@ -48,6 +48,37 @@ fn blamed<T>(result: Result<T, SyncError>) -> anyhow::Result<u32> {
 }
 
 #[test]
+fn recovering_waits_no_longer_than_it_is_to() {
+    watched(|| {
+        let (lock, rlock, rwlock) =
+            (Lock::new(0_u8).unwrap(), RLock::new().unwrap(), RwLock::new(0_u8).unwrap());
+        let held = (lock.lock().unwrap(), rlock.lock().unwrap(), rwlock.read().unwrap());
+        let soon = Duration::from_millis(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let refused =
+                    [lock.try_recover().map(drop), rlock.try_recover().map(drop), rwlock.try_recover().map(drop)];
+                assert!(refused.iter().all(|told| matches!(told, Err(SyncError::WouldBlock))), "{refused:?}");
+                let refused = [
+                    lock.recover_timeout(soon).map(drop),
+                    rlock.recover_timeout(soon).map(drop),
+                    rwlock.recover_timeout(soon).map(drop),
+                ];
+                let timed_out = |told: &Result<(), SyncError>| matches!(told, Err(SyncError::TimedOut { waited }) if *waited == soon);
+                assert!(refused.iter().all(timed_out), "{refused:?}");
+            });
+        });
+        drop(held);
+        assert!(lock.try_recover().map(|(_, poison)| poison).unwrap().is_none());
+        assert!(rlock.try_recover().map(|(_, poison)| poison).unwrap().is_none());
+        assert!(rwlock.try_recover().map(|(_, poison)| poison).unwrap().is_none());
+        assert!(lock.recover_timeout(soon).map(|(_, poison)| poison).unwrap().is_none());
+        assert!(rlock.recover_timeout(soon).map(|(_, poison)| poison).unwrap().is_none());
+        assert!(rwlock.recover_timeout(soon).map(|(_, poison)| poison).unwrap().is_none());
+    });
+}
+
+#[test]
 fn one_of_each_under_spawn() {
     watched(|| {
         let all = together::all();

@@ -31,7 +31,11 @@ fn main() -> ExitCode {
         doors: Semaphore::new(1).unwrap(),
         barrier: Barrier::new(1).unwrap(),
     });
-    harness::run(&harness::tests![watched: one_of_each_under_fork, what_is_held_is_not_the_forks])
+    harness::run(&harness::tests![
+        watched: one_of_each_under_fork,
+        what_is_held_is_not_the_forks,
+        lock_that_a_fork_has_mapped_twice_is_one
+    ])
 }
 
 fn one_of_each_under_fork() {
@@ -119,4 +123,17 @@ fn take(locks: &'static Locks) -> Held {
         _permit: locks.doors.acquire().unwrap(),
         _barrier: barrier,
     }
+}
+
+fn lock_that_a_fork_has_mapped_twice_is_one() {
+    let work = |_, given: (Lock<u8>, RLock)| {
+        let (inherited, (lock, rlock)) = (LOCKS.get().unwrap(), given);
+        let _held = (inherited.lock.lock()?, inherited.rlock.lock()?);
+        let refused = [lock.lock().map(drop), rlock.lock().map(drop)];
+        let all = refused.iter().all(|refused| matches!(refused, Err(SyncError::Deadlock)));
+        anyhow::ensure!(all, "{refused:?}");
+        Ok(())
+    };
+    let locks = LOCKS.get().unwrap();
+    start_processes(work, (locks.lock.clone(), locks.rlock.clone()), forked(1)).unwrap().join().unwrap();
 }

@@ -30,7 +30,11 @@ use crate::sys::robust::{self, Me};
 /// as a closure with `move` does. A clone is the same barrier, and no member yet. There is room for twice as many members
 /// as parties, and 16.
 ///
-/// With more than 124 members a death may be noticed 50 ms late.
+/// With more than 122 members a death may be noticed 50 ms late.
+///
+/// Where a process has been stopped (SIGSTOP) for a second in the middle of joining or arriving, a barrier that arrives in another
+/// process, by a queue perhaps, is an error there, and one that is dropped on another thread than it was used on leaves that
+/// thread a member.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -132,9 +136,10 @@ impl Barrier {
     /// forgotten, and others may take their place.
     ///
     /// # Errors
-    /// [`SyncError::Aborted`].
+    /// [`SyncError::Aborted`]; [`SyncError::TimedOut`] when a process has been in the middle of joining or arriving for a second, as
+    /// one that is stopped there.
     pub fn reset(&self) -> Result<(), SyncError> {
-        let _inside = self.members.enter(&Patience::Endless)?;
+        let _inside = self.members.enter_soon()?;
         self.members.reset();
         Ok(())
     }
@@ -158,7 +163,7 @@ impl Barrier {
         if state.is_broken() { 0 } else { self.members.waiting(state.round) }
     }
 
-    fn over(members: Members) -> Self {
+    pub(super) fn over(members: Members) -> Self {
         Self { members, taken: Mutex::new(Vec::new()) }
     }
 
@@ -224,7 +229,7 @@ impl Barrier {
                 self.pass_on(slept_at, seen);
                 return self.leave(arrival);
             }
-            let words = self.members.watch();
+            let words = self.members.watch(arrival.state);
             if self.members.look_for_deaths() {
                 continue;
             }
@@ -302,7 +307,7 @@ impl Serialize for Barrier {
 impl<'de> Deserialize<'de> for Barrier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let barrier = Self::over(Members::receive(deserializer)?);
-        let joined = barrier.members.enter(&Patience::Endless);
+        let joined = barrier.members.enter_soon();
         let joined = joined.and_then(|_inside| barrier.join());
         joined.map_err(|error| passing::refuse(format!("cannot take part in a barrier: {error}")))?;
         Ok(barrier)

@@ -76,6 +76,8 @@ impl Bell {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Release;
+
     use super::super::guarded::Guarded;
     use super::*;
 
@@ -103,16 +105,17 @@ mod tests {
     #[test]
     fn one_that_the_kernel_woke_wakes_the_others() {
         let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
-        let bell = bell.cells();
+        let (bell, tids) = (bell.cells(), [(); 3].map(|()| AtomicU32::new(0)));
+        let wait = |tid: &AtomicU32| {
+            tid.store(robust::me().unwrap().tid, Release);
+            bell.wait(0, &Patience::Endless)
+        };
+        let wait = &wait;
         std::thread::scope(|scope| {
-            let waiters = [(); 3].map(|()| scope.spawn(|| bell.wait(0, &Patience::Endless)));
-            // As one that dies after it has counted and before it has woken anybody: what the kernel does then, once all
-            // sleep.
-            let mut asleep = 0;
-            while asleep < 3 {
-                asleep += futex::wake(&bell.place.word, 1);
-                std::thread::yield_now();
-            }
+            let waiters: Vec<_> = tids.iter().map(|tid| scope.spawn(move || wait(tid))).collect();
+            tids.iter().for_each(futex::tests::await_asleep);
+            // As one that dies after it has counted and before it has woken anybody. Where nobody can sleep on the word that the
+            // kernel wakes (before Linux 5.16), each looks for itself.
             bell.place.mark.fetch_add(1, AcqRel);
             while futex::wake(&bell.place.word, 1) == 0 && waiters.iter().any(|waiter| !waiter.is_finished())
             {
@@ -152,8 +155,13 @@ mod tests {
     fn newcomer_whom_the_kernel_woke_wakes_those_who_slept_before_the_change() {
         let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
         let bell = bell.cells();
-        // As one that the kernel would wake later, by its priority.
+        let can_wait_for_several = futex::tests::can_wait_for_several();
         let sleep = &|seen| {
+            if !can_wait_for_several {
+                // Before Linux 5.16 nobody is woken for a dead one: who sleeps looks for itself.
+                return bell.wait(seen, &Patience::Endless).unwrap();
+            }
+            // As one that the kernel would wake later, by its priority.
             while bell.count() == seen {
                 futex::wait(&bell.place.mark, seen, None).unwrap();
             }
@@ -168,7 +176,7 @@ mod tests {
                 (0..50).for_each(|_| std::thread::yield_now());
                 bell.place.mark.fetch_add(1, AcqRel);
                 let newcomer = scope.spawn(move || bell.hear(round + 1, &[], &Patience::Endless));
-                while futex::wake(&bell.place.word, 1) == 0 {
+                while futex::wake(&bell.place.word, 1) == 0 && !newcomer.is_finished() {
                     std::thread::yield_now();
                 }
                 newcomer.join().unwrap().unwrap();

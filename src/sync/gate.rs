@@ -10,9 +10,11 @@ use super::patience::{Patience, Stop};
 use super::word::{self, Taken};
 use crate::sys::robust::{self, Keeper, OWNER, RobustWord};
 
-/// How long a call that does not wait gives those who are inside to go out: they need microseconds, unless they are
-/// stopped.
-const MOMENT: Duration = Duration::from_millis(10);
+/// How long a call that is not to wait gives one that is in the middle of something: that needs microseconds, unless its process is
+/// stopped (SIGSTOP).
+pub(crate) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
+/// How often it looks meanwhile whether that one waits itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Of a guard, which must not leave its thread, though others may look at it.
 pub(super) type OfThread = PhantomData<MutexGuard<'static, ()>>;
@@ -37,7 +39,9 @@ pub(crate) fn enter(
     patience: &Patience,
 ) -> Result<Found, Stop> {
     robust::take(gate, keep, |me| {
-        if gate.word.load(Relaxed) & OWNER == me.tid {
+        // The id alone may be that of a thread of another PID namespace. Whether the word is on the list of this thread does not
+        // tell either: a fork may have mapped it twice.
+        if gate.word.load(Relaxed) & OWNER == me.tid && gate.nonce.load(Relaxed) == me.nonce {
             return Err(Stop::Deadlock);
         }
         let taken = word::take(&gate.word, me.tid, patience)?;
@@ -47,6 +51,7 @@ pub(crate) fn enter(
             _ => Found::Order,
         };
         gate.holder.store(me.pid, Relaxed);
+        gate.nonce.store(me.nonce, Relaxed);
         Ok(found)
     })
 }
@@ -55,6 +60,7 @@ pub(crate) fn enter(
 #[inline]
 pub(crate) fn leave(gate: &RobustWord) {
     robust::free(gate, || {
+        gate.nonce.store(0, Relaxed);
         gate.holder.store(0, Relaxed);
         word::free(&gate.word, &Patience::None);
     });
@@ -67,7 +73,11 @@ pub(crate) fn is_inside(gate: &RobustWord) -> bool {
 
 /// Whether anybody is.
 pub(crate) fn is_taken(word: &AtomicU32) -> bool {
-    word.load(Relaxed) & OWNER != 0
+    owner(word) != 0
+}
+
+fn owner(word: &AtomicU32) -> u32 {
+    word.load(Relaxed) & OWNER
 }
 
 /// The process of the thread that is inside, 0 if there is none.
@@ -90,22 +100,31 @@ impl<'a> Inside<'a> {
         Ok((Self(gate), found))
     }
 
-    /// As [`enter`](Self::enter), for a call that does not wait, past those who are inside only for a moment. `stays`: whether
-    /// who is inside now has come to stay.
+    /// As [`enter`](Self::enter), for a call that is not to wait: past those who are inside only for a moment. `is_hopeless`:
+    /// whether there would be nothing to do inside.
+    ///
+    /// # Errors
+    /// [`Stop::WouldBlock`] when it is hopeless; [`Stop::TimedOut`] when the same thread has been inside for [`IN_THE_MIDDLE`].
     pub(crate) fn enter_soon(
         gate: &'a RobustWord,
         keep: impl Fn() -> Keeper,
-        stays: impl FnOnce() -> bool,
+        is_hopeless: impl Fn() -> bool,
     ) -> Result<(Self, Found), Stop> {
-        match Self::enter(gate, &keep, &Patience::None) {
-            Err(Stop::WouldBlock) if !stays() => {
-                Self::enter(gate, keep, &Patience::of(MOMENT)).map_err(|stop| match stop {
-                    Stop::TimedOut(_) => Stop::WouldBlock,
-                    other => other,
-                })
+        let mut entered = Self::enter(gate, &keep, &Patience::None);
+        let (mut seen, mut middle) = (owner(&gate.word), Patience::of(IN_THE_MIDDLE));
+        while let Err(Stop::WouldBlock | Stop::TimedOut(_)) = entered {
+            if is_hopeless() {
+                return Err(Stop::WouldBlock);
             }
-            other => other,
+            // However many stand before this one, as long as they come and go none of them is stopped.
+            let now = owner(&gate.word);
+            if now != seen {
+                (seen, middle) = (now, Patience::of(IN_THE_MIDDLE));
+            }
+            middle.check()?;
+            entered = Self::enter(gate, &keep, &Patience::of(LOOK_AGAIN));
         }
+        entered
     }
 }
 
@@ -119,10 +138,81 @@ impl Drop for Inside<'_> {
 mod tests {
     use std::sync::atomic::Ordering::SeqCst;
 
+    use super::super::barrier::Barrier;
+    use super::super::error::SyncError;
+    use super::super::members::Members;
     use super::*;
     use crate::sys::futex::tests::await_asleep;
     use crate::sys::robust::WAITERS;
     use crate::sys::robust::testing::{die, doomed};
+    use crate::sys::socket::{Attempt, Socket};
+    use crate::wire::codec;
+    use crate::wire::packet::{self, Packet};
+
+    #[test]
+    fn calls_that_do_not_wait_leave_nothing_by_which_the_holder_would_have_to_wake_somebody() {
+        let word = robust::testing::free_word();
+        enter(&word, || Keeper::Owner, &Patience::Endless).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let refused = enter(&word, || Keeper::Owner, &Patience::None);
+                assert!(matches!(refused, Err(Stop::WouldBlock)), "{refused:?}");
+                let refused = enter(&word, || Keeper::Owner, &Patience::of(Duration::ZERO));
+                assert!(matches!(refused, Err(Stop::TimedOut(_))), "{refused:?}");
+            });
+        });
+        assert_eq!(word.word.load(SeqCst) & WAITERS, 0);
+        leave(&word);
+    }
+
+    #[test]
+    fn call_that_is_not_to_wait_waits_for_one_in_the_middle_but_not_for_ever_nor_without_hope() {
+        let (word, keep) = (robust::testing::free_word(), || Keeper::Owner);
+        let (asked, _inside) = (AtomicU32::new(0), Inside::enter(&word, keep, &Patience::Endless).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let stuck = Inside::enter_soon(&word, keep, || false);
+                assert!(matches!(stuck, Err(Stop::TimedOut(waited)) if waited == IN_THE_MIDDLE), "{stuck:?}");
+                let is_hopeless = || asked.fetch_add(1, SeqCst) == 3;
+                let refused = Inside::enter_soon(&word, keep, is_hopeless);
+                assert!(matches!(refused, Err(Stop::WouldBlock)), "{refused:?}");
+            });
+        });
+        assert_eq!(asked.load(SeqCst), 4);
+    }
+
+    #[test]
+    fn barrier_that_arrives_is_reset_or_dropped_waits_no_longer_for_one_that_is_stopped() {
+        let (members, (here, there)) = (Members::new(2).unwrap(), Socket::pair().unwrap());
+        let mut packet = Packet::load(codec::encode(&members).unwrap()).unwrap();
+        assert_eq!(packet.try_send(&there).unwrap(), Attempt::Sent);
+        let (barrier, own) = (Barrier::over(members.clone()), Barrier::over(members.clone()));
+        std::thread::scope(|scope| _ = scope.spawn(|| assert!(own.wait_timeout(Duration::ZERO).is_err())));
+        let _stopped = members.enter(&Patience::Endless).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let refused = packet::try_receive(&here).unwrap().unwrap().decode::<Barrier>().unwrap_err();
+                assert!(refused.contains("cannot take part in a barrier"), "{refused}");
+                assert!(
+                    matches!(barrier.reset(), Err(SyncError::TimedOut { waited }) if waited == IN_THE_MIDDLE)
+                );
+                // It was used by a thread that has ended.
+                drop(own);
+            });
+        });
+    }
+
+    #[test]
+    fn thread_of_another_pid_namespace_with_the_same_id_is_another() {
+        let (word, me) = (robust::testing::free_word(), robust::me().unwrap());
+        let enter = || enter(&word, || Keeper::Owner, &Patience::None);
+        word.word.store(me.tid, SeqCst);
+        word.nonce.store(me.nonce ^ 1, SeqCst);
+        assert!(matches!(enter(), Err(Stop::WouldBlock)));
+        // Through another mapping of the same memory.
+        word.nonce.store(me.nonce, SeqCst);
+        assert!(matches!(enter(), Err(Stop::Deadlock)));
+    }
 
     /// The thread that frees a word is gone before it has woken anybody, and another has taken the word meanwhile.
     #[test]

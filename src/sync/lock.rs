@@ -89,9 +89,35 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
     pub fn recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        let (guard, poison) = self.enter(&Patience::Endless)?;
-        self.word().mark.store(0, Relaxed);
-        Ok((guard, poison))
+        self.recover_for(&Patience::Endless)
+    }
+
+    /// As [`recover`](Self::recover), if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`] when somebody holds it, else as [`recover`](Self::recover).
+    pub fn try_recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::None)
+    }
+
+    /// As [`recover`](Self::recover), for which it waits at most so long.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::Lock;
+    ///
+    /// let lock = Lock::new(7_u32)?;
+    /// let (mut value, dead) = lock.recover_timeout(Duration::from_secs(1))?;
+    /// if dead.is_some() {
+    ///     *value = 0;
+    /// }
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    pub fn recover_timeout(&self, timeout: Duration) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::of(timeout))
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
@@ -117,6 +143,12 @@ impl<T: Pod> Lock<T> {
             (guard, None) => Ok(guard),
             (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
+    }
+
+    fn recover_for(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        let (guard, poison) = self.enter(patience)?;
+        self.word().mark.store(0, Relaxed);
+        Ok((guard, poison))
     }
 
     /// Takes it; says which process left it in disorder.

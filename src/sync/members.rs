@@ -18,6 +18,7 @@ use super::{places, word};
 use crate::error::MemoryError;
 use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
+use crate::sys::futex;
 use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
 use crate::wire::abort;
 
@@ -131,8 +132,19 @@ impl Members {
 
     /// Comes in, and breaks the barrier if somebody has died.
     pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, SyncError> {
+        self.look_around(Inside::enter(&self.cells().gate, || self.shared.keeper(), patience))
+    }
+
+    /// As [`enter`](Self::enter), where nobody expects to wait: see [`Inside::enter_soon`].
+    pub(super) fn enter_soon(&self) -> Result<Inside<'_>, SyncError> {
+        self.look_around(Inside::enter_soon(&self.cells().gate, || self.shared.keeper(), || false))
+    }
+
+    fn look_around<'a>(
+        &'a self,
+        entered: Result<(Inside<'a>, Found), Stop>,
+    ) -> Result<Inside<'a>, SyncError> {
         let gate = &self.cells().gate;
-        let entered = Inside::enter(gate, || self.shared.keeper(), patience);
         let holder = || Awaited::holders("the barrier's own lock is", [gate::holder(gate)]);
         let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
         if let Found::Mess { pid } = found {
@@ -185,13 +197,14 @@ impl Members {
         Ok(number)
     }
 
-    /// Gives up the place that `owner` has taken, on whichever thread.
+    /// Gives up the place that `owner` has taken, on whichever thread. If that is another one than the owner, and a process is
+    /// stopped inside the gate, the owner stays a member until its thread ends.
     pub(super) fn part(&self, number: usize, owner: Me) {
         let place = self.place(number);
         // The owner may have ended, and its place be another's: this thread's too.
         if robust::me().is_ok_and(|me| me == owner) && robust::owns(place) {
             robust::free(place, || word::free(&place.word, &Patience::None));
-        } else if let Ok(_inside) = self.enter(&Patience::Endless) {
+        } else if let Ok(_inside) = self.enter_soon() {
             // Only a thread can take a word off its list: the place stays its own until it joins something the next time,
             // but its end means nothing any more.
             if place.word.load(Acquire) & OWNER == owner.tid && place.holder.load(Acquire) == owner.pid {
@@ -309,12 +322,13 @@ impl Members {
         }
     }
 
-    /// The words of all members, which change when one of them dies, and of the next: it may die before it has said that it
-    /// is one.
-    pub(super) fn watch(&self) -> Vec<(&AtomicU32, u32)> {
+    /// The state, which may change though the one that changes it dies before it rings; the words of all members, which change
+    /// when one of them dies, and of the next: it may die before it has said that it is one.
+    pub(super) fn watch(&self, state: State) -> Vec<(&AtomicU32, u32)> {
+        let state = futex::halves(&self.cells().state, state.bits());
         let next = self.first(|word| word & OWNER == 0);
         let next = next.and_then(|number| places::watch_free(self.place(number)));
-        self.used().filter_map(places::watch).chain(next).collect()
+        state.into_iter().chain(self.used().filter_map(places::watch)).chain(next).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::{Condvar, Mutex};
 
 use super::word::{Park, Word};
+use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 
 /// Tries the orders in which threads may run. More switches than that take hours, and find nothing.
 pub(super) fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -37,46 +38,165 @@ impl Word for AtomicU32 {
     }
 }
 
+/// Of which pending words the kernel wakes a sleeper when the thread ends and does not own them (handle_futex_death).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// Before Linux 5.5: of none.
+    WakesNever,
+    /// Of one that is 0.
+    WakesAtZero,
+    /// Of one that nobody owns: since Linux 6.2, and in stable kernels since December 2022.
+    WakesWithoutOwner,
+}
+
+pub(super) const KERNELS: [Kernel; 3] = [Kernel::WakesNever, Kernel::WakesAtZero, Kernel::WakesWithoutOwner];
+
 /// The kernel's queue of one word: asking for the value and falling asleep are one step.
 #[derive(Clone)]
 pub(super) struct Futex {
-    /// With how many sleep.
-    queue: Arc<(Mutex<usize>, Condvar)>,
+    kernel: Kernel,
+    queue: Arc<Queue>,
+    /// Sleeps no longer than a moment, as `Patience` where the kernel does not wake of all pending words.
+    looks_again: bool,
     /// Wakes by itself, and gives up.
     gives_up: bool,
 }
 
+#[derive(Default)]
+struct Queue {
+    threads: Mutex<Threads>,
+    /// For those who sleep: some do not any more.
+    woken: Condvar,
+    /// For who lets time pass: one sleeps or is done.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Threads {
+    /// The numbers of those who sleep, the first to be woken first.
+    asleep: Vec<u32>,
+    next: u32,
+    /// How many wait for nothing any more.
+    done: usize,
+}
+
 impl Futex {
-    pub(super) fn new() -> Self {
-        Self { queue: Arc::new((Mutex::new(0), Condvar::new())), gives_up: false }
+    pub(super) fn on(kernel: Kernel) -> Self {
+        let looks_again = kernel != Kernel::WakesWithoutOwner;
+        Self { kernel, queue: Arc::default(), looks_again, gives_up: false }
+    }
+
+    /// The same for those who rely on the kernel.
+    pub(super) fn trusting(self) -> Self {
+        Self { looks_again: false, ..self }
     }
 
     /// The same for one whose time is up as soon as it was woken, or was to sleep.
     pub(super) fn impatient(&self) -> Self {
         Self { gives_up: true, ..self.clone() }
     }
+
+    /// This thread waits for nothing any more.
+    pub(super) fn done(&self) {
+        self.queue.threads.lock().unwrap().done += 1;
+        self.queue.changed.notify_one();
+    }
+
+    /// Waits until so many threads are done. Whenever all others sleep, the moment is over of those who sleep no longer than one.
+    pub(super) fn await_done(&self, count: usize) {
+        let mut threads = self.queue.threads.lock().unwrap();
+        while threads.done < count {
+            if self.looks_again && threads.done + threads.asleep.len() == count {
+                threads.asleep.clear();
+                self.queue.woken.notify_all();
+            }
+            threads = self.queue.changed.wait(threads).unwrap();
+        }
+    }
+
+    /// What the kernel does with a word of a thread that has ended with it pending (handle_futex_death).
+    pub(super) fn bury(&self, word: &AtomicU32, tid: u32) {
+        loop {
+            let seen = word.load(Ordering::SeqCst);
+            if seen & OWNER != tid {
+                let wakes = match self.kernel {
+                    Kernel::WakesNever => false,
+                    Kernel::WakesAtZero => seen == 0,
+                    Kernel::WakesWithoutOwner => seen & OWNER == 0,
+                };
+                self.wake(word, wakes.into());
+                return;
+            }
+            let dead = (seen & WAITERS) | OWNER_DIED;
+            if word.replace(seen, dead, Ordering::SeqCst).is_ok() {
+                self.wake(word, (seen & WAITERS != 0).into());
+                return;
+            }
+        }
+    }
 }
 
 impl Park<AtomicU32> for Futex {
     type Stop = ();
 
-    fn wait(&self, word: &AtomicU32, expected: u32) -> Result<(), ()> {
-        let (lock, woken) = &*self.queue;
-        let mut queue = lock.lock().unwrap();
-        if word.load(Ordering::SeqCst) == expected {
-            *queue += 1;
-            drop(woken.wait(queue).unwrap());
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
+        let mut threads = self.queue.threads.lock().unwrap();
+        if words.iter().all(|(word, expected)| word.load(Ordering::SeqCst) == *expected) {
+            let own = threads.next;
+            threads.next += 1;
+            threads.asleep.push(own);
+            self.queue.changed.notify_one();
+            while threads.asleep.contains(&own) {
+                threads = self.queue.woken.wait(threads).unwrap();
+            }
         }
+        drop(threads);
         if self.gives_up { Err(()) } else { Ok(()) }
     }
 
     fn wake(&self, _word: &AtomicU32, count: i32) -> usize {
-        let (lock, woken) = &*self.queue;
-        let mut queue = lock.lock().unwrap();
-        let count = usize::try_from(count).unwrap().min(*queue);
-        *queue -= count;
-        (0..count).for_each(|_| woken.notify_one());
+        let mut threads = self.queue.threads.lock().unwrap();
+        let count = usize::try_from(count).unwrap().min(threads.asleep.len());
+        threads.asleep.drain(..count);
+        self.queue.woken.notify_all();
         count
+    }
+
+    fn check(&self) -> Result<(), ()> {
+        Ok(())
+    }
+
+    fn spins(&self) -> bool {
+        false
+    }
+
+    fn nanos(&self) -> u64 {
+        0
+    }
+}
+
+/// How a thread waits that is killed as soon as it is woken, or was to sleep.
+pub(super) struct Doomed {
+    pub(super) futex: Futex,
+    pub(super) tid: u32,
+}
+
+impl Park<AtomicU32> for Doomed {
+    type Stop = ();
+
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
+        let _ = self.futex.wait(words);
+        words.iter().for_each(|(word, _)| self.futex.bury(word, self.tid));
+        Err(())
+    }
+
+    /// The dead do not.
+    fn wake(&self, _word: &AtomicU32, _count: i32) -> usize {
+        0
+    }
+
+    fn check(&self) -> Result<(), ()> {
+        Ok(())
     }
 
     fn spins(&self) -> bool {

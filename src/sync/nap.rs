@@ -4,7 +4,7 @@
 //! who comes in through the gate puts its bit right. Who was to wake it may die too: then the kernel does.
 
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crossbeam::utils::Backoff;
 
@@ -15,8 +15,8 @@ use crate::sys::robust::{self, RobustWord};
 
 cells! {
     /// Who sleeps, and whether it was woken. The `mark` has the lowest bit set while somebody sleeps or is about to; its other
-    /// bits count naps and calls. The `holder` is the mark as it was after the last call that was made. The `word` is
-    /// nobody's ever: the kernel wakes who sleeps on it when one dies who was to call.
+    /// bits count naps and calls. The `holder` is the mark as it was after the last call that was made. The `word` belongs to
+    /// the one who makes something happen that is waited for, until it has called.
     pub(crate) struct Nap {
         bed: RobustWord,
         /// Whether the last wait was a long one.
@@ -76,13 +76,15 @@ fn spin<W: Word, P: Park<W>, T>(park: &P, until: u64, mut look: impl FnMut() -> 
 
 /// Waits until `look` finds something.
 fn wait<W: Word, P: Park<W>, T>(
-    (word, sleepy): (&W, &W),
+    (word, caller, sleepy): (&W, &W, &W),
     park: &P,
     mut look: impl FnMut() -> Option<T>,
 ) -> Result<T, P::Stop> {
     if let Some(found) = look() {
         return Ok(found);
     }
+    // Who does not wait must not be taken for one that sleeps.
+    park.check()?;
     let short = park.nanos() + SHORT;
     if park.spins()
         && sleepy.load(Relaxed) == 0
@@ -90,22 +92,24 @@ fn wait<W: Word, P: Park<W>, T>(
     {
         return Ok(found);
     }
-    let waited = nap(word, park, look);
+    let waited = nap((word, caller), park, look);
     sleepy.swap((park.nanos() > short).into(), Relaxed);
     waited
 }
 
 /// Sleeps until `look` finds something.
 fn nap<W: Word, P: Park<W>, T>(
-    word: &W,
+    (word, caller): (&W, &W),
     park: &P,
     mut look: impl FnMut() -> Option<T>,
 ) -> Result<T, P::Stop> {
     loop {
         let nap = lie_down(word);
+        // Before the look: if the caller dies after the look, this changes, be it before or after one has fallen asleep.
+        let calling = caller.load(Acquire);
         let slept = match look() {
             Some(found) => Ok(Some(found)),
-            None => park.wait(word, nap).map(|()| None),
+            None => park.wait(&[(word, nap), (caller, calling)]).map(|()| None),
         };
         get_up(word);
         match slept.map(|found| found.or_else(&mut look)) {
@@ -116,23 +120,26 @@ fn nap<W: Word, P: Park<W>, T>(
     }
 }
 
-/// How who is in a bed sleeps.
+/// How who is in a bed sleeps: while `end` is 0, too.
 struct Sleeper<'a> {
     patience: &'a Patience,
-    bed: &'a RobustWord,
     end: &'a AtomicU32,
 }
 
 impl Park<AtomicU32> for Sleeper<'_> {
     type Stop = Stop;
 
-    fn wait(&self, word: &AtomicU32, expected: u32) -> Result<(), Stop> {
-        let of_kernel = &self.bed.word;
-        self.patience.sleep(&[(word, expected), (of_kernel, of_kernel.load(Relaxed)), (self.end, 0)])
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
+        let all: Vec<_> = words.iter().copied().chain([(self.end, 0)]).collect();
+        self.patience.sleep(&all)
     }
 
     fn wake(&self, word: &AtomicU32, count: i32) -> usize {
         self.patience.wake(word, count)
+    }
+
+    fn check(&self) -> Result<(), Stop> {
+        self.patience.check()
     }
 
     fn spins(&self) -> bool {
@@ -152,14 +159,14 @@ impl Nap {
         end: &AtomicU32,
         look: impl FnMut() -> Option<T>,
     ) -> Result<T, Stop> {
-        wait((&self.bed.mark, &self.sleepy), &Sleeper { patience, bed: &self.bed, end }, look)
+        wait((&self.bed.mark, &self.bed.word, &self.sleepy), &Sleeper { patience, end }, look)
     }
 
     /// Runs `change`, by which happens what one may wait for, and which ends with an operation that reads, changes and writes an
-    /// atomic; then wakes who waits. If this thread dies in between, the kernel wakes it.
+    /// atomic; then wakes who waits. If this thread dies in between, the kernel wakes it. Only one at a time does, inside a gate.
     #[inline]
     pub(crate) fn tell<T>(&self, change: impl FnOnce() -> T) {
-        robust::attend(&self.bed, || {
+        robust::attend_alone(&self.bed, || {
             change();
             call(&self.bed.mark, &self.bed.holder, &Patience::None);
         });
@@ -175,50 +182,82 @@ impl Nap {
 
 #[cfg(test)]
 mod kernel_tests {
+    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::SeqCst;
 
     use super::super::guarded::Guarded;
     use super::*;
-    use crate::sys::futex;
+    use crate::sys::robust::OWNER_DIED;
+
+    /// A sleeper, and a caller that dies between the change and the call when `is_time` says so of the nap.
+    fn race(is_time: impl Fn(&Nap) -> bool + Send + 'static) {
+        let nap = Guarded::<Nap, ()>::new("test", ()).unwrap();
+        let (caller, happened) = (nap.clone(), Arc::new(AtomicBool::new(false)));
+        let happens = happened.clone();
+        robust::testing::doomed(move || {
+            caller.cells().tell(|| {
+                while !is_time(caller.cells()) {
+                    std::thread::yield_now();
+                }
+                happens.store(true, SeqCst);
+                robust::testing::die()
+            });
+        });
+        let look = || happened.load(SeqCst).then_some(());
+        nap.cells().until(&Patience::Endless, &AtomicU32::new(0), look).unwrap();
+        assert_eq!(nap.cells().bed.mark.load(SeqCst) & ASLEEP, 0);
+    }
 
     #[test]
-    fn sleeper_that_the_kernel_wakes_for_a_dead_one_finds_what_happened() {
-        let nap = Guarded::<Nap, ()>::new("test", ()).unwrap();
-        let (nap, happened) = (nap.cells(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let sleeper = scope.spawn(|| {
-                let look = || happened.load(SeqCst).then_some(());
-                nap.until(&Patience::Endless, &AtomicU32::new(0), look).unwrap();
+    fn sleeper_finds_what_happened_though_the_caller_died_before_it_called() {
+        (0..200).for_each(|_| race(|nap| nap.bed.mark.load(SeqCst) & ASLEEP != 0));
+    }
+
+    #[test]
+    fn sleeper_finds_what_happened_though_the_caller_died_before_it_was_asleep() {
+        let (nap, happened) =
+            (Guarded::<Nap, ()>::new("test", ()).unwrap(), Arc::new(AtomicBool::new(false)));
+        let mut is_first = true;
+        let look = || {
+            if !std::mem::take(&mut is_first) {
+                return happened.load(SeqCst).then_some(());
+            }
+            // All that happens now comes too late for this look, which is the last before the sleep.
+            let (caller, happens) = (nap.clone(), happened.clone());
+            robust::testing::doomed(move || {
+                caller.cells().tell(|| {
+                    happens.store(true, SeqCst);
+                    robust::testing::die()
+                });
             });
-            while nap.bed.mark.load(SeqCst) & ASLEEP == 0 {
+            while nap.cells().bed.word.load(SeqCst) & OWNER_DIED == 0 {
                 std::thread::yield_now();
             }
-            // As one that dies after the change and before the call.
-            happened.store(true, SeqCst);
-            while !sleeper.is_finished() {
-                futex::wake(&nap.bed.word, 1);
-                std::thread::yield_now();
-            }
-        });
-        assert_eq!(nap.bed.mark.load(SeqCst) & ASLEEP, 0);
+            None
+        };
+        let (bed, end) = (&nap.cells().bed, AtomicU32::new(0));
+        let sleeper = Sleeper { patience: &Patience::Endless, end: &end };
+        super::nap((&bed.mark, &bed.word), &sleeper, look).unwrap();
     }
 }
 
 #[cfg(all(test, loom))]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::Ordering::{Acquire, Release};
+    use std::sync::atomic::Ordering::Release;
 
     use loom::sync::atomic::AtomicU32;
     use loom::thread;
 
-    use super::super::model::{Futex, check};
+    use super::super::model::{Futex, KERNELS, Kernel, check};
     use super::*;
+    use crate::sys::robust::WAITERS;
 
     #[derive(Default)]
     struct Bed {
         word: AtomicU32,
+        caller: AtomicU32,
         called: AtomicU32,
         sleepy: AtomicU32,
         messages: AtomicU32,
@@ -227,8 +266,8 @@ mod tests {
     /// One waits for a message, and then for another, as the inside of a gate does.
     fn receive(bed: &Bed, futex: &Futex) {
         for wanted in 1..=2 {
-            wait((&bed.word, &bed.sleepy), futex, || (bed.messages.load(Acquire) >= wanted).then_some(()))
-                .unwrap();
+            let look = || (bed.messages.load(Acquire) >= wanted).then_some(());
+            wait((&bed.word, &bed.caller, &bed.sleepy), futex, look).unwrap();
         }
     }
 
@@ -236,39 +275,81 @@ mod tests {
         bed.messages.fetch_add(1, Release);
     }
 
-    #[test]
-    fn loom_sleeper_is_woken_for_each_message() {
-        check(|| {
-            let (bed, futex) = (Arc::new(Bed::default()), Futex::new());
+    /// One waits for two messages, and another thread puts them in some way.
+    fn race(futex: impl Fn() -> Futex + Sync + Send + 'static, producer: fn(&Bed, &Futex)) {
+        check(move || {
+            let (bed, futex) = (Arc::new(Bed::default()), futex());
             let sleeper = {
                 let (bed, futex) = (bed.clone(), futex.clone());
-                thread::spawn(move || receive(&bed, &futex))
+                thread::spawn(move || {
+                    receive(&bed, &futex);
+                    futex.done();
+                })
             };
-            for _ in 0..2 {
-                put(&bed);
-                call(&bed.word, &bed.called, &futex);
-            }
+            producer(&bed, &futex);
+            futex.await_done(1);
             sleeper.join().unwrap();
         });
     }
 
     #[test]
+    fn loom_sleeper_is_woken_for_each_message() {
+        for kernel in KERNELS {
+            race(
+                move || Futex::on(kernel),
+                |bed, futex| {
+                    for _ in 0..2 {
+                        put(bed);
+                        call(&bed.word, &bed.called, futex);
+                    }
+                },
+            );
+        }
+    }
+
+    #[test]
     fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() {
-        check(|| {
-            let (bed, futex) = (Arc::new(Bed::default()), Futex::new());
-            let sleeper = {
-                let (bed, futex) = (bed.clone(), futex.clone());
-                thread::spawn(move || receive(&bed, &futex))
-            };
-            put(&bed);
-            // It dies in `wake`, after its first step.
-            AtomicU32::barrier_after_change();
-            if bed.word.load(Relaxed) & ASLEEP != 0 {
-                bed.word.add(NEXT, Relaxed);
-            }
-            put(&bed);
-            call(&bed.word, &bed.called, &futex);
-            sleeper.join().unwrap();
-        });
+        for kernel in KERNELS {
+            race(
+                move || Futex::on(kernel),
+                |bed, futex| {
+                    put(bed);
+                    // It dies in `wake`, after its first step, and the kernel has not noticed yet.
+                    AtomicU32::barrier_after_change();
+                    if bed.word.load(Relaxed) & ASLEEP != 0 {
+                        bed.word.add(NEXT, Relaxed);
+                    }
+                    put(bed);
+                    call(&bed.word, &bed.called, futex);
+                },
+            );
+        }
+    }
+
+    /// The last producer of all dies as soon as its messages are there, as the owner of a word that is pending.
+    const DIES: fn(&Bed, &Futex) = |bed, futex| {
+        bed.caller.store(1 | WAITERS, Release);
+        put(bed);
+        put(bed);
+        futex.bury(&bed.caller, 1);
+    };
+
+    #[test]
+    fn loom_producer_that_dies_before_it_calls_leaves_nobody_asleep() {
+        // Of a word with an owner every kernel tells.
+        KERNELS.iter().for_each(|&kernel| race(move || Futex::on(kernel).trusting(), DIES));
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn loom_finds_who_sleeps_for_ever_if_the_word_that_is_pending_does_not_change() {
+        race(
+            || Futex::on(Kernel::WakesWithoutOwner).trusting(),
+            |bed, futex| {
+                put(bed);
+                put(bed);
+                futex.bury(&bed.caller, 1);
+            },
+        );
     }
 }

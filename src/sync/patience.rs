@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::word::{Park, Word};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
-use crate::sys::futex;
+use crate::sys::{futex, pending};
 use crate::wire::abort::{self, Blame};
 
 /// Why a wait is over without what was waited for.
@@ -36,8 +36,8 @@ pub(crate) enum Patience {
     Endless,
 }
 
-/// How long one sleeps at most where the kernel cannot tell of everything that is waited for: a system before Linux 5.16, or
-/// more words than it takes.
+/// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only (before
+/// Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`pending::death_wakes`]).
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 impl Patience {
@@ -81,6 +81,11 @@ impl Patience {
         }
     }
 
+    /// Until when to sleep, unless one is woken. `told`: the kernel knows of all words that matter.
+    fn next_look(&self, told: bool) -> Option<Moment> {
+        if told && pending::death_wakes() { self.end() } else { self.for_a_moment().end() }
+    }
+
     /// Sleeps while all words are what is expected of them. It may wake for nothing.
     pub(crate) fn sleep(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
         self.doze(words).map(drop)
@@ -91,7 +96,7 @@ impl Patience {
     pub(crate) fn doze(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Stop> {
         self.check()?;
         let slept = match (words, abort::word()) {
-            (&[(word, expected)], None) => futex::wait(word, expected, self.end()).map(|()| None),
+            (&[(word, expected)], None) => futex::wait(word, expected, self.next_look(true)).map(|()| None),
             (_, abort) => self.sleep_on_many(words, abort),
         };
         slept.map_err(Stop::System)
@@ -128,12 +133,9 @@ impl Patience {
     ) -> io::Result<Option<usize>> {
         let room = futex::MOST_WORDS - usize::from(abort.is_some());
         let told: Vec<_> = words.iter().copied().take(room).chain(abort).collect();
-        let soon = Moment::now().checked_add(LOOK_AROUND);
-        let sooner = self.end().into_iter().chain(soon).min();
-        let end = if words.len() <= room { self.end() } else { sooner };
-        match futex::wait_any(&told, end) {
+        match futex::wait_any(&told, self.next_look(words.len() <= room)) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => match words {
-                &[(word, expected), ..] => futex::wait(word, expected, sooner).map(|()| None),
+                &[(word, expected), ..] => futex::wait(word, expected, self.next_look(false)).map(|()| None),
                 [] => Ok(None),
             },
             other => other,
@@ -176,12 +178,16 @@ impl Word for AtomicU32 {
 impl Park<AtomicU32> for Patience {
     type Stop = Stop;
 
-    fn wait(&self, word: &AtomicU32, expected: u32) -> Result<(), Stop> {
-        self.sleep(&[(word, expected)])
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
+        self.sleep(words)
     }
 
     fn wake(&self, word: &AtomicU32, count: i32) -> usize {
         futex::wake(word, count)
+    }
+
+    fn check(&self) -> Result<(), Stop> {
+        Self::check(self)
     }
 
     fn spins(&self) -> bool {

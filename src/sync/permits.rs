@@ -183,12 +183,17 @@ impl Permits {
 
     /// Sleeps, inside the gate, until there may be a permit.
     fn sleep(&self, seen: u32, patience: &Patience) -> Result<(), Stop> {
-        let holders: Vec<_> = self.used().filter_map(places::watch).collect();
+        // Who does not wait leaves nothing for which a holder would have to wake somebody.
+        patience.check()?;
+        let total = self.cells().total.load(Acquire);
+        // It may change though the one that adds dies before it rings.
+        let mut words = vec![(&self.cells().total, total)];
+        words.extend(self.used().filter_map(places::watch));
         // One has given up or died between the look and this.
-        if holders.len() < self.cells().total.load(Acquire) as usize {
+        if words.len() <= total as usize {
             return Ok(());
         }
-        self.cells().bell.hear(seen, &holders, patience)
+        self.cells().bell.hear(seen, &words, patience)
     }
 }
 

@@ -69,8 +69,12 @@ impl RwCells {
     /// Waits until this writer, which is inside, is alone.
     pub(super) fn await_readers(&self, me: Me, patience: &Patience) -> Result<(), SyncError> {
         for place in self.used() {
-            while let Some(reader) = places::watch(place) {
-                patience.sleep(&[reader]).map_err(|stop| stop.awaiting(|| self.holders()))?;
+            while places::is_taken(place) {
+                // Who does not wait leaves nothing for which the reader would have to wake somebody.
+                let slept = patience.check().and_then(|()| {
+                    places::watch(place).map_or(Ok(()), |reader| patience.sleep(&[reader]))
+                });
+                slept.map_err(|stop| stop.awaiting(|| self.holders()))?;
             }
         }
         self.writer.store(me.pid | ALONE, Relaxed);
@@ -124,6 +128,10 @@ impl RwCells {
         self.writer.load(Relaxed) != 0
     }
 
+    fn is_full(&self) -> bool {
+        self.count() == READERS
+    }
+
     /// The places that have ever been taken.
     #[inline]
     fn used(&self) -> &[RobustWord] {
@@ -139,7 +147,7 @@ impl RwCells {
 
     fn enter(&self, keep: impl Fn() -> Keeper, patience: &Patience) -> Result<Inside<'_>, Stop> {
         let entered = match patience {
-            Patience::None => Inside::enter_soon(&self.gate, keep, || self.has_writer()),
+            Patience::None => Inside::enter_soon(&self.gate, keep, || self.has_writer() || self.is_full()),
             patience => Inside::enter(&self.gate, keep, patience),
         };
         let (inside, _) = entered?;
@@ -160,6 +168,7 @@ impl RwCells {
                 self.used.fetch_max(number as u32 + 1, AcqRel);
                 return Ok(&self.readers[number]);
             }
+            patience.check()?;
             let all: Vec<_> = self.readers.iter().filter_map(places::watch).collect();
             if all.len() == READERS {
                 patience.sleep(&all)?;

@@ -105,10 +105,23 @@ impl RLock {
     /// # Errors
     /// [`SyncError::Aborted`], [`SyncError::Full`].
     pub fn recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
-        let guard = self.enter(&Patience::Endless)?;
-        let poison = self.poisoned();
-        self.gate().mark.store(0, Relaxed);
-        Ok((guard, poison))
+        self.recover_for(&Patience::Endless)
+    }
+
+    /// As [`recover`](Self::recover), if that is possible at once.
+    ///
+    /// # Errors
+    /// [`SyncError::WouldBlock`] when another thread holds it, else as [`recover`](Self::recover).
+    pub fn try_recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::None)
+    }
+
+    /// As [`recover`](Self::recover), for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    pub fn recover_timeout(&self, timeout: Duration) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::of(timeout))
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
@@ -143,6 +156,13 @@ impl RLock {
             Some(pid) => Err(SyncError::poisoned(pid)),
             None => Ok(guard),
         }
+    }
+
+    fn recover_for(&self, patience: &Patience) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
+        let guard = self.enter(patience)?;
+        let poison = self.poisoned();
+        self.gate().mark.store(0, Relaxed);
+        Ok((guard, poison))
     }
 
     fn enter(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {

@@ -75,7 +75,8 @@ impl<T: Pod> RwLock<T> {
     /// Takes it to read if that is possible at once.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`], else as [`read`](Self::read).
+    /// [`SyncError::WouldBlock`]; [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a second, as
+    /// a process that is stopped there; else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
         self.enter_to_read(&Patience::None)
     }
@@ -100,7 +101,8 @@ impl<T: Pod> RwLock<T> {
     /// Takes it to write if that is possible at once.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when anybody has it, else as [`write`](Self::write).
+    /// [`SyncError::WouldBlock`] when anybody has it, [`SyncError::TimedOut`] as [`try_read`](Self::try_read), else as
+    /// [`write`](Self::write).
     pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         self.enter_to_write(&Patience::None)
     }
@@ -119,11 +121,26 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// [`SyncError::Deadlock`] when this thread reads or writes; [`SyncError::Aborted`].
     pub fn recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        let guard = self.begin_to_write(&Patience::Endless)?;
-        self.cells().await_readers(guard.me, &Patience::Endless)?;
-        let poison = self.poisoned();
-        self.cells().clear_poison();
-        Ok((guard, poison))
+        self.recover_for(&Patience::Endless)
+    }
+
+    /// As [`recover`](Self::recover), if that is possible at once.
+    ///
+    /// # Errors
+    /// As [`try_write`](Self::try_write), but never [`SyncError::Poisoned`].
+    pub fn try_recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::None)
+    }
+
+    /// As [`recover`](Self::recover), for which it waits at most so long.
+    ///
+    /// # Errors
+    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    pub fn recover_timeout(
+        &self,
+        timeout: Duration,
+    ) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        self.recover_for(&Patience::of(timeout))
     }
 
     /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
@@ -147,6 +164,14 @@ impl<T: Pod> RwLock<T> {
         self.cells().check_order()?;
         self.cells().await_readers(guard.me, patience)?;
         Ok(guard)
+    }
+
+    fn recover_for(&self, patience: &Patience) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        let guard = self.begin_to_write(patience)?;
+        self.cells().await_readers(guard.me, patience)?;
+        let poison = self.poisoned();
+        self.cells().clear_poison();
+        Ok((guard, poison))
     }
 
     /// Comes in as a writer. No new reader does from now on.

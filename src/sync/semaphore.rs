@@ -18,7 +18,7 @@ use crate::error::MemoryError;
 /// semaphore.
 ///
 /// At most 1024 permits can be held at a time, or as many as it has at first if these are fewer, but at least 64; with more
-/// than 125 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the like.
+/// than 124 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the like.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -90,7 +90,8 @@ macro_rules! semaphore {
             /// Takes a permit if there is one.
             ///
             /// # Errors
-            /// [`SyncError::WouldBlock`] when there is none, else as [`acquire`](Self::acquire).
+            /// [`SyncError::WouldBlock`] when there is none; [`SyncError::TimedOut`] when there seems to be one, but another has been
+            /// in the middle of taking it for a second, as a process that is stopped there; else as [`acquire`](Self::acquire).
             pub fn try_acquire(&self) -> Result<Permit<'_>, SyncError> {
                 self.take(&Patience::None)
             }

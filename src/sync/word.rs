@@ -23,10 +23,12 @@ pub(crate) trait Word {
 pub(crate) trait Park<W> {
     /// Why the wait is over without what was waited for.
     type Stop;
-    /// Sleeps while the word is as expected. It may wake for nothing.
-    fn wait(&self, word: &W, expected: u32) -> Result<(), Self::Stop>;
+    /// Sleeps while all words are as expected. It may wake for nothing.
+    fn wait(&self, words: &[(&W, u32)]) -> Result<(), Self::Stop>;
     /// Wakes at most so many who sleep; says how many.
     fn wake(&self, word: &W, count: i32) -> usize;
+    /// Whether to wait at all, or any more.
+    fn check(&self) -> Result<(), Self::Stop>;
     /// Whether to try for a while before the first sleep.
     fn spins(&self) -> bool;
     /// What time it is, in nanoseconds.
@@ -57,11 +59,13 @@ fn try_take<W: Word>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
     }
 }
 
-/// Takes the word for thread `tid`, for which it waits.
+/// Takes the word for thread `tid`, for which it waits. Who does not wait leaves nothing in the word, by which others would have to
+/// look for one that sleeps.
 pub(crate) fn take<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Stop> {
     if let Ok(taken) = try_take(word, tid, 0) {
         return Ok(taken);
     }
+    park.check()?;
     let backoff = Backoff::new();
     while park.spins() && !backoff.is_completed() {
         backoff.snooze();
@@ -85,7 +89,7 @@ fn take_sleeping<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Ta
         if seen != asleep && word.replace(seen, asleep, Relaxed).is_err() {
             continue;
         }
-        if let Err(stop) = park.wait(word, asleep) {
+        if let Err(stop) = park.wait(&[(word, asleep)]) {
             // It may have been woken to take it, in the same moment: then another has to be.
             if word.load(Relaxed) & OWNER == 0 {
                 park.wake(word, 1);
@@ -127,37 +131,22 @@ mod tests {
     use loom::sync::atomic::{AtomicU32, AtomicUsize};
     use loom::thread;
 
-    use super::super::model::{Futex, check};
+    use super::super::model::{Doomed, Futex, KERNELS, Kernel, check};
     use super::*;
 
-    /// What the kernel does with a word of a thread that has ended (handle_futex_death).
-    fn die(word: &AtomicU32, tid: u32, park: &Futex) {
-        loop {
-            let seen = word.load(Ordering::SeqCst);
-            if seen & OWNER != tid {
-                // Somebody was woken to take it, and died instead.
-                if seen & OWNER == 0 {
-                    park.wake(word, 1);
-                }
-                return;
-            }
-            let dead = (seen & WAITERS) | OWNER_DIED;
-            if word.replace(seen, dead, Ordering::SeqCst).is_ok() {
-                if seen & WAITERS != 0 {
-                    park.wake(word, 1);
-                }
-                return;
-            }
-        }
-    }
+    /// For what depends on no pending word of a dead thread.
+    const NEWEST: Kernel = Kernel::WakesWithoutOwner;
 
-    /// Two threads take a word that a third holds when the model begins, which then ends in some way.
-    fn race(end: fn(&AtomicU32, &Futex), expected_dead: usize) {
+    /// How the thread ends that holds a word.
+    type End = fn(&AtomicU32, &Futex);
+
+    /// Two threads take a word that a third, 1, holds when the model begins, which then ends in some way.
+    fn race(futex: impl Fn() -> Futex + Sync + Send + 'static, end: End, expected_dead: usize) {
         check(move || {
             let word = Arc::new(AtomicU32::new(1));
             let inside = Arc::new(AtomicUsize::new(0));
             let dead = Arc::new(AtomicUsize::new(0));
-            let park = Futex::new();
+            let park = futex();
             let takers: Vec<_> = (2..4)
                 .map(|tid| {
                     let (word, inside, dead) = (word.clone(), inside.clone(), dead.clone());
@@ -169,62 +158,109 @@ mod tests {
                         assert_eq!(inside.fetch_add(1, Relaxed), 0, "two are inside");
                         inside.fetch_sub(1, Relaxed);
                         free(&*word, &park);
+                        park.done();
                     })
                 })
                 .collect();
             end(&word, &park);
+            park.await_done(2);
             takers.into_iter().for_each(|taker| taker.join().unwrap());
             assert_eq!(dead.load(Relaxed), expected_dead);
         });
     }
 
+    /// Dies as the holder.
+    const DIES: End = |word, park| park.bury(word, 1);
+
+    /// Dies in the middle of `free`.
+    const DIES_BEFORE_IT_WAKES: End = |word, park| {
+        let_go(word);
+        park.bury(word, 1);
+    };
+
     #[test]
     fn loom_word_is_one_threads_at_a_time_and_nobody_sleeps_for_ever() {
-        race(|word, park| free(word, park), 0);
+        race(|| Futex::on(NEWEST), |word, park| free(word, park), 0);
     }
 
     #[test]
     fn loom_death_of_the_holder_is_told_to_exactly_one() {
-        race(|word, park| die(word, 1, park), 1);
+        race(|| Futex::on(NEWEST), DIES, 1);
     }
 
     #[test]
     fn loom_holder_that_dies_between_freeing_and_waking_leaves_nobody_asleep() {
-        race(
-            |word, park| {
-                // As far as `free` came.
-                let_go(word);
-                die(word, 1, park);
-            },
-            0,
-        );
+        KERNELS.iter().for_each(|&kernel| race(move || Futex::on(kernel), DIES_BEFORE_IT_WAKES, 0));
     }
+
+    /// What `Patience` is for that looks again from time to time.
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn loom_finds_who_sleeps_for_ever_on_an_older_kernel_that_is_trusted() {
+        race(|| Futex::on(Kernel::WakesAtZero).trusting(), DIES_BEFORE_IT_WAKES, 0);
+    }
+
+    /// Which differ for one that is woken and dies: it leaves the bit for sleepers.
+    const OF_WAITERS: [Kernel; 2] = [Kernel::WakesAtZero, NEWEST];
+
+    /// The holder ends in some way, one that sleeps for the word is killed as it wakes, and a third sleeps on.
+    fn race_with_doomed(futex: impl Fn() -> Futex + Sync + Send + 'static, end: End) {
+        check(move || {
+            let (word, futex) = (Arc::new(AtomicU32::new(1)), futex());
+            let doomed = {
+                let (word, park) = (word.clone(), Doomed { futex: futex.clone(), tid: 2 });
+                thread::spawn(move || {
+                    if take_sleeping(&*word, 2, &park).is_ok() {
+                        free(&*word, &park.futex);
+                    }
+                    park.futex.done();
+                })
+            };
+            let sleeper = {
+                let (word, park) = (word.clone(), futex.clone());
+                thread::spawn(move || {
+                    take(&*word, 3, &park).unwrap();
+                    free(&*word, &park);
+                    park.done();
+                })
+            };
+            end(&word, &futex);
+            futex.await_done(2);
+            doomed.join().unwrap();
+            sleeper.join().unwrap();
+        });
+    }
+
+    /// Frees it, and may be the first to take it again.
+    const FREES_AND_IS_FASTER: End = |word, park| {
+        free(word, park);
+        if try_take(word, 1, 0).is_ok() {
+            free(word, park);
+        }
+    };
 
     #[test]
     fn loom_waiter_that_dies_as_it_is_woken_leaves_nobody_asleep_though_a_third_is_faster() {
-        check(|| {
-            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::new());
-            // The one that is impatient does what the kernel does for one that is killed.
-            let takers = [(2, park.clone()), (3, park.impatient())].map(|(tid, park)| {
-                let word = word.clone();
-                thread::spawn(move || {
-                    if take_sleeping(&*word, tid, &park).is_ok() {
-                        free(&*word, &park);
-                    }
-                })
-            });
-            free(&*word, &park);
-            if try_take(&*word, 4, 0).is_ok() {
-                free(&*word, &park);
-            }
-            takers.into_iter().for_each(|taker| taker.join().unwrap());
-        });
+        OF_WAITERS
+            .iter()
+            .for_each(|&kernel| race_with_doomed(move || Futex::on(kernel), FREES_AND_IS_FASTER));
+    }
+
+    #[test]
+    fn loom_waiter_that_dies_as_it_is_woken_for_a_dead_holder_leaves_nobody_asleep() {
+        OF_WAITERS.iter().for_each(|&kernel| race_with_doomed(move || Futex::on(kernel), DIES));
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn loom_finds_who_sleeps_for_ever_after_two_deaths_on_an_older_kernel_that_is_trusted() {
+        race_with_doomed(|| Futex::on(Kernel::WakesAtZero).trusting(), DIES);
     }
 
     #[test]
     fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
         check(|| {
-            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::new());
+            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::on(NEWEST));
             let patient = {
                 let (word, park) = (word.clone(), park.clone());
                 thread::spawn(move || {

@@ -8,12 +8,13 @@ use std::sync::{Mutex, PoisonError};
 
 use super::futex;
 use super::robust::{Keeper, OWNER, RobustWord, take};
+use super::roll::Anchors;
 
 /// What an ended thread owned, which the kernel has yet to read.
 struct Grave {
     tid: u32,
     _owned: Vec<(NonNull<RobustWord>, Keeper)>,
-    _anchors: Box<[RobustWord; 2]>,
+    _anchors: Anchors,
 }
 
 // SAFETY: nobody uses the pointers any more: it is only there to be dropped.
@@ -22,7 +23,7 @@ unsafe impl Send for Grave {}
 static GRAVES: Mutex<Vec<Grave>> = Mutex::new(Vec::new());
 
 /// Keeps what the thread of that id owned until it is gone.
-pub(super) fn bury(tid: u32, owned: Vec<(NonNull<RobustWord>, Keeper)>, anchors: Box<[RobustWord; 2]>) {
+pub(super) fn bury(tid: u32, owned: Vec<(NonNull<RobustWord>, Keeper)>, anchors: Anchors) {
     let grave = Grave { tid, _owned: owned, _anchors: anchors };
     GRAVES.lock().unwrap_or_else(PoisonError::into_inner).push(grave);
 }

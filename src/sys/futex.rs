@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::clock::Moment;
 
@@ -11,15 +11,50 @@ pub(crate) const MOST_WORDS: usize = 128;
 
 /// Sleeps while `word` is `expected`, until somebody wakes it or `deadline` has come. It may wake for nothing.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Moment>) -> io::Result<()> {
+    woken(wait_until(word, expected, deadline))
+}
+
+/// As [`wait`], without end; says whether somebody has woken it.
+pub(super) fn wait_to_be_woken(word: &AtomicU32, expected: u32) -> bool {
+    wait_until(word, expected, None) == 0
+}
+
+fn wait_until(word: &AtomicU32, expected: u32, deadline: Option<Moment>) -> libc::c_long {
     let deadline = deadline.map(timespec);
     let timeout = deadline.as_ref().map_or(ptr::null(), ptr::from_ref);
     let (nothing, all) = (ptr::null::<u32>(), libc::FUTEX_BITSET_MATCH_ANY);
     // With a set of bits, all of them, the time is one of the clock rather than a duration.
     let operation = libc::FUTEX_WAIT_BITSET;
     // SAFETY: the word is valid as a reference, and the timeout null or a record of ours; both outlive the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, timeout, nothing, all) };
-    woken(done)
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, timeout, nothing, all) }
+}
+
+/// The halves of a word and of what is expected of it, to [sleep](wait_any) on: a futex has 32 bits.
+pub(crate) fn halves(word: &AtomicU64, expected: u64) -> [(&AtomicU32, u32); 2] {
+    let first = word.as_ptr().cast::<u32>();
+    // SAFETY: a valid word as long as the reference lives, aligned to more than that; only the kernel looks at it as such.
+    let first_half = unsafe { AtomicU32::from_ptr(first) };
+    // SAFETY: its second half.
+    let second = unsafe { first.add(1) };
+    // SAFETY: as the first half.
+    let second_half = unsafe { AtomicU32::from_ptr(second) };
+    let [low, high] = [expected as u32, (expected >> 32) as u32];
+    if cfg!(target_endian = "little") {
+        [(first_half, low), (second_half, high)]
+    } else {
+        [(first_half, high), (second_half, low)]
+    }
+}
+
+/// How many sleep until `word`, which is `expected`, changes; 0 as well when the kernel does not tell.
+pub(super) fn sleepers(word: &AtomicU32, expected: u32) -> usize {
+    // To send those who sleep on a word to sleep on that word changes nothing, and says how many they are.
+    let (operation, none, all) = (libc::FUTEX_CMP_REQUEUE, 0_usize, i32::MAX as usize);
+    // SAFETY: takes the address of a valid word as a key, twice, and integers.
+    let moved = unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, none, all, word.as_ptr(), expected)
+    };
+    usize::try_from(moved).unwrap_or(0)
 }
 
 /// As [`wait`], while each of at most [`MOST_WORDS`] words is what is expected of it. Says by which of them it was woken, of
@@ -118,14 +153,22 @@ pub(crate) mod tests {
         }
     }
 
+    /// Whether [`wait_any`] is there, so that one who sleeps can be woken by any of several words.
+    pub(crate) fn can_wait_for_several() -> bool {
+        let word = AtomicU32::new(0);
+        !wait_any(&[(&word, 1)], None).is_err_and(|error| error.kind() == io::ErrorKind::Unsupported)
+    }
+
     #[test]
     fn wait_ends_with_the_wake_the_change_or_the_deadline() {
         let word = AtomicU32::new(0);
         wait(&word, 1, None).unwrap();
         let soon = || Moment::now().checked_add(Duration::from_millis(1));
         wait(&word, 0, soon()).unwrap();
-        wait_any(&[(&word, 0), (&AtomicU32::new(5), 5)], soon()).unwrap();
-        wait_any(&[(&word, 0), (&AtomicU32::new(5), 4)], None).unwrap();
+        if can_wait_for_several() {
+            wait_any(&[(&word, 0), (&AtomicU32::new(5), 5)], soon()).unwrap();
+            wait_any(&[(&word, 0), (&AtomicU32::new(5), 4)], None).unwrap();
+        }
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 word.store(1, Release);
@@ -135,6 +178,20 @@ pub(crate) mod tests {
                 wait(&word, 0, None).unwrap();
             }
         });
+    }
+
+    #[test]
+    fn change_of_either_half_of_a_word_ends_the_wait() {
+        let word = AtomicU64::new(7 << 32 | 9);
+        for expected in [7 << 32 | 8, 6 << 32 | 9] {
+            for half in
+                halves(&word, expected).into_iter().filter(|(half, value)| half.load(Acquire) != *value)
+            {
+                wait(half.0, half.1, None).unwrap();
+            }
+            assert_ne!(halves(&word, expected).map(|(half, value)| half.load(Acquire) == value), [true; 2]);
+        }
+        assert_eq!(halves(&word, 7 << 32 | 9).map(|(half, value)| half.load(Acquire) == value), [true; 2]);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(crate) mod map;
 pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod namespace;
+pub(crate) mod pending;
 pub(crate) mod prctl;
 pub(crate) mod process;
 #[cfg(feature = "safetensors")]

@@ -7,10 +7,12 @@ use std::any::Any;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::cells::cells;
-use super::roll::{Pending, own, with, with_roll};
+use super::pending::Pending;
+use super::roll::{own, with, with_roll};
 
 /// The bits of a word that say whose it is (futex(2)): a thread's id.
 pub(crate) const OWNER: u32 = 0x3fff_ffff;
@@ -27,7 +29,9 @@ cells! {
         pub(crate) holder: AtomicU32,
         /// For whoever uses it.
         pub(crate) mark: AtomicU32,
-        spare: [AtomicU32; 3],
+        /// The [`nonce`](Me::nonce) of the owner, as long as the `holder` is there.
+        pub(crate) nonce: AtomicU32,
+        spare: [AtomicU32; 2],
         /// Of the anchors: where the C library keeps the link before.
         pub(super) before: AtomicU64,
         /// The link that comes next. The kernel reads it.
@@ -54,6 +58,8 @@ type Held = Arc<dyn Any + Send + Sync>;
 pub(crate) struct Me {
     pub(crate) tid: u32,
     pub(crate) pid: u32,
+    /// A random number, not 0: threads of two PID namespaces may have the same ids.
+    pub(crate) nonce: u32,
 }
 
 /// Runs `take`, which tries to write our id into the word, and enters it among those that this thread owns. If the thread
@@ -96,6 +102,20 @@ pub(crate) fn attend<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// As [`attend`], where only one thread at a time does, which owns the word meanwhile: if it ends, the kernel changes the word, too,
+/// so that one is told who was only about to sleep on it.
+pub(crate) fn attend_alone<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
+    // In a signal handler that came between, it is done unattended.
+    let own = with_roll(|roll| (roll.head, roll.me.tid)).ok();
+    let _pending = own.map(|(head, _)| Pending::new(head, word));
+    if let Some((_, tid)) = own {
+        word.word.store(tid | WAITERS, Release);
+    }
+    let done = work();
+    word.word.store(0, Release);
+    done
+}
+
 /// Whether this thread owns it.
 pub(crate) fn owns(word: &RobustWord) -> bool {
     with_roll(|roll| roll.find(word).is_some()).unwrap_or(false)
@@ -110,8 +130,8 @@ impl RobustWord {
     pub(super) fn new() -> Self {
         let zero = || AtomicU32::new(0);
         let (before, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        let spare = [zero(), zero(), zero()];
-        Self { word: zero(), holder: zero(), mark: zero(), spare, before, next }
+        let spare = [zero(), zero()];
+        Self { word: zero(), holder: zero(), mark: zero(), nonce: zero(), spare, before, next }
     }
 
     /// The address of its link, by which a list knows it.
@@ -187,6 +207,27 @@ mod tests {
         }
         for word in [&words[0], &words[2], &words[4]] {
             assert_eq!(word.word.load(SeqCst), 0);
+        }
+    }
+
+    #[test]
+    fn word_stays_announced_when_another_was_attended_meanwhile() {
+        let (taken, attended) = (word(), word());
+        let doomed = taken.clone();
+        testing::doomed(move || {
+            let _ = take(
+                &doomed,
+                || Keeper::Owner,
+                |me| -> io::Result<()> {
+                    attend(&attended, || ());
+                    doomed.word.store(me.tid, SeqCst);
+                    // It is on no list yet: the kernel knows of it only by what was announced.
+                    testing::die()
+                },
+            );
+        });
+        while taken.word.load(SeqCst) != OWNER_DIED {
+            std::thread::yield_now();
         }
     }
 

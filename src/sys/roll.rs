@@ -13,8 +13,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::compiler_fence;
 
+use super::pending::Pending;
 use super::robust::{Keeper, Me, RobustWord};
-use super::{estate, forks};
+use super::{dir, estate, forks};
 
 /// How many a thread may own: beyond its ROBUST_LIST_LIMIT of 2048 the kernel does not look, and others have theirs too.
 const MOST: usize = 1000;
@@ -29,7 +30,29 @@ const BEFORE: usize = offset_of!(RobustWord, next) - offset_of!(RobustWord, befo
 pub(super) struct Head {
     first: usize,
     offset: isize,
-    pending: usize,
+    pub(super) pending: usize,
+}
+
+/// The first and the last of a thread's words in the C library's list. The C library writes their links by addresses of its
+/// own, which a `Box`, as the only way to what it owns, would not allow.
+pub(super) struct Anchors(NonNull<[RobustWord; 2]>);
+
+impl Anchors {
+    fn new() -> Self {
+        Self(NonNull::from(Box::leak(Box::new([RobustWord::new(), RobustWord::new()]))))
+    }
+
+    fn both(&self) -> &[RobustWord; 2] {
+        // SAFETY: allocated by `new`, and freed only when this is dropped; what others write are atomics.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Anchors {
+    fn drop(&mut self) {
+        // SAFETY: `new` has allocated it by a box, and nobody frees it twice: this is no copy.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 /// What this thread owns.
@@ -37,8 +60,7 @@ pub(super) struct Roll {
     pub(super) me: Me,
     generation: Option<u32>,
     pub(super) head: NonNull<Head>,
-    /// Front and back.
-    anchors: Box<[RobustWord; 2]>,
+    anchors: Anchors,
     /// The last is the first after the front anchor.
     owned: Vec<(NonNull<RobustWord>, Keeper)>,
 }
@@ -118,9 +140,10 @@ impl Roll {
         estate::clear_graves();
         // SAFETY: takes nothing, and cannot fail.
         let tid = unsafe { libc::gettid() }.unsigned_abs();
-        let me = Me { tid, pid: std::process::id() };
-        let anchors = Box::new([RobustWord::new(), RobustWord::new()]);
-        let roll = Self { me, generation: forks::generation(), head: head()?, anchors, owned: Vec::new() };
+        let nonce = (dir::random()? as u32).max(1);
+        let me = Me { tid, pid: std::process::id(), nonce };
+        let (generation, anchors) = (forks::generation(), Anchors::new());
+        let roll = Self { me, generation, head: head()?, anchors, owned: Vec::new() };
         roll.hang_in();
         Ok(roll)
     }
@@ -136,7 +159,7 @@ impl Roll {
 
     /// Puts the anchors first in the C library's list.
     fn hang_in(&self) {
-        let [front, back] = &*self.anchors;
+        let [front, back] = self.anchors.both();
         let others = read(self.first());
         back.next.store(others as u64, Relaxed);
         back.before.store(front.link() as u64, Relaxed);
@@ -148,7 +171,7 @@ impl Roll {
 
     /// Takes the anchors out of it again, between which there must be nothing.
     fn take_down(&self) {
-        let [front, back] = &*self.anchors;
+        let [front, back] = self.anchors.both();
         let (earlier, others) = (front.before.load(Relaxed) as usize, back.next.load(Relaxed) as usize);
         write(earlier, others);
         write(before(others), earlier);
@@ -160,12 +183,12 @@ impl Roll {
     }
 
     pub(super) fn enter(&mut self, word: &RobustWord, kept: Keeper) {
-        let below = self.owned.last().map_or(self.anchors[1].link(), |(top, _)| link_of(*top));
+        let below = self.owned.last().map_or(self.anchors.both()[1].link(), |(top, _)| link_of(*top));
         word.next.store(below as u64, Relaxed);
         self.owned.push((NonNull::from(word), kept));
         // The kernel may look after any instruction: the new one points on before anything points to it.
         compiler_fence(SeqCst);
-        self.anchors[0].next.store(word.link() as u64, Relaxed);
+        self.anchors.both()[0].next.store(word.link() as u64, Relaxed);
     }
 
     /// Where a word is among those that this thread owns: mostly the last.
@@ -174,9 +197,10 @@ impl Roll {
     }
 
     pub(super) fn leave(&mut self, place: usize) -> Keeper {
-        let below = place.checked_sub(1).map_or(self.anchors[1].link(), |below| link_of(self.owned[below].0));
+        let [front, back] = self.anchors.both();
+        let below = place.checked_sub(1).map_or(back.link(), |below| link_of(self.owned[below].0));
         match self.owned.get(place + 1) {
-            None => self.anchors[0].next.store(below as u64, Relaxed),
+            None => front.next.store(below as u64, Relaxed),
             // SAFETY: it is mapped: the entry says who sees to that.
             Some((above, _)) => unsafe { above.as_ref() }.next.store(below as u64, Relaxed),
         }
@@ -220,7 +244,7 @@ impl Roll {
 
     /// The thread ends as the owner of something: that is told by the kernel, which reads it when the thread is gone.
     fn bury(&mut self) {
-        let anchors = mem::replace(&mut self.anchors, Box::new([RobustWord::new(), RobustWord::new()]));
+        let anchors = mem::replace(&mut self.anchors, Anchors::new());
         estate::bury(self.me.tid, mem::take(&mut self.owned), anchors);
     }
 }
@@ -235,13 +259,13 @@ fn before(link: usize) -> usize {
 }
 
 /// Reads a link of this thread's list.
-fn read(at: usize) -> usize {
+pub(super) fn read(at: usize) -> usize {
     // SAFETY: the address of a link in the list of this thread, which only this thread changes.
     unsafe { ptr::with_exposed_provenance::<usize>(at).read_volatile() }
 }
 
 /// Writes a link of this thread's list. What the kernel reads is written in the order of the program.
-fn write(at: usize, link: usize) {
+pub(super) fn write(at: usize, link: usize) {
     compiler_fence(SeqCst);
     // SAFETY: as in `read`.
     unsafe { ptr::with_exposed_provenance_mut::<usize>(at).write_volatile(link) }
@@ -249,7 +273,7 @@ fn write(at: usize, link: usize) {
 }
 
 /// get_robust_list(2): where the C library keeps this thread's list.
-fn head() -> io::Result<NonNull<Head>> {
+pub(super) fn head() -> io::Result<NonNull<Head>> {
     let (mut head, mut size) = (ptr::null_mut::<Head>(), 0_usize);
     // SAFETY: the kernel writes a pointer and a size to where two variables of ours are.
     let done = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut size) };
@@ -259,21 +283,4 @@ fn head() -> io::Result<NonNull<Head>> {
     // SAFETY: the record that the C library has registered for this thread, in the kernel's layout.
     let offset = unsafe { head.as_ref() }.offset;
     if offset == OFFSET { Ok(head) } else { Err(unknown()) }
-}
-
-/// Says to the kernel which word this thread is about to take or to free.
-pub(super) struct Pending(usize);
-
-impl Pending {
-    pub(super) fn new(head: NonNull<Head>, word: &RobustWord) -> Self {
-        let place = head.as_ptr().expose_provenance() + offset_of!(Head, pending);
-        write(place, word.link());
-        Self(place)
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        write(self.0, 0);
-    }
 }

@@ -1,0 +1,142 @@
+//! list_op_pending of get_robust_list(2): the word that a thread is about to take or to free, and what the kernel does with it
+//! when the thread ends meanwhile.
+
+use std::io;
+use std::mem::{self, offset_of};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::thread::{self, Builder};
+
+use super::futex;
+use super::robust::{RobustWord, WAITERS};
+use super::roll::{Head, head, read, write};
+
+/// Says to the kernel which word this thread is about to take or to free. They nest: a signal handler may come between, or what
+/// is done while one word is freed may free another; the C library has its own mutexes there.
+pub(super) struct Pending {
+    place: usize,
+    before: usize,
+}
+
+impl Pending {
+    pub(super) fn new(list: NonNull<Head>, word: &RobustWord) -> Self {
+        let place = list.as_ptr().expose_provenance() + offset_of!(Head, pending);
+        let before = read(place);
+        write(place, word.link());
+        Self { place, before }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        write(self.place, self.before);
+    }
+}
+
+/// Whether the kernel wakes one who sleeps on a word of which it only says that some sleep ([`WAITERS`]) when a thread ends that
+/// has it pending: one that has freed the word and not woken anybody yet, or that was woken and has not taken it.
+///
+/// Linux does since 6.2 and in stable kernels since December 2022 (commit 90d758896787, "futex: Resend potentially swallowed owner
+/// death notification"). Before, it does so for a word that is 0 only (since 5.5), or never.
+pub(crate) fn death_wakes() -> bool {
+    const YES: u8 = 1;
+    const NO: u8 = 2;
+    /// 0: it is not known yet.
+    static KNOWN: AtomicU8 = AtomicU8::new(0);
+    match KNOWN.load(Relaxed) {
+        0 => {
+            let answer =
+                if runs_fixed_release() { Some(true) } else { try_out(end_with_pending).ok().flatten() };
+            KNOWN.store(answer.map_or(0, |wakes| if wakes { YES } else { NO }), Relaxed);
+            answer.unwrap_or(false)
+        }
+        known => known == YES,
+    }
+}
+
+/// Whether the kernel is one of which it is certain, so that nothing has to be tried out.
+fn runs_fixed_release() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| is_fixed_release(&release))
+}
+
+fn is_fixed_release(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>());
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 2))
+}
+
+/// Lets a thread sleep on such a word and another one end by `end`, and looks whether the first was woken. Nothing in it depends
+/// on how long anything takes. `None`: the sleeper was disturbed by something else, so that nobody knows.
+fn try_out(end: impl FnOnce(&RobustWord) + Send) -> io::Result<Option<bool>> {
+    let robust = RobustWord::new();
+    let word = &robust.word;
+    word.store(WAITERS, SeqCst);
+    let small = || Builder::new().stack_size(64 << 10);
+    thread::scope(|scope| {
+        let sleeper = small().spawn_scoped(scope, || futex::wait_to_be_woken(word, WAITERS))?;
+        while futex::sleepers(word, WAITERS) == 0 && !sleeper.is_finished() {
+            thread::yield_now();
+        }
+        // A join returns when the kernel has cleared the thread's id, which it does after it has read the robust list.
+        let ended = small().spawn_scoped(scope, || end(&robust)).map(|doomed| doomed.join().is_ok());
+        let still_asleep = futex::wake(word, 1) > 0;
+        // Should the sleeper have been disturbed, it sleeps again, or will: it is sent away in either case.
+        word.store(0, SeqCst);
+        let sent_away = futex::wake(word, 1) > 0;
+        let woken = sleeper.join().unwrap_or(false);
+        Ok(match (ended?, still_asleep) {
+            (true, true) => Some(false),
+            (true, false) if woken && !sent_away => Some(true),
+            _ => None,
+        })
+    })
+}
+
+/// Leaves the word pending for good.
+fn end_with_pending(word: &RobustWord) {
+    if let Ok(list) = head() {
+        mem::forget(Pending::new(list, word));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn release_is_certain_from_6_2_on() {
+        for fixed in ["6.2.0", "6.18.44-fc-v669", "7.0-rc1", "10.1"] {
+            assert!(is_fixed_release(fixed), "{fixed}");
+        }
+        for uncertain in ["6.1.192", "5.10.46", "4.4.0", "6", "", "Linux", "6.x"] {
+            assert!(!is_fixed_release(uncertain), "{uncertain}");
+        }
+    }
+
+    #[test]
+    fn kernel_that_wakes_is_known_on_a_machine_that_is_busy() {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !done.load(Relaxed) {
+                        std::hint::spin_loop()
+                    }
+                });
+            }
+            let answers: Vec<_> = (0..20).map(|_| try_out(end_with_pending).unwrap()).collect();
+            done.store(true, Relaxed);
+            // On an older kernel all that can be said is that the answer is always the same.
+            let expected = if runs_fixed_release() { Some(true) } else { answers[0] };
+            assert_eq!(answers, [expected; 20]);
+        });
+    }
+
+    #[test]
+    fn kernel_that_wakes_nobody_is_known() {
+        // As a thread is to an old kernel that has such a word pending.
+        assert_eq!(try_out(|_| ()).unwrap(), Some(false));
+    }
+}
