@@ -1,7 +1,7 @@
 //! What goes beside the messages of a queue: descriptors, through a socket that all its handles share.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -9,12 +9,10 @@ use super::error::QueueError;
 use super::message::Outgoing;
 use super::ring;
 use crate::shm::Descriptor;
-use crate::sync::patience::Patience;
-use crate::sys::epoll::Readiness;
 use crate::sys::limits::{self, with_room};
-use crate::sys::socket::{Attempt, CROWDED_RETRY, MAX_DESCRIPTORS, Socket};
+use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
-/// Both ends of the socket. Who sends is inside the producers' gate, who receives inside the consumers'.
+/// Both ends of the socket. Who sends is inside the producers' gate, who receives inside that of receivers.
 #[derive(Debug)]
 pub(super) struct Beside {
     into: Socket<Descriptor>,
@@ -40,24 +38,28 @@ impl Beside {
         self.into.descriptor().is_cut_off()
     }
 
-    /// Sends what goes beside a message before that is in the ring, with a ticket. What its producer had sent when it died stays in
-    /// the socket: nobody has its ticket.
-    pub(super) fn send(
-        &self,
-        message: &mut Outgoing,
-        ticket: u32,
-        patience: &Patience,
-    ) -> Result<(), QueueError> {
+    /// Sends what goes beside a message before that is in the ring, with a ticket, if there is room. What its producer had sent when
+    /// it died stays in the socket, an orphan: nobody has its ticket.
+    pub(super) fn try_send(&self, message: &mut Outgoing, ticket: u32) -> Result<Attempt, QueueError> {
+        let sent = message.try_send_cargo(ticket, &self.into);
+        sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))
+    }
+
+    /// Drops the orphans that stand before what has the ticket `first`, of the first message in the ring that has one; all there are
+    /// if none has. Inside both gates.
+    pub(super) fn drop_orphans(&self, first: Option<u32>) -> Result<(), QueueError> {
+        let failed = || QueueError::system("drop what a dead producer has sent (recvmsg)");
         loop {
-            let sent = message.try_send_cargo(ticket, &self.into);
-            let waited =
-                match sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))? {
-                    Attempt::Sent => return Ok(()),
-                    Attempt::Full => patience.await_descriptor(self.into.as_fd(), Readiness::Writable),
-                    // The kernel has no event for it.
-                    Attempt::Crowded => patience.pause(CROWDED_RETRY),
-                };
-            waited.map_err(QueueError::not_put("nobody took out values with descriptors"))?;
+            let next = self.out.peek().map_err(failed())?.map(u32::from_ne_bytes);
+            let is_orphan = |next| first.is_none_or(|first| ring::is_later(first, next));
+            if !next.is_some_and(is_orphan) {
+                return Ok(());
+            }
+            match self.out.try_receive::<4>() {
+                Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(failed()(error)),
+                // Closed with what it came in.
+                _ => {}
+            }
         }
     }
 
@@ -104,16 +106,20 @@ mod tests {
         Outgoing::of(tensor, 1000).unwrap()
     }
 
+    fn send(beside: &Beside, message: &mut Outgoing, ticket: u32) {
+        assert_eq!(beside.try_send(message, ticket).unwrap(), Attempt::Sent);
+    }
+
     #[test]
     fn cargo_of_a_message_that_was_never_finished_is_dropped() {
         let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
         let file = || Descriptor::from(tempfile::tempfile().unwrap());
         for ticket in [ring::TICKETS - 2, ring::TICKETS - 1] {
             let mut never_finished = Outgoing::of(&(file(), file()), 1000).unwrap();
-            beside.send(&mut never_finished, ticket, &Patience::None).unwrap();
+            send(&beside, &mut never_finished, ticket);
         }
         for ticket in [0, 1] {
-            beside.send(&mut message(&tensor), ticket, &Patience::None).unwrap();
+            send(&beside, &mut message(&tensor), ticket);
         }
         // Two came with those.
         assert_eq!(beside.take(0).unwrap().len(), 1);
@@ -121,10 +127,24 @@ mod tests {
     }
 
     #[test]
+    fn orphans_are_dropped_up_to_the_first_message_that_is_in_the_ring() {
+        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        let first = ring::TICKETS - 1;
+        for ticket in [first - 2, first - 1, first, 0] {
+            send(&beside, &mut message(&tensor), ticket);
+        }
+        beside.drop_orphans(Some(first)).unwrap();
+        beside.drop_orphans(Some(first)).unwrap();
+        assert_eq!(beside.out.peek().unwrap(), Some(first.to_ne_bytes()));
+        beside.drop_orphans(None).unwrap();
+        assert_eq!(beside.out.peek::<4>().unwrap(), None);
+    }
+
+    #[test]
     fn cargo_that_is_not_there_is_an_error_and_that_of_the_next_message_stays() {
         let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
         assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
-        beside.send(&mut message(&tensor), 2, &Patience::None).unwrap();
+        send(&beside, &mut message(&tensor), 2);
         assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
         assert!(beside.take(2).is_ok());
     }

@@ -14,7 +14,7 @@ use super::beside::Beside;
 use super::error::{CUT_OFF, QueueError};
 use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
-use super::side::{IN_THE_MIDDLE, Side};
+use super::side::Side;
 use crate::shm::Descriptor;
 use crate::shm::passing;
 use crate::shm::shared::{self, Shared, Stamp};
@@ -25,20 +25,24 @@ use crate::sys::cells::cells;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
 use crate::sys::limits::with_room;
+use crate::sys::robust::RobustWord;
 
 cells! {
-    struct QueueCells {
+    pub(super) struct QueueCells {
         put: Side,
-        get: Side,
+        pub(super) get: Side,
         /// A producer's, who waits for room.
-        no_room: Nap,
+        pub(super) no_room: Nap,
         /// A consumer's, who waits for a message.
         no_message: Nap,
+        /// Who receives from the socket is inside, from before the message is out of the ring until what came beside it is out of the
+        /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's.
+        pub(super) receive: RobustWord,
         /// The most messages that may be in it.
         most: AtomicU32,
-        closed: AtomicU32,
+        pub(super) closed: AtomicU32,
         /// Of the last message with descriptors that somebody began to put.
-        ticket: AtomicU32,
+        pub(super) ticket: AtomicU32,
         /// How often somebody has begun to wait by the event, and which of these times it was rung for.
         watches: AtomicU32,
         rung: AtomicU32,
@@ -53,7 +57,7 @@ pub(super) struct Core {
     size: usize,
     most: u32,
     /// Where the descriptors go.
-    beside: Beside,
+    pub(super) beside: Beside,
     /// Tells who waits for other things too.
     event: EventFd<Descriptor>,
 }
@@ -82,11 +86,11 @@ impl Core {
         Ok(Self { shared, size, most, beside: Beside::new()?, event })
     }
 
-    fn cells(&self) -> &QueueCells {
+    pub(super) fn cells(&self) -> &QueueCells {
         self.shared.cells()
     }
 
-    fn ring(&self) -> Ring<'_> {
+    pub(super) fn ring(&self) -> Ring<'_> {
         let (map, begin) = self.shared.room();
         Ring { map, begin, size: self.size, most: self.most }
     }
@@ -160,8 +164,7 @@ impl Core {
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
         let tail = self.await_room(header, patience)?;
         if message.has_cargo() {
-            let ticket = cells.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
-            self.beside.send(&mut message, ticket, patience)?;
+            self.send_beside(&mut message, tail, patience)?;
         }
         self.ring().write(tail, message.header(), message.bytes());
         let end = tail.after(header).to_word();
@@ -216,6 +219,10 @@ impl Core {
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
         let (head, tail) = self.await_message(patience)?;
         let header = self.ring().header(head, tail)?;
+        let receiving = match header.place {
+            Place::Ring => None,
+            Place::Beside | Place::Memfd => Some(self.enter_to_receive(patience, QueueError::Empty)?),
+        };
         let mut bytes = ring::take_buffer();
         self.ring().read(head, header, &mut bytes);
         taking();
@@ -225,6 +232,7 @@ impl Core {
             Place::Ring => Ok(Vec::new()),
             Place::Beside | Place::Memfd => self.beside.take(header.ticket),
         };
+        drop(receiving);
         drop(inside);
         Ok(Incoming { place: header.place, bytes, descriptors })
     }
@@ -253,9 +261,8 @@ impl Core {
     /// It was closed, but who was inside to put something may not have finished.
     fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
         let cells = self.cells();
-        let patience = if patience.waits() { *patience } else { Patience::of(IN_THE_MIDDLE) };
         let producer = || cells.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
-        let inside = cells.put.enter(&cells.no_room, &patience, || false);
+        let inside = cells.put.enter(&cells.no_room, patience, || false);
         drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
         let tail = Position::from_word(cells.put.at.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }

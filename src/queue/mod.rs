@@ -8,6 +8,7 @@
 //! - `side`: the producers or the consumers, of whom one is in the gate
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `beside`: what goes beside messages
+//! - `sending`: sending that, past what dead producers have left
 //! - `message`: a value on its way through
 //! - `hostile`: for tests: what lies in a ring, read as a message whatever it is
 //! - `error`: what can go wrong
@@ -25,6 +26,7 @@ mod joinable;
 mod message;
 mod pipe;
 mod ring;
+mod sending;
 mod side;
 mod tasks;
 mod wait;

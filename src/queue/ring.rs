@@ -160,6 +160,19 @@ impl Ring<'_> {
         }
     }
 
+    /// The ticket of the first message between these positions that has something beside it.
+    pub(super) fn first_ticket(&self, mut head: Position, tail: Position) -> Result<Option<u32>, Corrupt> {
+        self.check(head, tail)?;
+        while head.messages != tail.messages {
+            let header = self.header(head, tail)?;
+            if header.place != Place::Ring {
+                return Ok(Some(header.ticket));
+            }
+            head = head.after(header);
+        }
+        Ok(None)
+    }
+
     /// Fills `buffer` with the bytes of the message at `head`.
     #[inline]
     pub(super) fn read(&self, head: Position, header: Header, buffer: &mut Vec<u8>) {

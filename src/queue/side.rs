@@ -1,7 +1,6 @@
 //! A side of a queue, the producers' or the consumers': one of them at a time is in its gate.
 
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use crate::sync::awaited::Awaited;
 use crate::sync::gate::{self, Found, Inside};
@@ -21,11 +20,6 @@ cells! {
     }
 }
 
-/// How long a call that is to wait for nothing waits for one who is in the middle of putting or taking.
-pub(super) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
-/// How often it looks meanwhile whether that one waits itself.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-
 impl Side {
     /// Goes into the gate. Who is to wait for nothing waits only while there is something to be had.
     pub(super) fn enter(
@@ -35,7 +29,8 @@ impl Side {
         is_hopeless: impl Fn() -> bool,
     ) -> Result<Inside<'_>, Stop> {
         let entered = match patience {
-            Patience::None => self.enter_soon(is_hopeless),
+            Patience::None if is_hopeless() => Err(Stop::WouldBlock),
+            Patience::None => Inside::enter_soon(&self.gate, || Keeper::Owner, is_hopeless),
             _ => Inside::enter(&self.gate, || Keeper::Owner, patience),
         };
         let (inside, found) = entered?;
@@ -43,20 +38,6 @@ impl Side {
             nap.tidy();
         }
         Ok(inside)
-    }
-
-    fn enter_soon(&self, is_hopeless: impl Fn() -> bool) -> Result<(Inside<'_>, Found), Stop> {
-        let middle = Patience::of(IN_THE_MIDDLE);
-        loop {
-            if is_hopeless() {
-                return Err(Stop::WouldBlock);
-            }
-            let soon = Patience::of(LOOK_AGAIN);
-            match Inside::enter(&self.gate, || Keeper::Owner, &soon) {
-                Err(Stop::TimedOut(_)) => middle.check()?,
-                other => return other,
-            }
-        }
     }
 
     /// For whom one waited at the gate: the process inside, if it keeps others from what there is for them; else it waits itself

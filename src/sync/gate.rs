@@ -142,7 +142,7 @@ mod tests {
     use super::super::error::SyncError;
     use super::super::members::Members;
     use super::*;
-    use crate::sys::futex::tests::await_asleep;
+    use crate::sys::futex::{self, tests::await_asleep};
     use crate::sys::robust::WAITERS;
     use crate::sys::robust::testing::{die, doomed};
     use crate::sys::socket::{Attempt, Socket};
@@ -194,7 +194,7 @@ mod tests {
                 let refused = packet::try_receive(&here).unwrap().unwrap().decode::<Barrier>().unwrap_err();
                 assert!(refused.contains("cannot take part in a barrier"), "{refused}");
                 assert!(
-                    matches!(barrier.reset(), Err(SyncError::TimedOut { waited }) if waited == IN_THE_MIDDLE)
+                    matches!(barrier.reset(), Err(SyncError::TimedOut { waited, .. }) if waited == IN_THE_MIDDLE)
                 );
                 // It was used by a thread that has ended.
                 drop(own);
@@ -212,6 +212,30 @@ mod tests {
         // Through another mapping of the same memory.
         word.nonce.store(me.nonce, SeqCst);
         assert!(matches!(enter(), Err(Stop::Deadlock)));
+    }
+
+    /// On a kernel that wakes nobody then, the sleeper looks again.
+    #[test]
+    fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes() {
+        let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
+        doomed(move || {
+            enter(word, || Keeper::Owner, &Patience::Endless).unwrap();
+            let asleep = owner(&word.word) | WAITERS;
+            while futex::sleepers(&word.word, asleep) == 0 {
+                std::thread::yield_now();
+            }
+            robust::free(word, || {
+                word.holder.store(0, Relaxed);
+                // What `word::free` does first.
+                word.word.fetch_and(WAITERS, SeqCst);
+                die()
+            });
+        });
+        while owner(&word.word) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(enter(word, || Keeper::Owner, &Patience::Endless).unwrap(), Found::Order);
+        leave(word);
     }
 
     /// The thread that frees a word is gone before it has woken anybody, and another has taken the word meanwhile.

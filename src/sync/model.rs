@@ -11,8 +11,13 @@ use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 
 /// Tries the orders in which threads may run. More switches than that take hours, and find nothing.
 pub(super) fn check(model: impl Fn() + Sync + Send + 'static) {
+    check_switches(3, model);
+}
+
+/// As [`check`], with so many switches from a thread that could go on.
+pub(super) fn check_switches(most: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(most);
     builder.check(model);
 }
 

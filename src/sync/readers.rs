@@ -71,9 +71,9 @@ impl RwCells {
         for place in self.used() {
             while places::is_taken(place) {
                 // Who does not wait leaves nothing for which the reader would have to wake somebody.
-                let slept = patience.check().and_then(|()| {
-                    places::watch(place).map_or(Ok(()), |reader| patience.sleep(&[reader]))
-                });
+                let slept = patience
+                    .check()
+                    .and_then(|()| places::watch(place).map_or(Ok(()), |reader| patience.sleep(&[reader])));
                 slept.map_err(|stop| stop.awaiting(|| self.holders()))?;
             }
         }

@@ -131,7 +131,7 @@ mod tests {
     use loom::sync::atomic::{AtomicU32, AtomicUsize};
     use loom::thread;
 
-    use super::super::model::{Doomed, Futex, KERNELS, Kernel, check};
+    use super::super::model::{Doomed, Futex, KERNELS, Kernel, check, check_switches};
     use super::*;
 
     /// For what depends on no pending word of a dead thread.
@@ -205,7 +205,8 @@ mod tests {
 
     /// The holder ends in some way, one that sleeps for the word is killed as it wakes, and a third sleeps on.
     fn race_with_doomed(futex: impl Fn() -> Futex + Sync + Send + 'static, end: End) {
-        check(move || {
+        // Three threads that each do much: with one more it takes a quarter of an hour.
+        check_switches(2, move || {
             let (word, futex) = (Arc::new(AtomicU32::new(1)), futex());
             let doomed = {
                 let (word, park) = (word.clone(), Doomed { futex: futex.clone(), tid: 2 });

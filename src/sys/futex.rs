@@ -47,7 +47,7 @@ pub(crate) fn halves(word: &AtomicU64, expected: u64) -> [(&AtomicU32, u32); 2] 
 }
 
 /// How many sleep until `word`, which is `expected`, changes; 0 as well when the kernel does not tell.
-pub(super) fn sleepers(word: &AtomicU32, expected: u32) -> usize {
+pub(crate) fn sleepers(word: &AtomicU32, expected: u32) -> usize {
     // To send those who sleep on a word to sleep on that word changes nothing, and says how many they are.
     let (operation, none, all) = (libc::FUTEX_CMP_REQUEUE, 0_usize, i32::MAX as usize);
     // SAFETY: takes the address of a valid word as a key, twice, and integers.
