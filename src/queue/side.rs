@@ -21,7 +21,7 @@ cells! {
 }
 
 impl Side {
-    /// Goes into the gate. Who is to wait for nothing waits only while there is something to be had.
+    /// Goes into the gate. A call that does not wait gives up when there is nothing to do inside: when it `is_hopeless`.
     pub(super) fn enter(
         &self,
         nap: &Nap,

@@ -221,7 +221,7 @@ mod tests {
         doomed(move || {
             enter(word, || Keeper::Owner, &Patience::Endless).unwrap();
             let asleep = owner(&word.word) | WAITERS;
-            while futex::sleepers(&word.word, asleep) == 0 {
+            while !futex::sleepers(&word.word, asleep).is_ok_and(|count| count > 0) {
                 std::thread::yield_now();
             }
             robust::free(word, || {

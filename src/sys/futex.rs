@@ -46,15 +46,18 @@ pub(crate) fn halves(word: &AtomicU64, expected: u64) -> [(&AtomicU32, u32); 2] 
     }
 }
 
-/// How many sleep until `word`, which is `expected`, changes; 0 as well when the kernel does not tell.
-pub(crate) fn sleepers(word: &AtomicU32, expected: u32) -> usize {
+/// How many sleep until `word`, which is `expected`, changes.
+///
+/// # Errors
+/// `EAGAIN` when the word is not as expected; when the kernel has no FUTEX_CMP_REQUEUE, or a filter refuses it.
+pub(crate) fn sleepers(word: &AtomicU32, expected: u32) -> io::Result<usize> {
     // To send those who sleep on a word to sleep on that word changes nothing, and says how many they are.
     let (operation, none, all) = (libc::FUTEX_CMP_REQUEUE, 0_usize, i32::MAX as usize);
     // SAFETY: takes the address of a valid word as a key, twice, and integers.
     let moved = unsafe {
         libc::syscall(libc::SYS_futex, word.as_ptr(), operation, none, all, word.as_ptr(), expected)
     };
-    usize::try_from(moved).unwrap_or(0)
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 /// As [`wait`], while each of at most [`MOST_WORDS`] words is what is expected of it. Says by which of them it was woken, of

@@ -4,10 +4,12 @@
 use std::io;
 use std::mem::{self, offset_of};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::thread::{self, Builder};
+use std::time::Duration;
 
+use super::clock::Moment;
 use super::futex;
 use super::robust::{RobustWord, WAITERS};
 use super::roll::{Head, head, read, write};
@@ -34,11 +36,15 @@ impl Drop for Pending {
     }
 }
 
+/// How long to look for the sleeper: an emulation of Linux may not count those who sleep.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Whether the kernel wakes one who sleeps on a word of which it only says that some sleep ([`WAITERS`]) when a thread ends that
 /// has it pending: one that has freed the word and not woken anybody yet, or that was woken and has not taken it.
 ///
 /// Linux does since 6.2 and in stable kernels since December 2022 (commit 90d758896787, "futex: Resend potentially swallowed owner
-/// death notification"). Before, it does so for a word that is 0 only (since 5.5), or never.
+/// death notification"). Before, it does so for a word that is 0 only (since 5.5), or never. Where that cannot be tried out, it is
+/// taken not to.
 pub(crate) fn death_wakes() -> bool {
     const YES: u8 = 1;
     const NO: u8 = 2;
@@ -46,8 +52,11 @@ pub(crate) fn death_wakes() -> bool {
     static KNOWN: AtomicU8 = AtomicU8::new(0);
     match KNOWN.load(Relaxed) {
         0 => {
-            let answer =
-                if runs_fixed_release() { Some(true) } else { try_out(end_with_pending).ok().flatten() };
+            let limit = Moment::now().checked_add(SOON);
+            let answer = match runs_fixed_release() {
+                true => Some(true),
+                false => try_out(|word| sleeps(word, limit), end_with_pending).unwrap_or(Some(false)),
+            };
             KNOWN.store(answer.map_or(0, |wakes| if wakes { YES } else { NO }), Relaxed);
             answer.unwrap_or(false)
         }
@@ -65,20 +74,38 @@ fn is_fixed_release(release: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 2))
 }
 
-/// Lets a thread sleep on such a word and another one end by `end`, and looks whether the first was woken. Nothing in it depends
-/// on how long anything takes. `None`: the sleeper was disturbed by something else, so that nobody knows.
-fn try_out(end: impl FnOnce(&RobustWord) + Send) -> io::Result<Option<bool>> {
+/// Whether somebody sleeps on the word.
+///
+/// # Errors
+/// When the kernel does not tell, or nobody does at the time of `limit`.
+fn sleeps(word: &AtomicU32, limit: Option<Moment>) -> io::Result<bool> {
+    let sleeps = futex::sleepers(word, WAITERS)? > 0;
+    let is_late = !sleeps && limit.is_some_and(|limit| Moment::now() > limit);
+    if is_late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(sleeps) }
+}
+
+/// Lets a thread sleep on such a word until `sleeps` says that it does, and another one end by `end`, and looks whether the first
+/// was woken: the answer does not depend on how long anything takes. `None`: the sleeper was disturbed by something else, so that
+/// nobody knows.
+fn try_out(
+    sleeps: impl Fn(&AtomicU32) -> io::Result<bool>,
+    end: impl FnOnce(&RobustWord) + Send,
+) -> io::Result<Option<bool>> {
     let robust = RobustWord::new();
     let word = &robust.word;
     word.store(WAITERS, SeqCst);
     let small = || Builder::new().stack_size(64 << 10);
     thread::scope(|scope| {
         let sleeper = small().spawn_scoped(scope, || futex::wait_to_be_woken(word, WAITERS))?;
-        while futex::sleepers(word, WAITERS) == 0 && !sleeper.is_finished() {
-            thread::yield_now();
-        }
+        let asleep = loop {
+            match sleeps(word) {
+                Ok(false) if !sleeper.is_finished() => thread::yield_now(),
+                told => break told,
+            }
+        };
         // A join returns when the kernel has cleared the thread's id, which it does after it has read the robust list.
-        let ended = small().spawn_scoped(scope, || end(&robust)).map(|doomed| doomed.join().is_ok());
+        let ended = asleep.and_then(|_| small().spawn_scoped(scope, || end(&robust)));
+        let ended = ended.map(|doomed| doomed.join().is_ok());
         let still_asleep = futex::wake(word, 1) > 0;
         // Should the sleeper have been disturbed, it sleeps again, or will: it is sent away in either case.
         word.store(0, SeqCst);
@@ -105,6 +132,21 @@ mod tests {
 
     use super::*;
 
+    fn told(word: &AtomicU32) -> io::Result<bool> {
+        sleeps(word, None)
+    }
+
+    #[test]
+    fn kernel_that_does_not_count_who_sleeps_is_not_waited_for() {
+        // Nobody sleeps on this word: as if the one that does were not counted.
+        let (other, limit) = (AtomicU32::new(WAITERS), Some(Moment::now()));
+        let refused = try_out(|_| sleeps(&other, limit), end_with_pending).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        // Nor is the word what it is to be, which the kernel refuses.
+        other.store(0, SeqCst);
+        assert!(try_out(|_| sleeps(&other, None), end_with_pending).is_err());
+    }
+
     #[test]
     fn release_is_certain_from_6_2_on() {
         for fixed in ["6.2.0", "6.18.44-fc-v669", "7.0-rc1", "10.1"] {
@@ -126,7 +168,7 @@ mod tests {
                     }
                 });
             }
-            let answers: Vec<_> = (0..20).map(|_| try_out(end_with_pending).unwrap()).collect();
+            let answers: Vec<_> = (0..20).map(|_| try_out(told, end_with_pending).unwrap()).collect();
             done.store(true, Relaxed);
             // On an older kernel all that can be said is that the answer is always the same.
             let expected = if runs_fixed_release() { Some(true) } else { answers[0] };
@@ -137,6 +179,6 @@ mod tests {
     #[test]
     fn kernel_that_wakes_nobody_is_known() {
         // As a thread is to an old kernel that has such a word pending.
-        assert_eq!(try_out(|_| ()).unwrap(), Some(false));
+        assert_eq!(try_out(told, |_| ()).unwrap(), Some(false));
     }
 }
