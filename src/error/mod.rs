@@ -114,7 +114,9 @@ pub enum Error {
         pid: u32,
     },
 
-    /// The fork server cannot be started, has died, or does not answer. The next start begins a new one.
+    /// The fork server cannot be started, has died, or does not answer: the next start begins a new one. Or it cannot start
+    /// workers for this thread, which differs from it in what a process cannot take on; see
+    /// [`StartMethod::ForkServer`](crate::StartMethod).
     #[error("cannot start workers by the fork server: {reason}")]
     ForkServer {
         /// What happened to it.

@@ -1,5 +1,6 @@
 //! Ask the fork server for workers: the launcher's side.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -18,6 +19,7 @@ use crate::sys::process;
 use crate::sys::signal::Signal;
 use crate::sys::socket::Socket;
 use crate::sys::spawn::Blocked;
+use crate::sys::standing::Difference;
 use crate::sys::{dir, fd, limits};
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
@@ -55,6 +57,8 @@ struct Link {
     guards: Arc<OwnedFd>,
     /// Whether it was to be ended.
     given_up: Cell<bool>,
+    /// Whether the thread that started it could inspect it.
+    is_open: bool,
 }
 
 static LINK: Mutex<Option<Link>> = Mutex::new(None);
@@ -143,7 +147,7 @@ fn connected(known: &mut Option<Link>) -> Result<&mut Link, Error> {
     known.as_mut().ok_or_else(|| died("before it could be used"))
 }
 
-fn sealed(request: &Request) -> Result<letter::Sealed, Error> {
+fn sealed(request: &Request<'_>) -> Result<letter::Sealed, Error> {
     letter::seal(request).map_err(Error::system("write to the fork server (memfd_create)"))
 }
 
@@ -173,7 +177,9 @@ impl Link {
         let pidfd = process::pidfd_open(pid).inspect_err(|_| process::kill_unwatched(pid));
         let pidfd = Arc::new(pidfd.map_err(failed("pidfd_open"))?);
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
-        Ok(Self { owner, pid, pidfd, requests, guards: Arc::new(guards), given_up: Cell::new(false) })
+        let (guards, given_up) = (Arc::new(guards), Cell::new(false));
+        let is_open = surroundings::peer(pid).is_some_and(|peer| peer.sees_server);
+        Ok(Self { owner, pid, pidfd, requests, guards, given_up, is_open })
     }
 
     fn is_usable(&self) -> bool {
@@ -267,7 +273,7 @@ impl Link {
             .collect::<Result<Vec<_>, _>>()?;
         let (lifelines, ends): (Vec<_>, Vec<_>) = lifelines.into_iter().map(Option::unzip).unzip();
         let (order, descriptors) = portion.order(&slots, &ends);
-        let request = sealed(&Request::Fork(order))?;
+        let request = sealed(&Request::Fork(Box::new(order)))?;
         if !limits::has_room_for(portion.len + SPARE) {
             let none_left = io::Error::from_raw_os_error(limits::NO_DESCRIPTORS);
             return Err(failed(Failure::of("watching the processes (pidfd_open)")(none_left), first));
@@ -321,7 +327,7 @@ struct Portion<'a> {
 }
 
 impl<'a> Portion<'a> {
-    fn order(&self, slots: &'a [Slot], ends: &'a [Option<WorkersEnd>]) -> (Order, Vec<BorrowedFd<'a>>) {
+    fn order(&self, slots: &'a [Slot], ends: &'a [Option<WorkersEnd>]) -> (Order<'a>, Vec<BorrowedFd<'a>>) {
         let ranks = self.first..self.first + self.len;
         let jobs = match &self.group.jobs[..] {
             one @ [_] => one,
@@ -337,7 +343,7 @@ impl<'a> Portion<'a> {
             first: self.first,
             nests: slots.iter().map(|slot| slot.nest().map(|nest| nest.number())).collect(),
             death_signal: self.group.death_signal.map_or(0, Signal::number),
-            surroundings: self.surroundings.clone(),
+            surroundings: Cow::Borrowed(self.surroundings),
             jobs: jobs.len(),
             lifelines: ends.iter().flatten().count(),
             numbers: named.iter().map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>(),
@@ -356,11 +362,12 @@ pub(super) fn start_each(
 ) -> Result<(), Error> {
     let nprocs = group.nprocs;
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
-    let failed = Failure::of("asking for umask, processors and limits (proc_pid_status)");
-    let surroundings =
+    let failed = Failure::of("asking for this thread's credentials and namespaces (/proc/thread-self)");
+    let mut surroundings =
         surroundings::of_caller(&group.environment).map_err(|os| failed(os).for_rank(0, nprocs))?;
     let mut known = link();
     let link = connected(&mut known)?;
+    surroundings.peer = surroundings::peer(link.pid).filter(|_| link.is_open);
     for first in (0..nprocs).step_by(PORTION) {
         let len = PORTION.min(nprocs - first);
         let portion =
@@ -400,6 +407,10 @@ fn before_any_rank(trouble: Trouble) -> Error {
             let callee = preload.map(|entry| entry.callee(None)).unwrap_or_default();
             return Error::Preload(Box::new(RaisedError::new(raised, callee)));
         }
+        Trouble::Unlike(Difference { what, here, there }) => format!(
+            "a worker would have the server's {what}, not the calling thread's: {there:?} in the server, {here:?} in the \
+             thread. Use StartMethod::Spawn, or start from a thread as the one that started the server"
+        ),
         Trouble::Threads(threads) => format!(
             "it has {threads} threads, so it cannot fork: its preload function has left some behind, or a library has \
              started some"

@@ -42,7 +42,8 @@ pub enum StartMethod {
     Fork,
     /// Ask a small server process, which has one thread, to fork: a fraction of the cost of `Spawn`, in programs with
     /// threads too. The server is this executable once more; see [`ForkServer`](crate::ForkServer). A worker has the
-    /// server's memory as its preload function left it, and the launcher's environment, working directory, umask,
-    /// processors, stdout and stderr.
+    /// server's memory as its preload function left it; what else a process inherits it has from the thread that asks for
+    /// it. A thread is refused that differs from the server in what a process cannot take on: credentials, capabilities,
+    /// filters of system calls, namespaces, root directory.
     ForkServer,
 }

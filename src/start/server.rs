@@ -21,14 +21,15 @@ use crate::sys::image::Image;
 use crate::sys::process::{self, ForkError, SingleThread};
 use crate::sys::signal::{self, ChildSignals, Signal};
 use crate::sys::socket::Socket;
-use crate::sys::{limits, prctl};
+use crate::sys::standing::Standing;
+use crate::sys::{limits, namespace, prctl};
 use crate::wire::codec;
 use crate::wire::ledger::Ledger;
 use crate::wire::letter;
 use crate::wire::marker::Marker;
 use crate::wire::names::EXIT_REFUSED;
 use crate::wire::service::{BEFORE_JOBS, Order, Reply, Request, ServerMarker, Step, Trouble};
-use crate::worker::{self, Origin, Served, entry, report};
+use crate::worker::{self, Changes, Origin, Served, entry, report};
 
 /// How long the rest of a letter may take that has begun to arrive.
 const LETTER: Duration = Duration::from_secs(10);
@@ -76,6 +77,7 @@ struct Server {
     /// Readable when the launcher has ended; `None`: it was gone before we began.
     launcher: Option<OwnedFd>,
     ends: ChildSignals,
+    standing: Standing,
     /// By pid.
     forked: HashMap<u32, Forked>,
 }
@@ -109,7 +111,8 @@ impl Server {
         epoll.add(guardian.as_fd(), GUARDS)?;
         launcher.iter().try_for_each(|launcher| epoll.add(launcher.as_fd(), LAUNCHER))?;
         epoll.add(ends.as_fd(), CHILDREN)?;
-        Ok(Self { epoll, requests, guardian, launcher, ends, forked: HashMap::new() })
+        let (standing, _) = Standing::of_caller()?;
+        Ok(Self { epoll, requests, guardian, launcher, ends, standing, forked: HashMap::new() })
     }
 
     /// Until the launcher is gone.
@@ -158,7 +161,7 @@ impl Server {
     /// Answers one letter; false when there will be no more.
     fn answer(&mut self) -> io::Result<bool> {
         let deadline = Moment::now().checked_add(LETTER);
-        let (reply, pidfds) = match letter::receive::<Request>(&self.requests, deadline) {
+        let (reply, pidfds) = match letter::receive::<Request<'_>>(&self.requests, deadline) {
             Ok(None) => return Ok(false),
             Ok(Some((Request::Preload { image, entry, function }, _))) => {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
@@ -184,15 +187,23 @@ impl Server {
         // forked may still have a copy.
         let _ = self.epoll.remove(self.ends.as_fd());
         self.ends = ends.map_err(|os| system(Step::Prepare, &os))?;
-        done
+        self.standing = Standing::of_caller().map_err(|os| system(Step::LookAtItself, &os))?.0;
+        done.and_then(|()| match namespace::of_children_only() {
+            Some(kind) => Err(Trouble::Confused(format!(
+                "its preload function has had its children go into another {kind} namespace (unshare, setns), where no \
+                 worker can be"
+            ))),
+            None => Ok(()),
+        })
     }
 
-    fn fork(&mut self, order: &Order, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
+    fn fork(&mut self, order: &Order<'_>, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
         let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
         let done = Parts::of(order, descriptors).and_then(|parts| {
             // Before the environment is changed too. From here on it is only our own code that runs, and that has no
             // thread.
             let alone = process::single_thread().map_err(trouble)?;
+            surroundings::compare(&order.surroundings, &self.standing)?;
             parts.surround()?;
             self.fork_each(&alone, &parts, &mut reply.pids, &mut pidfds)
         });
@@ -250,7 +261,7 @@ impl Reply {
 
 /// An order with its descriptors, each in its place.
 struct Parts<'a> {
-    order: &'a Order,
+    order: &'a Order<'a>,
     ledger: Rc<Ledger>,
     dir: BorrowedFd<'a>,
     output: [BorrowedFd<'a>; 2],
@@ -258,10 +269,11 @@ struct Parts<'a> {
     numbers: HashMap<RawFd, RawFd>,
     slots: &'a [OwnedFd],
     lifelines: &'a [OwnedFd],
+    changes: Changes,
 }
 
 impl<'a> Parts<'a> {
-    fn of(order: &'a Order, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
+    fn of(order: &'a Order<'a>, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
         let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len() + order.lifelines;
         if descriptors.len() != expected || order.jobs == 0 {
             let came = descriptors.len();
@@ -275,7 +287,8 @@ impl<'a> Parts<'a> {
         let ledger = Ledger::open(before[0].as_fd(), order.nprocs);
         let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
         let output = [before[2].as_fd(), before[3].as_fd()];
-        Ok(Self { order, ledger, dir: before[1].as_fd(), output, jobs, numbers, slots, lifelines })
+        let (dir, changes) = (before[1].as_fd(), surroundings::changes(&order.surroundings));
+        Ok(Self { order, ledger, dir, output, jobs, numbers, slots, lifelines, changes })
     }
 
     fn marker(&self, number: usize, report: RawFd, death_signal: Option<Signal>) -> Marker {
@@ -297,8 +310,7 @@ impl<'a> Parts<'a> {
     }
 
     fn served(&self, server: u32) -> Served<'_> {
-        let descriptor_limit = self.order.surroundings.descriptor_limit;
-        Served { numbers: &self.numbers, ledger: &self.ledger, descriptor_limit, server }
+        Served { numbers: &self.numbers, ledger: &self.ledger, changes: &self.changes, server }
     }
 }
 

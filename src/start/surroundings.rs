@@ -1,15 +1,18 @@
-//! What workers of the fork server have from their launcher, not from the server: environment, umask, processors, limit of
-//! descriptors, working directory, stdout and stderr.
+//! What workers of the fork server have from the thread that asks for them, not from the server: environment, working
+//! directory, umask, stdout and stderr, limits, and what Linux keeps for each thread. What cannot be taken on is compared.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::sys::affinity::Affinity;
-use crate::sys::{dir, env, fd, limits, process};
+use crate::sys::limits::Limits;
+use crate::sys::standing::{self, Difference, Standing};
+use crate::sys::thread_state::ThreadState;
+use crate::sys::{dir, env, fd, process};
 use crate::wire::names::{SERVER, WORKER};
-use crate::wire::service::Surroundings;
+use crate::wire::service::{Peer, Surroundings, Trouble};
+use crate::worker::Changes;
 
 /// The environment of workers: this process's own, with changes.
 pub(super) fn environment(changes: &[(String, String)]) -> impl Iterator<Item = (OsString, OsString)> {
@@ -22,29 +25,59 @@ pub(super) fn environment(changes: &[(String, String)]) -> impl Iterator<Item = 
 
 /// Those of the calling thread, but for what goes as a descriptor.
 pub(super) fn of_caller(changes: &[(String, String)]) -> io::Result<Surroundings> {
+    let (standing, umask) = Standing::of_caller()?;
     Ok(Surroundings {
         environment: environment(changes).map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
-        umask: process::umask()?,
-        affinity: Affinity::of_caller().ok(),
-        descriptor_limit: limits::descriptors()?,
+        umask,
+        limits: Limits::of_process(),
+        thread: ThreadState::of_caller(),
+        standing,
+        peer: None,
     })
 }
 
-/// Has the fork server look like its launcher, as do then all whom it forks. It keeps its own limit of descriptors.
+/// How the calling thread and this server see each other. It tells nothing of one that nobody may inspect.
+pub(super) fn peer(server: u32) -> Option<Peer> {
+    let peer = || Peer { thread: process::thread_id(), sees_server: standing::may_inspect(server) };
+    standing::is_inspectable().then(peer)
+}
+
+/// Refuses a caller whose workers would have something from the server that is another than its own.
+pub(super) fn compare(surroundings: &Surroundings, own: &Standing) -> Result<(), Trouble> {
+    let landlock = |here: &str, there: &str| Difference {
+        what: "Landlock rules, or those of another security module".to_owned(),
+        here: here.to_owned(),
+        there: there.to_owned(),
+    };
+    let rules = match surroundings.peer.filter(|_| standing::is_inspectable()) {
+        Some(Peer { sees_server: false, .. }) => Some(landlock("some", "others or none")),
+        Some(Peer { thread, .. }) if !standing::may_inspect(thread) => {
+            Some(landlock("others or none", "some"))
+        }
+        _ => None,
+    };
+    let difference = surroundings.standing.difference(own).or(rules);
+    difference.map_or(Ok(()), |difference| Err(Trouble::Unlike(difference)))
+}
+
+/// What each worker has to take on by itself: what the server does not have.
+pub(super) fn changes(surroundings: &Surroundings) -> Changes {
+    let limits = surroundings.limits.unlike(&Limits::of_process());
+    Changes { limits, thread: surroundings.thread.unlike(&ThreadState::of_caller()) }
+}
+
+/// Has the fork server look like its launcher in what it can change back at any time, as do then all whom it forks.
 pub(super) fn take_on(
     surroundings: &Surroundings,
     dir: BorrowedFd<'_>,
     output: [BorrowedFd<'_>; 2],
 ) -> io::Result<()> {
-    let Surroundings { environment, umask, affinity, descriptor_limit: _ } = surroundings;
-    set_environment(environment);
-    process::set_umask(*umask);
+    set_environment(&surroundings.environment);
+    process::set_umask(surroundings.umask);
     dir::enter(dir)?;
     for (number, stream) in [1, 2].into_iter().zip(output) {
         fd::put_at(stream, number)?;
     }
-    // It was the launcher's a moment ago; if the system has taken it away since, the server's is as good.
-    let _ = affinity.as_ref().map(Affinity::take_on);
     Ok(())
 }
 

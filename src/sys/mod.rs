@@ -47,8 +47,10 @@ mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+pub(crate) mod standing;
 pub(crate) mod stdio;
 pub(crate) mod symbols;
+pub(crate) mod thread_state;
 pub(crate) mod trace;
 #[cfg(test)]
 mod watchdog;

@@ -337,13 +337,6 @@ pub(crate) fn max_rss_kib() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss().unsigned_abs())
 }
 
-/// The file mode creation mask, which can only be read by setting it: /proc tells it too.
-pub(crate) fn umask() -> io::Result<u32> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let octal = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("0022").trim();
-    u32::from_str_radix(octal, 8).map_err(io::Error::other)
-}
-
 /// umask(2).
 pub(crate) fn set_umask(mask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));

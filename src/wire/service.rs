@@ -1,5 +1,6 @@
 //! What the launcher and its fork server say to each other, each letter with descriptors beside it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
@@ -8,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::names::PROTOCOL;
 use crate::error::Raised;
-use crate::sys::affinity::Affinity;
-use crate::sys::limits::Limit;
+use crate::sys::limits::Limits;
+use crate::sys::standing::{Difference, Standing};
+use crate::sys::thread_state::ThreadState;
 
 /// The line by which a process knows that it is a fork server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,24 +48,24 @@ impl FromStr for ServerMarker {
 
 /// What the launcher asks.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Request {
+pub(crate) enum Request<'a> {
     /// To run a function once, before the first fork: the offset of its entry, and its name.
     Preload { image: Vec<u8>, entry: u64, function: String },
     /// To fork some of N workers.
-    Fork(Order),
+    Fork(Box<Order<'a>>),
 }
 
 /// Some workers of a group, with these descriptors, in this order: the ledger, the working directory, stdout, stderr,
 /// the jobs, those that the jobs speak of, a report slot for each worker, and for each the end of its lifeline, if they have one.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Order {
+pub(crate) struct Order<'a> {
     pub(crate) nprocs: usize,
     pub(crate) first: usize,
     /// By worker, the number of its place in the launcher's tree of named memory.
     pub(crate) nests: Vec<Option<u64>>,
     /// The number of a signal; 0: none.
     pub(crate) death_signal: i32,
-    pub(crate) surroundings: Surroundings,
+    pub(crate) surroundings: Cow<'a, Surroundings>,
     /// One for all workers, or one for each of these.
     pub(crate) jobs: usize,
     /// One for each worker, or none.
@@ -75,15 +77,27 @@ pub(crate) struct Order {
 /// How many descriptors of an order come before its jobs.
 pub(crate) const BEFORE_JOBS: usize = 4;
 
-/// What a worker takes over from its launcher, not from the server, besides what is a descriptor.
+/// The state of the thread that asks for workers, besides what is a descriptor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
-    /// The whole environment, as bytes.
+    /// The whole environment, as bytes. This and the umask the server takes on for its workers.
     pub(crate) environment: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) umask: u32,
-    /// `None` where it cannot be read: the server's is as good.
-    pub(crate) affinity: Option<Affinity>,
-    pub(crate) descriptor_limit: Limit,
+    /// What each worker takes on by itself: the server might not get back what it had.
+    pub(crate) limits: Limits,
+    pub(crate) thread: ThreadState,
+    /// What no worker can take on, so that it must be the server's too.
+    pub(crate) standing: Standing,
+    pub(crate) peer: Option<Peer>,
+}
+
+/// What tells of Landlock rules, where something does.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    /// The number of the calling thread.
+    pub(crate) thread: u32,
+    /// Whether it may inspect the server.
+    pub(crate) sees_server: bool,
 }
 
 /// What the server answers to a [`Request`].
@@ -102,6 +116,8 @@ pub(crate) struct Reply {
 pub(crate) enum Trouble {
     /// The preload function failed.
     Preload(Raised),
+    /// The calling thread, here, and the server, there, differ in what a worker cannot take on.
+    Unlike(Difference),
     /// It left threads behind, whose locks a fork would inherit locked.
     Threads(usize),
     /// The system refused, with this errno.
@@ -118,6 +134,7 @@ pub(crate) enum Step {
     Watch,
     Reap,
     Prepare,
+    LookAtItself,
     ArmDeathSignal,
 }
 
@@ -132,6 +149,9 @@ impl Step {
             Self::Watch => "watching the process in the fork server (pidfd_open)",
             Self::Reap => "reaping in the fork server (waitid)",
             Self::Prepare => "setting signals in the fork server (sigaction, signalfd)",
+            Self::LookAtItself => {
+                "asking for the fork server's credentials and namespaces (/proc/thread-self)"
+            }
             Self::ArmDeathSignal => "arming the fork server's parent-death signal (prctl)",
         }
     }

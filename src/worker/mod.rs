@@ -19,4 +19,4 @@ mod setup;
 
 pub use hooks::{after_fork, seed};
 pub use info::{WorkerInfo, worker_info};
-pub(crate) use run::{Origin, Served, run};
+pub(crate) use run::{Changes, Origin, Served, run};

@@ -17,8 +17,9 @@ use crate::sys::epoll::wait_readable;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::global::Global;
 use crate::sys::image::Image;
-use crate::sys::limits::{self, Limit};
+use crate::sys::limits::Limits;
 use crate::sys::socket::Socket;
+use crate::sys::thread_state::ThreadState;
 use crate::sys::{memory, prctl, process, signal, stdio};
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
@@ -51,9 +52,28 @@ pub(crate) struct Served<'a> {
     /// The numbers that descriptors have in the launcher, and have here.
     pub(crate) numbers: &'a HashMap<RawFd, RawFd>,
     pub(crate) ledger: &'a Ledger,
-    pub(crate) descriptor_limit: Limit,
+    pub(crate) changes: &'a Changes,
     /// The server's process, our parent.
     pub(crate) server: u32,
+}
+
+/// What the thread that asked for a worker has, and the fork server has not.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    pub(crate) limits: Limits,
+    pub(crate) thread: ThreadState,
+}
+
+impl Changes {
+    fn take_on(&self) -> io::Result<()> {
+        // A limit can be what allows the rest, as RLIMIT_NICE.
+        self.limits.take_on().and_then(|()| self.thread.take_on()).map_err(|error| {
+            io::Error::other(format!(
+                "{error}. The fork server is not as the thread that asked for this worker, and may not become so: use \
+                 StartMethod::Spawn, or give the server what it lacks"
+            ))
+        })
+    }
 }
 
 impl Origin<'_> {
@@ -191,7 +211,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
             signal::reset_all()?;
         }
         Origin::Served(served) => {
-            limits::set_descriptors(served.descriptor_limit)?;
+            served.changes.take_on()?;
             come_from_fork(&own)?;
             // The server has reset its dispositions for us; only the mask is left.
             signal::unblock_all()?;
