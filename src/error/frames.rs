@@ -267,6 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn start_of_a_thread_is_dropped_though_libc_has_no_names() {
+        let libc = Module {
+            name: "/nowhere/libc.so.6".into(),
+            build_id: vec![],
+            bias: 0,
+            start: 0x1000,
+            end: 0x2000,
+        };
+        let mut captured = Captured::here(vec![trace::here()[2]]);
+        captured.modules.push(libc);
+        let own = of(&captured, Callee::default());
+        assert!(own.len() <= 1, "{own:?}");
+        captured.addresses.extend([0x1010, 0x1020]);
+        assert_eq!(of(&captured, Callee::default()), own);
+        captured.addresses.insert(0, 0x1030);
+        assert_eq!(
+            of(&captured, Callee::default())[0].function,
+            "/nowhere/libc.so.6+0x1030",
+            "a fault in libc"
+        );
+    }
+
+    #[test]
     fn address_without_a_name_is_shown_as_number() {
         let modules = [Module {
             name: "libgone.so".into(),

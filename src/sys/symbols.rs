@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian, SectionId};
+use addr2line::gimli::{self, Dwarf, DwarfPackage, EndianSlice, NativeEndian, SectionId};
 use addr2line::{Context, Frame, LookupContinuation, LookupResult, SplitDwarfLoad};
 use object::{CompressionFormat, Object, ObjectSection, ObjectSymbol};
 
@@ -33,6 +33,8 @@ type Bytes = EndianSlice<'static, NativeEndian>;
 struct Names {
     object: object::File<'static>,
     debug: Context<Bytes>,
+    /// What `split-debuginfo = "packed"` has put beside the file.
+    package: Option<DwarfPackage<Bytes>>,
 }
 
 /// By the name of the module; `None` where there is nothing to read.
@@ -54,7 +56,7 @@ impl Names {
             None => separate_debug_file(&module.build_id).unwrap_or(object),
         };
         let debug = Context::from_dwarf(dwarf(&object, |id| Some(id.name()))).ok()?;
-        Some(Self { object, debug })
+        Some(Self { object, debug, package: package_beside(module) })
     }
 
     fn at(&self, offset: u64) -> Vec<Symbol> {
@@ -82,9 +84,19 @@ impl Names {
         loop {
             match lookup {
                 LookupResult::Output(frames) => return frames.ok(),
-                LookupResult::Load { load, continuation } => lookup = continuation.resume(split_dwarf(&load)),
+                LookupResult::Load { load, continuation } => {
+                    lookup = continuation.resume(self.split_dwarf(&load));
+                }
             }
         }
+    }
+
+    /// The debug information of a unit that the profile's `split-debuginfo` has put into another file. Its number tells that
+    /// it belongs to this one.
+    fn split_dwarf(&self, load: &SplitDwarfLoad<Bytes>) -> Option<Arc<Dwarf<Bytes>>> {
+        let packed =
+            self.package.as_ref().and_then(|all| all.find_cu(load.dwo_id, &load.parent).ok().flatten());
+        packed.or_else(|| unpacked(load)).map(Arc::new)
     }
 
     fn name_at(&self, offset: u64) -> Option<String> {
@@ -169,11 +181,23 @@ fn section(object: &object::File<'static>, name: &str) -> &'static [u8] {
     }
 }
 
-/// The debug information of a unit that the profile's `split-debuginfo = "unpacked"` has left in a file of its own.
-fn split_dwarf(load: &SplitDwarfLoad<Bytes>) -> Option<Arc<Dwarf<Bytes>>> {
+fn package_beside(module: &Module) -> Option<DwarfPackage<Bytes>> {
+    let path = if module.is_main() { std::env::current_exe().ok()? } else { PathBuf::from(&module.name) };
+    let package = read(&path.with_added_extension("dwp"))?;
+    let bytes = |id: SectionId| id.dwo_name().map(|name| section(&package, name)).unwrap_or_default();
+    let load = |id| Ok::<_, gimli::Error>(EndianSlice::new(bytes(id), NativeEndian));
+    DwarfPackage::load(load, EndianSlice::new(&[], NativeEndian)).ok()
+}
+
+/// From the unit's own file, where the compiler has left it.
+fn unpacked(load: &SplitDwarfLoad<Bytes>) -> Option<Dwarf<Bytes>> {
     let text = |bytes: Option<Bytes>| bytes.map(|bytes| PathBuf::from(bytes.to_string_lossy().into_owned()));
     let path = text(load.comp_dir).unwrap_or_default().join(text(load.path)?);
     let mut split = dwarf(&read(&path)?, SectionId::dwo_name);
+    let header = split.units().next().ok()??;
+    if split.unit(header).ok()?.dwo_id != Some(load.dwo_id) {
+        return None;
+    }
     split.make_dwo(&load.parent);
-    Some(Arc::new(split))
+    Some(split)
 }
