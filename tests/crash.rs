@@ -129,7 +129,8 @@ fn stack_overflow_is_named_and_its_traceback_is_short() {
             (exception.signal_name().as_deref(), exception.cause()),
             (Some("SIGSEGV"), Some(Cause::StackOverflow))
         );
-        assert_eq!(own_frames(exception.traceback().unwrap())[0].0, "recurse");
+        // Without its line: the compiler gives none to some of the instructions that can meet the end of the stack.
+        assert_eq!(exception.traceback().unwrap().frames()[0].function, "crash::recurse");
         let text = exception.to_string();
         assert!(text.contains("probable cause: stack overflow") && text.contains("the same"), "{text}");
         assert!(text.lines().count() < 30, "{text}");
