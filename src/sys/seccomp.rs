@@ -17,8 +17,8 @@ pub(super) fn refuse_open() -> io::Result<()> {
         step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
         step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOENT as u32, 0, 0),
     ];
-    // The kernel takes a filter of a process without privileges only when that can gain none: this, too, is the
-    // thread's alone (PR_SET_NO_NEW_PRIVS(2const)).
+    // The kernel takes a filter from a thread without privileges only when the thread can gain none. This setting, too,
+    // holds for this thread alone (PR_SET_NO_NEW_PRIVS(2const)).
     prctl::set_no_new_privileges(true).map_err(io::Error::from_raw_os_error)?;
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the program points to as many instructions as it says, which outlive the call; the kernel copies them and

@@ -1,21 +1,26 @@
 //! Names of addresses: from the symbol tables and debug information of the files that were loaded.
 //!
 //! The executable is read through /proc/self/exe, which is the file that runs also when another one has its name by now,
-//! or none; where a loader was run with its name, by its path, whose build id was compared. A shared object is read by its path, if the file there still has the build id of what was loaded.
+//! or none; where a loader was run with its name, by its path, if the file there has the build id of what runs. A shared
+//! object is read by its path, if the file there still has the build id of what was loaded. These paths come from a worker,
+//! which may have damaged or invented them: only regular files of code are read.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::mem::ManuallyDrop;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use addr2line::gimli::{self, Dwarf, DwarfPackage, EndianSlice, NativeEndian, SectionId};
 use addr2line::{Context, Frame, LookupContinuation, LookupResult, SplitDwarfLoad};
+use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use object::{CompressionFormat, Object, ObjectSection, ObjectSymbol};
 
 use super::executable::Executable;
+use super::fd;
 use super::image::Module;
 
 /// A place in the source that an address belongs to. One address has several where functions were inlined.
@@ -29,7 +34,7 @@ pub(crate) struct Symbol {
 
 type Bytes = EndianSlice<'static, NativeEndian>;
 
-/// A file of code that was read. It stays mapped: reading one again for each traceback would take as long again.
+/// A file of code that was read. It stays mapped: reading it again for each traceback would take as long each time.
 struct Names {
     object: object::File<'static>,
     debug: Context<Bytes>,
@@ -37,14 +42,31 @@ struct Names {
     package: Option<DwarfPackage<Bytes>>,
 }
 
-/// By the name of the module; `None` where there is nothing to read.
-static KNOWN: Mutex<BTreeMap<String, Option<Names>>> = Mutex::new(BTreeMap::new());
+/// By name and build id of the module: a shared object may be rebuilt between two workers. `None` where there is nothing to
+/// read.
+type Known = BTreeMap<(String, Vec<u8>), Option<Names>>;
+
+static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
+
+/// How many modules are read at most, since their files stay mapped. The addresses of further ones get no names.
+const MODULES_MAX: usize = 1024;
+
+/// How large a file may be, and a section when it is decompressed. The largest programs have debug information of a few GiB.
+const FILE_SIZE_MAX: u64 = 8 << 30;
 
 /// The places of an instruction, the innermost function first, of which the address in `module`'s file is `offset`.
 pub(crate) fn symbols_at(module: &Module, offset: u64) -> Vec<Symbol> {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let names = known.entry(module.name.clone()).or_insert_with(|| Names::of(module));
-    names.as_ref().map(|names| names.at(offset)).unwrap_or_default()
+    let names = names_of(&mut known, module);
+    names.map(|names| names.at(offset)).unwrap_or_default()
+}
+
+fn names_of<'a>(known: &'a mut Known, module: &Module) -> Option<&'a Names> {
+    let key = (module.name.clone(), module.build_id.clone());
+    if known.len() >= MODULES_MAX && !known.contains_key(&key) {
+        return None;
+    }
+    known.entry(key).or_insert_with(|| Names::of(module)).as_ref()
 }
 
 impl Names {
@@ -137,17 +159,29 @@ pub(super) fn build_id_of(path: &Path) -> Option<Vec<u8>> {
 
 /// A file of code, which stays mapped for as long as this process lives.
 fn read(path: &Path) -> Option<object::File<'static>> {
-    // The loader's names are absolute, but for what has no file, such as linux-vdso.so.1.
-    if !path.is_absolute() {
-        return None;
-    }
-    let file = File::open(path).ok()?;
-    // SAFETY: a private map that is only read. Who cuts short a file of code that is in use kills with SIGBUS also those
-    // that run it.
+    let file = open_code(path)?;
+    // SAFETY: a private map that is only read. Builds and package managers replace a file of code rather than truncate it,
+    // which would raise SIGBUS in every process that has it mapped.
     let map = ManuallyDrop::new(unsafe { memmap2::Mmap::map(&file) }.ok()?);
     // SAFETY: the map is never dropped, so its bytes are there for as long as the process.
     let bytes: &'static [u8] = unsafe { slice::from_raw_parts(map.as_ptr(), map.len()) };
     object::File::parse(bytes).ok()
+}
+
+/// Opens a file if it is one of code (ELF). Does not wait, whatever the path leads to.
+fn open_code(path: &Path) -> Option<File> {
+    let fits = |metadata: &Metadata| metadata.is_file() && metadata.len() <= FILE_SIZE_MAX;
+    // The loader's names are absolute, but for what has no file, such as linux-vdso.so.1. A device is not even opened:
+    // some act on it, such as a watchdog.
+    if !path.is_absolute() || !fits(&fs::metadata(path).ok()?) {
+        return None;
+    }
+    let file = File::from(fd::open_to_read(path).ok()?);
+    let mut magic = [0; 4];
+    // The path may lead to another file by now.
+    let is_code =
+        fits(&file.metadata().ok()?) && file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"\x7fELF";
+    is_code.then_some(file)
 }
 
 /// Whether it is what was loaded, as far as both have a build id.
@@ -175,14 +209,18 @@ fn section(object: &object::File<'static>, name: &str) -> &'static [u8] {
     match data {
         Some(data) if data.format == CompressionFormat::None => data.data,
         Some(data) if data.format == CompressionFormat::Zlib => {
-            miniz_oxide::inflate::decompress_to_vec_zlib(data.data).map_or(&[], |bytes| bytes.leak())
+            let size = data.uncompressed_size.min(FILE_SIZE_MAX) as usize;
+            decompress_to_vec_zlib_with_limit(data.data, size).map_or(&[], |bytes| bytes.leak())
         }
         _ => &[],
     }
 }
 
 fn package_beside(module: &Module) -> Option<DwarfPackage<Bytes>> {
-    let path = if module.is_main() { std::env::current_exe().ok()? } else { PathBuf::from(&module.name) };
+    let path = match module.is_main() {
+        true => fs::canonicalize(Executable::of_this_process().path()?).ok()?,
+        false => PathBuf::from(&module.name),
+    };
     let package = read(&path.with_added_extension("dwp"))?;
     let bytes = |id: SectionId| id.dwo_name().map(|name| section(&package, name)).unwrap_or_default();
     let load = |id| Ok::<_, gimli::Error>(EndianSlice::new(bytes(id), NativeEndian));
@@ -200,4 +238,79 @@ fn unpacked(load: &SplitDwarfLoad<Bytes>) -> Option<Dwarf<Bytes>> {
     }
     split.make_dwo(&load.parent);
     Some(split)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::image;
+
+    /// A shared object at `path` that has the executable's build id.
+    fn at(path: &Path) -> Module {
+        Module { name: path.to_str().unwrap().into(), ..image::modules().remove(0) }
+    }
+
+    /// What the file of the executable calls the function `at`.
+    fn offset() -> u64 {
+        image::Image::main().unwrap().offset_of((at as *const ()).addr()).unwrap()
+    }
+
+    fn is_named(module: &Module) -> bool {
+        let is_ours =
+            |symbol: &Symbol| symbol.function.as_ref().is_some_and(|name| name.ends_with("tests::at"));
+        symbols_at(module, offset()).iter().any(is_ours)
+    }
+
+    fn copy_in(dir: &Path) -> PathBuf {
+        let copy = dir.join("lib.so");
+        fs::copy("/proc/self/exe", &copy).unwrap();
+        copy
+    }
+
+    #[test]
+    fn rebuilt_object_has_names_of_its_own_and_none_of_its_predecessor() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = at(&copy_in(dir.path()));
+        let other = Module { build_id: vec![1; 20], ..loaded.clone() };
+        assert!(!is_named(&other), "the file is not the one that was loaded");
+        assert!(is_named(&loaded));
+        assert!(!is_named(&other));
+    }
+
+    #[test]
+    fn only_regular_files_of_code_are_opened_and_none_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let code = copy_in(dir.path());
+        assert!(open_code(&code).is_some());
+        // A link is as good as its target.
+        std::os::unix::fs::symlink(&code, path("link")).unwrap();
+        assert!(open_code(&path("link")).is_some());
+
+        // Nobody writes into it: opened by a blocking open(2), it hangs this test.
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        fs::write(path("text"), "no code").unwrap();
+        fs::write(path("short"), "\x7fE").unwrap();
+        fs::copy(&code, path("large")).unwrap();
+        let large = File::options().write(true).open(path("large")).unwrap();
+        large.set_len(FILE_SIZE_MAX + 1).unwrap();
+        for name in ["fifo", "socket", "text", "short", "large", "missing", "."] {
+            assert!(open_code(&path(name)).is_none(), "{name}");
+            assert!(!is_named(&at(&path(name))), "{name}");
+        }
+        for name in ["/dev/zero", "/dev/tty", "/proc/self/maps", "/proc/self/fd/0/x", "relative", ""] {
+            assert!(open_code(Path::new(name)).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn worker_that_invents_modules_makes_the_launcher_keep_only_so_much() {
+        let mut known = Known::new();
+        for number in 0..2 * MODULES_MAX {
+            let name = format!("/nowhere/lib{number}.so");
+            assert!(names_of(&mut known, &at(Path::new(&name))).is_none());
+        }
+        assert_eq!(known.len(), MODULES_MAX);
+    }
 }

@@ -114,8 +114,7 @@ fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::
 /// The addresses of what is never dropped, so that a leak detector finds it in use.
 static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// Keeps what a function has left from its destructor, for ever: one that panics must not cost us the report, and this
-/// process ends.
+/// Never drops what a function has left: a destructor that panics would cost the report, and this process ends anyway.
 fn keep<T>(left: T) -> &'static T {
     let left: &'static T = Box::leak(Box::new(left));
     KEPT.lock().unwrap_or_else(PoisonError::into_inner).push((&raw const *left).expose_provenance());
