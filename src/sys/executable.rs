@@ -2,6 +2,7 @@
 //! (`ld.so ./program`, ld.so(8)), or an emulator, that is the loader or the emulator.
 
 use std::ffi::{CString, OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -48,6 +49,10 @@ fn find() -> Option<Executable> {
     // The kernel says where it has put the program headers of the file that it was asked to run. A loader that was run
     // itself changes that in its memory, but not what the kernel shows.
     if std::fs::read("/proc/self/auxv").is_ok_and(|auxv| program_headers(&auxv) == Some(headers as u64)) {
+        return Some(Executable::Own);
+    }
+    // A file that may be run but not read, whose process may not read its auxv either: no loader could have read it.
+    if std::fs::File::open(OWN).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
         return Some(Executable::Own);
     }
     let build_id = build_id?;
