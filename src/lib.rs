@@ -157,6 +157,7 @@
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 
 mod context;
+mod encoding;
 mod error;
 #[cfg(any(doc, doctest))]
 pub mod guide;

@@ -32,9 +32,8 @@ use crate::worker::entry::{self, Entry};
 /// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
 ///
 /// `f` is a plain function or a closure that captures nothing: another process does not have the variables of
-/// this one, so what `f` needs goes into `args`. They travel in a compact format: a type must read exactly what
-/// it writes, which serde's `flatten`, `untagged`, internally tagged and `skip_serializing_if` do not. Tensors
-/// in `args` are shared, not copied.
+/// this one, so what `f` needs goes into `args`. These, and results, are any type that serde can write and read again.
+/// They are copied, but for tensors, locks, queues and descriptors, which are shared.
 ///
 /// ```
 /// # phalanx::auto_init!();

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::beside::Beside;
@@ -16,7 +17,6 @@ use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
 use super::side::Side;
 use crate::shm::Descriptor;
-use crate::shm::passing;
 use crate::shm::shared::{self, Shared, Stamp};
 use crate::sync::nap::Nap;
 use crate::sync::patience::Patience;
@@ -325,11 +325,11 @@ impl Core {
     ) -> Result<Self, D::Error> {
         let handle = Handle::<shared::Handle, Beside>::deserialize(deserializer)?;
         let Handle { shared, beside, event } = handle;
-        let shared = Shared::<QueueCells>::receive(shared, kind, SIZES.0).map_err(passing::refuse)?;
+        let shared = Shared::<QueueCells>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
         let (size, most) = (shared.room_len(), shared.cells().most.load(Relaxed));
         if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
             let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
-            return Err(passing::refuse(reason));
+            return Err(D::Error::custom(reason));
         }
         Ok(Self { shared, size, most, beside, event: EventFd::from_descriptor(event) })
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::error::{CUT_OFF, QueueError};
@@ -75,9 +76,9 @@ impl End {
 
     /// Takes it out of the message that is being read.
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(passing::refuse)?;
+        passing::check_receiving().map_err(D::Error::custom)?;
         let Handle { descriptor } = Handle::deserialize(deserializer)?;
-        passing::receive_sole_descriptor(descriptor).map(Self::new).map_err(passing::refuse)
+        passing::receive_sole_descriptor(descriptor).map(Self::new).map_err(D::Error::custom)
     }
 }
 
@@ -138,6 +139,7 @@ struct Handle {
 #[cfg(test)]
 mod tests {
     use super::super::{Connection, QueueError, pipe};
+    use crate::encoding;
     use crate::shm::passing;
 
     type Numbers = Connection<u8, u8>;
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn end_in_a_message_is_gone_until_that_is_dropped_and_for_good_when_it_is_delivered() {
         let (one, other): (Numbers, Numbers) = pipe().unwrap();
-        let encode = || passing::collect(|| postcard::to_stdvec(&other));
+        let encode = || passing::collect(|| encoding::write(&other));
         let (bytes, parcel) = encode();
         bytes.unwrap();
         assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));

@@ -7,12 +7,12 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::core::Core;
 use super::error::QueueError;
 use crate::error::MemoryError;
-use crate::shm::passing;
 use crate::shm::shared::{Handle, Shared, Stamp};
 use crate::sync::awaited::Awaited;
 use crate::sync::bell::Bell;
@@ -207,7 +207,7 @@ fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
 impl<'de> Deserialize<'de> for Tasks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, room) = (Handle::deserialize(deserializer)?, PLACES * size_of::<RobustWord>());
-        let shared = Shared::receive(handle, Stamp::of::<()>(KIND), room).map_err(passing::refuse)?;
+        let shared = Shared::receive(handle, Stamp::of::<()>(KIND), room).map_err(D::Error::custom)?;
         Ok(Self { shared })
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::passing;
@@ -123,9 +124,9 @@ impl Serialize for Descriptor {
 
 impl<'de> Deserialize<'de> for Descriptor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(passing::refuse)?;
+        passing::check_receiving().map_err(D::Error::custom)?;
         let Handle { descriptor } = Handle::deserialize(deserializer)?;
-        passing::receive_descriptor(descriptor).map_err(passing::refuse)
+        passing::receive_descriptor(descriptor).map_err(D::Error::custom)
     }
 }
 
@@ -134,10 +135,11 @@ mod tests {
     use std::io::{Read, Seek, Write};
 
     use super::*;
+    use crate::encoding;
     use crate::shm::passing::{arrive, collect, provide};
 
     fn sent<T: Serialize>(value: &T) -> (Vec<u8>, passing::Parcel) {
-        collect(|| postcard::to_stdvec(value).unwrap())
+        collect(|| encoding::write(value).unwrap())
     }
 
     #[test]
@@ -145,7 +147,7 @@ mod tests {
         let (one, other) = (Descriptor::from(tempfile::tempfile().unwrap()), tempfile::tempfile().unwrap());
         let (bytes, parcel) = sent(&(&one, Descriptor::from(other), one.clone()));
         assert_eq!(parcel.descriptors.len(), 2);
-        let read = || postcard::from_bytes::<[Descriptor; 3]>(&bytes);
+        let read = || encoding::read::<[Descriptor; 3]>(&bytes);
         let (arrived, rest) = provide(arrive(&parcel), read);
         let [first, second, third] = arrived.unwrap();
         assert_eq!(first.address(), third.address());
@@ -166,9 +168,8 @@ mod tests {
         let (bytes, parcel) = sent(&Descriptor::from(tempfile::tempfile().unwrap()));
         let (taken, rest) = provide(arrive(&parcel), || passing::receive_sole_descriptor(0));
         taken.unwrap();
-        let (shared, rest) = provide(rest, || postcard::from_bytes::<Descriptor>(&bytes).map(drop));
-        assert!(shared.is_err());
-        assert!(passing::take_reason().unwrap().contains("only once"));
+        let (shared, rest) = provide(rest, || encoding::read::<Descriptor>(&bytes).map(drop));
+        assert!(shared.unwrap_err().to_string().contains("only once"));
         let beyond = provide(rest, || passing::receive_descriptor(1)).0.unwrap_err();
         assert_eq!(beyond, "descriptor 1 of 1 does not exist");
         // What somebody has already is nobody's alone.

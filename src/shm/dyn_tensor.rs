@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::dtype::{DType, Element};
@@ -421,9 +422,9 @@ impl Serialize for DynTensor {
 
 impl<'de> Deserialize<'de> for DynTensor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(passing::refuse)?;
+        passing::check_receiving().map_err(D::Error::custom)?;
         let handle = Handle::deserialize(deserializer)?;
-        Self::open(handle).map_err(passing::refuse)
+        Self::open(handle).map_err(D::Error::custom)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::ops::Deref;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::dtype::{DType, Element, Number};
 use super::dyn_tensor::DynTensor;
-use super::passing;
 use super::refused::Refused;
 use super::storage::{Storage, StorageId};
 use super::tensor::Tensor;
@@ -173,7 +173,7 @@ impl<'de, T: Element> Deserialize<'de> for FrozenTensor<T> {
         if is_frozen(tensor.as_dyn()) {
             return Ok(Self(tensor));
         }
-        Err(passing::refuse(
+        Err(D::Error::custom(
             "a tensor arrived where a frozen one was expected: its memory is not sealed".to_owned(),
         ))
     }

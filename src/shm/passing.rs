@@ -109,20 +109,6 @@ enum Table {
 
 thread_local! {
     static TABLE: RefCell<Option<Table>> = const { RefCell::new(None) };
-    /// Why the last arrival was refused: the format's own error may forget it.
-    static REASON: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Why an arrival was refused since this was last asked.
-pub(crate) fn take_reason() -> Option<String> {
-    REASON.take()
-}
-
-/// An error for serde, whose text is kept for [`take_reason`] too.
-pub(crate) fn refuse<E: serde::de::Error>(reason: String) -> E {
-    let error = E::custom(&reason);
-    REASON.set(Some(reason));
-    error
 }
 
 /// Runs `serialise`, and returns with its result what is to travel beside it.
@@ -136,7 +122,6 @@ pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Parcel) {
 
 /// Runs `deserialise`, which finds what has arrived beside its bytes. What is left of that comes back.
 pub(crate) fn provide<T>(arrivals: Arrivals, deserialise: impl FnOnce() -> T) -> (T, Arrivals) {
-    REASON.take();
     let arrivals = (!arrivals.is_empty()).then(|| Box::new(arrivals));
     let (result, table) = with_table(Table::Receiving(arrivals), deserialise);
     match table {
@@ -284,20 +269,21 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
+    use crate::encoding;
     use crate::shm::{DType, DynTensor, FrozenTensor, Shard, Tensor};
 
-    fn through<A: Serialize, B: DeserializeOwned>(value: &A) -> Result<B, postcard::Error> {
-        let (bytes, parcel) = collect(|| postcard::to_stdvec(value).unwrap());
-        provide(arrive(&parcel), || postcard::from_bytes(&bytes)).0
+    fn through<A: Serialize, B: DeserializeOwned>(value: &A) -> Result<B, encoding::Error> {
+        let (bytes, parcel) = collect(|| encoding::write(value).unwrap());
+        provide(arrive(&parcel), || encoding::read(&bytes)).0
     }
 
     #[test]
     fn same_storage_twice_travels_as_one_and_arrives_as_one() {
         let tensor = Tensor::<i32>::zeros(&[4]).unwrap();
         let view = tensor.narrow(0, 1, 3).unwrap();
-        let (bytes, parcel) = collect(|| postcard::to_stdvec(&(&tensor, &tensor, &view)).unwrap());
+        let (bytes, parcel) = collect(|| encoding::write(&(&tensor, &tensor, &view)).unwrap());
         assert_eq!((parcel.segments.len(), parcel.grants.len()), (1, 1));
-        let arrived = provide(arrive(&parcel), || postcard::from_bytes::<[Tensor<i32>; 3]>(&bytes)).0;
+        let arrived = provide(arrive(&parcel), || encoding::read::<[Tensor<i32>; 3]>(&bytes)).0;
         let [one, two, view] = arrived.unwrap();
         one.set(3, 7).unwrap();
         assert_eq!((two.get(3).unwrap(), view.get(2).unwrap(), tensor.get(3).unwrap()), (7, 7, 7));
@@ -364,12 +350,12 @@ mod tests {
             wide: bool,
         ) {
             let dtype = if wide { DType::F64 } else { DType::U8 };
-            let bytes = postcard::to_stdvec(&(grant, dtype, shape, strides, offset)).unwrap();
+            let bytes = encoding::write(&(grant, dtype, shape, strides, offset)).unwrap();
             let segment = Storage::sealable(64).unwrap();
             let open = || segment.segment().unwrap().open().unwrap();
             let arrivals = (0..2).map(|_| Arrival::Descriptor { fd: open(), sealed: true }).collect();
             let arrivals = Arrivals::new(arrivals, grants, Vec::new());
-            let (tensor, _) = provide(arrivals, || postcard::from_bytes::<DynTensor>(&bytes));
+            let (tensor, _) = provide(arrivals, || encoding::read::<DynTensor>(&bytes));
             if let Ok(tensor) = tensor {
                 prop_assert!(tensor.len() * dtype.size() <= 64);
                 tensor.write_bytes(&vec![1; tensor.len() * dtype.size()]).unwrap();
@@ -388,11 +374,11 @@ mod tests {
                 let descriptors = vec![Ok(fd.try_clone().unwrap()), Err("lost".to_owned())];
                 Arrivals::new(vec![Arrival::Descriptor { fd, sealed: true }], grants.clone(), descriptors)
             };
-            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<Descriptor>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<DynTensor>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<Shard<u8>>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || postcard::from_bytes::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));
-            let _ = provide(Arrivals::default(), || postcard::from_bytes::<(Part, Vec<Grant>)>(&bytes).map(drop));
+            let _ = provide(arrivals(), || encoding::read::<Vec<Descriptor>>(&bytes).map(drop));
+            let _ = provide(arrivals(), || encoding::read::<Vec<DynTensor>>(&bytes).map(drop));
+            let _ = provide(arrivals(), || encoding::read::<Vec<Shard<u8>>>(&bytes).map(drop));
+            let _ = provide(arrivals(), || encoding::read::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));
+            let _ = provide(Arrivals::default(), || encoding::read::<(Part, Vec<Grant>)>(&bytes).map(drop));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::arrivals::MAX_ALIGN;
@@ -328,17 +329,20 @@ impl<T: Number> Serialize for Shard<T> {
 
 impl<'de, T: Number> Deserialize<'de> for Shard<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(passing::refuse)?;
+        passing::check_receiving().map_err(D::Error::custom)?;
         let Handle { grant } = Handle::deserialize(deserializer)?;
-        let (cut, storage) = passing::receive_shard(grant).map_err(passing::refuse)?;
+        let (cut, storage) = passing::receive_shard(grant).map_err(D::Error::custom)?;
         let found = cut.dtype;
         if found != T::DTYPE {
             let expected = T::DTYPE;
-            return Err(passing::refuse(MemoryError::WrongType { found, expected }.to_string()));
+            return Err(D::Error::custom(MemoryError::WrongType { found, expected }.to_string()));
         }
         let len = Layout::row_major(&cut.shape).and_then(|layout| layout.len().checked_mul(size_of::<T>()));
         if len != Some(storage.len()) || !storage.is_writable() {
-            return Err(passing::refuse(format!("a shard of shape {:?} does not fit its memory", cut.shape)));
+            return Err(D::Error::custom(format!(
+                "a shard of shape {:?} does not fit its memory",
+                cut.shape
+            )));
         }
         Ok(Self::new(storage, cut))
     }
@@ -347,6 +351,7 @@ impl<'de, T: Number> Deserialize<'de> for Shard<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoding;
 
     fn shards(elements: usize, n: usize) -> Vec<Shard<i32>> {
         let values: Vec<_> = (0..elements as i32).collect();
@@ -416,12 +421,12 @@ mod tests {
     #[test]
     fn shard_is_sent_once_and_taken_once() {
         let mut parts = shards(8, 2);
-        let encode = |part: &Shard<i32>| passing::collect(|| postcard::to_stdvec(part));
+        let encode = |part: &Shard<i32>| passing::collect(|| encoding::write(part));
         let (bytes, mut parcel) = encode(&parts[0]);
         assert!(encode(&parts[0]).0.is_err());
         assert!(parts[0].as_mut_slice().unwrap_err().to_string().contains("was sent"));
         let bytes = bytes.unwrap();
-        let read = || postcard::from_bytes::<Shard<i32>>(&bytes);
+        let read = || encoding::read::<Shard<i32>>(&bytes);
         let (taken, rest) = passing::provide(passing::arrive(&parcel), read);
         assert_eq!(taken.unwrap().as_mut_slice().unwrap(), [0, 1, 2, 3]);
         assert!(passing::provide(rest, read).0.is_err());
@@ -439,13 +444,14 @@ mod tests {
     fn a_tensor_cannot_be_made_of_a_shards_grant_nor_a_shard_of_a_tensors() {
         let tensor = Tensor::<i32>::zeros(&[2]).unwrap();
         let part = shards(2, 1).remove(0);
-        let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(&(&tensor, &part)).unwrap());
-        let swapped = passing::provide(passing::arrive(&parcel), || {
-            let as_shard = postcard::from_bytes::<Shard<i32>>(&[0]).is_err();
-            let mut as_tensor = bytes.clone();
-            as_tensor[0] = 1;
-            as_shard && postcard::from_bytes::<Tensor<i32>>(&as_tensor).is_err()
-        });
-        assert!(swapped.0);
+        let (_, parcel) = passing::collect(|| encoding::write(&(&tensor, &part)).unwrap());
+        let bytes = (
+            encoding::write(&(0_u32,)).unwrap(),
+            encoding::write(&(1_u32, DType::I32, [2_usize], (), 0_usize)).unwrap(),
+        );
+        let read = || (encoding::read::<Shard<i32>>(&bytes.0), encoding::read::<Tensor<i32>>(&bytes.1));
+        let (as_shard, as_tensor) = passing::provide(passing::arrive(&parcel), read).0;
+        assert!(as_shard.unwrap_err().to_string().contains("grant 0 is no shard's"));
+        assert!(as_tensor.unwrap_err().to_string().contains("grant 1 is a shard's"));
     }
 }

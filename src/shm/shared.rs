@@ -143,12 +143,13 @@ impl<C> Serialize for Shared<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoding;
     use crate::shm::Tensor;
     use crate::sys::robust::RobustWord;
 
     fn pass<T: Serialize>(value: &T, stamp: Stamp) -> Result<Shared<RobustWord>, String> {
-        let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(value).unwrap());
-        let receive = || Shared::receive(postcard::from_bytes(&bytes).unwrap(), stamp, 100);
+        let (bytes, parcel) = passing::collect(|| encoding::write(value).unwrap());
+        let receive = || Shared::receive(encoding::read(&bytes).unwrap(), stamp, 100);
         passing::provide(passing::arrive(&parcel), receive).0
     }
 
@@ -171,7 +172,7 @@ mod tests {
         assert!(pass(&shared, Stamp::of::<u16>("test")).is_err());
         assert!(pass(&shared, Stamp::of::<u8>("other")).is_err());
         let tensor = Tensor::<u8>::zeros(&[256]).unwrap();
-        let (_, parcel) = passing::collect(|| postcard::to_stdvec(&tensor).unwrap());
+        let (_, parcel) = passing::collect(|| encoding::write(&tensor).unwrap());
         let receive = || Shared::<RobustWord>::receive(Handle(0), stamp, 0);
         assert!(passing::provide(passing::arrive(&parcel), receive).0.is_err());
     }

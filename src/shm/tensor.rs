@@ -4,11 +4,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::RangeBounds;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::dtype::{DType, Element};
 use super::dyn_tensor::DynTensor;
-use super::passing;
 use super::storage::{Storage, StorageId};
 use crate::error::MemoryError;
 
@@ -256,7 +256,7 @@ impl<'de, T: Element> Deserialize<'de> for Tensor<T> {
         let any = DynTensor::deserialize(deserializer)?;
         let (found, expected) = (any.dtype(), T::DTYPE);
         any.try_into().map_err(|_: MemoryError| {
-            passing::refuse(format!("a tensor of {found} arrived where one of {expected} was expected"))
+            D::Error::custom(format!("a tensor of {found} arrived where one of {expected} was expected"))
         })
     }
 }

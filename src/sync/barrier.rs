@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{BrokenBy, SyncError};
@@ -11,7 +12,6 @@ use super::members::Members;
 use super::patience::Patience;
 use super::round::State;
 use crate::error::MemoryError;
-use crate::shm::passing;
 use crate::sys::robust::{self, Me};
 
 /// A point at which a number of parties wait until all of them have come, as often as they like.
@@ -309,7 +309,7 @@ impl<'de> Deserialize<'de> for Barrier {
         let barrier = Self::over(Members::receive(deserializer)?);
         let joined = barrier.members.enter_soon();
         let joined = joined.and_then(|_inside| barrier.join());
-        joined.map_err(|error| passing::refuse(format!("cannot take part in a barrier: {error}")))?;
+        joined.map_err(|error| D::Error::custom(format!("cannot take part in a barrier: {error}")))?;
         Ok(barrier)
     }
 }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use bytemuck::Pod;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::MemoryError;
-use crate::shm::passing;
 use crate::shm::shared::{Handle, Keeper, Shared, Stamp};
 use crate::sys::cells::Cells;
 
@@ -48,7 +48,7 @@ impl<C: Cells, T: Pod> Guarded<C, T> {
     ) -> Result<Self, D::Error> {
         let handle = Handle::deserialize(deserializer)?;
         let shared = Shared::receive(handle, Stamp::of::<T>(kind), size_of::<T>());
-        Ok(Self { shared: shared.map_err(passing::refuse)?, value: PhantomData })
+        Ok(Self { shared: shared.map_err(D::Error::custom)?, value: PhantomData })
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) fn receive<'de, C: Cells, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Shared<C>, D::Error> {
     let handle = Handle::deserialize(deserializer)?;
-    Shared::receive(handle, Stamp::of::<()>(kind), 0).map_err(passing::refuse)
+    Shared::receive(handle, Stamp::of::<()>(kind), 0).map_err(D::Error::custom)
 }
 
 impl<C, T> Clone for Guarded<C, T> {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::atomic::fence;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::MemoryError;
-use crate::shm::{Element, Number, Tensor, passing};
+use crate::shm::{Element, Number, Tensor};
 
 /// One number, or a `bool`, that processes share.
 ///
@@ -130,7 +131,7 @@ impl<'de, T: Element> Deserialize<'de> for Value<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tensor = Tensor::<T>::deserialize(deserializer)?;
         if tensor.len() != 1 || !tensor.storage().is_writable() {
-            return Err(passing::refuse(format!("{tensor:?} arrived where a value was expected")));
+            return Err(D::Error::custom(format!("{tensor:?} arrived where a value was expected")));
         }
         Ok(Self { tensor })
     }
@@ -254,7 +255,7 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tensor = Tensor::<T>::deserialize(deserializer)?;
         if tensor.shape().len() != 1 {
-            return Err(passing::refuse(format!("{tensor:?} arrived where an array was expected")));
+            return Err(D::Error::custom(format!("{tensor:?} arrived where an array was expected")));
         }
         Ok(Self { tensor })
     }
@@ -263,6 +264,8 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoding;
+    use crate::shm::passing;
 
     #[test]
     fn value_is_changed_in_one_step() {
@@ -287,10 +290,10 @@ mod tests {
     #[test]
     fn what_is_no_value_is_refused() {
         let pass = |tensor: &Tensor<u8>| {
-            let (bytes, parcel) = passing::collect(|| postcard::to_stdvec(tensor).unwrap());
-            let receive = || postcard::from_bytes::<(Value<u8>,)>(&bytes).is_ok();
+            let (bytes, parcel) = passing::collect(|| encoding::write(tensor).unwrap());
+            let receive = || encoding::read::<Value<u8>>(&bytes).is_ok();
             let value = passing::provide(passing::arrive(&parcel), receive).0;
-            let receive = || postcard::from_bytes::<(Array<u8>,)>(&bytes).is_ok();
+            let receive = || encoding::read::<Array<u8>>(&bytes).is_ok();
             (value, passing::provide(passing::arrive(&parcel), receive).0)
         };
         assert_eq!(pass(&Tensor::zeros(&[1]).unwrap()), (true, true));

@@ -1,9 +1,9 @@
 //! Values to bytes and back, with shared memory riding beside them.
 
-use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoding;
 use crate::shm::passing::{self, Arrivals, Parcel};
 
 /// A value as bytes, and what goes beside them.
@@ -14,6 +14,9 @@ pub(crate) struct Encoded {
 }
 
 /// Serialises a value with its tensors.
+///
+/// # Errors
+/// What the value's type, or serde, says; with the field.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
     encode_into(value, Vec::new())
 }
@@ -21,56 +24,14 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
 /// As [`encode`], into a buffer that may have been used before.
 pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
     buffer.clear();
-    let serialise = || postcard::serialize_with_flavor(value, Growing(buffer));
-    let (bytes, parcel) = passing::collect(serialise);
-    match bytes {
-        Ok(bytes) => Ok(Encoded { bytes, parcel }),
-        Err(error) => {
-            // What the value is asked once more must not find its shards in a message.
-            drop(parcel);
-            Err(passing::collect(|| reason(value, &error)).0)
-        }
-    }
-}
-
-/// Bytes as they come. (postcard has it only for a vector of its own.)
-struct Growing(Vec<u8>);
-
-impl Flavor for Growing {
-    type Output = Vec<u8>;
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<Vec<u8>> {
-        Ok(self.0)
-    }
+    let (bytes, parcel) = passing::collect(|| encoding::write_into(buffer, value));
+    let bytes = bytes.map_err(|error| error.of_type::<T>())?;
+    Ok(Encoded { bytes, parcel })
 }
 
 /// Serialises a value; one with tensors is an error outside of [`encode`].
 pub(crate) fn encode_plain<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
-    postcard::to_stdvec(value).map_err(|error| reason(value, &error))
-}
-
-fn reason<T: Serialize>(value: &T, error: &postcard::Error) -> String {
-    let told = if *error == postcard::Error::SerdeSerCustom { refusal(value) } else { None };
-    told.unwrap_or_else(|| error.to_string())
-}
-
-/// What a type said when it refused to be serialised: postcard forgets the text, serde_json keeps it.
-fn refusal<T: Serialize>(value: &T) -> Option<String> {
-    const OF_JSON_ONLY: &str = "key must be a string";
-    let text = serde_json::to_writer(std::io::sink(), value).err()?.to_string();
-    (text != OF_JSON_ONLY).then_some(text)
+    encoding::write(value).map_err(|error| error.of_type::<T>())
 }
 
 /// Deserialises a value that has nothing beside it.
@@ -80,18 +41,8 @@ pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Strin
 
 /// Deserialises a value, whose tensors are found in `arrivals`; what is left of those comes back.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], arrivals: Arrivals) -> (Result<T, String>, Arrivals) {
-    passing::provide(arrivals, || match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(misfit(&format!("{} of {} bytes were left over", rest.len(), bytes.len()))),
-        Err(error) => Err(passing::take_reason().unwrap_or_else(|| misfit(&error.to_string()))),
-    })
-}
-
-fn misfit(what: &str) -> String {
-    format!(
-        "{what}; the type must read what it writes, which with serde's flatten, untagged, internally tagged or \
-         skip_serializing_if it does not in a compact format"
-    )
+    let (value, rest) = passing::provide(arrivals, || encoding::read(bytes));
+    (value.map_err(|error| error.of_type::<T>()), rest)
 }
 
 /// A header, for what follows it: its length (8 bytes, little-endian), and itself.
@@ -111,7 +62,7 @@ pub(crate) fn read_header<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize
 
 #[cfg(test)]
 mod tests {
-    use serde::{Deserialize, Serializer, ser};
+    use serde::{Serializer, ser};
 
     use super::*;
     use crate::shm::{Shard, Tensor};
@@ -122,13 +73,6 @@ mod tests {
         fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
             Err(ser::Error::custom("not today"))
         }
-    }
-
-    #[derive(Serialize, Deserialize)]
-    struct Skips {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        a: Option<u8>,
-        b: u8,
     }
 
     #[test]
@@ -145,13 +89,10 @@ mod tests {
         let bytes = encode(&("text", 5_u64)).unwrap().bytes;
         assert_eq!(decode_plain::<(String, u64)>(&bytes), Ok(("text".to_owned(), 5)));
         assert!(decode_plain::<(String, u64)>(&bytes[1..]).is_err());
-        assert!(decode_plain::<String>(&bytes).unwrap_err().contains("left over"));
-    }
-
-    #[test]
-    fn type_that_skips_fields_is_an_error_with_a_hint() {
-        let bytes = encode(&Skips { a: None, b: 9 }).unwrap().bytes;
-        assert!(decode_plain::<Skips>(&bytes).err().unwrap().contains("skip_serializing_if"));
+        assert!(
+            decode_plain::<String>(&bytes).unwrap_err().starts_with("alloc::string::String: invalid type")
+        );
+        assert!(decode_plain::<(String, u64)>(&[bytes, vec![0]].concat()).unwrap_err().contains("left over"));
     }
 
     #[test]

@@ -129,13 +129,9 @@ where
 {
     // What the arguments did not take is dropped here.
     let (arguments, _) = codec::decode::<A>(arguments, arrivals);
-    let arguments = arguments.map_err(|reason| {
-        anyhow!("cannot read the arguments of type {}: {reason}", std::any::type_name::<A>())
-    })?;
+    let arguments = arguments.map_err(|reason| anyhow!("cannot read the arguments: {reason}"))?;
     let result = conjure::<F>()(rank, arguments).map_err(Into::into)?;
-    codec::encode(&result).map_err(|reason| {
-        anyhow!("cannot serialise the result of type {}: {reason}", std::any::type_name::<R>())
-    })
+    codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
 }
 
 /// The value of a function type: it has no bytes, so there is nothing to send.

@@ -1,0 +1,189 @@
+//! What values are made of, out of bytes.
+
+use serde::de::Error as _;
+
+use super::error::Error;
+use super::{END_OF_NAMES, LONGEST_KNOWN, tag};
+
+/// The names that a type expects.
+pub(super) type Names = &'static [&'static str];
+
+/// Reads values from bytes.
+#[derive(Debug)]
+pub(super) struct Reader<'de> {
+    whole: &'de [u8],
+    rest: &'de [u8],
+    pub(super) nested: usize,
+}
+
+/// Bytes that each number of this tag has. `None`: it is no number's.
+#[inline]
+pub(super) fn width(tag: u8) -> Option<usize> {
+    match tag {
+        tag::U8 | tag::I8 => Some(1),
+        tag::U16 | tag::I16 => Some(2),
+        tag::U32 | tag::I32 | tag::F32 => Some(4),
+        tag::U64 | tag::I64 | tag::F64 => Some(8),
+        _ => None,
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Integer {
+    Unsigned(u64),
+    Signed(i64),
+}
+
+impl<'de> Reader<'de> {
+    #[inline]
+    pub(super) fn new(bytes: &'de [u8]) -> Self {
+        Self { whole: bytes, rest: bytes, nested: 0 }
+    }
+
+    #[inline]
+    pub(super) fn rest(&self) -> &'de [u8] {
+        self.rest
+    }
+
+    #[inline]
+    pub(super) fn peek(&self) -> Result<u8, Error> {
+        self.rest.first().copied().ok_or_else(cut_short)
+    }
+
+    #[inline]
+    pub(super) fn byte(&mut self) -> Result<u8, Error> {
+        let (&byte, rest) = self.rest.split_first().ok_or_else(cut_short)?;
+        self.rest = rest;
+        Ok(byte)
+    }
+
+    #[inline]
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let (&array, rest) = self.rest.split_first_chunk().ok_or_else(cut_short)?;
+        self.rest = rest;
+        Ok(array)
+    }
+
+    /// LEB128.
+    #[inline]
+    fn varint(&mut self) -> Result<u64, Error> {
+        match self.byte()? {
+            byte @ ..128 => Ok(byte.into()),
+            byte => self.long_varint(byte),
+        }
+    }
+
+    #[cold]
+    fn long_varint(&mut self, first: u8) -> Result<u64, Error> {
+        let mut number = u64::from(first & 127);
+        for shift in (7..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 127) << shift;
+            if byte < 128 {
+                return Ok(number);
+            }
+        }
+        Err(Error::new("the bytes are damaged: a length of more than 64 bits"))
+    }
+
+    #[inline]
+    pub(super) fn length(&mut self) -> Result<usize, Error> {
+        usize::try_from(self.varint()?).map_err(Error::custom)
+    }
+
+    /// So many bytes, if they are there.
+    #[inline]
+    pub(super) fn take(&mut self, length: usize) -> Option<&'de [u8]> {
+        let (slice, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(slice)
+    }
+
+    #[inline]
+    pub(super) fn slice(&mut self) -> Result<&'de [u8], Error> {
+        let length = self.length()?;
+        self.take(length).ok_or_else(cut_short)
+    }
+
+    #[inline]
+    pub(super) fn text(&mut self) -> Result<&'de str, Error> {
+        std::str::from_utf8(self.slice()?).map_err(Error::custom)
+    }
+
+    /// A name, or the end of names. `expected`: what it mostly is, so that it need not be checked to be text.
+    #[inline]
+    pub(super) fn name(&mut self, expected: &'static str) -> Result<Option<&'de str>, Error> {
+        let head = self.varint()?;
+        if head == END_OF_NAMES {
+            return Ok(None);
+        }
+        let half = usize::try_from(head / 2).map_err(Error::custom)?;
+        let name = if head % 2 == 1 { self.take(half) } else { self.known_name(half) };
+        let name = name.ok_or_else(cut_short)?;
+        if name == expected.as_bytes() {
+            return Ok(Some(expected));
+        }
+        std::str::from_utf8(name).map(Some).map_err(Error::custom)
+    }
+
+    #[inline]
+    fn known_name(&self, at: usize) -> Option<&'de [u8]> {
+        let (&head, name) = self.whole.get(at..)?.split_first()?;
+        let length = usize::from(head / 2);
+        name.get(..length).filter(|_| head % 2 == 1 && length <= LONGEST_KNOWN)
+    }
+
+    #[inline]
+    pub(super) fn variant(&mut self) -> Result<&'de str, Error> {
+        self.name("")?.ok_or_else(|| Error::new("the bytes are damaged: a variant without a name"))
+    }
+
+    /// The tag of a value, past those that say that it is `Some`.
+    #[inline]
+    pub(super) fn value_tag(&mut self) -> Result<u8, Error> {
+        loop {
+            match self.byte()? {
+                tag::SOME => {}
+                tag => return Ok(tag),
+            }
+        }
+    }
+
+    /// The integer of this tag, if it is one of at most 64 bits.
+    #[inline]
+    pub(super) fn integer(&mut self, tag: u8) -> Result<Option<Integer>, Error> {
+        Ok(Some(match tag {
+            ..tag::SMALL => Integer::Unsigned(tag.into()),
+            tag::U8 => Integer::Unsigned(self.byte()?.into()),
+            tag::U16 => Integer::Unsigned(u16::from_le_bytes(self.array()?).into()),
+            tag::U32 => Integer::Unsigned(u32::from_le_bytes(self.array()?).into()),
+            tag::U64 => Integer::Unsigned(u64::from_le_bytes(self.array()?)),
+            tag::I8 => Integer::Signed(i8::from_le_bytes(self.array()?).into()),
+            tag::I16 => Integer::Signed(i16::from_le_bytes(self.array()?).into()),
+            tag::I32 => Integer::Signed(i32::from_le_bytes(self.array()?).into()),
+            tag::I64 => Integer::Signed(i64::from_le_bytes(self.array()?)),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// What the key of a map is, for an error.
+pub(super) fn key_text(bytes: &[u8]) -> String {
+    let mut reader = Reader::new(bytes);
+    match reader.value_tag() {
+        Ok(tag::STR) => reader.text().map(|text| format!("{text:?}")),
+        Ok(tag::UNIT_VARIANT) => reader.variant().map(str::to_owned),
+        Ok(tag) => reader.integer(tag).map(|integer| match integer {
+            Some(Integer::Unsigned(number)) => number.to_string(),
+            Some(Integer::Signed(number)) => number.to_string(),
+            _ => "…".to_owned(),
+        }),
+        Err(error) => Err(error),
+    }
+    .unwrap_or_else(|_| "…".to_owned())
+}
+
+#[cold]
+pub(super) fn cut_short() -> Error {
+    Error::new("the bytes end in the middle of a value")
+}
