@@ -4,7 +4,9 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgid, setuid};
 use phalanx::{
-    MemoryError, Options, ProcessContext, SharingStrategy, Tensor, get_sharing_directory,
+    MemoryError, Options, ProcessContext, SharingStrategy, StartMethod, Tensor, get_sharing_directory,
     get_sharing_strategy, set_sharing_directory, set_sharing_strategy, spawn, start_processes,
 };
 
@@ -106,6 +108,37 @@ fn worker_whose_directory_is_removed_returns_named_memory_all_the_same() {
     }
     watched(|| {
         spawn(launch, (), 1).unwrap();
+        assert!(trees().is_empty(), "{:?}", trees());
+    });
+}
+
+#[test]
+fn directory_whose_name_is_not_utf8_is_the_workers_too() {
+    fn launch(_: usize, _: ()) -> anyhow::Result<()> {
+        let home = tempfile::tempdir()?;
+        let directory = home.path().join(OsStr::from_bytes(b"d\xff"));
+        fs::create_dir(&directory)?;
+        set_sharing_directory(&directory)?;
+        by_name();
+        let tensor = Tensor::<f32>::zeros(&[4])?;
+        let add = |_, tensor: Tensor<f32>| -> anyhow::Result<()> {
+            tensor.fetch_add(0, 1.0)?;
+            anyhow::ensure!(get_sharing_directory().ends_with(OsStr::from_bytes(b"d\xff")));
+            Ok(())
+        };
+        for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+            start_processes(add, tensor.clone(), Options::new(2).start_method(method))?.join()?;
+        }
+        anyhow::ensure!(tensor.get(0)? == 4.0);
+        drop(tensor);
+        // The tree in it goes when this process exits; the test's own directory goes after that.
+        std::mem::forget(home);
+        Ok(())
+    }
+    watched(|| {
+        let home = tempfile::tempdir().unwrap();
+        let options = Options::new(1).env("TMPDIR", home.path().to_str().unwrap());
+        start_processes(launch, (), options).unwrap().join().unwrap();
         assert!(trees().is_empty(), "{:?}", trees());
     });
 }

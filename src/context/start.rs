@@ -59,6 +59,18 @@ use crate::worker::entry::{self, Entry};
 /// phalanx::spawn(move |rank, _: ()| anyhow::Ok(rank as f64 * scale), (), 4);
 /// ```
 ///
+/// Nor does an `Arc` travel, since what arrived in another process would share nothing with what was sent. Share a
+/// [`Lock`](crate::sync::Lock), a [`Value`](crate::sync::Value), a [`Tensor`](crate::Tensor) or a [`Queue`](crate::Queue) instead:
+///
+/// ```compile_fail,E0277
+/// use std::sync::{Arc, Mutex};
+/// fn count(_: usize, total: Arc<Mutex<u64>>) -> anyhow::Result<()> {
+///     *total.lock().unwrap() += 1;
+///     Ok(())
+/// }
+/// phalanx::spawn(count, Arc::new(Mutex::new(0)), 4);
+/// ```
+///
 /// # Errors
 /// The failure that happened first in time, as [`Error::ProcessRaised`] or [`Error::ProcessExited`], after all
 /// other workers were ended; or why they could not be started, when none is left either.

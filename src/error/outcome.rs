@@ -197,6 +197,27 @@ pub struct ResourceUsage {
     pub peak_memory: Option<u64>,
 }
 
+/// An `Arc` in a record: serde has it only behind its feature `rc`, which would let the arguments of every program have one too,
+/// though what arrives in another process shares nothing.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<Arc<T>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<T>>, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map(Arc::new))
+    }
+}
+
 /// What is known of a worker that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
@@ -205,6 +226,7 @@ pub(crate) struct Ended {
     pub(crate) kind: Option<FailureKind>,
     pub(crate) cause: Option<Cause>,
     /// Shared, since every outcome that is handed out is a copy, and a message may be large.
+    #[serde(with = "shared")]
     pub(crate) error: Option<Arc<RaisedError>>,
     pub(crate) traceback: Option<Traceback>,
     pub(crate) note: Option<String>,

@@ -1,7 +1,6 @@
 //! `JoinableQueue`: a queue of tasks, of which it is known how many are not done yet. `SimpleQueue`: the plain one.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -49,7 +48,7 @@ use crate::sync::patience::Patience;
 #[serde(bound = "")]
 pub struct JoinableQueue<T> {
     queue: Queue<T>,
-    tasks: Arc<Tasks>,
+    tasks: Tasks,
 }
 
 impl<T> Clone for JoinableQueue<T> {
@@ -64,7 +63,7 @@ impl<T> JoinableQueue<T> {
     /// # Errors
     /// As [`Queue::bounded`].
     pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
-        Ok(Self { queue: Queue::bounded(capacity)?, tasks: Arc::new(Tasks::new()?) })
+        Ok(Self { queue: Queue::bounded(capacity)?, tasks: Tasks::new()? })
     }
 
     pub(super) fn core(&self) -> &Core {

@@ -37,7 +37,7 @@ const PLACES: usize = 256;
 const KIND: &str = "tasks";
 
 /// The record of a queue's tasks. In a place the `mark` is how many its owner holds.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub(super) struct Tasks {
     shared: Shared<TaskCells>,

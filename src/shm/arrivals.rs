@@ -37,11 +37,7 @@ pub(crate) enum Grant {
 /// A segment on its way in.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// `sealed`: it must be a memfd of fixed size.
-    Descriptor {
-        fd: OwnedFd,
-        sealed: bool,
-    },
+    Descriptor(OwnedFd),
     /// A name in the tree.
     Name(String),
     Mapped(Arc<Segment>),
@@ -107,7 +103,7 @@ impl Arrivals {
             |error: std::io::Error| format!("segment {number} cannot be mapped: {}", with_hint(&error));
         let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
             Arrival::Mapped(segment) => Ok(segment),
-            Arrival::Descriptor { fd, sealed } => Segment::receive(fd, sealed).map_err(failed),
+            Arrival::Descriptor(fd) => Segment::receive(fd).map_err(failed),
             Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
             Arrival::Broken(why) => Err(why),
         };

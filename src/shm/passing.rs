@@ -255,7 +255,7 @@ fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result
 /// What a parcel is on the other side, when it did not have to travel.
 #[cfg(test)]
 pub(crate) fn arrive(parcel: &Parcel) -> Arrivals {
-    let open = |segment: &Arc<Segment>| Arrival::Descriptor { fd: segment.open().unwrap(), sealed: false };
+    let open = |segment: &Arc<Segment>| Arrival::Descriptor(segment.open().unwrap());
     let segments = parcel.segments.iter().map(open);
     let copy = |descriptor: &Descriptor| Ok(descriptor.clone().into_owned().unwrap());
     let descriptors = parcel.descriptors.iter().map(copy);
@@ -353,7 +353,7 @@ mod tests {
             let bytes = encoding::write(&(grant, dtype, shape, strides, offset)).unwrap();
             let segment = Storage::sealable(64).unwrap();
             let open = || segment.segment().unwrap().open().unwrap();
-            let arrivals = (0..2).map(|_| Arrival::Descriptor { fd: open(), sealed: true }).collect();
+            let arrivals = (0..2).map(|_| Arrival::Descriptor(open())).collect();
             let arrivals = Arrivals::new(arrivals, grants, Vec::new());
             let (tensor, _) = provide(arrivals, || encoding::read::<DynTensor>(&bytes));
             if let Ok(tensor) = tensor {
@@ -372,7 +372,7 @@ mod tests {
                 let segment = Storage::sealable(64).unwrap();
                 let fd = segment.segment().unwrap().open().unwrap();
                 let descriptors = vec![Ok(fd.try_clone().unwrap()), Err("lost".to_owned())];
-                Arrivals::new(vec![Arrival::Descriptor { fd, sealed: true }], grants.clone(), descriptors)
+                Arrivals::new(vec![Arrival::Descriptor(fd)], grants.clone(), descriptors)
             };
             let _ = provide(arrivals(), || encoding::read::<Vec<Descriptor>>(&bytes).map(drop));
             let _ = provide(arrivals(), || encoding::read::<Vec<DynTensor>>(&bytes).map(drop));

@@ -44,8 +44,7 @@ enum Backing {
 /// How it travels to a process of the same tree.
 #[derive(Debug)]
 pub(crate) enum Vehicle<'a> {
-    /// `sealed`: it is a memfd of fixed size.
-    Descriptor { fd: &'a Descriptor, sealed: bool },
+    Descriptor(&'a Descriptor),
     /// By a name that is put where the other process looks for it.
     Name,
 }
@@ -150,9 +149,10 @@ impl Segment {
     /// Takes over one that another process has sent by its descriptor.
     ///
     /// # Errors
-    /// When it is to be sealed against being cut short, and is not; when it is no file, or cannot be mapped.
-    pub(super) fn receive(fd: OwnedFd, sealed: bool) -> io::Result<Arc<Self>> {
-        if sealed && !memfd::is_size_sealed(fd.as_fd()) {
+    /// When it is a memfd that somebody could still cut short; when it is no file, or cannot be mapped.
+    pub(super) fn receive(fd: OwnedFd) -> io::Result<Arc<Self>> {
+        // The descriptor is asked, not its sender. Files have no seals: those of `Storage::from_file` and named memory.
+        if memfd::is_memfd(fd.as_fd()) && !memfd::is_size_sealed(fd.as_fd()) {
             return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
         }
         let map = if memfd::is_read_only(fd.as_fd())? {
@@ -234,7 +234,7 @@ impl Segment {
     /// How it travels to a process of the same tree.
     pub(crate) fn vehicle(&self) -> Vehicle<'_> {
         match &self.backing {
-            Backing::Descriptor(fd) => Vehicle::Descriptor { fd, sealed: memfd::is_size_sealed(fd.as_fd()) },
+            Backing::Descriptor(fd) => Vehicle::Descriptor(fd),
             Backing::Name(_) | Backing::Closed => Vehicle::Name,
         }
     }
@@ -387,7 +387,7 @@ mod tests {
     fn segment_that_arrives_again_is_the_same_and_is_forgotten_with_its_last_holder() {
         for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
             let segment = Segment::create(plan(strategy)).unwrap();
-            let again = Segment::receive(segment.open().unwrap(), false).unwrap();
+            let again = Segment::receive(segment.open().unwrap()).unwrap();
             assert!(Arc::ptr_eq(&segment, &again));
             let identity = segment.identity();
             drop((segment, again));
@@ -406,9 +406,12 @@ mod tests {
     #[test]
     fn receive_refuses_what_is_not_sealed() {
         let loose = memfd::create("loose", 100).unwrap();
-        assert!(Segment::receive(loose, true).is_err());
-        let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(Segment::receive(file.into(), false).is_err());
+        assert!(Segment::receive(loose).unwrap_err().to_string().contains("not sealed"));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(Segment::receive(null.into()).is_err());
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        assert!(Segment::receive(file.into()).is_ok(), "a file has no seals");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! How memory is made that other processes can map, and the process's choice of it.
 
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -134,16 +136,21 @@ pub fn get_sharing_directory() -> PathBuf {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Choice {
     strategy: SharingStrategy,
-    directory: PathBuf,
+    /// The path, which need not be UTF-8.
+    directory: Vec<u8>,
 }
 
 impl Choice {
     pub(crate) fn of_this_process() -> Self {
-        Self { strategy: get_sharing_strategy(), directory: get_sharing_directory() }
+        Self {
+            strategy: get_sharing_strategy(),
+            directory: get_sharing_directory().into_os_string().into_vec(),
+        }
     }
 
     pub(crate) fn take_on(self) {
         set_sharing_strategy(self.strategy);
-        *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.directory);
+        let directory = OsString::from_vec(self.directory).into();
+        *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory);
     }
 }

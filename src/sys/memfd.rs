@@ -124,6 +124,11 @@ fn add_seals(fd: BorrowedFd<'_>, seals: SealFlag) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether it is a memfd, and no file: also one that was removed has its path (proc_pid_fd(5)).
+pub(crate) fn is_memfd(fd: BorrowedFd<'_>) -> bool {
+    super::fd::target(fd).is_some_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:"))
+}
+
 /// Whether its size can change no more.
 pub(crate) fn is_size_sealed(fd: BorrowedFd<'_>) -> bool {
     seals(fd).contains(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)

@@ -35,12 +35,8 @@ impl Load {
         let mut load = Self::default();
         for (number, segment) in parcel.segments.iter().enumerate() {
             let way = match (segment.vehicle(), &out) {
-                (Vehicle::Descriptor { fd, sealed }, _) => {
-                    Way::Descriptor { number: load.carry(fd.clone()), sealed }
-                }
-                (Vehicle::Name, None) => {
-                    Way::Descriptor { number: load.carry(segment.open()?.into()), sealed: false }
-                }
+                (Vehicle::Descriptor(fd), _) => Way::Descriptor { number: load.carry(fd.clone()) },
+                (Vehicle::Name, None) => Way::Descriptor { number: load.carry(segment.open()?.into()) },
                 (Vehicle::Name, Some(out)) => {
                     segment.link(&tree::result_in(out, number))?;
                     Way::Name
@@ -201,9 +197,7 @@ pub(crate) fn unload(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option
         place.and_then(Option::take).ok_or_else(|| lost(came, count))
     };
     let arrival = |(number, way): (usize, &Way)| match *way {
-        Way::Descriptor { number, sealed } => {
-            take(number).map_or_else(Arrival::Broken, |fd| Arrival::Descriptor { fd, sealed })
-        }
+        Way::Descriptor { number } => take(number).map_or_else(Arrival::Broken, |fd| Arrival::Descriptor(fd)),
         Way::Name => nest.map_or_else(
             || Arrival::Broken("it has no place for named memory".to_owned()),
             |nest| Arrival::Name(nest.result(number)),

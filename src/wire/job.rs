@@ -36,9 +36,9 @@ impl JobFile {
         let mut segments = Vec::with_capacity(parcel.segments.len());
         for segment in &parcel.segments {
             segments.push(match segment.vehicle() {
-                Vehicle::Descriptor { fd, sealed } => Way::Descriptor { number: inherit(fd.clone()), sealed },
+                Vehicle::Descriptor(fd) => Way::Descriptor { number: inherit(fd.clone()) },
                 Vehicle::Name if by_name => Way::Name,
-                Vehicle::Name => Way::Descriptor { number: inherit(segment.open()?.into()), sealed: false },
+                Vehicle::Name => Way::Descriptor { number: inherit(segment.open()?.into()) },
             });
         }
         let beyond_stdio = parcel.descriptors.iter().map(Descriptor::beyond_stdio);
@@ -116,7 +116,7 @@ impl OpenJob {
     ) -> io::Result<Arrivals> {
         let Manifest { segments, grants, descriptors } = &self.job.manifest;
         let arrival = |(number, way): (usize, &Way)| match *way {
-            Way::Descriptor { number, sealed } => Ok(Arrival::Descriptor { fd: adopt(number)?, sealed }),
+            Way::Descriptor { number } => Ok(Arrival::Descriptor(adopt(number)?)),
             Way::Name => {
                 let place =
                     place.ok_or_else(|| io::Error::other("the launcher gave no place for named memory"))?;
@@ -132,7 +132,7 @@ impl OpenJob {
     /// All descriptors that came with it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_segments = self.job.manifest.segments.iter().filter_map(|way| match *way {
-            Way::Descriptor { number, .. } => Some(number),
+            Way::Descriptor { number } => Some(number),
             Way::Name => None,
         });
         let of_values = self.job.manifest.descriptors.iter().copied();

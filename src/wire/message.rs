@@ -57,9 +57,8 @@ impl Manifest {
 /// How a segment gets to the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Way {
-    /// As the descriptor of this number: an inherited one, or one of those that were sent. `sealed`: it is a memfd of
-    /// fixed size, and no file that somebody could cut short.
-    Descriptor { number: RawFd, sealed: bool },
+    /// As the descriptor of this number: an inherited one, or one of those that were sent.
+    Descriptor { number: RawFd },
     /// By a name that was put for it where the other side looks: its number is the segment's.
     Name,
 }
