@@ -1,12 +1,14 @@
 //! Connections that are sent: in one process at a time, and back when they could not be sent.
 
 mod common;
+#[path = "common/kept.rs"]
+mod kept;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 
 use common::{SOON, by, by_each_method, launched, watched, with_worker};
+use kept::Kept;
 use nix::sys::resource::{Resource, setrlimit};
 use phalanx::{
     Connection, Never, Options, QueueError, one_way, pipe, spawn, start_processes, start_processes_with,
@@ -84,8 +86,8 @@ fn connection_in_a_result_comes_from_its_worker() {
 fn connection_for_all_ranks_or_of_a_failed_start_is_still_here() {
     fn launch(_: usize, (): ()) -> anyhow::Result<String> {
         let (ours, theirs) = pipe::<u8, u8>()?;
-        let theirs = Arc::new(theirs);
-        let work = |_, _: Arc<Connection<u8, u8>>| anyhow::Ok(());
+        let theirs = Kept::new(theirs);
+        let work = |_, _: Kept<Connection<u8, u8>>| anyhow::Ok(());
         let error = spawn(work, theirs.clone(), 2).unwrap_err().to_string();
         anyhow::ensure!(error.contains("a connection can go to one rank only"), "{error}");
         setrlimit(Resource::RLIMIT_NOFILE, 14, 14)?;
@@ -106,8 +108,7 @@ fn connection_for_all_ranks_or_of_a_failed_start_is_still_here() {
 fn connection_that_another_thread_waits_on_is_not_sent() {
     watched(|| {
         let (ours, theirs) = pipe::<u8, u8>().unwrap();
-        let (carrier, _other) = pipe::<Arc<Connection<u8, u8>>, ()>().unwrap();
-        let ours = Arc::new(ours);
+        let (carrier, _other) = pipe::<Connection<u8, u8>, ()>().unwrap();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 loop {
@@ -126,11 +127,11 @@ fn connection_that_another_thread_waits_on_is_not_sent() {
                 }
             };
             assert!(error.contains("end the call that waits first"), "{error}");
-            assert!(
-                matches!(carrier.send(ours.clone()), Err(QueueError::Encode { reason }) if reason == error)
-            );
+            let sent = carrier.send(&ours);
+            // Before anything can fail here: the thread waits for it.
             theirs.send(1).unwrap();
             assert_eq!(waiting.join().unwrap().unwrap(), 1);
+            assert!(matches!(sent, Err(QueueError::Encode { reason }) if reason.ends_with(&error)));
         });
         carrier.send(ours).unwrap();
     });

@@ -1,14 +1,16 @@
 //! Pipes between a launcher and its workers: what is sent arrives, whatever its size, and each side learns of the other's end.
 
 mod common;
+#[path = "common/kept.rs"]
+mod kept;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{
     SOON, await_post, board, by, by_each_method, file_of, kill_and_join, kill_self, launched, post,
     under_both_strategies, wait_for_ever, watched, with_worker,
 };
+use kept::Kept;
 use phalanx::{
     Connection, Descriptor, Never, Options, QueueError, Shard, Tensor, one_way, pipe, start_processes,
 };
@@ -124,7 +126,7 @@ fn large_values_arrive_whole() {
 #[test]
 #[expect(unsafe_code, reason = "signal(2) is unsafe")]
 fn end_of_a_killed_worker_is_seen_after_what_it_sent_by_each_start_method() {
-    fn work(_: usize, (launcher, sent): (Arc<Connection<u32, u32>>, Tensor<i64>)) -> anyhow::Result<()> {
+    fn work(_: usize, (launcher, sent): (Kept<Connection<u32, u32>>, Tensor<i64>)) -> anyhow::Result<()> {
         (0..3).try_for_each(|number| launcher.send(number))?;
         post(&sent, 0, 1);
         wait_for_ever()
@@ -134,7 +136,7 @@ fn end_of_a_killed_worker_is_seen_after_what_it_sent_by_each_start_method() {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         by_each_method(|method| {
             let (ours, theirs) = pipe::<u32, u32>().unwrap();
-            let (theirs, sent) = (Arc::new(theirs), board(1));
+            let (theirs, sent) = (Kept::new(theirs), board(1));
             // It is closed here though it is kept.
             let context = start_processes(work, (theirs.clone(), sent.clone()), by(method, 1)).unwrap();
             // Something that it never reads.

@@ -1,10 +1,13 @@
 //! Memory in results: it arrives whole when its maker is dead, each time as the same memory, and nothing is left of it.
 
 mod common;
+#[path = "common/kept.rs"]
+mod kept;
 
 use std::collections::BTreeMap;
 
 use common::{named_memory, under_both_strategies};
+use kept::Kept;
 use phalanx::{
     DynTensor, Error, FrozenTensor, Options, Shard, Tensor, spawn, start_processes, start_processes_with,
 };
@@ -184,13 +187,13 @@ fn shard_for_all_ranks_and_shard_taken_twice_are_errors() {
 
 #[test]
 fn shard_that_was_sent_is_gone_from_the_sender() {
-    use std::sync::{Arc, Mutex};
-    fn take(_: usize, shard: Arc<Mutex<Shard<i32>>>) -> anyhow::Result<i32> {
+    use std::sync::Mutex;
+    fn take(_: usize, shard: Kept<Mutex<Shard<i32>>>) -> anyhow::Result<i32> {
         Ok(shard.lock().unwrap().as_mut_slice()?[0])
     }
     under_both_strategies(|| {
         let shard = Tensor::from_slice(&[5], &[1]).unwrap().into_shards(1).unwrap().remove(0);
-        let shard = Arc::new(Mutex::new(shard));
+        let shard = Kept::new(Mutex::new(shard));
         assert_eq!(spawn(take, shard.clone(), 1).unwrap(), [5]);
         let error = shard.lock().unwrap().as_mut_slice().unwrap_err().to_string();
         assert_eq!(error, "shard 0 of 1 is not here: it was sent to another process");
@@ -201,14 +204,14 @@ fn shard_that_was_sent_is_gone_from_the_sender() {
 
 #[test]
 fn shard_of_a_start_that_failed_is_still_here() {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
     fn launch(_: usize, _: ()) -> anyhow::Result<String> {
         let shard = Tensor::from_slice(&[5], &[1])?.into_shards(1)?.remove(0);
-        let shard = Arc::new(Mutex::new(shard));
+        let shard = Kept::new(Mutex::new(shard));
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 12, 12)?;
         let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
         let start =
-            start_processes(|_, _: Arc<Mutex<Shard<i32>>>| anyhow::Ok(()), shard.clone(), Options::new(1));
+            start_processes(|_, _: Kept<Mutex<Shard<i32>>>| anyhow::Ok(()), shard.clone(), Options::new(1));
         drop(files);
         let error = start.err().map_or_else(String::new, |error| error.to_string());
         anyhow::ensure!(shard.lock().unwrap().as_mut_slice()? == [5]);

@@ -197,7 +197,7 @@ pub(crate) fn unload(manifest: Manifest, descriptors: Vec<OwnedFd>, nest: Option
         place.and_then(Option::take).ok_or_else(|| lost(came, count))
     };
     let arrival = |(number, way): (usize, &Way)| match *way {
-        Way::Descriptor { number } => take(number).map_or_else(Arrival::Broken, |fd| Arrival::Descriptor(fd)),
+        Way::Descriptor { number } => take(number).map_or_else(Arrival::Broken, Arrival::Descriptor),
         Way::Name => nest.map_or_else(
             || Arrival::Broken("it has no place for named memory".to_owned()),
             |nest| Arrival::Name(nest.result(number)),
