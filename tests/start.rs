@@ -350,12 +350,13 @@ fn workers_run_where_the_thread_that_starts_them_may() {
 fn hard_descriptor_limit_leaves_nobody_and_names_rank_call_and_limit() {
     watched(|| {
         let error = spawn(start_under_descriptor_limit, (32, 40), 1).unwrap().remove(0).unwrap_err();
-        assert!(error.contains("cannot start rank 1") && error.contains("of 60"), "{error}");
+        assert!(error.starts_with("cannot start rank ") && error.contains(" of 60: "), "{error}");
         assert!(error.contains("RLIMIT_NOFILE is 40 of at most 40"), "{error}");
         assert!(
-            error.contains("(memfd_create)")
-                || error.contains("(pidfd_open)")
-                || error.contains("posix_spawn")
+            ["(memfd_create)", "(pidfd_open)", "(socketpair)", "posix_spawn"]
+                .iter()
+                .any(|call| error.contains(call)),
+            "{error}"
         );
     });
 }

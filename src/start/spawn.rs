@@ -41,7 +41,8 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
 
 /// Refuses to run what is not known to be this program again.
 pub(crate) fn check_executable() -> Result<(), Error> {
-    match Executable::of_this_process() {
+    let found = Executable::of_this_process();
+    match found.map_err(Error::system("find out which file this process runs (/proc/self/auxv)"))? {
         Executable::Own | Executable::Loader(_) => Ok(()),
         Executable::Other => Err(Error::OtherExecutable { exe: std::fs::read_link("/proc/self/exe").ok() }),
     }
@@ -62,8 +63,9 @@ impl Template {
         });
         let ours = std::env::args_os().filter_map(c_string);
         let arguments = match Executable::of_this_process() {
-            Executable::Loader(before) => before.iter().cloned().chain(ours.skip(1)).collect(),
-            Executable::Own | Executable::Other => ours.collect(),
+            Ok(Executable::Loader(before)) => before.iter().cloned().chain(ours.skip(1)).collect(),
+            // That it is known was checked before.
+            Ok(Executable::Own | Executable::Other) | Err(_) => ours.collect(),
         };
         Self { environment: pairs.collect(), arguments }
     }

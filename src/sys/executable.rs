@@ -2,12 +2,12 @@
 //! (`ld.so ./program`, ld.so(8)), or an emulator, that is the loader or the emulator.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{image, symbols};
+use super::{image, limits, symbols};
 
 /// The file that the kernel was asked to run, also when its name is gone or another file's.
 const OWN: &str = "/proc/self/exe";
@@ -26,9 +26,16 @@ pub(crate) enum Executable {
 
 impl Executable {
     /// That of this process, looked up once.
-    pub(crate) fn of_this_process() -> &'static Self {
+    ///
+    /// # Errors
+    /// When the system does not let us look, as for want of a descriptor. Another time it may.
+    pub(crate) fn of_this_process() -> io::Result<&'static Self> {
         static FOUND: OnceLock<Executable> = OnceLock::new();
-        FOUND.get_or_init(|| find().unwrap_or(Self::Other))
+        if let Some(found) = FOUND.get() {
+            return Ok(found);
+        }
+        let found = limits::with_room(find)?;
+        Ok(FOUND.get_or_init(|| found.unwrap_or(Self::Other)))
     }
 
     /// Where our file can be read.
@@ -44,19 +51,32 @@ impl Executable {
 }
 
 /// `None` where nothing tells.
-fn find() -> Option<Executable> {
+fn find() -> io::Result<Option<Executable>> {
     let (headers, build_id) = image::main_object();
     // The kernel says where it has put the program headers of the file that it was asked to run. A loader that was run
     // itself changes that in its memory, but not what the kernel shows.
-    if std::fs::read("/proc/self/auxv").is_ok_and(|auxv| program_headers(&auxv) == Some(headers as u64)) {
-        return Some(Executable::Own);
+    if readable(std::fs::read("/proc/self/auxv"))?
+        .is_some_and(|auxv| program_headers(&auxv) == Some(headers as u64))
+    {
+        return Ok(Some(Executable::Own));
     }
     // A file that may be run but not read, whose process may not read its auxv either: no loader could have read it.
-    if std::fs::File::open(OWN).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
-        return Some(Executable::Own);
+    if readable(std::fs::File::open(OWN))?.is_none() {
+        return Ok(Some(Executable::Own));
     }
-    let build_id = build_id?;
-    let is_ours = |path: &str| symbols::build_id_of(Path::new(path)).as_ref() == Some(&build_id);
+    Ok(build_id.and_then(|build_id| find_by_build_id(&build_id, headers)))
+}
+
+/// `None` for what this user may not read.
+fn readable<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+fn find_by_build_id(build_id: &Vec<u8>, headers: usize) -> Option<Executable> {
+    let is_ours = |path: &str| symbols::build_id_of(Path::new(path)).as_ref() == Some(build_id);
     if is_ours(OWN) {
         return Some(Executable::Own);
     }
@@ -129,7 +149,7 @@ mod tests {
 
     #[test]
     fn this_test_runs_its_own_file_whose_build_id_can_be_read() {
-        assert_eq!(Executable::of_this_process(), &Executable::Own);
+        assert_eq!(Executable::of_this_process().unwrap(), &Executable::Own);
         assert_eq!(symbols::build_id_of(Path::new(OWN)), image::main_object().1);
         assert_eq!(symbols::build_id_of(Path::new("/proc/self/cmdline")), None);
     }

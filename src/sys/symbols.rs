@@ -149,7 +149,7 @@ fn demangled(name: &str) -> String {
 
 /// The executable's file.
 fn main_file() -> Option<object::File<'static>> {
-    Executable::of_this_process().path().and_then(read)
+    Executable::of_this_process().ok()?.path().and_then(read)
 }
 
 /// The build id of a file of code.
@@ -218,7 +218,7 @@ fn section(object: &object::File<'static>, name: &str) -> &'static [u8] {
 
 fn package_beside(module: &Module) -> Option<DwarfPackage<Bytes>> {
     let path = match module.is_main() {
-        true => fs::canonicalize(Executable::of_this_process().path()?).ok()?,
+        true => fs::canonicalize(Executable::of_this_process().ok()?.path()?).ok()?,
         false => PathBuf::from(&module.name),
     };
     let package = read(&path.with_added_extension("dwp"))?;
