@@ -46,7 +46,7 @@ impl Beside {
     }
 
     /// Drops the orphans that stand before what has the ticket `first`, of the first message in the ring that has one; all there are
-    /// if none has. Inside both gates.
+    /// if none has. Inside the gates of producers and of receivers.
     pub(super) fn drop_orphans(&self, first: Option<u32>) -> Result<(), QueueError> {
         let failed = || QueueError::system("drop what a dead producer has sent (recvmsg)");
         loop {

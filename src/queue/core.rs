@@ -1,4 +1,5 @@
-//! What all queues are: a ring in shared memory, a gate at either side of it, and a socket for what goes beside messages.
+//! What all queues are: a ring in shared memory, a gate at either side of it, and a socket, with a gate of its own, for what goes
+//! beside messages.
 //!
 //! A producer is inside the one gate while it waits for room and writes; a consumer is inside the other while it waits for
 //! a message and copies it out. A message is in the queue, and out of it, by one store. So whoever dies, and whenever:
@@ -36,7 +37,8 @@ cells! {
         /// A consumer's, who waits for a message.
         no_message: Nap,
         /// Who receives from the socket is inside, from before the message is out of the ring until what came beside it is out of the
-        /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's.
+        /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's. Nobody waits for
+        /// anything inside.
         pub(super) receive: RobustWord,
         /// The most messages that may be in it.
         most: AtomicU32,

@@ -4,7 +4,7 @@
 //! - `joinable`: queues of tasks that are to be done, and the plain one
 //! - `tasks`: how many tasks are done, and who has the others
 //! - `wait`: waiting for several things at once
-//! - `core`: what all of them are: a ring, two gates, and a socket
+//! - `core`: what all of them are: a ring with a gate at either side, and a socket
 //! - `side`: the producers or the consumers, of whom one is in the gate
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `beside`: what goes beside messages
