@@ -149,7 +149,8 @@
 //! # More
 //!
 //! The [`guide`] has the pages of `docs/`: [how to begin](guide::howto::start), to [end well on
-//! Ctrl-C](guide::howto::ctrl_c), to use it [with tokio](guide::howto::tokio), to [test](guide::howto::testing), to [go on after a
+//! Ctrl-C](guide::howto::ctrl_c), to use it [with tokio](guide::howto::tokio), to
+//! [log in workers](guide::howto::tracing), to [test](guide::howto::testing), to [go on after a
 //! failure](guide::howto::checkpoint), to [feed a data pipeline](guide::howto::pipelines); a worker's
 //! [life](guide::lifecycle), what is sound in [shared memory](guide::memory), how [queues and locks](guide::queues) survive deaths,
 //! and the [differences](guide::differences) from torch's and Python's multiprocessing.

@@ -19,6 +19,8 @@ pub mod howto {
     pub mod testing {}
     #[doc = include_str!("../../docs/howto/tokio.md")]
     pub mod tokio {}
+    #[doc = include_str!("../../docs/howto/tracing.md")]
+    pub mod tracing {}
 }
 
 #[doc = include_str!("links.md")]

@@ -12,3 +12,5 @@ pub mod start {}
 pub mod testing {}
 #[doc = include_str!("../../../docs/howto/tokio.md")]
 pub mod tokio {}
+#[doc = include_str!("../../../docs/howto/tracing.md")]
+pub mod tracing {}
