@@ -67,13 +67,18 @@ fn worker_that_does_not_exit_is_ended_by_sigterm_when_its_context_is_dropped() {
 #[expect(unsafe_code, reason = "setuid of the whole process, which nix does not wrap for threads either")]
 fn give_up_root_and_join(method: StartMethod, death_signal: Signal) -> anyhow::Result<()> {
     let work = |rank, gate: Tensor<i64>| -> anyhow::Result<()> {
+        post(&gate, 2 + rank, 1);
         await_post(&gate, rank);
         anyhow::ensure!(rank != 0, "the first");
         Ok(())
     };
-    let gate = board(2);
+    let gate = board(4);
     let options = by(method, 2).death_signal(Some(death_signal));
     let mut context = start_processes(work, gate.clone(), options)?;
+    // Both have come to their function: one that has not is refused there.
+    for at in 2..4 {
+        await_post(&gate, at);
+    }
     // SAFETY: takes integers.
     let given_up = unsafe { libc::setgid(65534) } == 0 && unsafe { libc::setuid(65534) } == 0;
     anyhow::ensure!(given_up, "setuid: {}", std::io::Error::last_os_error());

@@ -44,7 +44,7 @@ fn launch_with_small_tensors(_: usize, _: ()) -> anyhow::Result<(usize, usize, u
 fn ten_thousand_small_tensors_cost_a_few_descriptors_and_mappings() {
     under_both_strategies(|| {
         let (descriptors, mappings, _) = spawn(launch_with_small_tensors, (), 1).unwrap()[0];
-        assert!(descriptors <= 8 && mappings <= 8, "{descriptors} descriptors, {mappings} mappings");
+        assert!(descriptors <= 9 && mappings <= 8, "{descriptors} descriptors, {mappings} mappings");
     });
 }
 
@@ -101,7 +101,8 @@ fn descriptors_of_a_result_that_find_no_room_are_told() {
     under_both_strategies(|| match (get_sharing_strategy(), &spawn(launch, (), 1).unwrap()[0]) {
         (SharingStrategy::FileSystem, told) => assert_eq!(told, "100"),
         (_, told) => assert!(
-            told.starts_with("cannot read the result of rank 0: only ")
+            told.starts_with("cannot read the result of rank 0: ")
+                && told.contains("only ")
                 && told.contains("RLIMIT_NOFILE is 64 of at most 64"),
             "{told}"
         ),

@@ -109,9 +109,12 @@ pub(crate) fn under_both_strategies(test: impl Fn()) {
             drop(Tensor::<u8>::zeros(&[1]).unwrap());
             phalanx::set_sharing_strategy(strategy);
         };
-        watched_after(take_place, &test);
+        // Set back before another test has its turn.
+        watched_after(take_place, || {
+            test();
+            phalanx::set_sharing_strategy(phalanx::SharingStrategy::default());
+        });
     }
-    phalanx::set_sharing_strategy(phalanx::SharingStrategy::default());
 }
 
 /// Living processes in whose environment at their start a variable has this value.
