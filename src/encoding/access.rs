@@ -20,6 +20,57 @@ pub(super) struct Items<'a, 'de> {
     ended: bool,
 }
 
+/// The items of a sequence that is too short for runs.
+#[derive(Debug)]
+pub(super) struct FewItems<'a, 'de> {
+    reader: &'a mut Reader<'de>,
+    hint: usize,
+    count: usize,
+    ended: bool,
+}
+
+impl<'a, 'de> FewItems<'a, 'de> {
+    #[inline]
+    pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
+        Self { reader, hint, count: 0, ended: false }
+    }
+
+    #[inline]
+    fn advance(&mut self) -> Result<bool, Error> {
+        if !self.ended && self.reader.peek()? == tag::END {
+            self.reader.byte()?;
+            self.ended = true;
+        }
+        Ok(!self.ended)
+    }
+
+    /// Sees that all were read.
+    #[inline]
+    pub(super) fn end(mut self) -> Result<(), Error> {
+        if self.advance()? { Err(unread()) } else { Ok(()) }
+    }
+}
+
+impl<'de> SeqAccess<'de> for &mut FewItems<'_, 'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if !self.advance()? {
+            return Ok(None);
+        }
+        let number = self.count;
+        self.count += 1;
+        let item = seed.deserialize(&mut *self.reader);
+        item.map(Some).map_err(|error| error.within(Step::Item(number)))
+    }
+
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.hint.min(self.reader.rest().len()))
+    }
+}
+
 /// Numbers of one tag, and what is left of them.
 #[derive(Debug)]
 struct Run<'de> {
@@ -29,9 +80,8 @@ struct Run<'de> {
 
 impl<'a, 'de> Items<'a, 'de> {
     #[inline]
-    pub(super) fn of(reader: &'a mut Reader<'de>) -> Result<Self, Error> {
-        let hint = reader.length()?;
-        Ok(Self { reader, hint, count: 0, run: Run { tag: tag::U8, bytes: &[] }, ended: false })
+    pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
+        Self { reader, hint, count: 0, run: Run { tag: tag::U8, bytes: &[] }, ended: false }
     }
 
     /// Goes to the next item, if there is one: past the head of a run, or the end.

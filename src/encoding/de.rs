@@ -4,10 +4,10 @@ use serde::Deserializer;
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, SeqDeserializer};
 use serde::de::{Error as _, Visitor};
 
-use super::access::{Entries, Fields, Items, OneEntry, Variant};
+use super::access::{Entries, FewItems, Fields, Items, OneEntry, Variant};
 use super::error::Error;
 use super::input::{Integer, Names, Reader};
-use super::tag;
+use super::{RUN_FROM, tag};
 
 /// How deeply values may be nested that a type reads without saying what they are, as in `serde_json::Value` and with
 /// `flatten`: what is read then is as deep as the bytes say, not as the type does.
@@ -63,7 +63,13 @@ impl<'de> Reader<'de> {
 
     #[inline]
     fn items<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
-        let mut items = Items::of(self)?;
+        let hint = self.length()?;
+        if hint < RUN_FROM {
+            let mut items = FewItems::of(self, hint);
+            let value = visitor.visit_seq(&mut items)?;
+            return items.end().map(|()| value);
+        }
+        let mut items = Items::of(self, hint);
         let value = visitor.visit_seq(&mut items)?;
         items.end().map(|()| value)
     }

@@ -69,6 +69,9 @@ mod tag {
 /// where in the message the name stood before, times two.
 const END_OF_NAMES: u64 = 0;
 
+/// How many items a sequence has at the least whose numbers become a run: the head of one has 10 bytes.
+const RUN_FROM: usize = 8;
+
 /// Only names that begin with one byte are referred to, so that nobody can make a reader go over a long name again and again.
 const LONGEST_KNOWN: usize = 63;
 

@@ -1,14 +1,14 @@
 //! Values to bytes.
 
+use std::cell::Cell;
+
 use serde::ser::{self, Serialize};
 
 use super::error::{Error, Step};
 use super::input::width;
 use super::parts::Parts;
-use super::{LONGEST_KNOWN, tag};
+use super::{LONGEST_KNOWN, RUN_FROM, tag};
 
-/// So many items a sequence must have that numbers in it become a run: the head of one has 10 bytes.
-const RUN_FROM: usize = 8;
 /// What is reserved at the most for a run: how many items it has is only what the type says.
 const RESERVE: usize = 16 << 20;
 /// Bytes of the count in the head of a run.
@@ -33,6 +33,11 @@ pub(super) struct Writer {
     run_at: usize,
 }
 
+thread_local! {
+    /// An empty list of names with room, so that a message with a struct in it does not allocate one.
+    static SPARE: Cell<Vec<(&'static str, usize)>> = const { Cell::new(Vec::new()) };
+}
+
 const NO_RUN: u8 = tag::END;
 /// A long sequence has begun: a number would begin a run.
 const READY: u8 = tag::RUN;
@@ -44,7 +49,11 @@ impl Writer {
     }
 
     #[inline]
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+        if self.names.capacity() > 0 {
+            self.names.clear();
+            SPARE.set(self.names);
+        }
         self.out
     }
 
@@ -86,6 +95,9 @@ impl Writer {
             return varint(&mut self.out, 2 * self.names[number].1 as u64);
         }
         let at = self.out.len() - self.begin;
+        if self.names.capacity() == 0 {
+            self.names = SPARE.take();
+        }
         if name.len() <= LONGEST_KNOWN && self.names.len() < MOST_KNOWN {
             self.names.push((name, at));
         }

@@ -207,7 +207,7 @@ fn lengths_that_a_type_states_are_no_more_than_hints() {
     // Nor may bytes make this process reserve memory.
     let huge = [&[tag::SEQ][..], &[255; 9], &[1]].concat();
     assert!(read::<Vec<u64>>(&huge).is_err());
-    let run = [&[tag::SEQ, 0, tag::RUN, tag::U64][..], &(u64::MAX / 8).to_le_bytes()].concat();
+    let run = [&[tag::SEQ, 8, tag::RUN, tag::U64][..], &(u64::MAX / 8).to_le_bytes()].concat();
     assert!(read::<Vec<u64>>(&run).unwrap_err().to_string().contains("a run of numbers"));
 }
 
