@@ -20,6 +20,16 @@ pub(super) struct Items<'a, 'de> {
     ended: bool,
 }
 
+/// Whether another part comes; goes past the end if it does not.
+#[inline]
+fn goes_on(reader: &mut Reader<'_>, ended: &mut bool) -> Result<bool, Error> {
+    if !*ended && reader.peek()? == tag::END {
+        reader.byte()?;
+        *ended = true;
+    }
+    Ok(!*ended)
+}
+
 /// The items of a sequence that is too short for runs.
 #[derive(Debug)]
 pub(super) struct FewItems<'a, 'de> {
@@ -37,11 +47,7 @@ impl<'a, 'de> FewItems<'a, 'de> {
 
     #[inline]
     fn advance(&mut self) -> Result<bool, Error> {
-        if !self.ended && self.reader.peek()? == tag::END {
-            self.reader.byte()?;
-            self.ended = true;
-        }
-        Ok(!self.ended)
+        goes_on(self.reader, &mut self.ended)
     }
 
     /// Sees that all were read.
@@ -249,11 +255,7 @@ impl<'a, 'de> Entries<'a, 'de> {
 
     #[inline]
     fn advance(&mut self) -> Result<bool, Error> {
-        if !self.ended && self.reader.peek()? == tag::END {
-            self.reader.byte()?;
-            self.ended = true;
-        }
-        Ok(!self.ended)
+        goes_on(self.reader, &mut self.ended)
     }
 
     #[inline]
