@@ -44,7 +44,7 @@ fn newest_rlib(deps: &Path, name: &str) -> PathBuf {
 fn closure_that_captures_is_refused_with_a_reason() {
     let program = |closure: &str| {
         format!(
-            "fn main() {{ let scale = 2.0; let _ = phalanx::spawn({closure}, (), 1); let _: f64 = scale; }}"
+            "fn main() {{ let scale = 2.0;\nlet _ = phalanx::spawn({closure}, (), 1);\nlet _: f64 = scale; }}"
         )
     };
     common::watched(|| {
@@ -59,6 +59,8 @@ fn closure_that_captures_is_refused_with_a_reason() {
             told.contains("phalanx: this is a closure that captures variables, or a function pointer"),
             "{told}"
         );
+        // The call itself is shown, of which the rest is about the library.
+        assert!(told.contains("2 | let _ = phalanx::spawn(move |rank"), "{told}");
     });
 }
 

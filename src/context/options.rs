@@ -193,6 +193,7 @@ impl Options {
         F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
         E: Into<anyhow::Error>,
     {
+        const { entry::assert_plain::<F>() }
         let _ = hook;
         self.hook = Some(Hook(entry::of_hook::<F, E>()));
         self

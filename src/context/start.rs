@@ -81,6 +81,7 @@ where
     R: Serialize + DeserializeOwned,
     E: Into<anyhow::Error>,
 {
+    const { entry::assert_plain::<F>() }
     start_processes(f, args, Options::new(nprocs))?.join()
 }
 
@@ -117,6 +118,7 @@ where
     R: Serialize + DeserializeOwned,
     E: Into<anyhow::Error>,
 {
+    const { entry::assert_plain::<F>() }
     let _ = f;
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     // One job for all: the arguments are serialised once.
@@ -156,6 +158,7 @@ where
     R: Serialize + DeserializeOwned,
     E: Into<anyhow::Error>,
 {
+    const { entry::assert_plain::<F>() }
     let _ = f;
     let builder = JobBuilder::new(entry::of::<F, A, R, E>(), &options)?;
     let jobs = (0..options.nprocs).map(args).enumerate().map(|(rank, args)| builder.build_for(rank, &args));

@@ -102,6 +102,7 @@ impl ForkServer {
         F: Fn() -> Result<(), E> + Copy + Send + 'static,
         E: Into<anyhow::Error>,
     {
+        const { entry::assert_plain::<F>() }
         let _ = f;
         // Held until it is set: another thread may be about to start the server.
         let known = link();

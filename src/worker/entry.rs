@@ -134,16 +134,20 @@ where
     codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
 }
 
+/// Refuses a function that has bytes, when it is compiled. Each public function that takes one asks for itself, since the compiler
+/// names the call of the function in which the assertion fails, and of no other.
+pub(crate) const fn assert_plain<F>() {
+    assert!(
+        size_of::<F>() == 0,
+        "phalanx: this is a closure that captures variables, or a function pointer, neither of which another \
+         process has: pass a plain `fn` or a closure that captures nothing, and what it needs in the arguments"
+    );
+}
+
 /// The value of a function type: it has no bytes, so there is nothing to send.
 #[expect(unsafe_code, reason = "a function item cannot be named in another process, only conjured")]
 fn conjure<F: Copy + Send + 'static>() -> F {
-    const {
-        assert!(
-            size_of::<F>() == 0,
-            "phalanx: this is a closure that captures variables, or a function pointer, neither of which another \
-             process has: pass a plain `fn` or a closure that captures nothing, and what it needs in the arguments"
-        );
-    }
+    const { assert_plain::<F>() }
     // SAFETY: F has no bytes to read, as just asserted. The launcher had a value of F, so F is inhabited;
     // F is Copy, 'static and Send, so it is no token of uniqueness, of a lifetime or of a thread.
     unsafe { NonNull::<F>::dangling().read() }
