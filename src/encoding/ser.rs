@@ -52,7 +52,8 @@ impl Writer {
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         if self.names.capacity() > 0 {
             self.names.clear();
-            SPARE.set(self.names);
+            // Where it is gone, so is this one.
+            let _ = SPARE.try_with(|spare| spare.set(self.names));
         }
         self.out
     }
@@ -96,7 +97,8 @@ impl Writer {
         }
         let at = self.out.len() - self.begin;
         if self.names.capacity() == 0 {
-            self.names = SPARE.take();
+            // While a thread ends, its own may be gone already.
+            self.names = SPARE.try_with(Cell::take).unwrap_or_default();
         }
         if name.len() <= LONGEST_KNOWN && self.names.len() < MOST_KNOWN {
             self.names.push((name, at));

@@ -419,3 +419,27 @@ fn maps_of_unknown_length_and_keys_of_any_kind() {
     }
     assert_eq!(as_read::<_, Pairs>(&entries).0, entries.0);
 }
+
+#[test]
+fn struct_is_written_while_the_threads_own_things_are_destroyed() {
+    struct Last;
+    impl Drop for Last {
+        fn drop(&mut self) {
+            assert!(!write(&Mixed { a: 1, b: true }).unwrap().is_empty());
+        }
+    }
+    #[derive(Serialize)]
+    struct Mixed {
+        a: u8,
+        b: bool,
+    }
+    thread_local! {
+        static LAST: Last = const { Last };
+    }
+    let thread = std::thread::spawn(|| {
+        // Registered first, so destroyed last: after what the writer keeps for the thread.
+        LAST.with(|_| ());
+        write(&Mixed { a: 2, b: false }).unwrap();
+    });
+    thread.join().unwrap();
+}
