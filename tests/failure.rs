@@ -37,7 +37,8 @@ fn deep_in_the_code(x: Option<u32>) -> u32 {
 
 #[inline(never)]
 fn called_by(x: Option<u32>) -> u32 {
-    deep_in_the_code(x) + 1
+    // Kept, so that this is no tail call, which has no frame.
+    std::hint::black_box(deep_in_the_code(x) + 1)
 }
 
 #[test]
