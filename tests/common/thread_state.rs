@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const SCHED_BATCH: i32 = 3;
+/// What `become_special` adds to the nice value.
+pub(crate) const NICER: i32 = 7;
 static NODE_0: u64 = 1;
 
 /// What a thread has, and its children have from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) nice: i32,
-    pub(crate) policy: i32,
+    policy: i32,
     pub(crate) timer_slack: i32,
     pub(crate) io_priority: i64,
     pub(crate) affinity: Vec<usize>,
@@ -59,7 +61,15 @@ fn memory_policy() -> Option<(i32, u64)> {
     (done == 0).then_some((mode, nodes[0]))
 }
 
-/// Makes the calling thread another than all others of this process, in what anybody may change.
+impl State {
+    /// Whether the thread, or the one that started it, has called [`become_special`].
+    pub(crate) fn is_special(&self) -> bool {
+        self.policy == SCHED_BATCH && self.directory.as_os_str() == "/proc"
+    }
+}
+
+/// Makes the calling thread another than all others of this process, in what anybody may change. The nice value is told
+/// relative to the test's own, which somebody may have started with nice(1).
 #[expect(unsafe_code, reason = "neither std nor nix has these calls")]
 pub(crate) fn become_special() {
     let mut one = CpuSet::new();
@@ -75,9 +85,10 @@ pub(crate) fn become_special() {
     let param = libc::sched_param { sched_priority: 0 };
     // Best effort class, level 6 (ioprio_set(2)).
     let io_priority = (2 << 13) | 6;
+    let nice = own_state().nice + NICER;
     let done = [
         // SAFETY: takes integers.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 7) },
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) },
         // SAFETY: and a pointer to a record that outlives the call.
         unsafe { libc::sched_setscheduler(0, SCHED_BATCH, &raw const param) },
         // SAFETY: takes integers.
