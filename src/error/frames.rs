@@ -1,9 +1,78 @@
 //! From addresses to the frames that a traceback shows: named, and trimmed to what the user wrote.
 
-use super::traceback::{Callee, Captured, Frame};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use crate::sys::image::{self, Module};
 use crate::sys::symbols::{self, Symbol};
 use crate::sys::trace;
+
+/// One call in a [`Traceback`](crate::Traceback).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Frame {
+    /// The function's path, or the address as text where it has no name.
+    pub function: String,
+    /// The source file, as the compiler was given it.
+    pub file: Option<String>,
+    /// The line in that file, from 1.
+    pub line: Option<u32>,
+    /// The column in that line, from 1.
+    pub column: Option<u32>,
+}
+
+impl Frame {
+    /// One of which nothing is known but its name.
+    pub(super) fn of(function: &str) -> Self {
+        Self { function: function.to_owned(), file: None, line: None, column: None }
+    }
+}
+
+impl fmt::Display for Frame {
+    /// `function`, then on a line of its own `at file:line:column` where these are known.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { function, file, line, column } = self;
+        f.write_str(function)?;
+        let Some(file) = file else { return Ok(()) };
+        write!(f, "\n             at {file}")?;
+        for number in [line, column].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A traceback as a worker hands it in: addresses, which the launcher names when somebody looks at them, so that a
+/// worker that failed is gone at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Captured {
+    /// The return addresses in the worker, innermost first.
+    pub(crate) addresses: Vec<u64>,
+    /// The objects in which they lie.
+    pub(crate) modules: Vec<Module>,
+}
+
+impl Captured {
+    /// Addresses of this process.
+    pub(crate) fn here(addresses: Vec<u64>) -> Self {
+        let mut modules = image::modules();
+        modules.retain(|module| addresses.iter().any(|&address| module.contains(address)));
+        Self { addresses, modules }
+    }
+}
+
+/// The function that a worker calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Callee {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Where in this process the function begins which decodes the arguments and calls it. Frames below that one are the
+    /// library's.
+    pub(crate) trampoline: usize,
+    /// The same of what runs before it: its name, and where its caller begins.
+    pub(crate) hook: Option<(&'static str, usize)>,
+}
 
 /// The frames of the user's code, innermost first; none if there are none.
 pub(super) fn of(captured: &Captured, callee: Callee) -> Vec<Frame> {

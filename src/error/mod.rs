@@ -16,6 +16,8 @@ use std::io;
 pub use blame::{Culprit, FailureKind, Standing};
 pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
+pub use frames::Frame;
+pub(crate) use frames::{Callee, Captured};
 pub(crate) use limit::{limit_met, with_limit};
 pub use memory::MemoryError;
 pub(crate) use memory::with_hint;
@@ -25,8 +27,7 @@ pub use peer::Peer;
 pub(crate) use peer::listed;
 pub(crate) use raised::Raised;
 pub use raised::RaisedError;
-pub(crate) use traceback::{Callee, Captured};
-pub use traceback::{Frame, Traceback};
+pub use traceback::Traceback;
 
 use limit::InBrackets;
 

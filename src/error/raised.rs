@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::traceback::{Callee, Captured, Traceback};
+use super::frames::{Callee, Captured};
+use super::traceback::Traceback;
 
 const HOOK_REPLACED: &str = " (the function has set a panic hook instead of the one that records place and traceback: take \
                              that by std::panic::take_hook, and let the new one call it)";

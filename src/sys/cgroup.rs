@@ -6,8 +6,6 @@ use std::fmt;
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
-use super::memory::number_after;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     One,
@@ -218,6 +216,12 @@ fn cached(stat: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// The number behind `key`, which begins a line.
+pub(super) fn number_after(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -370,5 +374,12 @@ mod tests {
     #[test]
     fn names_with_spaces_are_read() {
         assert_eq!(unescaped("/a\\040b\\134c"), "/a b\\c");
+    }
+
+    #[test]
+    fn number_after_key_at_line_start_only() {
+        let text = "oom_kill_disable 0\nunder_oom 1\noom_kill 42\n";
+        assert_eq!(number_after(text, "oom_kill "), Some(42));
+        assert_eq!(number_after(text, "oom "), None);
     }
 }

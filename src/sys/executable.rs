@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{image, limits, symbols};
+use super::{elf, image, limits};
 
 /// The file that the kernel was asked to run, also when its name is gone or another file's.
 const OWN: &str = "/proc/self/exe";
@@ -76,7 +76,7 @@ fn readable<T>(read: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 fn find_by_build_id(build_id: &Vec<u8>, headers: usize) -> Option<Executable> {
-    let is_ours = |path: &str| symbols::build_id_of(Path::new(path)).as_ref() == Some(build_id);
+    let is_ours = |path: &str| elf::build_id_of(Path::new(path)).as_ref() == Some(build_id);
     if is_ours(OWN) {
         return Some(Executable::Own);
     }
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn this_test_runs_its_own_file_whose_build_id_can_be_read() {
         assert_eq!(Executable::of_this_process().unwrap(), &Executable::Own);
-        assert_eq!(symbols::build_id_of(Path::new(OWN)), image::main_object().1);
-        assert_eq!(symbols::build_id_of(Path::new("/proc/self/cmdline")), None);
+        assert_eq!(elf::build_id_of(Path::new(OWN)), image::main_object().1);
+        assert_eq!(elf::build_id_of(Path::new("/proc/self/cmdline")), None);
     }
 }

@@ -171,7 +171,7 @@ pub(crate) fn address_space() -> Option<AddressSpace> {
     // Its first field is the size of the address space in pages (proc_pid_statm(5)).
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').next()?.parse().ok()?;
-    Some(AddressSpace { limit, used: pages * super::map::page_size() as u64 })
+    Some(AddressSpace { limit, used: pages * page_size() as u64 })
 }
 
 /// The limit that a program's arguments and environment have met, if the error says that they are too large.
@@ -183,7 +183,7 @@ pub(crate) fn of_program(error: &io::Error, strings: &[&[u8]]) -> Option<String>
 fn too_large(strings: &[&[u8]], stack: Option<Limit>) -> String {
     /// MAX_ARG_STRLEN: of one string with its NUL, in pages of the machine.
     const STRING_PAGES: usize = 32;
-    let most = STRING_PAGES * super::map::page_size();
+    let most = STRING_PAGES * page_size();
     let longest = strings.iter().max_by_key(|text| text.len()).copied().unwrap_or_default();
     if longest.len() >= most {
         let name = String::from_utf8_lossy(longest.split(|&byte| byte == b'=').next().unwrap_or_default());
@@ -267,6 +267,12 @@ impl Shortage {
             _ => None,
         }
     }
+}
+
+/// Bytes of a page.
+pub(super) fn page_size() -> usize {
+    // SAFETY: takes an integer.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use super::cells::Cells;
 use super::copy::{copy_between, copy_in, copy_out};
-use super::memfd;
+use super::{limits, memfd};
 
 /// Memory that other processes may read and write too.
 #[derive(Debug)]
@@ -252,7 +252,7 @@ impl SharedMap {
     pub(crate) fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
         const POPULATE_READ: i32 = 22;
         const POPULATE_WRITE: i32 = 23;
-        let (_, page) = (self.at(offset, len, 1), page_size());
+        let (_, page) = (self.at(offset, len, 1), limits::page_size());
         let begin = offset - offset % page;
         let advice = if self.is_writable() { POPULATE_WRITE } else { POPULATE_READ };
         let length = offset + len - begin;
@@ -281,12 +281,6 @@ fn check_sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(format!("it is not sealed with {len} bytes against any change")))
-}
-
-/// Bytes of a page.
-pub(super) fn page_size() -> usize {
-    // SAFETY: takes an integer.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 #[cfg(test)]

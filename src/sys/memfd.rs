@@ -13,7 +13,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 use super::fd::above_stdio;
-use super::{limits, memory};
+use super::{cgroup, limits};
 
 /// A memfd of `size` bytes of zeros whose memory is reserved: using it later cannot fail with SIGBUS.
 pub(crate) fn create(name: &str, size: u64) -> io::Result<OwnedFd> {
@@ -81,7 +81,7 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> 
 /// Bytes of a huge page, and how many of them are free and nobody's (/proc/meminfo).
 pub(crate) fn huge_pages() -> Option<(u64, u64)> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let number = |key| memory::number_after(&meminfo, key);
+    let number = |key| cgroup::number_after(&meminfo, key);
     let free = number("HugePages_Free:")?.saturating_sub(number("HugePages_Rsvd:")?);
     Some((number("Hugepagesize:")? * 1024, free))
 }

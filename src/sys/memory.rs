@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use super::bytes::Bytes;
-use super::cgroup::{Hierarchy, Room};
+use super::cgroup::{Hierarchy, Room, number_after};
 use super::limits::{self, AddressSpace};
 
 /// Memory that can still be had, by the scarcest of what it can be short of.
@@ -75,12 +75,6 @@ pub(crate) fn peak_resident_kib() -> Option<u64> {
     number_after(&String::from_utf8_lossy(&text[..len]), "VmHWM:")
 }
 
-/// The number behind `key`, which begins a line.
-pub(super) fn number_after(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 /// How many mappings this process has, and how many it may have (vm.max_map_count).
 pub(crate) fn mappings() -> Option<(usize, usize)> {
     // Piece by piece: who has no mapping left has no room for megabytes of text.
@@ -94,13 +88,6 @@ pub(crate) fn mappings() -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn number_after_key_at_line_start_only() {
-        let text = "oom_kill_disable 0\nunder_oom 1\noom_kill 42\n";
-        assert_eq!(number_after(text, "oom_kill "), Some(42));
-        assert_eq!(number_after(text, "oom "), None);
-    }
 
     #[test]
     fn meminfo_counts_swap() {

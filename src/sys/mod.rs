@@ -20,6 +20,7 @@ pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod copy;
 pub(crate) mod dir;
+mod elf;
 pub(crate) mod env;
 pub(crate) mod epoll;
 mod estate;

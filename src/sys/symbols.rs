@@ -7,20 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::{self, File, Metadata};
-use std::mem::ManuallyDrop;
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use addr2line::gimli::{self, Dwarf, DwarfPackage, EndianSlice, NativeEndian, SectionId};
 use addr2line::{Context, Frame, LookupContinuation, LookupResult, SplitDwarfLoad};
-use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
-use object::{CompressionFormat, Object, ObjectSection, ObjectSymbol};
+use object::{Object, ObjectSymbol};
 
+use super::elf::{is_build, read, section};
 use super::executable::Executable;
-use super::fd;
 use super::image::Module;
 
 /// A place in the source that an address belongs to. One address has several where functions were inlined.
@@ -50,9 +46,6 @@ static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
 
 /// How many modules are read at most, since their files stay mapped. The addresses of further ones get no names.
 const MODULES_MAX: usize = 1024;
-
-/// How large a file may be, and a section when it is decompressed. The largest programs have debug information of a few GiB.
-const FILE_SIZE_MAX: u64 = 8 << 30;
 
 /// The places of an instruction, the innermost function first, of which the address in `module`'s file is `offset`.
 pub(crate) fn symbols_at(module: &Module, offset: u64) -> Vec<Symbol> {
@@ -152,44 +145,6 @@ fn main_file() -> Option<object::File<'static>> {
     Executable::of_this_process().ok()?.path().and_then(read)
 }
 
-/// The build id of a file of code.
-pub(super) fn build_id_of(path: &Path) -> Option<Vec<u8>> {
-    read(path)?.build_id().ok().flatten().map(<[u8]>::to_vec)
-}
-
-/// A file of code, which stays mapped for as long as this process lives.
-fn read(path: &Path) -> Option<object::File<'static>> {
-    let file = open_code(path)?;
-    // SAFETY: a private map that is only read. Builds and package managers replace a file of code rather than truncate it,
-    // which would raise SIGBUS in every process that has it mapped.
-    let map = ManuallyDrop::new(unsafe { memmap2::Mmap::map(&file) }.ok()?);
-    // SAFETY: the map is never dropped, so its bytes are there for as long as the process.
-    let bytes: &'static [u8] = unsafe { slice::from_raw_parts(map.as_ptr(), map.len()) };
-    object::File::parse(bytes).ok()
-}
-
-/// Opens a file if it is one of code (ELF). Does not wait, whatever the path leads to.
-fn open_code(path: &Path) -> Option<File> {
-    let fits = |metadata: &Metadata| metadata.is_file() && metadata.len() <= FILE_SIZE_MAX;
-    // The loader's names are absolute, but for what has no file, such as linux-vdso.so.1. A device is not even opened:
-    // some act on it, such as a watchdog.
-    if !path.is_absolute() || !fits(&fs::metadata(path).ok()?) {
-        return None;
-    }
-    let file = File::from(fd::open_to_read(path).ok()?);
-    let mut magic = [0; 4];
-    // The path may lead to another file by now.
-    let is_code =
-        fits(&file.metadata().ok()?) && file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"\x7fELF";
-    is_code.then_some(file)
-}
-
-/// Whether it is what was loaded, as far as both have a build id.
-fn is_build(object: &object::File<'_>, build_id: &[u8]) -> bool {
-    let found = object.build_id().ok().flatten();
-    build_id.is_empty() || found.is_none_or(|found| found == build_id)
-}
-
 /// What a package of debug information of this build has installed.
 fn separate_debug_file(build_id: &[u8]) -> Option<object::File<'static>> {
     let (first, rest) = build_id.split_first()?;
@@ -201,19 +156,6 @@ fn dwarf(object: &object::File<'static>, name: impl Fn(SectionId) -> Option<&'st
     let load = |id| name(id).map(|name| section(object, name)).unwrap_or_default();
     let Ok(dwarf) = Dwarf::load(|id| Ok::<_, Infallible>(EndianSlice::new(load(id), NativeEndian)));
     dwarf
-}
-
-/// The contents of a section; nothing where it is missing or damaged.
-fn section(object: &object::File<'static>, name: &str) -> &'static [u8] {
-    let data = object.section_by_name(name).and_then(|section| section.compressed_data().ok());
-    match data {
-        Some(data) if data.format == CompressionFormat::None => data.data,
-        Some(data) if data.format == CompressionFormat::Zlib => {
-            let size = data.uncompressed_size.min(FILE_SIZE_MAX) as usize;
-            decompress_to_vec_zlib_with_limit(data.data, size).map_or(&[], |bytes| bytes.leak())
-        }
-        _ => &[],
-    }
 }
 
 fn package_beside(module: &Module) -> Option<DwarfPackage<Bytes>> {
@@ -275,33 +217,6 @@ mod tests {
         assert!(!is_named(&other), "the file is not the one that was loaded");
         assert!(is_named(&loaded));
         assert!(!is_named(&other));
-    }
-
-    #[test]
-    fn only_regular_files_of_code_are_opened_and_none_is_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let code = copy_in(dir.path());
-        assert!(open_code(&code).is_some());
-        // A link is as good as its target.
-        std::os::unix::fs::symlink(&code, path("link")).unwrap();
-        assert!(open_code(&path("link")).is_some());
-
-        // Nobody writes into it: opened by a blocking open(2), it hangs this test.
-        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
-        fs::write(path("text"), "no code").unwrap();
-        fs::write(path("short"), "\x7fE").unwrap();
-        fs::copy(&code, path("large")).unwrap();
-        let large = File::options().write(true).open(path("large")).unwrap();
-        large.set_len(FILE_SIZE_MAX + 1).unwrap();
-        for name in ["fifo", "socket", "text", "short", "large", "missing", "."] {
-            assert!(open_code(&path(name)).is_none(), "{name}");
-            assert!(!is_named(&at(&path(name))), "{name}");
-        }
-        for name in ["/dev/zero", "/dev/tty", "/proc/self/maps", "/proc/self/fd/0/x", "relative", ""] {
-            assert!(open_code(Path::new(name)).is_none(), "{name}");
-        }
     }
 
     #[test]
