@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use phalanx::{FrozenTensor, Options, ProcessContext, Tensor, safetensors, start_processes};
+use phalanx::shm::safetensors;
+use phalanx::{FrozenTensor, Options, ProcessContext, Tensor, start_processes};
 use serde::{Deserialize, Serialize};
 
 const WORKERS: usize = 4;

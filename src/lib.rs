@@ -158,17 +158,21 @@
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 
 mod context;
+mod dtype;
 mod encoding;
 mod error;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod init;
+mod memory;
 mod queue;
 pub mod shm;
 mod start;
 mod supervise;
 pub mod sync;
 mod sys;
+mod tensor;
+mod transfer;
 mod wire;
 mod worker;
 
@@ -181,11 +185,14 @@ pub use error::{
     Cause, Culprit, Error, FailureKind, Frame, MemoryError, OomScope, Outcome, Peer, ProcessExitedException,
     ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback,
 };
-#[doc(no_inline)]
-pub use half::{bf16, f16};
 pub use init::init;
 #[doc(hidden)]
 pub use init::init_before_main;
+pub use memory::descriptor::Descriptor;
+pub use memory::storage::Storage;
+pub use memory::strategy::{
+    SharingStrategy, get_all_sharing_strategies, get_sharing_strategy, set_sharing_strategy,
+};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use queue::fuzz_message;
@@ -193,17 +200,11 @@ pub use queue::{
     Connection, JoinableQueue, Never, Queue, QueueError, QueueIter, SimpleQueue, TaskIter, Waitable, one_way,
     pipe, wait,
 };
-#[cfg(feature = "dlpack")]
-pub use shm::dlpack;
-#[cfg(feature = "safetensors")]
-pub use shm::safetensors;
-#[doc(inline)]
-pub use shm::{
-    DType, Descriptor, DynTensor, Element, FrozenTensor, HugePages, Number, Refused, Shard, SharingStrategy,
-    Storage, StorageId, StorageOptions, Tensor, get_all_sharing_strategies, get_sharing_directory,
-    get_sharing_strategy, set_sharing_directory, set_sharing_strategy,
-};
 pub use start::StartMethod;
 pub use start::forkserver::ForkServer;
 pub use sys::signal::Signal;
+pub use tensor::dyn_tensor::DynTensor;
+pub use tensor::frozen::FrozenTensor;
+pub use tensor::shard::Shard;
+pub use tensor::typed::Tensor;
 pub use worker::{WorkerInfo, after_fork, seed, worker_info};

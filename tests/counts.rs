@@ -3,10 +3,10 @@
 mod common;
 
 use common::watched;
+use phalanx::shm::{DType, HugePages, StorageOptions};
 use phalanx::sync::{Array, Barrier, BoundedSemaphore, Semaphore};
 use phalanx::{
-    DType, DynTensor, HugePages, JoinableQueue, Options, Queue, Storage, StorageOptions, Tensor, spawn,
-    start_processes, start_processes_with,
+    DynTensor, JoinableQueue, Options, Queue, Storage, Tensor, spawn, start_processes, start_processes_with,
 };
 
 phalanx::auto_init!();

@@ -12,11 +12,12 @@ use std::slice;
 
 use common::watched;
 use half::{bf16, f16};
-use phalanx::dlpack::{
+use phalanx::shm::dlpack::{
     CPU, DLDataType, DLDevice, DLManagedTensorVersioned, DLPackVersion, DLTensor, DlpackTensor,
     FLAG_READ_ONLY,
 };
-use phalanx::{DType, DynTensor, Element, MemoryError, Storage, Tensor, spawn};
+use phalanx::shm::{DType, Element};
+use phalanx::{DynTensor, MemoryError, Storage, Tensor, spawn};
 
 phalanx::auto_init!();
 

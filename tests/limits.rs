@@ -125,7 +125,7 @@ fn named_in(option: &str) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), Some(option))?;
-    phalanx::set_sharing_directory("/mnt")?;
+    phalanx::shm::set_sharing_directory("/mnt")?;
     phalanx::set_sharing_strategy(SharingStrategy::FileSystem);
     Ok(())
 }

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use common::{await_post, board, descriptors, kill_self, post, under_both_strategies, watched};
 use nix::sys::resource::{UsageWho, getrusage};
+use phalanx::shm::{HugePages, StorageOptions};
 use phalanx::{
-    Error, FrozenTensor, HugePages, MemoryError, Options, SharingStrategy, Storage, StorageOptions, Tensor,
-    get_sharing_strategy, spawn, start_processes, start_processes_with,
+    Error, FrozenTensor, MemoryError, Options, SharingStrategy, Storage, Tensor, get_sharing_strategy, spawn,
+    start_processes, start_processes_with,
 };
 use serde::{Deserialize, Serialize};
 

@@ -13,9 +13,10 @@ use common::{
     watched,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use phalanx::shm::{get_sharing_directory, set_sharing_directory};
 use phalanx::{
-    MemoryError, Options, ProcessContext, SharingStrategy, Tensor, get_sharing_directory,
-    get_sharing_strategy, set_sharing_directory, set_sharing_strategy, spawn, start_processes,
+    MemoryError, Options, ProcessContext, SharingStrategy, Tensor, get_sharing_strategy,
+    set_sharing_strategy, spawn, start_processes,
 };
 
 phalanx::auto_init!();

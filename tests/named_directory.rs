@@ -11,10 +11,8 @@ use std::path::PathBuf;
 use common::{trees, watched};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgid, setuid};
-use phalanx::{
-    Options, SharingStrategy, StartMethod, Tensor, get_sharing_directory, set_sharing_directory,
-    set_sharing_strategy, spawn, start_processes,
-};
+use phalanx::shm::{get_sharing_directory, set_sharing_directory};
+use phalanx::{Options, SharingStrategy, StartMethod, Tensor, set_sharing_strategy, spawn, start_processes};
 
 phalanx::auto_init!();
 

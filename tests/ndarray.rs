@@ -5,7 +5,8 @@ mod common;
 use common::watched;
 use half::{bf16, f16};
 use ndarray::{ArcArray, Array, Array1, Array2, Axis, CowArray, ShapeBuilder, arr0, array, s};
-use phalanx::{Element, FrozenTensor, MemoryError, Options, Shard, Tensor, spawn, start_processes_with};
+use phalanx::shm::Element;
+use phalanx::{FrozenTensor, MemoryError, Options, Shard, Tensor, spawn, start_processes_with};
 use proptest::prelude::*;
 
 phalanx::auto_init!();

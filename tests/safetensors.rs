@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use common::{descriptors, watched};
 use half::{bf16, f16};
-use phalanx::safetensors::{load, load_frozen, save};
-use phalanx::{DType, DynTensor, Element, FrozenTensor, MemoryError, Tensor, spawn};
+use phalanx::shm::safetensors::{load, load_frozen, save};
+use phalanx::shm::{DType, Element};
+use phalanx::{DynTensor, FrozenTensor, MemoryError, Tensor, spawn};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};

@@ -5,7 +5,8 @@ use std::hint::black_box;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use phalanx::{MemoryError, Number, Tensor};
+use phalanx::shm::Number;
+use phalanx::{MemoryError, Tensor};
 
 use crate::figures::{Extent, row, table, time, timed};
 use crate::turns::Turns;

@@ -14,7 +14,7 @@ use super::postmortem::{self, End, Known};
 use super::returned::Returned;
 use super::verdict::{Failing, Weight};
 use crate::error::{Callee, Error, Outcome, Standing, Status, Story};
-use crate::shm::passing::Loan;
+use crate::memory::storage::Loan;
 use crate::start::Started;
 use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};

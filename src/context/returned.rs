@@ -6,8 +6,8 @@ use std::thread::{self, ThreadId};
 
 use serde::de::DeserializeOwned;
 
-use crate::shm::passing::Arrivals;
-use crate::shm::tree::Nest;
+use crate::memory::named::Nest;
+use crate::transfer::received::Arrivals;
 use crate::wire::slot::{Account, Slot};
 use crate::wire::{codec, freight, returns};
 

@@ -12,9 +12,9 @@ use super::oom::OomCounts;
 use super::options::{Hook, Options};
 use super::rank::{self, RankOptions};
 use crate::error::{Callee, Error, limit_met};
-use crate::shm::strategy::Choice;
-use crate::shm::tree::{self, Place};
-use crate::shm::{SharingStrategy, get_sharing_strategy};
+use crate::memory::named::{self, Place};
+use crate::memory::strategy::Choice;
+use crate::memory::strategy::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
 use crate::sys::image::Image;
 use crate::sys::limits::with_room;
@@ -278,8 +278,8 @@ fn setup_of(options: &Options, image: &Image) -> Result<Setup, Error> {
 /// This process's place in a tree of named memory, when it has named memory or is to have it.
 fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
     match get_sharing_strategy() {
-        SharingStrategy::FileSystem => Ok(Some(tree::place()?)),
-        SharingStrategy::FileDescriptor => Ok(tree::place_in_use()),
+        SharingStrategy::FileSystem => Ok(Some(named::place()?)),
+        SharingStrategy::FileDescriptor => Ok(named::place_in_use()),
     }
 }
 

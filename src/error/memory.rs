@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::limit::{InBrackets, limit_met};
+use crate::dtype::DType;
 use crate::sys::bytes::Bytes;
 use crate::sys::limits::Shortage;
 use crate::sys::memory::Available;
@@ -22,7 +23,7 @@ pub enum MemoryError {
         /// Bytes asked for.
         asked: u64,
         /// The tensor that they were for, if it was one.
-        tensor: Option<(crate::DType, Vec<usize>)>,
+        tensor: Option<(DType, Vec<usize>)>,
         /// Bytes that are left: of the machine, of this process's cgroup and those above it, of its address space
         /// (RLIMIT_AS), or of the file system.
         available: u64,
@@ -122,9 +123,9 @@ pub enum MemoryError {
     #[error("this is a tensor of {found}, not of {expected}")]
     WrongType {
         /// What they are.
-        found: crate::DType,
+        found: DType,
         /// What was asked for.
-        expected: crate::DType,
+        expected: DType,
     },
 
     /// Tensors of different element sizes over one storage: processes that access the same bytes by atomics of different
@@ -233,7 +234,7 @@ pub enum MemoryError {
 
 impl MemoryError {
     /// Says for which tensor the memory was.
-    pub(crate) fn of_tensor(self, dtype: crate::DType, shape: &[usize]) -> Self {
+    pub(crate) fn of_tensor(self, dtype: DType, shape: &[usize]) -> Self {
         match self {
             Self::NotEnough { asked, tensor: _, available, limit, directory } => {
                 let tensor = Some((dtype, shape.to_vec()));
@@ -279,7 +280,7 @@ fn hint(error: &io::Error) -> Option<String> {
 }
 
 /// What memory was for.
-struct For<'a>(Option<&'a (crate::DType, Vec<usize>)>);
+struct For<'a>(Option<&'a (DType, Vec<usize>)>);
 
 impl fmt::Display for For<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

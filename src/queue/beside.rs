@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::error::QueueError;
 use super::message::Outgoing;
 use super::ring;
-use crate::shm::Descriptor;
+use crate::memory::descriptor::Descriptor;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
@@ -100,7 +100,7 @@ impl<'de> Deserialize<'de> for Beside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::Tensor;
+    use crate::Tensor;
 
     fn message(tensor: &Tensor<u8>) -> Outgoing {
         Outgoing::of(tensor, 1000).unwrap()

@@ -13,12 +13,11 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::beside::Beside;
-use super::error::{CUT_OFF, QueueError};
+use super::error::{CUT_OFF, MOST, QueueError};
 use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
 use super::side::Side;
-use crate::shm::Descriptor;
-use crate::shm::shared::{self, Shared, Stamp};
+use crate::memory::descriptor::Descriptor;
 use crate::sync::nap::Nap;
 use crate::sync::patience::Patience;
 use crate::sync::word::Word;
@@ -27,6 +26,7 @@ use crate::sys::event::EventFd;
 use crate::sys::futex;
 use crate::sys::limits::with_room;
 use crate::sys::robust::RobustWord;
+use crate::transfer::record::{self, Shared, Stamp};
 
 cells! {
     pub(super) struct QueueCells {
@@ -64,8 +64,6 @@ pub(super) struct Core {
     event: EventFd<Descriptor>,
 }
 
-/// The most messages that a queue may have.
-pub(super) const MOST: u32 = 1 << 28;
 /// What a message is taken to need in the ring.
 const USUAL: usize = 64;
 /// The smallest and the largest ring.
@@ -325,7 +323,7 @@ impl Core {
         kind: Stamp,
         deserializer: D,
     ) -> Result<Self, D::Error> {
-        let handle = Handle::<shared::Handle, Beside>::deserialize(deserializer)?;
+        let handle = Handle::<record::Handle, Beside>::deserialize(deserializer)?;
         let Handle { shared, beside, event } = handle;
         let shared = Shared::<QueueCells>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
         let (size, most) = (shared.room_len(), shared.cells().most.load(Relaxed));
@@ -340,7 +338,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::Tensor;
+    use crate::Tensor;
     use crate::sys::robust;
 
     fn core() -> Core {

@@ -9,11 +9,11 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::error::{CUT_OFF, QueueError};
-use crate::shm::Descriptor;
-use crate::shm::passing::{self, Claim};
+use crate::memory::descriptor::Descriptor;
 use crate::sys::fd;
 use crate::sys::limits::with_room;
 use crate::sys::socket::Socket;
+use crate::transfer::context::{self, Claim};
 
 /// An end of a pipe, which one process has at a time.
 #[derive(Debug)]
@@ -70,15 +70,15 @@ impl End {
     /// Puts it into the message that is being made.
     pub(super) fn serialize<Z: Serializer>(this: &Arc<Self>, serializer: Z) -> Result<Z::Ok, Z::Error> {
         let claim = Self::claim(this).map_err(ser::Error::custom)?;
-        let sent = passing::send_sole_descriptor(this.socket.descriptor(), claim);
+        let sent = context::send_sole_descriptor(this.socket.descriptor(), claim);
         Handle { descriptor: sent.map_err(ser::Error::custom)? }.serialize(serializer)
     }
 
     /// Takes it out of the message that is being read.
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(D::Error::custom)?;
+        context::check_receiving().map_err(D::Error::custom)?;
         let Handle { descriptor } = Handle::deserialize(deserializer)?;
-        passing::receive_sole_descriptor(descriptor).map(Self::new).map_err(D::Error::custom)
+        context::receive_sole_descriptor(descriptor).map(Self::new).map_err(D::Error::custom)
     }
 }
 
@@ -140,14 +140,14 @@ struct Handle {
 mod tests {
     use super::super::{Connection, QueueError, pipe};
     use crate::encoding;
-    use crate::shm::passing;
+    use crate::transfer::context;
 
     type Numbers = Connection<u8, u8>;
 
     #[test]
     fn end_in_a_message_is_gone_until_that_is_dropped_and_for_good_when_it_is_delivered() {
         let (one, other): (Numbers, Numbers) = pipe().unwrap();
-        let encode = || passing::collect(|| encoding::write(&other));
+        let encode = || context::collect(|| encoding::write(&other));
         let (bytes, parcel) = encode();
         bytes.unwrap();
         assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));

@@ -3,13 +3,14 @@
 use std::io;
 use std::time::Duration;
 
-use super::core::MOST;
 use super::ring::Corrupt;
 use crate::error::{MemoryError, consequence, with_hint};
 use crate::sync::awaited::{Awaited, named};
 use crate::sync::error::{Aborter, aborters};
 use crate::sync::patience::Stop;
 
+/// The most messages that a queue may have.
+pub(super) const MOST: u32 = 1 << 28;
 /// Why something is gone in a worker that was forked.
 pub(super) const CUT_OFF: &str =
     "it came into this worker by its fork, which closed it; give it to the worker in its arguments";

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::core::{Core, MOST};
-use super::error::QueueError;
+use super::core::Core;
+use super::error::{MOST, QueueError};
 use super::message::Outgoing;
-use crate::shm::shared::Stamp;
 use crate::sync::patience::Patience;
+use crate::transfer::record::Stamp;
 
 /// A queue of values, from many producers to many consumers in any processes.
 ///

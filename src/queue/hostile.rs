@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::error::QueueError;
 use super::message::Incoming;
 use super::ring::{Position, Ring};
-use crate::shm::{Descriptor, DynTensor, Shard, Tensor};
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
+use crate::{Descriptor, DynTensor, Shard, Tensor};
 
 /// A value of all that has to be checked when it arrives.
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,10 +7,10 @@ use serde::de::DeserializeOwned;
 
 use super::error::QueueError;
 use super::ring::{self, Header, Place};
-use crate::shm::passing::Arrivals;
 use crate::sys::limits::with_room;
 use crate::sys::memfd;
 use crate::sys::socket::{Attempt, Socket};
+use crate::transfer::received::Arrivals;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::freight::{self, Freight};
 use crate::wire::packet;

@@ -285,7 +285,7 @@ impl<'de, S, R> Deserialize<'de> for Connection<S, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::Descriptor;
+    use crate::memory::descriptor::Descriptor;
 
     #[test]
     fn what_is_no_message_is_told_and_the_next_one_is_received() {

@@ -77,10 +77,10 @@ mod tests {
     use std::sync::atomic::Ordering::SeqCst;
 
     use super::*;
-    use crate::shm::Tensor;
-    use crate::shm::shared::Stamp;
+    use crate::Tensor;
     use crate::sys::futex::tests::await_asleep;
     use crate::sys::robust;
+    use crate::transfer::record::Stamp;
 
     fn core() -> Core {
         Core::new(Stamp::of::<u8>("test"), 4).unwrap()

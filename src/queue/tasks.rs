@@ -13,13 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::core::Core;
 use super::error::QueueError;
 use crate::error::MemoryError;
-use crate::shm::shared::{Handle, Shared, Stamp};
 use crate::sync::awaited::Awaited;
 use crate::sync::bell::Bell;
 use crate::sync::patience::{Patience, Stop};
 use crate::sync::{places, word};
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord};
+use crate::transfer::record::{Handle, Shared, Stamp};
 
 cells! {
     struct TaskCells {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::plan::{Failure, Group};
-use crate::shm::storage;
+use crate::memory::storage;
 use crate::sys::env;
 use crate::sys::process::{self, ForkError};
 use crate::wire::lifeline::WorkersEnd;

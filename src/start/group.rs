@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::plan::{Failure, Group};
 use super::{StartMethod, fork, forkserver, spawn, starter};
 use crate::error::Error;
-use crate::shm::passing::Loan;
+use crate::memory::storage::Loan;
 use crate::supervise::child::Child;
 use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;

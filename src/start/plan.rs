@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::StartMethod;
 use crate::error::{Error, limit_met};
-use crate::shm::passing::Loan;
-use crate::shm::tree::{Nest, Place};
+use crate::memory::named::{Nest, Place};
+use crate::memory::storage::Loan;
 use crate::sys::limits::Shortage;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;

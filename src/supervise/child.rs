@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
+use super::stop::DEATH_THROES;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::process::{self, Exit, ExitStatus, Reaped};
@@ -14,9 +15,6 @@ use crate::sys::signal::Signal;
 use crate::wire::ledger::Ledger;
 use crate::wire::lifeline::Lifeline;
 use crate::wire::slot::Slot;
-
-/// How long a killed child may take to be gone before it is left behind, as one that hangs in the kernel.
-pub(crate) const DEATH_THROES: Duration = Duration::from_secs(10);
 
 /// A child process that has not been reaped. Dropping it kills and reaps it.
 #[derive(Debug)]

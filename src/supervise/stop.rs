@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use super::child::DEATH_THROES;
 use crate::sys::clock::Moment;
 
+/// How long a killed child may take to be gone before it is left behind, as one that hangs in the kernel.
+pub(super) const DEATH_THROES: Duration = Duration::from_secs(10);
 /// How long SIGTERM has its effect when no grace period was set.
 const PATIENCE: Duration = Duration::from_secs(30);
 

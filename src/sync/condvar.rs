@@ -12,7 +12,7 @@ use super::guarded;
 use super::lock::LockGuard;
 use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
+use crate::transfer::record::{Shared, Stamp};
 
 /// Waits, without the lock, until another process has changed what a [`Lock`](super::Lock) guards.
 ///

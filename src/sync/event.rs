@@ -12,7 +12,7 @@ use super::error::SyncError;
 use super::guarded;
 use super::patience::Patience;
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
+use crate::transfer::record::{Shared, Stamp};
 
 /// A flag that one process sets and others wait for.
 ///

@@ -8,8 +8,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::MemoryError;
-use crate::shm::shared::{Handle, Keeper, Shared, Stamp};
 use crate::sys::cells::Cells;
+use crate::transfer::record::{Handle, Keeper, Shared, Stamp};
 
 /// A record of cells, and a value that only some may reach, as the cells say.
 pub(super) struct Guarded<C, T> {

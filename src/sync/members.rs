@@ -16,10 +16,10 @@ use super::patience::{Patience, Stop};
 use super::round::State;
 use super::{places, word};
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
 use crate::sys::futex;
 use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
+use crate::transfer::record::{Shared, Stamp};
 use crate::wire::abort;
 
 cells! {

@@ -13,9 +13,9 @@ use super::gate::{self, Inside};
 use super::guarded;
 use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord};
+use crate::transfer::record::{Shared, Stamp};
 
 cells! {
     struct OnceCells {

@@ -14,9 +14,9 @@ use super::guarded;
 use super::patience::{Patience, Stop};
 use super::places;
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord, WAITERS};
+use crate::transfer::record::{Shared, Stamp};
 
 cells! {
     pub(super) struct PermitCells {

@@ -14,9 +14,9 @@ use super::gate::{self, Found, OfThread};
 use super::guarded;
 use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
-use crate::shm::shared::{Shared, Stamp};
 use crate::sys::cells::cells;
 use crate::sys::robust::RobustWord;
+use crate::transfer::record::{Shared, Stamp};
 
 cells! {
     struct RLockCells {

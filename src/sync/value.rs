@@ -8,7 +8,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::MemoryError;
-use crate::shm::{Element, Number, Tensor};
+use crate::tensor::element::{Element, Number};
+use crate::tensor::typed::Tensor;
 
 /// One number, or a `bool`, that processes share.
 ///
@@ -265,7 +266,7 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
 mod tests {
     use super::*;
     use crate::encoding;
-    use crate::shm::passing;
+    use crate::transfer::context;
 
     #[test]
     fn value_is_changed_in_one_step() {
@@ -290,11 +291,11 @@ mod tests {
     #[test]
     fn what_is_no_value_is_refused() {
         let pass = |tensor: &Tensor<u8>| {
-            let (bytes, parcel) = passing::collect(|| encoding::write(tensor).unwrap());
+            let (bytes, parcel) = context::collect(|| encoding::write(tensor).unwrap());
             let receive = || encoding::read::<Value<u8>>(&bytes).is_ok();
-            let value = passing::provide(passing::arrive(&parcel), receive).0;
+            let value = context::provide(context::arrive(&parcel), receive).0;
             let receive = || encoding::read::<Array<u8>>(&bytes).is_ok();
-            (value, passing::provide(passing::arrive(&parcel), receive).0)
+            (value, context::provide(context::arrive(&parcel), receive).0)
         };
         assert_eq!(pass(&Tensor::zeros(&[1]).unwrap()), (true, true));
         assert_eq!(pass(&Tensor::zeros(&[2]).unwrap()), (false, true));

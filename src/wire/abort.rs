@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use crate::shm::Descriptor;
+use crate::memory::descriptor::Descriptor;
 use crate::sys::event::EventFd;
 use crate::sys::global::Global;
 use crate::sys::map::SharedMap;

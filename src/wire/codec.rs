@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::encoding;
-use crate::shm::passing::{self, Arrivals, Parcel};
+use crate::transfer::context::{self, Parcel};
+use crate::transfer::received::Arrivals;
 
 /// A value as bytes, and what goes beside them.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
 /// As [`encode`], into a buffer that may have been used before.
 pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
     buffer.clear();
-    let (bytes, parcel) = passing::collect(|| encoding::write_into(buffer, value));
+    let (bytes, parcel) = context::collect(|| encoding::write_into(buffer, value));
     let bytes = bytes.map_err(|error| error.of_type::<T>())?;
     Ok(Encoded { bytes, parcel })
 }
@@ -41,7 +42,7 @@ pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Strin
 
 /// Deserialises a value, whose tensors are found in `arrivals`; what is left of those comes back.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], arrivals: Arrivals) -> (Result<T, String>, Arrivals) {
-    let (value, rest) = passing::provide(arrivals, || encoding::read(bytes));
+    let (value, rest) = context::provide(arrivals, || encoding::read(bytes));
     (value.map_err(|error| error.of_type::<T>()), rest)
 }
 
@@ -65,7 +66,7 @@ mod tests {
     use serde::{Serializer, ser};
 
     use super::*;
-    use crate::shm::{Shard, Tensor};
+    use crate::{Shard, Tensor};
 
     struct Refuses;
 

@@ -7,12 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::message::{Manifest, Way};
-use crate::shm::Descriptor;
-use crate::shm::passing::{Arrival, Arrivals, Parcel};
-use crate::shm::segment::Vehicle;
-use crate::shm::tree::{self, Nest, Place};
+use crate::memory::descriptor::Descriptor;
+use crate::memory::named::{self, Nest, Place};
+use crate::memory::segment::Vehicle;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
+use crate::transfer::context::Parcel;
+use crate::transfer::received::{Arrival, Arrivals};
 
 /// The most descriptors that travel with a message themselves: the sender may add one of its own.
 const DIRECT: usize = MAX_DESCRIPTORS - 1;
@@ -38,7 +39,7 @@ impl Load {
                 (Vehicle::Descriptor(fd), _) => Way::Descriptor { number: load.carry(fd.clone()) },
                 (Vehicle::Name, None) => Way::Descriptor { number: load.carry(segment.open()?.into()) },
                 (Vehicle::Name, Some(out)) => {
-                    segment.link(&tree::result_in(out, number))?;
+                    segment.link(&named::result_in(out, number))?;
                     Way::Name
                 }
             };

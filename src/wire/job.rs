@@ -7,12 +7,14 @@ use super::abort::Abort;
 use super::codec::{self, Encoded};
 use super::message::{Job, Manifest, Way};
 use super::roster::Roster;
-use crate::shm::Descriptor;
-use crate::shm::passing::{Arrival, Arrivals, Loan, Parcel};
-use crate::shm::segment::Vehicle;
-use crate::shm::tree::{Nest, Place};
+use crate::memory::descriptor::Descriptor;
+use crate::memory::named::{Nest, Place};
+use crate::memory::segment::Vehicle;
+use crate::memory::storage::Loan;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
+use crate::transfer::context::Parcel;
+use crate::transfer::received::{Arrival, Arrivals};
 
 /// A job ready to be inherited, and the memory that goes with it.
 #[derive(Debug)]
@@ -150,8 +152,8 @@ impl OpenJob {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::Tensor;
-    use crate::shm::strategy::Choice;
+    use crate::Tensor;
+    use crate::memory::strategy::Choice;
     use crate::wire::setup::Setup;
 
     fn job() -> Job {

@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 use serde::{Deserialize, Serialize};
 
 use super::setup::Setup;
-use crate::shm::passing::Grant;
-use crate::shm::strategy::Choice;
+use crate::memory::strategy::Choice;
+use crate::transfer::grant::Grant;
 
 /// What a worker is to do. Its arguments follow it as bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,10 +12,10 @@ use serde::de::DeserializeOwned;
 use super::codec::{self, Encoded};
 use super::freight::{self, Freight, lost};
 use super::message::Manifest;
-use crate::shm::passing::Arrivals;
 use crate::sys::map::SharedMap;
 use crate::sys::socket::{Attempt, Message, Socket};
 use crate::sys::{limits, memfd};
+use crate::transfer::received::Arrivals;
 
 /// The most bytes of contents that are in the message itself. The socket has room for some 200 KiB.
 const INLINE: usize = 32 << 10;
@@ -174,10 +174,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::shm::{Descriptor, Shard, SharingStrategy, StorageOptions, Tensor};
+    use crate::shm::StorageOptions;
     use crate::sys::clock::Moment;
     use crate::sys::epoll::wait_readable;
     use crate::wire::message::Way;
+    use crate::{Descriptor, Shard, SharingStrategy, Tensor};
 
     type Pair = (Socket, Socket);
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::codec::{self, Encoded};
 use super::freight::Load;
 use super::message::Manifest;
-use crate::shm::tree::Place;
+use crate::memory::named::Place;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::limits;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use crate::error::Peer;
-use crate::shm::Descriptor;
+use crate::memory::descriptor::Descriptor;
 use crate::sys::global::Global;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;

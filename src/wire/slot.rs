@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use serde::Serialize;
 
 use super::codec;
-use crate::shm::tree::Nest;
+use crate::memory::named::Nest;
 use crate::sys::clock::Moment;
 use crate::sys::image::Module;
 use crate::sys::map::SharedMap;

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 use super::info::{self, WorkerInfo};
 use crate::error::{Callee, Error};
-use crate::shm::passing::Arrivals;
 use crate::sys::image::Image;
+use crate::transfer::received::Arrivals;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::message::Job;
 
@@ -228,7 +228,7 @@ fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::strategy::Choice;
+    use crate::memory::strategy::Choice;
     use crate::wire::message::Manifest;
     use crate::wire::setup::Setup;
 

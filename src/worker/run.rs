@@ -9,9 +9,8 @@ use super::entry::Called;
 use super::info::WorkerInfo;
 use super::{crash, entry, hooks, info, late_init, report, setup};
 use crate::error::with_limit;
-use crate::shm::passing::Arrivals;
-use crate::shm::segment;
-use crate::shm::tree;
+use crate::memory::named;
+use crate::memory::segment;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::fd::{self, Inherited};
@@ -21,6 +20,7 @@ use crate::sys::limits::Limits;
 use crate::sys::socket::Socket;
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{memory, prctl, process, signal, stdio};
+use crate::transfer::received::Arrivals;
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
@@ -164,7 +164,7 @@ impl Desk {
         }
         let result = entry.call(rank, self.open.arguments(), self.arrivals)?;
         // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
-        let place = tree::place_in_use();
+        let place = named::place_in_use();
         returns::send(rank, result, &self.outbox, place.as_deref()).map_err(anyhow::Error::msg)
     }
 }
@@ -235,7 +235,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     let adopt = |number| fd::adopt(origin.local(number));
     open.job.sharing.clone().take_on();
     if let (Some((tree, launchers)), Some(nest)) = (&open.job.place, marker.nest) {
-        tree::take_place(adopt(*tree)?, launchers, nest)?;
+        named::take_place(adopt(*tree)?, launchers, nest)?;
     }
     roster::take_on(adopt(open.job.roster)?.as_fd(), marker.rank)?;
     if let Some([memory, event]) = open.job.abort {
@@ -247,7 +247,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
         asked
             .map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))?;
     }
-    let (place, outbox) = (tree::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
+    let (place, outbox) = (named::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
     let arrivals = open.arrivals(place.as_deref(), adopt)?;
     Ok(Desk { open, arrivals, outbox })
 }
@@ -315,7 +315,7 @@ fn leave(code: i32, origin: &Origin<'_>) -> ! {
             let _ = io::stdout().flush();
             stdio::flush();
             stdio::write_profiles();
-            tree::leave();
+            named::leave();
             process::exit_at_once(code)
         }
     }
@@ -324,7 +324,7 @@ fn leave(code: i32, origin: &Origin<'_>) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::strategy::Choice;
+    use crate::memory::strategy::Choice;
     use crate::wire::message::Manifest;
     use crate::wire::setup::Setup;
 

@@ -81,7 +81,7 @@ pub(crate) fn children() -> BTreeSet<u32> {
 
 /// The directories of named memory that this process and its workers have, and those that dead ones have left.
 pub(crate) fn trees() -> BTreeSet<PathBuf> {
-    let entries = fs::read_dir(phalanx::get_sharing_directory()).unwrap();
+    let entries = fs::read_dir(phalanx::shm::get_sharing_directory()).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
@@ -117,12 +117,12 @@ pub(super) fn take_own_directory() {
     static TAKEN: Once = Once::new();
     TAKEN.call_once(|| {
         // A worker that is a test's launcher has that test's directory.
-        if phalanx::get_sharing_directory() != Path::new("/dev/shm") {
+        if phalanx::shm::get_sharing_directory() != Path::new("/dev/shm") {
             return;
         }
         fs::create_dir(own_directory()).unwrap();
         fs::set_permissions(own_directory(), PermissionsExt::from_mode(0o1777)).unwrap();
-        phalanx::set_sharing_directory(own_directory()).unwrap();
+        phalanx::shm::set_sharing_directory(own_directory()).unwrap();
         // SAFETY: `remove` is a function of this executable. It runs after the library's own, which was registered later.
         unsafe { libc::atexit(remove) };
     });

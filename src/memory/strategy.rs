@@ -3,14 +3,13 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::tree;
 use crate::error::MemoryError;
 
 /// How the memory of new storages is made. A storage keeps to the way in which it was made.
@@ -32,7 +31,7 @@ pub enum SharingStrategy {
     /// than 256 KiB keeps a descriptor in every process that has it; smaller ones share a few.
     #[default]
     FileDescriptor,
-    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`]: no storage made so keeps a descriptor.
+    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`](super::named::set_sharing_directory): no storage made so keeps a descriptor.
     /// Names are gone with their holders; those of a launcher that ended without its exit handlers (a signal, abort)
     /// stay, with their memory, until a process of the same user next begins to use this strategy there.
     FileSystem,
@@ -96,40 +95,15 @@ pub fn get_all_sharing_strategies() -> &'static [SharingStrategy] {
     &SharingStrategy::ALL
 }
 
-/// Chooses where [`SharingStrategy::FileSystem`] makes its files, in the place of `/dev/shm`. It should be a tmpfs:
-/// elsewhere the memory is that of a file on disk. Workers use their launcher's.
-///
-/// ```
-/// phalanx::set_sharing_directory("/dev/shm")?;
-/// # Ok::<(), phalanx::MemoryError>(())
-/// ```
-///
-/// # Errors
-/// [`MemoryError::Directory`] when there is no such directory, or when this process or its launcher has made files
-/// elsewhere already.
-pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> {
-    let path = path.as_ref();
-    let refuse = |reason: String| MemoryError::Directory { path: path.to_owned(), reason };
-    let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
-    if !path.is_dir() {
-        return Err(refuse("it is no directory".to_owned()));
-    }
-    match tree::base_in_use() {
-        Some(used) if used != path => {
-            Err(refuse(format!("this process already has named memory in {}", used.display())))
-        }
-        _ => {
-            *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
-            Ok(())
-        }
-    }
-}
-
 /// Where [`SharingStrategy::FileSystem`] makes its files.
 #[must_use]
 pub fn get_sharing_directory() -> PathBuf {
     let chosen = DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
     chosen.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"))
+}
+
+pub(super) fn choose_directory(path: PathBuf) {
+    *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
 }
 
 /// What a worker takes over of its launcher's choices.
@@ -150,7 +124,6 @@ impl Choice {
 
     pub(crate) fn take_on(self) {
         set_sharing_strategy(self.strategy);
-        let directory = OsString::from_vec(self.directory).into();
-        *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory);
+        choose_directory(OsString::from_vec(self.directory).into());
     }
 }

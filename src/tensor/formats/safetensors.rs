@@ -4,7 +4,8 @@
 //! reads them straight into it, so each byte is copied once. [`save`] writes tensors of any layout.
 //!
 //! ```
-//! use phalanx::{DType, DynTensor, Tensor, safetensors};
+//! use phalanx::shm::{DType, safetensors};
+//! use phalanx::{DynTensor, Tensor};
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("model.safetensors");
 //! let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[2, 2])?.into_dyn();
@@ -25,11 +26,11 @@ use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::super::arena::ALIGN;
-use super::super::dtype::DType;
 use super::super::dyn_tensor::DynTensor;
-use super::super::storage::Storage;
+use crate::dtype::DType;
 use crate::error::MemoryError;
+use crate::memory::arena::ALIGN;
+use crate::memory::storage::Storage;
 use crate::sys::replace;
 
 /// Bytes of the header's length, which comes first.
@@ -59,7 +60,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<BTreeMap<String, DynTensor>, Memor
 ///
 /// ```
 /// # phalanx::auto_init!();
-/// use phalanx::{FrozenTensor, Tensor, safetensors, spawn};
+/// use phalanx::shm::safetensors;
+/// use phalanx::{FrozenTensor, Tensor, spawn};
 ///
 /// fn sum(_: usize, weights: FrozenTensor<f32>) -> anyhow::Result<f32> {
 ///     Ok(weights.iter().sum())

@@ -4,10 +4,10 @@ use ::ndarray::{
     ArrayD, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IxDyn, ShapeBuilder, ShapeError, StrideShape,
 };
 
-use super::super::dtype::{Element, Number};
+use super::super::element::{Element, Number};
 use super::super::frozen::FrozenTensor;
 use super::super::shard::Shard;
-use super::super::tensor::Tensor;
+use super::super::typed::Tensor;
 use crate::error::MemoryError;
 
 impl<T: Number> FrozenTensor<T> {

@@ -6,19 +6,20 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::segment::{Plan, Segment};
+use super::create::{self, Plan};
+use super::segment::Segment;
 use super::strategy::SharingStrategy;
 use crate::error::MemoryError;
 use crate::sys::limits;
 
 /// Storages of up to so many bytes are carved.
-pub(super) const SMALL: usize = 256 << 10;
+pub(crate) const SMALL: usize = 256 << 10;
 /// Bytes of address space of a segment. Its memory is reserved as it is carved.
 const SEGMENT: usize = 8 << 20;
 /// What is reserved at a time.
 const STEP: usize = 256 << 10;
 /// Where storages begin: at a cache line of their own, which is aligned for any element.
-pub(super) const ALIGN: usize = 64;
+pub(crate) const ALIGN: usize = 64;
 
 /// The segment that is being carved. Its storages hold it, not the arena: it goes with the last of them.
 struct Arena {
@@ -44,7 +45,7 @@ pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segm
     }
     let size = segment_size(bytes);
     let reserved = STEP.min(size);
-    let segment = Segment::create(Plan { strategy, bytes: size, reserved, huge: false })?;
+    let segment = create::create(Plan { strategy, bytes: size, reserved, huge: false })?;
     let used = bytes.next_multiple_of(ALIGN);
     let (owner, weak) = (std::process::id(), Arc::downgrade(&segment));
     *arena = Some(Arena { owner, strategy, segment: weak, size, used, reserved });

@@ -6,17 +6,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize, Serializer, ser};
 
-use super::options::StorageOptions;
-use super::passing;
-use super::storage::Storage;
-use super::strategy::SharingStrategy;
+use super::context;
+use super::grant::RECORD_UNIT;
 use crate::error::MemoryError;
+use crate::memory::options::StorageOptions;
+use crate::memory::storage::Storage;
+use crate::memory::strategy::SharingStrategy;
 use crate::sys::cells::Cells;
 use crate::sys::map::SharedMap;
 pub(crate) use crate::sys::robust::Keeper;
 
-/// What storages of records have for the size of an element, which no tensor has.
-pub(super) const RECORD_UNIT: u8 = 0x80;
 /// The first bytes say what the record is; it begins at the next cache line.
 const HEADER: usize = 64;
 
@@ -101,7 +100,7 @@ impl<C: Cells> Shared<C> {
     /// # Errors
     /// When it is no such record, or has less room behind it.
     pub(crate) fn receive(Handle(grant): Handle, stamp: Stamp, room: usize) -> Result<Self, String> {
-        let storage = passing::receive(grant)?;
+        let storage = context::receive(grant)?;
         storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;
         let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
         let shared = Self { storage, cells: PhantomData };
@@ -135,7 +134,7 @@ pub(crate) struct Handle(u32);
 
 impl<C> Serialize for Shared<C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let grant = passing::send(&self.storage).map_err(ser::Error::custom)?;
+        let grant = context::send(&self.storage).map_err(ser::Error::custom)?;
         Handle(grant).serialize(serializer)
     }
 }
@@ -144,13 +143,13 @@ impl<C> Serialize for Shared<C> {
 mod tests {
     use super::*;
     use crate::encoding;
-    use crate::shm::Tensor;
     use crate::sys::robust::RobustWord;
+    use crate::tensor::typed::Tensor;
 
     fn pass<T: Serialize>(value: &T, stamp: Stamp) -> Result<Shared<RobustWord>, String> {
-        let (bytes, parcel) = passing::collect(|| encoding::write(value).unwrap());
+        let (bytes, parcel) = context::collect(|| encoding::write(value).unwrap());
         let receive = || Shared::receive(encoding::read(&bytes).unwrap(), stamp, 100);
-        passing::provide(passing::arrive(&parcel), receive).0
+        context::provide(context::arrive(&parcel), receive).0
     }
 
     #[test]
@@ -172,8 +171,8 @@ mod tests {
         assert!(pass(&shared, Stamp::of::<u16>("test")).is_err());
         assert!(pass(&shared, Stamp::of::<u8>("other")).is_err());
         let tensor = Tensor::<u8>::zeros(&[256]).unwrap();
-        let (_, parcel) = passing::collect(|| encoding::write(&tensor).unwrap());
+        let (_, parcel) = context::collect(|| encoding::write(&tensor).unwrap());
         let receive = || Shared::<RobustWord>::receive(Handle(0), stamp, 0);
-        assert!(passing::provide(passing::arrive(&parcel), receive).0.is_err());
+        assert!(context::provide(context::arrive(&parcel), receive).0.is_err());
     }
 }

@@ -5,34 +5,11 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use super::descriptor::Descriptor;
-use super::segment::Segment;
-use super::shard::Cut;
-use super::shared::RECORD_UNIT;
-use super::storage::Storage;
+use super::grant::{Cut, Grant, MAX_ALIGN, Part, RECORD_UNIT};
 use crate::error::with_hint;
-
-/// A part of a segment of the same message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Part {
-    /// Which segment. `None`: no bytes.
-    pub(super) segment: Option<u32>,
-    pub(super) offset: usize,
-    pub(super) len: usize,
-    /// Bytes of an element of the tensors over it.
-    pub(super) unit: u8,
-}
-
-/// What may be done with a part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Grant {
-    /// Everybody who has it may read and write.
-    Shared(Part),
-    /// Only who takes it may.
-    Exclusive(Part, Cut),
-}
+use crate::memory::descriptor::Descriptor;
+use crate::memory::segment::Segment;
+use crate::memory::storage::Storage;
 
 /// A segment on its way in.
 #[derive(Debug)]
@@ -44,9 +21,6 @@ pub(crate) enum Arrival {
     /// It could not be mapped, or did not arrive.
     Broken(String),
 }
-
-/// To what a storage is aligned at the least, so that it fits any element.
-pub(super) const MAX_ALIGN: usize = 8;
 
 /// What has arrived beside the bytes of a value.
 #[derive(Debug, Default)]

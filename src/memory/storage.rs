@@ -2,15 +2,12 @@
 
 use std::any::Any;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
-use super::options::StorageOptions;
-use super::segment::{Plan, Segment};
-use super::strategy::SharingStrategy;
+use super::segment::{OTHER_HANDLE, Segment};
 use crate::error::MemoryError;
 use crate::sys::map::SharedMap;
 
@@ -91,65 +88,16 @@ impl fmt::Display for StorageId {
     }
 }
 
-/// Who else has it, in an error.
-pub(super) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
-
 impl Storage {
-    /// Makes a storage of `bytes` zeros. None at all is fine.
-    ///
-    /// # Errors
-    /// [`MemoryError::NotEnough`] when the machine, this process's cgroup or the file system does not have so much,
-    /// and [`MemoryError::Os`] when the system refuses.
-    pub fn new(bytes: usize) -> Result<Self, MemoryError> {
-        StorageOptions::new().zeros(bytes)
-    }
-
-    /// Makes a storage with a copy of `bytes`.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MemoryError> {
-        let storage = Self::new(bytes.len())?;
-        if let Some((map, at)) = storage.bytes() {
-            map.write(at, bytes, 1);
-        }
-        Ok(storage)
-    }
-
-    /// The bytes of a file, such as a data set: they are read when they are first used, through the page cache, which
-    /// all processes share. They can only be read here.
-    ///
-    /// Who changes the file changes what is seen; who cuts it short makes a later access end in SIGBUS. Its tensors can be
-    /// sent; `freeze` and `into_shards` copy them.
-    ///
-    /// ```
-    /// use phalanx::{Storage, Tensor};
-    /// # let file = tempfile::NamedTempFile::new()?;
-    /// # std::fs::write(file.path(), [0; 32])?;
-    /// # let path = file.path();
-    /// let data = Tensor::<u16>::from_storage(&Storage::from_file(path)?, &[4, 4])?;
-    /// assert_eq!(data.get(5)?, 0);
-    /// assert!(data.set(5, 1).is_err());
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`MemoryError::File`] when it cannot be opened or mapped.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, MemoryError> {
-        let segment = Segment::of_file(path.as_ref())?;
-        let len = segment.len();
-        Ok(Self::place(Some(segment).filter(|_| len > 0), 0, len, true))
-    }
-
     /// A part of a segment. `shared`: another process may have it.
-    pub(super) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
+    pub(crate) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
         let (owner, forks, shared) = (std::process::id(), FORKS.load(Relaxed), AtomicBool::new(shared));
         let (unit, lent) = (AtomicU8::new(0), Arc::default());
         Self(Arc::new(Inner { segment, offset, len, owner, forks, unit, shared, lent }))
     }
 
     /// As [`place`](Self::place), of numbers that came from elsewhere; `None` when they do not fit the segment.
-    pub(super) fn checked(
+    pub(crate) fn checked(
         segment: Option<Arc<Segment>>,
         (offset, len): (usize, usize),
         align: usize,
@@ -204,20 +152,20 @@ impl Storage {
 
     /// The map that its bytes lie in, and where; `None` when there are none.
     #[inline]
-    pub(super) fn bytes(&self) -> Option<(&SharedMap, usize)> {
+    pub(crate) fn bytes(&self) -> Option<(&SharedMap, usize)> {
         Some((self.0.segment.as_ref()?.map()?, self.0.offset))
     }
 
     /// Keeps its memory mapped as long as it lives.
-    pub(super) fn keeper(&self) -> Arc<dyn Any + Send + Sync> {
+    pub(crate) fn keeper(&self) -> Arc<dyn Any + Send + Sync> {
         self.0.clone()
     }
 
-    pub(super) fn segment(&self) -> Option<&Arc<Segment>> {
+    pub(crate) fn segment(&self) -> Option<&Arc<Segment>> {
         self.0.segment.as_ref()
     }
 
-    pub(super) fn offset(&self) -> usize {
+    pub(crate) fn offset(&self) -> usize {
         self.0.offset
     }
 
@@ -225,7 +173,7 @@ impl Storage {
     ///
     /// # Errors
     /// [`MemoryError::OtherSize`] when there was one of another size.
-    pub(super) fn claim_unit(&self, size: usize) -> Result<(), MemoryError> {
+    pub(crate) fn claim_unit(&self, size: usize) -> Result<(), MemoryError> {
         let unit = size as u8;
         match self.0.unit.compare_exchange(0, unit, Relaxed, Relaxed) {
             Err(found) if found != unit => Err(MemoryError::OtherSize { found: found.into(), asked: size }),
@@ -234,13 +182,13 @@ impl Storage {
     }
 
     /// The size that was claimed; 0: none.
-    pub(super) fn unit(&self) -> u8 {
+    pub(crate) fn unit(&self) -> u8 {
         self.0.unit.load(Relaxed)
     }
 
     /// A part of it as a storage of its own, in which elements may have another size. `None`: it has no such part.
     #[cfg(feature = "safetensors")]
-    pub(super) fn part(&self, at: usize, len: usize) -> Option<Self> {
+    pub(crate) fn part(&self, at: usize, len: usize) -> Option<Self> {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len());
         let shared = self.0.shared.load(Relaxed);
         inside
@@ -248,7 +196,7 @@ impl Storage {
     }
 
     /// Notes that another process may have it from now on, and writes to it as long as the loan lasts.
-    pub(super) fn lend(&self) -> Loan {
+    pub(crate) fn lend(&self) -> Loan {
         self.0.shared.store(true, Relaxed);
         self.0.lent.fetch_add(1, Relaxed);
         Loan(self.0.lent.clone())
@@ -256,7 +204,7 @@ impl Storage {
 
     /// Whether this is the only handle to its memory in any process: it was made here, was never sent, and has no
     /// clone.
-    pub(super) fn is_exclusive(&mut self) -> bool {
+    pub(crate) fn is_exclusive(&mut self) -> bool {
         let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
         let here = inner.owner == std::process::id() && inner.forks == FORKS.load(Relaxed);
         here && !*inner.shared.get_mut()
@@ -266,7 +214,7 @@ impl Storage {
     ///
     /// # Errors
     /// [`MemoryError::StillWritable`] when somebody else has it.
-    pub(super) fn freeze(self) -> (Self, Result<(), MemoryError>) {
+    pub(crate) fn freeze(self) -> (Self, Result<(), MemoryError>) {
         let bytes = self.len();
         let mut inner = match Arc::try_unwrap(self.0) {
             Ok(inner) => inner,
@@ -283,15 +231,8 @@ impl Storage {
         (Self(Arc::new(Inner { segment, ..inner })), done)
     }
 
-    /// Memory that is this storage's alone and can be sealed.
-    pub(super) fn sealable(bytes: usize) -> Result<Self, MemoryError> {
-        let strategy = SharingStrategy::FileDescriptor;
-        let segment = Segment::create(Plan { strategy, bytes, reserved: bytes, huge: false })?;
-        Ok(Self::place(Some(segment), 0, bytes, false))
-    }
-
     /// Whether its memory can be sealed without sealing others': a carved one's cannot, nor that of a part.
-    pub(super) fn is_sealable(&self) -> bool {
+    pub(crate) fn is_sealable(&self) -> bool {
         self.0.segment.as_ref().is_some_and(|segment| segment.is_sealable() && self.fills(segment))
     }
 
@@ -300,7 +241,7 @@ impl Storage {
     }
 
     /// Who else is known to be able to write to it.
-    pub(super) fn other_writer(&self) -> Option<&'static str> {
+    pub(crate) fn other_writer(&self) -> Option<&'static str> {
         if !self.is_writable() {
             None
         } else if self.0.lent.load(Relaxed) > 0 {
@@ -319,47 +260,5 @@ impl Storage {
         } else {
             None
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn storage_too_large_is_an_error_with_numbers() {
-        for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
-            let error = StorageOptions::new().strategy(strategy).zeros(1 << 50).unwrap_err();
-            assert!(
-                matches!(error, MemoryError::NotEnough { asked, available, .. } if asked == 1 << 50 && available > 0)
-            );
-            assert!(StorageOptions::new().strategy(strategy).zeros(usize::MAX).is_err());
-        }
-    }
-
-    #[test]
-    fn storage_of_nothing_works() {
-        let storage = Storage::new(0).unwrap();
-        assert!(storage.is_empty() && storage.is_writable() && !storage.is_same(&Storage::new(0).unwrap()));
-        assert_eq!((storage.len(), storage.prefault().is_ok()), (0, true));
-    }
-
-    #[test]
-    fn storage_of_a_file_shows_it_and_refuses_to_be_written() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(Storage::from_file(file.path()).unwrap().is_empty());
-        std::fs::write(file.path(), [1, 2, 3]).unwrap();
-        let storage = Storage::from_file(file.path()).unwrap();
-        let (map, at) = storage.bytes().unwrap();
-        let mut bytes = [0; 3];
-        map.read(at, &mut bytes, 1);
-        assert_eq!((bytes, storage.is_writable()), ([1, 2, 3], false));
-        assert!(storage.is_same(&Storage::from_file(file.path()).unwrap()));
-        // Of another size by now, it is mapped anew.
-        std::fs::write(file.path(), vec![4; 10_000]).unwrap();
-        assert_eq!(Storage::from_file(file.path()).unwrap().len(), 10_000);
-        let missing = Storage::from_file("/no/such/file").unwrap_err().to_string();
-        assert!(missing.contains("/no/such/file"), "{missing}");
-        assert!(Storage::from_file("/dev/null").is_err());
     }
 }

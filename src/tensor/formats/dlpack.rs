@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use phalanx::{DynTensor, Tensor};
-//! use phalanx::dlpack::DlpackTensor;
+//! use phalanx::shm::dlpack::DlpackTensor;
 //! let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[2, 2])?.into_dyn();
 //! let pointer = weights.transpose(0, 1)?.to_dlpack()?.into_raw(); // goes to another library
 //!

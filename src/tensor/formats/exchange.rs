@@ -3,13 +3,13 @@
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
-use super::super::dtype::DType;
 use super::super::dyn_tensor::DynTensor;
 use super::super::layout::Layout;
 use super::dlpack::{
     CPU, DLDataType, DLDevice, DLManagedTensorVersioned, DLTensor, Described, DlpackTensor, FLAG_READ_ONLY,
     VERSION,
 };
+use crate::dtype::DType;
 use crate::error::MemoryError;
 
 /// What a tensor that was handed out needs until it comes back.

@@ -1,7 +1,7 @@
 //! A tensor's elements: one by one by relaxed atomics, in bulk by copies, and in place where the caller vouches for it.
 
-use super::dtype::{Element, Number};
-use super::tensor::Tensor;
+use super::element::{Element, Number};
+use super::typed::Tensor;
 use crate::error::MemoryError;
 
 /// How many elements are filled at a time.
@@ -227,8 +227,8 @@ impl<T: Number> Tensor<T> {
 mod tests {
     use half::{bf16, f16};
 
-    use super::super::storage::Storage;
     use super::*;
+    use crate::memory::storage::Storage;
 
     fn numbers<T: Number>(values: [T; 3], sum: T) {
         let tensor = Tensor::from_slice(&values, &[3]).unwrap();

@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::arrivals::Part;
-pub(crate) use super::arrivals::{Arrival, Arrivals, Grant};
-use super::descriptor::Descriptor;
-use super::segment::Segment;
-use super::shard::Cut;
-pub(crate) use super::storage::Loan;
-use super::storage::Storage;
+use super::grant::{Cut, Grant, Part};
+#[cfg(test)]
+use super::received::Arrival;
+use super::received::Arrivals;
+use crate::memory::descriptor::Descriptor;
+use crate::memory::segment::Segment;
+use crate::memory::storage::{Loan, Storage};
 use crate::sys::fd::Owner;
 
 /// What is in a message, and only one process can have. When this is dropped without having been kept, it can be used here
@@ -161,7 +161,7 @@ const CLOSED: &str = "this descriptor came into the worker by its fork, which cl
                       worker in its arguments";
 
 /// Adds a storage to what is being sent; returns the number of its grant.
-pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
+pub(crate) fn send(storage: &Storage) -> Result<u32, &'static str> {
     sending(|outgoing| {
         if storage.segment().is_some_and(|segment| segment.is_cut_off()) {
             return Err(CUT_OFF);
@@ -178,7 +178,7 @@ pub(super) fn send(storage: &Storage) -> Result<u32, &'static str> {
 }
 
 /// Adds a shard to what is being sent; returns the number of its grant.
-pub(super) fn send_shard(
+pub(crate) fn send_shard(
     storage: &Storage,
     claim: impl Claim + 'static,
     cut: Cut,
@@ -226,12 +226,12 @@ pub(crate) fn check_receiving() -> Result<(), String> {
 }
 
 /// The storage of that grant.
-pub(super) fn receive(number: u32) -> Result<Storage, String> {
+pub(crate) fn receive(number: u32) -> Result<Storage, String> {
     receiving(|arrivals| arrivals.open_shared(number))
 }
 
 /// The shard of that grant, once.
-pub(super) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
+pub(crate) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
     receiving(|arrivals| arrivals.take_exclusive(number))
 }
 
@@ -270,7 +270,8 @@ mod tests {
 
     use super::*;
     use crate::encoding;
-    use crate::shm::{DType, DynTensor, FrozenTensor, Shard, Tensor};
+    use crate::shm::DType;
+    use crate::{DynTensor, FrozenTensor, Shard, Tensor};
 
     fn through<A: Serialize, B: DeserializeOwned>(value: &A) -> Result<B, encoding::Error> {
         let (bytes, parcel) = collect(|| encoding::write(value).unwrap());

@@ -6,19 +6,21 @@ use std::ops::{Bound, RangeBounds};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
-use super::dtype::{DType, Element};
 use super::layout::Layout;
-use super::passing;
-use super::storage::{Storage, StorageId};
-use super::tensor::Tensor;
+#[cfg(doc)]
+use super::typed::Tensor;
+use crate::dtype::DType;
 use crate::error::MemoryError;
+use crate::memory::storage::{Storage, StorageId};
 use crate::sys::map::SharedMap;
+use crate::transfer::context;
 
 /// An array of numbers whose type is data ([`DType`]), in memory that workers share. [`typed`](Self::typed) makes a
 /// [`Tensor`] of it, which has access to its elements; [`Tensor::into_dyn`] is the way back.
 ///
 /// ```
-/// use phalanx::{DType, DynTensor, Tensor};
+/// use phalanx::shm::DType;
+/// use phalanx::{DynTensor, Tensor};
 /// let any = DynTensor::zeros(DType::F32, &[2, 3])?;
 /// let row: Tensor<f32> = any.select(0, 1)?.typed()?;
 /// row.set(2, 0.5)?;
@@ -130,14 +132,6 @@ impl DynTensor {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         true
-    }
-
-    /// The same tensor with its element type known to the compiler.
-    ///
-    /// # Errors
-    /// [`MemoryError::WrongType`] when it is another.
-    pub fn typed<T: Element>(&self) -> Result<Tensor<T>, MemoryError> {
-        Tensor::try_from(self.clone())
     }
 
     /// A view of `len` elements of a dimension, from `start` on.
@@ -413,7 +407,7 @@ pub(super) struct Handle {
 
 impl Serialize for DynTensor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let grant = passing::send(&self.storage).map_err(ser::Error::custom)?;
+        let grant = context::send(&self.storage).map_err(ser::Error::custom)?;
         let strides = (!self.is_contiguous()).then(|| self.strides().to_vec());
         let (shape, offset) = (self.shape().to_vec(), self.offset());
         Handle { grant, dtype: self.dtype, shape, strides, offset }.serialize(serializer)
@@ -422,7 +416,7 @@ impl Serialize for DynTensor {
 
 impl<'de> Deserialize<'de> for DynTensor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(D::Error::custom)?;
+        context::check_receiving().map_err(D::Error::custom)?;
         let handle = Handle::deserialize(deserializer)?;
         Self::open(handle).map_err(D::Error::custom)
     }
@@ -432,7 +426,7 @@ impl DynTensor {
     /// Nothing in the handle is taken on trust.
     fn open(handle: Handle) -> Result<Self, String> {
         let Handle { grant, dtype, shape, strides, offset } = handle;
-        let storage = passing::receive(grant)?;
+        let storage = context::receive(grant)?;
         storage.claim_unit(dtype.size()).map_err(|error| error.to_string())?;
         let room = storage.len() / dtype.size();
         let row_major = || Layout::row_major(&shape).map(|layout| layout.strides().to_vec());

@@ -7,10 +7,11 @@ use std::ops::RangeBounds;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::dtype::{DType, Element};
 use super::dyn_tensor::DynTensor;
-use super::storage::{Storage, StorageId};
+use super::element::Element;
+use crate::dtype::DType;
 use crate::error::MemoryError;
+use crate::memory::storage::{Storage, StorageId};
 
 /// An array of numbers in memory that workers share.
 ///
@@ -220,6 +221,16 @@ impl<T: Element> Tensor<T> {
     /// As [`zeros`](Self::zeros).
     pub fn contiguous(&self) -> Result<Self, MemoryError> {
         self.any.contiguous().map(Self::over)
+    }
+}
+
+impl DynTensor {
+    /// The same tensor with its element type known to the compiler.
+    ///
+    /// # Errors
+    /// [`MemoryError::WrongType`] when it is another.
+    pub fn typed<T: Element>(&self) -> Result<Tensor<T>, MemoryError> {
+        Tensor::try_from(self.clone())
     }
 }
 

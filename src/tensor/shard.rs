@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
-use super::arrivals::MAX_ALIGN;
-use super::dtype::{DType, Number};
 use super::dyn_tensor::DynTensor;
+use super::element::Number;
 use super::layout::Layout;
-use super::passing::{self, Claim};
 use super::refused::Refused;
-use super::segment::ask_first;
-use super::storage::Storage;
-use super::tensor::Tensor;
+use super::typed::Tensor;
 use crate::error::MemoryError;
+use crate::memory::create::ask_first;
+use crate::memory::storage::Storage;
 use crate::sys::memory;
+use crate::transfer::context::{self, Claim};
+use crate::transfer::grant::{Cut, MAX_ALIGN};
 
 /// A part of a tensor that only one process at a time can reach: it is there as `&mut [T]`, without `unsafe`.
 ///
@@ -148,7 +148,7 @@ impl<T: Number> Shard<T> {
         #[expect(unsafe_code, reason = "what is exclusive may be a slice; this file keeps it so")]
         // SAFETY: `at` checked bounds and alignment; every pattern of bits is a `Number`. Nobody else reaches these
         // bytes: they were divided from a tensor that had no other handle anywhere, each part is granted to one process
-        // at a time (`passing`), a sent shard and one in a fork are refused above, and `self` is borrowed.
+        // at a time (`transfer::context`), a sent shard and one in a fork are refused above, and `self` is borrowed.
         Ok(unsafe { std::slice::from_raw_parts_mut(start.cast::<T>(), len) })
     }
 
@@ -206,7 +206,7 @@ impl<T: Number> Tensor<T> {
             let storage = Storage::place(whole.storage().segment().cloned(), from, len, false);
             // It is new: there is no other size yet.
             let _ = storage.claim_unit(size_of::<T>());
-            Shard::new(storage, Cut::of(&whole, shape, index, n))
+            Shard::new(storage, cut_of(&whole, shape, index, n))
         }));
         Ok(shards)
     }
@@ -276,40 +276,11 @@ fn whole_of<T: Number>(shards: &[Shard<T>]) -> Result<DynTensor, MemoryError> {
     whole.ok_or_else(|| refuse("they do not fit their memory".to_owned()))
 }
 
-/// Which shard of which tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Cut {
-    dtype: DType,
-    shape: Vec<usize>,
-    index: usize,
-    of: usize,
-    /// Of the whole tensor: its storage's place in the segment, its first element in that, its shape.
-    store_offset: usize,
-    store_len: usize,
-    start: usize,
-    whole_shape: Vec<usize>,
-}
-
-impl Cut {
-    fn of(whole: &DynTensor, shape: Vec<usize>, index: usize, of: usize) -> Self {
-        let (store_offset, store_len) = (whole.storage().offset(), whole.storage().len());
-        let (dtype, start, whole_shape) = (whole.dtype(), whole.offset(), whole.shape().to_vec());
-        Self { dtype, shape, index, of, store_offset, store_len, start, whole_shape }
-    }
-
-    /// Where the whole begins in the segment. (A sum that overflows is that of no shard.)
-    fn whole_at(&self) -> usize {
-        self.store_offset.wrapping_add(self.start.wrapping_mul(self.dtype.size()))
-    }
-
-    fn is_of_same(&self, other: &Self) -> bool {
-        *self == Self { shape: self.shape.clone(), index: self.index, ..other.clone() }
-    }
-
-    /// To what its bytes must be aligned.
-    pub(super) fn align(&self) -> usize {
-        self.dtype.size()
-    }
+/// The shard of that number of a tensor.
+fn cut_of(whole: &DynTensor, shape: Vec<usize>, index: usize, of: usize) -> Cut {
+    let (store_offset, store_len) = (whole.storage().offset(), whole.storage().len());
+    let (dtype, start, whole_shape) = (whole.dtype(), whole.offset(), whole.shape().to_vec());
+    Cut { dtype, shape, index, of, store_offset, store_len, start, whole_shape }
 }
 
 /// What crosses to another process in the place of a shard.
@@ -322,16 +293,16 @@ impl<T: Number> Serialize for Shard<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let claim = self.claim().map_err(ser::Error::custom)?;
         let grant =
-            passing::send_shard(&self.storage, claim, self.cut.clone()).map_err(ser::Error::custom)?;
+            context::send_shard(&self.storage, claim, self.cut.clone()).map_err(ser::Error::custom)?;
         Handle { grant }.serialize(serializer)
     }
 }
 
 impl<'de, T: Number> Deserialize<'de> for Shard<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        passing::check_receiving().map_err(D::Error::custom)?;
+        context::check_receiving().map_err(D::Error::custom)?;
         let Handle { grant } = Handle::deserialize(deserializer)?;
-        let (cut, storage) = passing::receive_shard(grant).map_err(D::Error::custom)?;
+        let (cut, storage) = context::receive_shard(grant).map_err(D::Error::custom)?;
         let found = cut.dtype;
         if found != T::DTYPE {
             let expected = T::DTYPE;
@@ -351,6 +322,7 @@ impl<'de, T: Number> Deserialize<'de> for Shard<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
     use crate::encoding;
 
     fn shards(elements: usize, n: usize) -> Vec<Shard<i32>> {
@@ -421,15 +393,15 @@ mod tests {
     #[test]
     fn shard_is_sent_once_and_taken_once() {
         let mut parts = shards(8, 2);
-        let encode = |part: &Shard<i32>| passing::collect(|| encoding::write(part));
+        let encode = |part: &Shard<i32>| context::collect(|| encoding::write(part));
         let (bytes, mut parcel) = encode(&parts[0]);
         assert!(encode(&parts[0]).0.is_err());
         assert!(parts[0].as_mut_slice().unwrap_err().to_string().contains("was sent"));
         let bytes = bytes.unwrap();
         let read = || encoding::read::<Shard<i32>>(&bytes);
-        let (taken, rest) = passing::provide(passing::arrive(&parcel), read);
+        let (taken, rest) = context::provide(context::arrive(&parcel), read);
         assert_eq!(taken.unwrap().as_mut_slice().unwrap(), [0, 1, 2, 3]);
-        assert!(passing::provide(rest, read).0.is_err());
+        assert!(context::provide(rest, read).0.is_err());
         parcel.deliver();
         drop(parcel);
         assert!(parts[0].as_mut_slice().is_err());
@@ -444,13 +416,13 @@ mod tests {
     fn a_tensor_cannot_be_made_of_a_shards_grant_nor_a_shard_of_a_tensors() {
         let tensor = Tensor::<i32>::zeros(&[2]).unwrap();
         let part = shards(2, 1).remove(0);
-        let (_, parcel) = passing::collect(|| encoding::write(&(&tensor, &part)).unwrap());
+        let (_, parcel) = context::collect(|| encoding::write(&(&tensor, &part)).unwrap());
         let bytes = (
             encoding::write(&(0_u32,)).unwrap(),
             encoding::write(&(1_u32, DType::I32, [2_usize], (), 0_usize)).unwrap(),
         );
         let read = || (encoding::read::<Shard<i32>>(&bytes.0), encoding::read::<Tensor<i32>>(&bytes.1));
-        let (as_shard, as_tensor) = passing::provide(passing::arrive(&parcel), read).0;
+        let (as_shard, as_tensor) = context::provide(context::arrive(&parcel), read).0;
         assert!(as_shard.unwrap_err().to_string().contains("grant 0 is no shard's"));
         assert!(as_tensor.unwrap_err().to_string().contains("grant 1 is a shard's"));
     }

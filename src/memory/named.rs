@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::strategy::get_sharing_directory;
+#[cfg(doc)]
+use super::strategy::SharingStrategy;
+use super::strategy::{choose_directory, get_sharing_directory};
 use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
 use crate::sys::{fd, limits, process};
@@ -62,8 +64,37 @@ pub(crate) fn place_in_use() -> Option<Arc<Place>> {
 }
 
 /// The directory in which this process has named memory.
-pub(super) fn base_in_use() -> Option<PathBuf> {
+fn base_in_use() -> Option<PathBuf> {
     Some(place_in_use()?.base.clone())
+}
+
+/// Chooses where [`SharingStrategy::FileSystem`] makes its files, in the place of `/dev/shm`. It should be a tmpfs:
+/// elsewhere the memory is that of a file on disk. Workers use their launcher's.
+///
+/// ```
+/// phalanx::shm::set_sharing_directory("/dev/shm")?;
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
+///
+/// # Errors
+/// [`MemoryError::Directory`] when there is no such directory, or when this process or its launcher has made files
+/// elsewhere already.
+pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> {
+    let path = path.as_ref();
+    let refuse = |reason: String| MemoryError::Directory { path: path.to_owned(), reason };
+    let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+    if !path.is_dir() {
+        return Err(refuse("it is no directory".to_owned()));
+    }
+    match base_in_use() {
+        Some(used) if used != path => {
+            Err(refuse(format!("this process already has named memory in {}", used.display())))
+        }
+        _ => {
+            choose_directory(path);
+            Ok(())
+        }
+    }
 }
 
 /// This process's place. The first call begins a tree, unless the launcher gave us a place in its own; so does one after

@@ -6,12 +6,13 @@ use std::ops::Deref;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::dtype::{DType, Element, Number};
 use super::dyn_tensor::DynTensor;
+use super::element::{Element, Number};
 use super::refused::Refused;
-use super::storage::{Storage, StorageId};
-use super::tensor::Tensor;
+use super::typed::Tensor;
+use crate::dtype::DType;
 use crate::error::MemoryError;
+use crate::memory::storage::{Storage, StorageId};
 
 /// A tensor whose memory is sealed: no process can write to it ever again, so it is a plain slice, safely.
 ///
@@ -182,7 +183,7 @@ impl<'de, T: Element> Deserialize<'de> for FrozenTensor<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::arena::SMALL;
+    use crate::memory::arena::SMALL;
 
     #[test]
     fn large_tensor_is_frozen_in_place_and_refuses_to_be_written() {

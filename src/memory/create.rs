@@ -1,0 +1,204 @@
+//! How segments come to be: memfds, files of named memory, files of data.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::named::{self, Place};
+use super::segment::{Backing, Segment};
+use super::strategy::SharingStrategy;
+use crate::error::{MemoryError, with_hint};
+use crate::sys::limits::{Shortage, with_room};
+use crate::sys::map::SharedMap;
+use crate::sys::{fd, memfd, memory};
+
+/// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
+const ASK_FIRST: u64 = 1 << 20;
+/// What the memfds of storages are called in /proc.
+const NAME: &str = "phalanx-storage";
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) strategy: SharingStrategy,
+    pub(super) bytes: usize,
+    /// How many of them get their memory at once; [`Segment::reserve`] gets it for more.
+    pub(super) reserved: usize,
+    /// In huge pages, of which `bytes` is a multiple.
+    pub(super) huge: bool,
+}
+
+impl Plan {
+    /// Whether it comes out of the machine's memory: a directory for named memory may be on a disk.
+    fn is_memory(&self) -> Result<bool, MemoryError> {
+        Ok(self.strategy == SharingStrategy::FileDescriptor || named::place()?.is_memory())
+    }
+}
+
+/// Asks before, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
+pub(crate) fn ask_first(asked: u64) -> Result<(), MemoryError> {
+    if asked < ASK_FIRST {
+        return Ok(());
+    }
+    match memory::available() {
+        Some(available) if available.bytes < asked => Err(MemoryError::not_enough(asked, Some(&available))),
+        _ => Ok(()),
+    }
+}
+
+/// Makes one of zeros, whose reserved memory is there for certain.
+pub(super) fn create(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
+    if !plan.huge && plan.is_memory()? {
+        ask_first(plan.reserved as u64)?;
+    }
+    match plan.strategy {
+        SharingStrategy::FileDescriptor => create_unnamed(plan),
+        SharingStrategy::FileSystem => create_named(plan),
+    }
+}
+
+fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
+    let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
+    let make = || match plan {
+        Plan { huge: true, .. } => memfd::create_huge(NAME, size),
+        Plan { bytes, reserved, .. } if bytes == reserved => memfd::create(NAME, size),
+        _ => {
+            let fd = memfd::create_empty(NAME, size)?;
+            memfd::reserve(fd.as_fd(), 0, reserved)?;
+            Ok(fd)
+        }
+    };
+    let refused = if plan.huge { no_huge_pages } else { no_memory };
+    let fd = with_room(make).map_err(|os| refused(os, reserved))?;
+    memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
+    Segment::map_known(Backing::Descriptor(fd.into()), SharedMap::new)
+        .map_err(MemoryError::os("mapping a memfd", size))
+}
+
+fn create_named(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
+    let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
+    let place = named::place()?;
+    let make = || {
+        let (name, fd) = place.new_file()?;
+        memfd::set_size(fd.as_fd(), size)?;
+        memfd::reserve(fd.as_fd(), 0, reserved)?;
+        Ok(name)
+    };
+    let name = with_room(make).map_err(|os| no_space(os, reserved, &place))?;
+    Segment::map_known(Backing::Name(name), SharedMap::new)
+        .map_err(MemoryError::os("mapping a file of named memory", size))
+}
+
+/// A file's bytes, to be read only, through the page cache.
+pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
+    let failed = |error: io::Error| MemoryError::File {
+        doing: "reading",
+        path: path.to_owned(),
+        reason: with_hint(&error),
+    };
+    let file = with_room(|| fd::open_to_read(path)).map_err(failed)?;
+    // Under a name in /proc or /dev/shm, of which somebody may have an exclusive part.
+    if fd::target(file.as_fd()).is_some_and(|target| is_shared_memory(&target)) {
+        return Err(failed(io::Error::other("it is shared memory of some process, not a file of data")));
+    }
+    let segment =
+        Segment::map_known(Backing::Descriptor(file.into()), SharedMap::read_only).map_err(failed)?;
+    Ok(segment)
+}
+
+impl Segment {
+    /// Gets the memory of the bytes from `from` to `to`.
+    pub(super) fn reserve(&self, from: usize, to: usize) -> Result<(), MemoryError> {
+        let asked = (to - from) as u64;
+        let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
+        self.backing.with_descriptor(reserve).map_err(|os| match &self.backing {
+            Backing::Descriptor(_) | Backing::Closed => no_memory(os, asked),
+            Backing::Name(name) => no_space(os, asked, name.place()),
+        })
+    }
+}
+
+/// Whether that is where a memfd of a storage or named memory lies.
+fn is_shared_memory(target: &Path) -> bool {
+    let is_tree = |name: &OsStr| named::is_tree(&name.to_string_lossy());
+    target.to_string_lossy().starts_with(&format!("/memfd:{NAME}")) || target.iter().any(is_tree)
+}
+
+fn no_memory(os: io::Error, asked: u64) -> MemoryError {
+    match Shortage::of(&os) {
+        Some(Shortage::Space | Shortage::Memory) => {
+            MemoryError::not_enough(asked, memory::available().as_ref())
+        }
+        _ => MemoryError::os("reserving a memfd", asked)(os),
+    }
+}
+
+/// hugetlbfs says either of them when it has not so many.
+fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
+    match Shortage::of(&os) {
+        Some(Shortage::Space | Shortage::Memory) => {
+            let (page, free) = memfd::huge_pages().unwrap_or_default();
+            MemoryError::NoHugePages { asked, page, free }
+        }
+        _ => MemoryError::os("reserving a memfd of huge pages", asked)(os),
+    }
+}
+
+fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
+    let (available, directory) = (place.space().unwrap_or(0), Some(place.base().to_owned()));
+    match Shortage::of(&os) {
+        Some(Shortage::Space | Shortage::Memory) if available < asked => {
+            MemoryError::NotEnough { asked, available, limit: None, tensor: None, directory }
+        }
+        // Not the bytes, but the names.
+        Some(Shortage::Space) => {
+            let (doing, hint) = ("reserving a file of named memory", Some(place.room_text()));
+            MemoryError::Os { doing, bytes: asked, os, hint }
+        }
+        _ => MemoryError::os("reserving a file of named memory", asked)(os),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::segment;
+    use super::*;
+
+    fn plan(strategy: SharingStrategy) -> Plan {
+        Plan { strategy, bytes: 4096, reserved: 4096, huge: false }
+    }
+
+    #[test]
+    fn segment_that_arrives_again_is_the_same_and_is_forgotten_with_its_last_holder() {
+        for strategy in [SharingStrategy::FileDescriptor, SharingStrategy::FileSystem] {
+            let segment = create(plan(strategy)).unwrap();
+            let again = Segment::receive(segment.open().unwrap()).unwrap();
+            assert!(Arc::ptr_eq(&segment, &again));
+            let identity = segment.identity();
+            drop((segment, again));
+            assert!(segment::registry().find(identity, 4096).is_none());
+        }
+    }
+
+    #[test]
+    fn unnamed_segment_cannot_be_resized() {
+        let segment = create(plan(SharingStrategy::FileDescriptor)).unwrap();
+        let file = std::fs::File::from(segment.open().unwrap());
+        assert!(file.set_len(10).is_err());
+        assert!(file.set_len(10_000).is_err());
+    }
+
+    #[test]
+    fn named_segment_has_as_many_names_as_holders() {
+        let segment = create(plan(SharingStrategy::FileSystem)).unwrap();
+        assert!(!segment.has_other_names());
+        let place = named::place().unwrap();
+        let nest = place.nest().unwrap();
+        segment.link(&nest.argument(0)).unwrap();
+        assert!(segment.has_other_names());
+        drop(nest);
+        assert!(!segment.has_other_names());
+    }
+}

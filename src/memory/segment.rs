@@ -1,0 +1,311 @@
+//! A piece of memory that this process has mapped: what storages lie in, and what travels.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::descriptor::Descriptor;
+use super::named::{self, FileName};
+use crate::error::MemoryError;
+use crate::sys::fd::Generation;
+use crate::sys::limits::with_room;
+use crate::sys::map::SharedMap;
+use crate::sys::memfd;
+
+/// Device and inode: what tells a file from any other.
+pub(super) type Identity = (u64, u64);
+
+/// Who else has it, in an error.
+pub(crate) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
+
+/// Memory in a memfd or a file, mapped here once.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// `None` when it has no bytes.
+    map: Option<SharedMap>,
+    len: usize,
+    pub(super) backing: Backing,
+    identity: Identity,
+    /// Whether a fork has closed its descriptor: see [`close_all`].
+    generation: Generation,
+}
+
+#[derive(Debug)]
+pub(super) enum Backing {
+    Descriptor(Descriptor),
+    Name(FileName),
+    /// Its descriptor was closed, behind its back.
+    Closed,
+}
+
+/// How it travels to a process of the same tree.
+#[derive(Debug)]
+pub(crate) enum Vehicle<'a> {
+    Descriptor(&'a Descriptor),
+    /// By a name that is put where the other process looks for it.
+    Name,
+}
+
+/// The segments of this process, each found by what it is: one that arrives twice is mapped once.
+static REGISTRY: Mutex<Option<HashMap<Identity, Entry>>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Entry {
+    segment: Weak<Segment>,
+    /// What [`stats`](super::stats::stats) tells of it: a strong handle, even for a moment, would look like another holder.
+    bytes: usize,
+    has_descriptor: bool,
+}
+
+impl Entry {
+    fn of(segment: &Arc<Segment>) -> Self {
+        let has_descriptor = segment.has_descriptor();
+        Self { segment: Arc::downgrade(segment), bytes: segment.len(), has_descriptor }
+    }
+}
+
+/// The registry, locked.
+pub(crate) struct Registry(MutexGuard<'static, Option<HashMap<Identity, Entry>>>);
+
+pub(crate) fn registry() -> Registry {
+    Registry(REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Registry {
+    /// The segment of that file, if it is mapped here in that size. No other is even touched: the last handle of a
+    /// segment must not be dropped while the table is locked.
+    pub(crate) fn find(&self, identity: Identity, size: u64) -> Option<Arc<Segment>> {
+        let entry = self.0.as_ref()?.get(&identity)?;
+        if entry.bytes as u64 == size { entry.segment.upgrade() } else { None }
+    }
+
+    pub(crate) fn insert(&mut self, segment: &Arc<Segment>) {
+        self.0.get_or_insert_default().insert(segment.identity(), Entry::of(segment));
+    }
+
+    /// Forgets a segment that is gone. Another thread may have mapped it anew meanwhile: that one stays known.
+    pub(crate) fn remove(&mut self, identity: Identity) {
+        if let Some(known) = self.0.as_mut()
+            && known.get(&identity).is_some_and(|entry| entry.segment.strong_count() == 0)
+        {
+            known.remove(&identity);
+        }
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        *self.0 = None;
+    }
+
+    /// Bytes, and whether it keeps a descriptor, of each that is mapped.
+    pub(crate) fn mapped(&self) -> impl Iterator<Item = (usize, bool)> + '_ {
+        let living = self.0.iter().flat_map(HashMap::values).filter(|entry| entry.segment.strong_count() > 0);
+        living.map(|entry| (entry.bytes, entry.has_descriptor))
+    }
+}
+
+/// Says that all descriptors were closed that the process had of which this one is a fork. The segments stay mapped, but
+/// their descriptors' numbers are nobody's, or will be another's.
+pub(crate) fn close_all() {
+    registry().clear();
+    Generation::end();
+}
+
+impl Segment {
+    /// Takes over one that another process has sent by its descriptor.
+    ///
+    /// # Errors
+    /// When it is a memfd that somebody could still cut short; when it is no file, or cannot be mapped.
+    pub(crate) fn receive(fd: OwnedFd) -> io::Result<Arc<Self>> {
+        // The descriptor is asked, not its sender. Files have no seals: those of `Storage::from_file` and named memory.
+        if memfd::is_memfd(fd.as_fd()) && !memfd::is_size_sealed(fd.as_fd()) {
+            return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
+        }
+        let map = if memfd::is_read_only(fd.as_fd())? {
+            SharedMap::read_only
+        } else if memfd::is_content_sealed(fd.as_fd()) {
+            SharedMap::sealed
+        } else {
+            SharedMap::new
+        };
+        Self::map_known(Backing::Descriptor(fd.into()), map)
+    }
+
+    /// Takes over one that another process has put under a name.
+    pub(crate) fn receive_named(path: &str) -> io::Result<Arc<Self>> {
+        let place =
+            named::place_in_use().ok_or_else(|| io::Error::other("this process has no named memory"))?;
+        Self::map_known(Backing::Name(place.take_over(path)?), SharedMap::new)
+    }
+
+    /// The one that is mapped already, or a new map.
+    pub(super) fn map_known(
+        backing: Backing,
+        map: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<SharedMap>,
+    ) -> io::Result<Arc<Self>> {
+        // Held until it is mapped: two threads that receive the same one must not both map it.
+        let mut known = registry();
+        let found = backing.with_descriptor(|fd| {
+            let (identity, size) = memfd::identity(fd)?;
+            // A file may have another size by now than when it was mapped.
+            if let Some(segment) = known.find(identity, size) {
+                return Ok(Err(segment));
+            }
+            let len = usize::try_from(size).map_err(io::Error::other)?;
+            let map = if len == 0 { None } else { Some(map(fd, len)?) };
+            Ok(Ok((map, len, identity)))
+        })?;
+        let (map, len, identity) = match found {
+            Ok(new) => new,
+            Err(segment) => return Ok(segment),
+        };
+        let generation = Generation::current();
+        let segment = Arc::new(Self { map, len, identity, backing, generation });
+        known.insert(&segment);
+        Ok(segment)
+    }
+
+    #[inline]
+    pub(crate) fn map(&self) -> Option<&SharedMap> {
+        self.map.as_ref()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn has_descriptor(&self) -> bool {
+        matches!(self.backing, Backing::Descriptor(_))
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether it came by a fork that closed its descriptor: it can be used here, but not be sent on.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.generation.is_past()
+    }
+
+    /// How it travels to a process of the same tree.
+    pub(crate) fn vehicle(&self) -> Vehicle<'_> {
+        match &self.backing {
+            Backing::Descriptor(fd) => Vehicle::Descriptor(fd),
+            Backing::Name(_) | Backing::Closed => Vehicle::Name,
+        }
+    }
+
+    /// Puts it under a name for another process of the tree.
+    pub(crate) fn link(&self, path: &str) -> io::Result<()> {
+        match &self.backing {
+            Backing::Name(name) => name.link(path),
+            Backing::Descriptor(_) | Backing::Closed => Err(io::Error::other("it has no name")),
+        }
+    }
+
+    /// A descriptor of its own, for a process of another tree.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        match &self.backing {
+            Backing::Name(name) => with_room(|| name.open()),
+            Backing::Descriptor(fd) => with_room(|| fd.as_fd().try_clone_to_owned()),
+            Backing::Closed => Err(closed()),
+        }
+    }
+
+    /// Whether another process has a name for it, or one is on its way to somebody. Each holder has its own.
+    pub(crate) fn has_other_names(&self) -> bool {
+        let links = |fd: BorrowedFd<'_>| memfd::link_count(fd);
+        matches!(&self.backing, Backing::Name(_))
+            && self.backing.with_descriptor(links).is_ok_and(|links| links > 1)
+    }
+
+    /// Whether a storage of its first `len` bytes is all that can be in it: huge pages are never cut.
+    pub(crate) fn is_filled_by(&self, len: usize) -> bool {
+        let unit = self.backing.with_descriptor(memfd::allocation_unit).unwrap_or(1);
+        len.checked_next_multiple_of(unit) == Some(self.len)
+    }
+
+    /// Whether [`seal`](Self::seal) can be tried: it is a memfd.
+    pub(crate) fn is_sealable(&self) -> bool {
+        !self.is_cut_off()
+            && matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
+            && self.map.as_ref().is_some_and(SharedMap::is_writable)
+    }
+
+    /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows. It comes back, sealed
+    /// or as it was.
+    ///
+    /// # Errors
+    /// [`MemoryError::StillWritable`] when somebody else has it.
+    pub(crate) fn seal(this: Arc<Self>) -> (Arc<Self>, Result<(), MemoryError>) {
+        let bytes = this.len;
+        let mut alone = match Arc::try_unwrap(this) {
+            Ok(alone) => alone,
+            Err(held) => {
+                let holder = OTHER_HANDLE;
+                return (held, Err(MemoryError::StillWritable { bytes, holder }));
+            }
+        };
+        let sealed = alone.try_seal();
+        let this = Arc::new(alone);
+        registry().insert(&this);
+        (this, sealed)
+    }
+
+    fn try_seal(&mut self) -> Result<(), MemoryError> {
+        let bytes = self.len;
+        let (Backing::Descriptor(fd), Some(map)) = (&self.backing, self.map.as_mut()) else {
+            return Err(MemoryError::ReadOnly);
+        };
+        let sealed = map.seal_with(fd.as_fd(), || memfd::seal_contents(fd.as_fd()));
+        sealed.map_err(|os| match os.kind() {
+            io::ErrorKind::ResourceBusy => MemoryError::StillWritable { bytes, holder: "another process" },
+            _ => MemoryError::os("sealing a memfd", bytes as u64)(os),
+        })
+    }
+}
+
+impl Backing {
+    /// Runs `work` with a descriptor, which a name does not keep.
+    pub(super) fn with_descriptor<T>(
+        &self,
+        work: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match self {
+            Self::Descriptor(fd) => work(fd.as_fd()),
+            Self::Name(name) => work(with_room(|| name.open())?.as_fd()),
+            Self::Closed => Err(closed()),
+        }
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::other("its descriptor was closed by a fork")
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if self.is_cut_off() {
+            // Its number may be another's by now.
+            std::mem::forget(std::mem::replace(&mut self.backing, Backing::Closed));
+        }
+        registry().remove(self.identity);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receive_refuses_what_is_not_sealed() {
+        let loose = memfd::create("loose", 100).unwrap();
+        assert!(Segment::receive(loose).unwrap_err().to_string().contains("not sealed"));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(Segment::receive(null.into()).is_err());
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        assert!(Segment::receive(file.into()).is_ok(), "a file has no seals");
+    }
+}

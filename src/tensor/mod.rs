@@ -1,0 +1,20 @@
+//! Arrays of numbers over shared memory.
+
+// - `element`: what an element can be
+// - `layout`: pure: shape, strides and offset
+// - `dyn_tensor`, `typed`: a layout over a storage, without and with a type known to the compiler
+// - `access`: the elements of a tensor
+// - `frozen`: tensors that nobody can change any more
+// - `shard`: the exclusive parts of a tensor
+// - `refused`: what could not be done, with what it was to be done to
+// - `formats`: other people's, each a feature that is off by default
+
+mod access;
+pub(crate) mod dyn_tensor;
+pub(crate) mod element;
+pub(crate) mod formats;
+pub(crate) mod frozen;
+mod layout;
+pub(crate) mod refused;
+pub(crate) mod shard;
+pub(crate) mod typed;
