@@ -22,7 +22,7 @@ use crate::supervise::watch::{Event, WatchSet};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::wire::abort::{Abort, Blame};
-use crate::wire::returns::Returns;
+use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 
 /// How long taking in reports may go on when the caller's time is up already.
@@ -62,7 +62,7 @@ pub(super) enum Progress {
 pub(super) struct Crew {
     workers: Vec<Worker>,
     watch: WatchSet,
-    returns: Returns,
+    result_channel: ResultChannel,
     /// What the workers were given to write to, until all have ended.
     loans: Vec<Loan>,
     orders: Orders,
@@ -96,7 +96,7 @@ pub(super) struct Crew {
 
 impl Crew {
     pub(super) fn new(started: Started, orders: Orders, oom: OomCounts) -> Self {
-        let Started { children, watch, returns, loans } = started;
+        let Started { children, watch, result_channel, loans } = started;
         // One that failed early may have ended before this line.
         let begin = children.first().map_or_else(Moment::now, Child::started);
         let workers: Vec<_> = children.into_iter().map(Worker::new).collect();
@@ -110,7 +110,7 @@ impl Crew {
             held: Vec::new(),
             workers,
             watch,
-            returns,
+            result_channel,
             loans,
             begin,
             alive: begin,
@@ -234,7 +234,7 @@ impl Crew {
     }
 
     fn take_returns(&mut self) -> Result<(), Error> {
-        self.returns.drain().map_err(Error::system("receive what workers return (recvmsg)"))
+        self.result_channel.drain().map_err(Error::system("receive what workers return (recvmsg)"))
     }
 
     /// Refuses in a fork of the launcher.
@@ -275,7 +275,7 @@ impl Crew {
             oom: killed.then(|| self.oom.since(rank, ended_in.as_ref())).flatten(),
             callee: self.orders.callee,
         };
-        let end = postmortem::examine(&known, remains, self.returns.take(rank));
+        let end = postmortem::examine(&known, remains, self.result_channel.take(rank));
         self.settle(rank, end);
         Ok(())
     }

@@ -6,10 +6,10 @@ use std::thread::{self, ThreadId};
 
 use serde::de::DeserializeOwned;
 
-use crate::memory::named::Nest;
-use crate::transfer::received::Arrivals;
+use crate::memory::worker_dir::WorkerDir;
+use crate::transfer::received::Received;
 use crate::wire::slot::{Account, Slot};
-use crate::wire::{codec, freight, returns};
+use crate::wire::{codec, fd_passing, result_channel};
 
 /// A result, still in its slot, and what came beside it.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Returned {
 #[derive(Debug)]
 enum Beside {
     Unread(Vec<OwnedFd>),
-    Read(Arrivals),
+    Read(Received),
     /// Taken out while a thread reads it.
     BeingRead(ThreadId),
     /// That ended in a panic.
@@ -33,22 +33,25 @@ enum Beside {
 
 impl Returned {
     pub(super) fn new(slot: Slot, account: Account, descriptors: Vec<OwnedFd>) -> Self {
-        slot.nest().into_iter().for_each(Nest::clear_but_result);
+        slot.worker_dir().into_iter().for_each(WorkerDir::clear_but_result);
         Self { slot, account, beside: Mutex::new(Beside::Unread(descriptors)), read: Condvar::new() }
     }
 
     /// The value; each time the same, but for shards, which are there only once.
     pub(super) fn decode<R: DeserializeOwned>(&self) -> Result<R, String> {
         let body = self.slot.body(&self.account)?;
-        let (manifest, at) = returns::open(&body)?;
-        let arrivals = match self.begin_to_read()? {
-            Beside::Unread(descriptors) => freight::unload(manifest, descriptors, self.slot.nest()),
-            Beside::Read(arrivals) => arrivals,
+        let (manifest, at) = result_channel::open(&body)?;
+        let received = match self.begin_to_read()? {
+            Beside::Unread(descriptors) => {
+                let sent = fd_passing::unpack(descriptors, manifest.count());
+                manifest.receive_sent(sent, |number| Some(self.slot.worker_dir()?.result(number)))
+            }
+            Beside::Read(received) => received,
             Beside::BeingRead(_) | Beside::Lost => return Err("its reading ended in a panic".to_owned()),
         };
         let mut reading = Reading { returned: self, rest: Beside::Lost };
         // Not under the lock: this runs the type's own code.
-        let (value, rest) = codec::decode(&body[at..], arrivals);
+        let (value, rest) = codec::decode(&body[at..], received);
         reading.rest = Beside::Read(rest);
         value
     }

@@ -12,7 +12,7 @@ use super::oom::OomCounts;
 use super::options::{Hook, Options};
 use super::rank::{self, RankOptions};
 use crate::error::{Callee, Error, limit_met};
-use crate::memory::named::{self, Place};
+use crate::memory::named::{self, ProcessDir};
 use crate::memory::strategy::Choice;
 use crate::memory::strategy::{SharingStrategy, get_sharing_strategy};
 use crate::start::{self, Group, StartMethod};
@@ -23,8 +23,9 @@ use crate::sys::signal::{self, Signal};
 use crate::wire::abort::Abort;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
-use crate::wire::message::{Job, Manifest};
-use crate::wire::returns::Returns;
+use crate::wire::manifest::Manifest;
+use crate::wire::message::Job;
+use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 use crate::wire::setup::Setup;
 use crate::worker::entry::{self, Entry};
@@ -171,9 +172,9 @@ struct JobBuilder {
     nprocs: usize,
     callee: Callee,
     job: Job,
-    returns: Returns,
+    result_channel: ResultChannel,
     guards: Option<Arc<OwnedFd>>,
-    place: Option<Arc<Place>>,
+    process_dir: Option<Arc<ProcessDir>>,
     abort: Option<Abort>,
     roster: Arc<Roster>,
 }
@@ -199,8 +200,10 @@ impl JobBuilder {
         start::make_room(options.nprocs);
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let nprocs = options.nprocs;
-        let returns = Returns::new().map_err(Error::system("make a way for results (socketpair)"))?;
-        let place = if options.death_signal == Some(Signal::KILL) { place_for_workers()? } else { None };
+        let result_channel =
+            ResultChannel::new().map_err(Error::system("make a way for results (socketpair)"))?;
+        let process_dir =
+            if options.death_signal == Some(Signal::KILL) { process_dir_for_workers()? } else { None };
         // Workers of the fork server are its children anyway.
         let guarded = options.guardian && options.method != StartMethod::ForkServer;
         let guards = guarded.then(start::forkserver::guards).transpose()?;
@@ -216,8 +219,10 @@ impl JobBuilder {
             function: entry.name().to_owned(),
             name: options.job_name(),
             sharing: Choice::of_this_process(),
-            place: place.as_ref().map(|place| (place.as_fd().as_raw_fd(), place.own().to_owned())),
-            returns: returns.number(),
+            process_dir: process_dir
+                .as_ref()
+                .map(|process_dir| (process_dir.as_fd().as_raw_fd(), process_dir.own().to_owned())),
+            result_channel: result_channel.number(),
             guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
             abort: abort.as_ref().map(Abort::numbers),
             roster: roster.number(),
@@ -225,7 +230,7 @@ impl JobBuilder {
             manifest: Manifest::default(),
         };
         let callee = entry.callee(options.hook.map(|Hook(hook)| hook));
-        Ok(Self { nprocs, callee, job, returns, guards, place, abort, roster })
+        Ok(Self { nprocs, callee, job, result_channel, guards, process_dir, abort, roster })
     }
 
     /// One job for all ranks.
@@ -275,16 +280,16 @@ fn setup_of(options: &Options, image: &Image) -> Result<Setup, Error> {
     })
 }
 
-/// This process's place in a tree of named memory, when it has named memory or is to have it.
-fn place_for_workers() -> Result<Option<Arc<Place>>, Error> {
+/// This process's directory of named memory, when it has named memory or is to have it.
+fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
     match get_sharing_strategy() {
-        SharingStrategy::FileSystem => Ok(Some(named::place()?)),
-        SharingStrategy::FileDescriptor => Ok(named::place_in_use()),
+        SharingStrategy::FileSystem => Ok(Some(named::process_dir()?)),
+        SharingStrategy::FileDescriptor => Ok(named::process_dir_in_use()),
     }
 }
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { callee, returns, guards, place, abort, roster, .. } = builder;
+    let JobBuilder { callee, result_channel, guards, process_dir, abort, roster, .. } = builder;
     // Before the start, so that what happens during it counts.
     let oom = OomCounts::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
@@ -292,9 +297,9 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         method,
         nprocs,
         jobs,
-        returns,
+        result_channel,
         guards,
-        place,
+        process_dir,
         loans: Vec::new(),
         environment,
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),

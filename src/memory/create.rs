@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::named::{self, Place};
+use super::named::{self, ProcessDir};
 use super::segment::{Backing, Segment};
 use super::strategy::SharingStrategy;
 use crate::error::{MemoryError, with_hint};
@@ -33,7 +33,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Whether it comes out of the machine's memory: a directory for named memory may be on a disk.
     fn is_memory(&self) -> Result<bool, MemoryError> {
-        Ok(self.strategy == SharingStrategy::FileDescriptor || named::place()?.is_memory())
+        Ok(self.strategy == SharingStrategy::FileDescriptor || named::process_dir()?.is_memory())
     }
 }
 
@@ -79,14 +79,14 @@ fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
 
 fn create_named(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
-    let place = named::place()?;
+    let process_dir = named::process_dir()?;
     let make = || {
-        let (name, fd) = place.new_file()?;
+        let (name, fd) = process_dir.new_file()?;
         memfd::set_size(fd.as_fd(), size)?;
         memfd::reserve(fd.as_fd(), 0, reserved)?;
         Ok(name)
     };
-    let name = with_room(make).map_err(|os| no_space(os, reserved, &place))?;
+    let name = with_room(make).map_err(|os| no_space(os, reserved, &process_dir))?;
     Segment::map_known(Backing::Name(name), SharedMap::new)
         .map_err(MemoryError::os("mapping a file of named memory", size))
 }
@@ -115,7 +115,7 @@ impl Segment {
         let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
         self.backing.with_descriptor(reserve).map_err(|os| match &self.backing {
             Backing::Descriptor(_) | Backing::Closed => no_memory(os, asked),
-            Backing::Name(name) => no_space(os, asked, name.place()),
+            Backing::Name(name) => no_space(os, asked, name.process_dir()),
         })
     }
 }
@@ -146,15 +146,15 @@ fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
     }
 }
 
-fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
-    let (available, directory) = (place.space().unwrap_or(0), Some(place.base().to_owned()));
+fn no_space(os: io::Error, asked: u64, process_dir: &ProcessDir) -> MemoryError {
+    let (available, directory) = (process_dir.space().unwrap_or(0), Some(process_dir.base().to_owned()));
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) if available < asked => {
             MemoryError::NotEnough { asked, available, limit: None, tensor: None, directory }
         }
         // Not the bytes, but the names.
         Some(Shortage::Space) => {
-            let (doing, hint) = ("reserving a file of named memory", Some(place.room_text()));
+            let (doing, hint) = ("reserving a file of named memory", Some(process_dir.room_text()));
             MemoryError::Os { doing, bytes: asked, os, hint }
         }
         _ => MemoryError::os("reserving a file of named memory", asked)(os),
@@ -164,6 +164,7 @@ fn no_space(os: io::Error, asked: u64, place: &Place) -> MemoryError {
 #[cfg(test)]
 mod tests {
     use super::super::segment;
+    use super::super::worker_dir::WorkerDir;
     use super::*;
 
     fn plan(strategy: SharingStrategy) -> Plan {
@@ -194,11 +195,11 @@ mod tests {
     fn named_segment_has_as_many_names_as_holders() {
         let segment = create(plan(SharingStrategy::FileSystem)).unwrap();
         assert!(!segment.has_other_names());
-        let place = named::place().unwrap();
-        let nest = place.nest().unwrap();
-        segment.link(&nest.argument(0)).unwrap();
+        let process_dir = named::process_dir().unwrap();
+        let worker_dir = WorkerDir::make(&process_dir).unwrap();
+        segment.link(&worker_dir.argument(0)).unwrap();
         assert!(segment.has_other_names());
-        drop(nest);
+        drop(worker_dir);
         assert!(!segment.has_other_names());
     }
 }

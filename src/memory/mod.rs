@@ -1,7 +1,7 @@
 //! Memory that several processes have mapped: segments, the storages in them, and how either is made.
 
 // - `strategy`: how memory is made, and the process's choice of it
-// - `named`: the directories of named memory
+// - `named`, `worker_dir`: the directories of named memory
 // - `descriptor`: an open file that travels beside values
 // - `segment`: a mapped piece of memory, and those of this process, each found by what it is
 // - `create`: how segments come to be
@@ -20,3 +20,4 @@ pub(crate) mod segment;
 pub(crate) mod stats;
 pub(crate) mod storage;
 pub(crate) mod strategy;
+pub(crate) mod worker_dir;

@@ -32,7 +32,7 @@ use crate::sys::{fd, limits, process};
 /// What the directories of all trees begin with.
 const PREFIX: &str = "phalanx-";
 /// In a worker's directory, what its result carries.
-const OUT: &str = "out";
+pub(super) const OUT: &str = "out";
 
 /// Whether a directory is called like a tree's.
 pub(super) fn is_tree(name: &str) -> bool {
@@ -42,9 +42,9 @@ pub(super) fn is_tree(name: &str) -> bool {
 
 /// This process's place in its tree.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ProcessDir {
     /// The tree's directory, which this process has locked.
-    tree: Dir,
+    pub(super) tree: Dir,
     base: PathBuf,
     /// Of the tree's directory in `base`, if this process has made it.
     founded: Option<String>,
@@ -55,17 +55,17 @@ pub(crate) struct Place {
     serial: AtomicU64,
 }
 
-static PLACE: Mutex<Option<Arc<Place>>> = Mutex::new(None);
+static PLACE: Mutex<Option<Arc<ProcessDir>>> = Mutex::new(None);
 
 /// This process's place, if it has one.
-pub(crate) fn place_in_use() -> Option<Arc<Place>> {
-    let place = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-    place.as_ref().filter(|place| place.is_usable()).cloned()
+pub(crate) fn process_dir_in_use() -> Option<Arc<ProcessDir>> {
+    let process_dir = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+    process_dir.as_ref().filter(|process_dir| process_dir.is_usable()).cloned()
 }
 
 /// The directory in which this process has named memory.
 fn base_in_use() -> Option<PathBuf> {
-    Some(place_in_use()?.base.clone())
+    Some(process_dir_in_use()?.base.clone())
 }
 
 /// Chooses where [`SharingStrategy::FileSystem`] makes its files, in the place of `/dev/shm`. It should be a tmpfs:
@@ -99,27 +99,28 @@ pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> 
 
 /// This process's place. The first call begins a tree, unless the launcher gave us a place in its own; so does one after
 /// somebody has removed our directory.
-pub(crate) fn place() -> Result<Arc<Place>, MemoryError> {
+pub(crate) fn process_dir() -> Result<Arc<ProcessDir>, MemoryError> {
     let mut known = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(place) = known.as_ref().filter(|place| place.is_usable()) {
-        return Ok(place.clone());
+    if let Some(process_dir) = known.as_ref().filter(|process_dir| process_dir.is_usable()) {
+        return Ok(process_dir.clone());
     }
     let base = get_sharing_directory();
-    let place = limits::with_room(|| Place::found(&base)).map_err(|error| MemoryError::Directory {
-        path: base,
-        reason: format!("a directory for this process cannot be made in it: {}", with_hint(&error)),
-    })?;
-    let place = Arc::new(place);
-    replace(&mut known, place.clone());
-    Ok(place)
+    let process_dir =
+        limits::with_room(|| ProcessDir::found(&base)).map_err(|error| MemoryError::Directory {
+            path: base,
+            reason: format!("a directory for this process cannot be made in it: {}", with_hint(&error)),
+        })?;
+    let process_dir = Arc::new(process_dir);
+    replace(&mut known, process_dir.clone());
+    Ok(process_dir)
 }
 
 /// Takes the place that the launcher has made: the directory of that number in its own.
-pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
+pub(crate) fn adopt_process_dir(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
     // A copy of the launcher's, whose lock is held until the last copy is closed.
     let tree = Dir::from_descriptor(tree)?;
-    let own = nest_of(launchers, number);
-    let place = Place {
+    let own = worker_dir_in(launchers, number);
+    let process_dir = ProcessDir {
         tree,
         base: get_sharing_directory(),
         founded: None,
@@ -127,24 +128,25 @@ pub(crate) fn take_place(tree: OwnedFd, launchers: &str, number: u64) -> io::Res
         owner: std::process::id(),
         serial: AtomicU64::new(0),
     };
-    replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(place));
+    replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(process_dir));
     Ok(())
 }
 
 /// A place of the process of which this one is a fork is never dropped: its descriptor may have been closed, and the number be
 /// another's by now.
-fn replace(known: &mut Option<Arc<Place>>, place: Arc<Place>) {
-    match known.replace(place) {
+fn replace(known: &mut Option<Arc<ProcessDir>>, process_dir: Arc<ProcessDir>) {
+    match known.replace(process_dir) {
         Some(before) if !before.is_own() => std::mem::forget(before),
         before => drop(before),
     }
 }
 
-fn nest_of(launchers: &str, number: u64) -> String {
+/// The path of a worker's directory in its launcher's.
+pub(super) fn worker_dir_in(launchers: &str, number: u64) -> String {
     format!("{launchers}w{number}/")
 }
 
-impl Place {
+impl ProcessDir {
     /// Begins a tree, after removing those that are dead.
     fn found(base: &Path) -> io::Result<Self> {
         let dir = Dir::open(base)?;
@@ -166,7 +168,7 @@ impl Place {
         }
     }
 
-    fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         self.owner == std::process::id()
     }
 
@@ -177,7 +179,7 @@ impl Place {
     }
 
     /// Tells of a directory that was removed, which the system calls a file that does not exist.
-    fn explain(&self, error: io::Error) -> io::Error {
+    pub(super) fn explain(&self, error: io::Error) -> io::Error {
         if error.kind() != io::ErrorKind::NotFound || self.is_usable() {
             return error;
         }
@@ -190,7 +192,7 @@ impl Place {
         io::Error::new(io::ErrorKind::NotFound, text)
     }
 
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.serial.fetch_add(1, Relaxed) + 1
     }
 
@@ -227,7 +229,7 @@ impl Place {
     pub(super) fn new_file(self: &Arc<Self>) -> io::Result<(FileName, OwnedFd)> {
         let path = self.new_path();
         let fd = self.tree.make_file(&path).map_err(|error| self.explain(error))?;
-        Ok((FileName { place: self.clone(), path }, fd))
+        Ok((FileName { process_dir: self.clone(), path }, fd))
     }
 
     fn new_path(&self) -> String {
@@ -238,15 +240,7 @@ impl Place {
     pub(super) fn take_over(self: &Arc<Self>, from: &str) -> io::Result<FileName> {
         let path = self.new_path();
         self.tree.rename(from, &path)?;
-        Ok(FileName { place: self.clone(), path })
-    }
-
-    /// Makes a directory for a worker that is to be started.
-    pub(crate) fn nest(self: &Arc<Self>) -> io::Result<Nest> {
-        let number = self.next();
-        let path = nest_of(&self.own, number);
-        self.tree.make_dir(path.trim_end_matches('/')).map_err(|error| self.explain(error))?;
-        Ok(Nest { place: self.clone(), path, number })
+        Ok(FileName { process_dir: self.clone(), path })
     }
 
     /// Makes the directory for what a result carries. In a process without a launcher's place there is none.
@@ -265,11 +259,17 @@ impl Place {
     }
 }
 
-fn argument_in(nest: &str, number: usize) -> String {
-    format!("{nest}a{number}")
+/// The path of a storage in the arguments of the worker whose directory that is.
+pub(super) fn argument_in(worker_dir: &str, number: usize) -> String {
+    format!("{worker_dir}a{number}")
 }
 
-impl AsFd for Place {
+/// The path of a storage in a result, whose directory is `out`.
+pub(crate) fn result_in(out: &str, number: usize) -> String {
+    format!("{out}/{number}")
+}
+
+impl AsFd for ProcessDir {
     /// The tree's directory, which a worker inherits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tree.as_fd()
@@ -317,87 +317,39 @@ fn remove_if_dead(base: &Dir, name: &str) -> io::Result<()> {
 /// Runs at exit: a tree goes with the process that began it. Whoever else lives in it goes too, and needs no names any
 /// more: a worker that may outlive its launcher gets no place in the launcher's tree.
 pub(crate) extern "C" fn leave() {
-    let Some(place) = place_in_use() else { return };
-    let Some(name) = &place.founded else { return };
+    let Some(process_dir) = process_dir_in_use() else { return };
+    let Some(name) = &process_dir.founded else { return };
     // What cannot be removed here is left to the next sweep.
-    let _ = Dir::open(&place.base).and_then(|base| base.remove_tree(name));
+    let _ = Dir::open(&process_dir.base).and_then(|base| base.remove_tree(name));
 }
 
 /// This process's name of a file. The name is removed when this is dropped; the file is gone with its last one.
 #[derive(Debug)]
 pub(super) struct FileName {
-    place: Arc<Place>,
+    process_dir: Arc<ProcessDir>,
     path: String,
 }
 
 impl FileName {
     pub(super) fn open(&self) -> io::Result<OwnedFd> {
-        self.place.tree.open_file(&self.path).map_err(|error| self.place.explain(error))
+        self.process_dir.tree.open_file(&self.path).map_err(|error| self.process_dir.explain(error))
     }
 
     /// Gives the file another name in the same tree.
     pub(super) fn link(&self, path: &str) -> io::Result<()> {
-        self.place.tree.link(&self.path, path).map_err(|error| self.place.explain(error))
+        self.process_dir.tree.link(&self.path, path).map_err(|error| self.process_dir.explain(error))
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    pub(super) fn process_dir(&self) -> &ProcessDir {
+        &self.process_dir
     }
 }
 
 impl Drop for FileName {
     /// A name that cannot be removed goes with the directory.
     fn drop(&mut self) {
-        if self.place.is_own() {
-            let _ = self.place.tree.unlink(&self.path);
-        }
-    }
-}
-
-/// A worker's directory, as its launcher has it. Dropping it removes it with all that is in it.
-#[derive(Debug)]
-pub(crate) struct Nest {
-    place: Arc<Place>,
-    path: String,
-    number: u64,
-}
-
-impl Nest {
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// The path of a storage in the worker's arguments.
-    pub(crate) fn argument(&self, number: usize) -> String {
-        argument_in(&self.path, number)
-    }
-
-    /// The path of a storage in the worker's result.
-    pub(crate) fn result(&self, number: usize) -> String {
-        result_in(&format!("{}{OUT}", self.path), number)
-    }
-
-    /// Removes what the worker has left, but not its result.
-    pub(crate) fn clear_but_result(&self) {
-        // What cannot be removed now is tried again when this is dropped.
-        let _ = self
-            .place
-            .tree
-            .open_dir(self.path.trim_end_matches('/'))
-            .and_then(|nest| nest.clear(|name| name != OUT));
-    }
-}
-
-/// The path of a storage in a result, whose directory is `out`.
-pub(crate) fn result_in(out: &str, number: usize) -> String {
-    format!("{out}/{number}")
-}
-
-impl Drop for Nest {
-    /// What cannot be removed goes with the tree.
-    fn drop(&mut self) {
-        if self.place.is_own() {
-            let _ = self.place.tree.remove_tree(self.path.trim_end_matches('/'));
+        if self.process_dir.is_own() {
+            let _ = self.process_dir.tree.unlink(&self.path);
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) enum Backing {
 
 /// How it travels to a process of the same tree.
 #[derive(Debug)]
-pub(crate) enum Vehicle<'a> {
+pub(crate) enum Transport<'a> {
     Descriptor(&'a Descriptor),
     /// By a name that is put where the other process looks for it.
     Name,
@@ -134,9 +134,9 @@ impl Segment {
 
     /// Takes over one that another process has put under a name.
     pub(crate) fn receive_named(path: &str) -> io::Result<Arc<Self>> {
-        let place =
-            named::place_in_use().ok_or_else(|| io::Error::other("this process has no named memory"))?;
-        Self::map_known(Backing::Name(place.take_over(path)?), SharedMap::new)
+        let process_dir = named::process_dir_in_use()
+            .ok_or_else(|| io::Error::other("this process has no named memory"))?;
+        Self::map_known(Backing::Name(process_dir.take_over(path)?), SharedMap::new)
     }
 
     /// The one that is mapped already, or a new map.
@@ -189,10 +189,10 @@ impl Segment {
     }
 
     /// How it travels to a process of the same tree.
-    pub(crate) fn vehicle(&self) -> Vehicle<'_> {
+    pub(crate) fn transport(&self) -> Transport<'_> {
         match &self.backing {
-            Backing::Descriptor(fd) => Vehicle::Descriptor(fd),
-            Backing::Name(_) | Backing::Closed => Vehicle::Name,
+            Backing::Descriptor(fd) => Transport::Descriptor(fd),
+            Backing::Name(_) | Backing::Closed => Transport::Name,
         }
     }
 

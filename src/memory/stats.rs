@@ -12,7 +12,7 @@ pub struct Stats {
     pub segments: usize,
     /// Mappings, of which the kernel allows vm.max_map_count.
     pub mappings: usize,
-    /// Descriptors that they keep open, the one of this process's place in a tree of named memory included.
+    /// Descriptors that they keep open, the one of this process's directory of named memory included.
     pub descriptors: usize,
     /// Bytes of address space that they take. (Of a segment of small storages only the part that is in use has
     /// memory.)
@@ -29,8 +29,8 @@ pub struct Stats {
 /// ```
 #[must_use]
 pub fn stats() -> Stats {
-    let place = usize::from(named::place_in_use().is_some());
-    let none = Stats { descriptors: place, ..Stats::default() };
+    let process_dir = usize::from(named::process_dir_in_use().is_some());
+    let none = Stats { descriptors: process_dir, ..Stats::default() };
     segment::registry().mapped().fold(none, |stats, (bytes, has_descriptor)| Stats {
         segments: stats.segments + 1,
         mappings: stats.mappings + usize::from(bytes > 0),

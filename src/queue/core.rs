@@ -26,7 +26,7 @@ use crate::sys::event::EventFd;
 use crate::sys::futex;
 use crate::sys::limits::with_room;
 use crate::sys::robust::RobustWord;
-use crate::transfer::record::{self, Shared, Stamp};
+use crate::transfer::record::{self, Record, TypeTag};
 
 cells! {
     pub(super) struct QueueCells {
@@ -54,7 +54,7 @@ cells! {
 /// A handle to a queue of values of some type.
 #[derive(Debug)]
 pub(super) struct Core {
-    shared: Shared<QueueCells>,
+    shared: Record<QueueCells>,
     /// Of the ring, as they were when this handle was made: they do not change.
     size: usize,
     most: u32,
@@ -77,9 +77,9 @@ const NOT_TAKEN: &str = "nobody took a value out of the full queue";
 const NOT_PUT: &str = "nobody put a value into the empty queue";
 
 impl Core {
-    pub(super) fn new(kind: Stamp, most: u32) -> Result<Self, QueueError> {
+    pub(super) fn new(kind: TypeTag, most: u32) -> Result<Self, QueueError> {
         let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
-        let shared = Shared::<QueueCells>::new(kind, size)?;
+        let shared = Record::<QueueCells>::new(kind, size)?;
         shared.cells().most.store(most, Relaxed);
         let event = with_room(EventFd::new).map_err(QueueError::system("make a queue's event (eventfd)"))?;
         let event = EventFd::from_descriptor(event.into_descriptor().into());
@@ -320,12 +320,12 @@ impl Serialize for Core {
 
 impl Core {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        kind: Stamp,
+        kind: TypeTag,
         deserializer: D,
     ) -> Result<Self, D::Error> {
         let handle = Handle::<record::Handle, Beside>::deserialize(deserializer)?;
         let Handle { shared, beside, event } = handle;
-        let shared = Shared::<QueueCells>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
+        let shared = Record::<QueueCells>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
         let (size, most) = (shared.room_len(), shared.cells().most.load(Relaxed));
         if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
             let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
@@ -342,7 +342,7 @@ mod tests {
     use crate::sys::robust;
 
     fn core() -> Core {
-        Core::new(Stamp::of::<u8>("test"), 4).unwrap()
+        Core::new(TypeTag::of::<u8>("test"), 4).unwrap()
     }
 
     fn message(tensor: &Tensor<u8>) -> Outgoing {
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn positions_wrap_around_at_2_to_the_32_messages_and_bytes() {
         for most in [1, 3, 4000] {
-            let core = Core::new(Stamp::of::<u8>("test"), most).unwrap();
+            let core = Core::new(TypeTag::of::<u8>("test"), most).unwrap();
             let (messages, bytes) = (u32::MAX - 7, 0_u32.wrapping_sub(40_000) & !7);
             let start = (u64::from(messages) << 32) | u64::from(bytes);
             let cells = core.cells();

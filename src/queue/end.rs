@@ -148,15 +148,15 @@ mod tests {
     fn end_in_a_message_is_gone_until_that_is_dropped_and_for_good_when_it_is_delivered() {
         let (one, other): (Numbers, Numbers) = pipe().unwrap();
         let encode = || context::collect(|| encoding::write(&other));
-        let (bytes, parcel) = encode();
+        let (bytes, attachments) = encode();
         bytes.unwrap();
         assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));
         assert!(encode().0.is_err());
-        drop(parcel);
+        drop(attachments);
         assert!(matches!(other.try_recv(), Err(QueueError::Empty)));
-        let (_, mut parcel) = encode();
-        parcel.deliver();
-        drop(parcel);
+        let (_, mut attachments) = encode();
+        attachments.deliver();
+        drop(attachments);
         assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));
         // Nobody else had it.
         assert!(matches!(one.try_recv(), Err(QueueError::Disconnected)));

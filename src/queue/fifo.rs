@@ -13,7 +13,7 @@ use super::core::Core;
 use super::error::{MOST, QueueError};
 use super::message::Outgoing;
 use crate::sync::patience::Patience;
-use crate::transfer::record::Stamp;
+use crate::transfer::record::TypeTag;
 
 /// A queue of values, from many producers to many consumers in any processes.
 ///
@@ -68,7 +68,7 @@ impl<T> Queue<T> {
     /// [`QueueError::Bound`] when `capacity` is 0 or more than 2^28.
     pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
         let bound = u32::try_from(capacity).ok().filter(|bound| (1..=MOST).contains(bound));
-        let core = Core::new(Stamp::of::<T>(KIND), bound.ok_or(QueueError::Bound { capacity })?)?;
+        let core = Core::new(TypeTag::of::<T>(KIND), bound.ok_or(QueueError::Bound { capacity })?)?;
         Ok(Self::over(core))
     }
 
@@ -282,6 +282,6 @@ impl<T> Serialize for Queue<T> {
 
 impl<'de, T> Deserialize<'de> for Queue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Core::deserialize(Stamp::of::<T>(KIND), deserializer).map(Self::over)
+        Core::deserialize(TypeTag::of::<T>(KIND), deserializer).map(Self::over)
     }
 }

@@ -82,8 +82,8 @@ mod tests {
                 descriptor: None,
             };
             let encoded = codec::encode(&value).unwrap();
-            let freight = crate::wire::freight::Freight::load(encoded.parcel).unwrap();
-            let manifest = codec::with_header(freight.manifest()).unwrap();
+            let attachments = crate::wire::manifest::OutgoingAttachments::new(encoded.attachments).unwrap();
+            let manifest = codec::with_header(attachments.manifest()).unwrap();
             let mut bytes = [manifest, encoded.bytes].concat();
             for (place, flip) in flips {
                 let place = place % bytes.len();

@@ -10,10 +10,10 @@ use super::ring::{self, Header, Place};
 use crate::sys::limits::with_room;
 use crate::sys::memfd;
 use crate::sys::socket::{Attempt, Socket};
-use crate::transfer::received::Arrivals;
+use crate::transfer::received::Received;
 use crate::wire::codec::{self, Encoded};
-use crate::wire::freight::{self, Freight};
-use crate::wire::packet;
+use crate::wire::framed;
+use crate::wire::manifest::{self, OutgoingAttachments};
 
 /// A value ready to be put.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Outgoing {
 
 #[derive(Debug)]
 struct Cargo {
-    freight: Freight,
+    attachments: OutgoingAttachments,
     /// All bytes, when they are too many for the ring.
     contents: Option<OwnedFd>,
 }
@@ -36,21 +36,21 @@ impl Outgoing {
     /// Makes all ready that can be before there is a place for it. `most`: bytes that are to go into the ring.
     pub(super) fn of<T: Serialize>(value: &T, most: usize) -> Result<Self, QueueError> {
         let encoded = codec::encode_into(value, ring::take_buffer());
-        let Encoded { bytes, parcel } = encoded.map_err(|reason| QueueError::Encode { reason })?;
-        if parcel.is_empty() && bytes.len() <= most {
+        let Encoded { bytes, attachments } = encoded.map_err(|reason| QueueError::Encode { reason })?;
+        if attachments.is_empty() && bytes.len() <= most {
             return Ok(Self::in_ring(bytes, Place::Ring, None));
         }
         let ready = QueueError::system("make a message ready");
-        let freight = Freight::load(parcel).map_err(ready)?;
+        let attachments = OutgoingAttachments::new(attachments).map_err(ready)?;
         let manifest =
-            codec::with_header(freight.manifest()).map_err(|reason| QueueError::Encode { reason })?;
+            codec::with_header(attachments.manifest()).map_err(|reason| QueueError::Encode { reason })?;
         if manifest.len() + bytes.len() <= most {
-            let cargo = Some(Box::new(Cargo { freight, contents: None }));
+            let cargo = Some(Box::new(Cargo { attachments, contents: None }));
             return Ok(Self::in_ring([manifest, bytes].concat(), Place::Beside, cargo));
         }
         let seal = || memfd::sealed_with("phalanx-message", &[&manifest, &bytes]);
         let contents = with_room(seal).map_err(QueueError::system("make a memfd for a large message"))?;
-        let cargo = Some(Box::new(Cargo { freight, contents: Some(contents) }));
+        let cargo = Some(Box::new(Cargo { attachments, contents: Some(contents) }));
         Ok(Self::in_ring(Vec::new(), Place::Memfd, cargo))
     }
 
@@ -82,15 +82,15 @@ impl Outgoing {
     ) -> std::io::Result<Attempt> {
         self.header.ticket = ticket;
         let Some(cargo) = &mut self.cargo else { return Ok(Attempt::Sent) };
-        let Cargo { freight, contents } = &mut **cargo;
+        let Cargo { attachments, contents } = &mut **cargo;
         let contents: Option<BorrowedFd<'_>> = contents.as_ref().map(AsFd::as_fd);
-        freight.try_send(socket, &ticket.to_ne_bytes(), contents)
+        attachments.try_send(socket, &ticket.to_ne_bytes(), contents)
     }
 
     /// Says that it was put.
     pub(super) fn deliver(self) {
         if let Some(cargo) = self.cargo {
-            cargo.freight.deliver();
+            cargo.attachments.deliver();
         }
         ring::keep_buffer(self.bytes);
     }
@@ -109,7 +109,7 @@ impl Incoming {
     pub(super) fn decode<T: DeserializeOwned>(self) -> Result<T, QueueError> {
         let Self { place, bytes, descriptors } = self;
         let value = match place {
-            Place::Ring => codec::decode(&bytes, Arrivals::default()).0,
+            Place::Ring => codec::decode(&bytes, Received::default()).0,
             Place::Beside => descriptors.and_then(|descriptors| unpack(&bytes, descriptors)),
             Place::Memfd => descriptors.and_then(unpack_memfd),
         };
@@ -122,13 +122,13 @@ fn unpack_memfd<T: DeserializeOwned>(mut descriptors: Vec<OwnedFd>) -> Result<T,
     if descriptors.is_empty() {
         return Err("the memfd that it is in did not arrive".to_owned());
     }
-    let map = packet::map(descriptors.remove(0)).map_err(|fault| fault.to_string())?;
+    let map = framed::map(descriptors.remove(0)).map_err(|fault| fault.to_string())?;
     unpack(map.sealed_bytes().unwrap_or_default(), descriptors)
 }
 
 /// Reads a manifest, and the value after it.
 fn unpack<T: DeserializeOwned>(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<T, String> {
     let (manifest, value_at) = codec::read_header(bytes)?;
-    let arrivals = freight::receive(manifest, descriptors)?;
-    codec::decode(bytes.get(value_at..).unwrap_or_default(), arrivals).0
+    let received = manifest::receive(&manifest, descriptors)?;
+    codec::decode(bytes.get(value_at..).unwrap_or_default(), received).0
 }

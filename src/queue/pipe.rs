@@ -18,7 +18,8 @@ use crate::sys::epoll::{self, Readiness};
 use crate::sys::limits::with_room;
 use crate::sys::socket::{Attempt, CROWDED_RETRY, Socket};
 use crate::wire::codec;
-use crate::wire::packet::{self, Arrived, Fault, Packet};
+use crate::wire::framed::ReceiveFault;
+use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 
 /// Makes a pipe: two ends, of which the one sends `A` and receives `B`, the other the other way round.
 ///
@@ -153,10 +154,11 @@ impl<S: Serialize, R> Connection<S, R> {
     /// Sends a value, which is ready before anything is waited for.
     fn send_by(&self, value: &S, patience: &Patience) -> Result<(), QueueError> {
         let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
-        let mut packet = Packet::load(encoded).map_err(QueueError::system("make a message ready"))?;
+        let mut value_message =
+            ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
         let end = self.end.enter()?;
         loop {
-            let waited = match packet.try_send(end.socket()).map_err(not_sent)? {
+            let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
                 Attempt::Full => patience.await_descriptor(end.socket().as_fd(), Readiness::Writable),
                 // The kernel has no event for it.
@@ -164,7 +166,7 @@ impl<S: Serialize, R> Connection<S, R> {
             };
             waited.map_err(QueueError::not_put("the other end received nothing"))?;
         }
-        packet.deliver();
+        value_message.deliver();
         Ok(())
     }
 }
@@ -232,10 +234,10 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
         self.next(patience)?.decode().map_err(|reason| QueueError::Decode { reason })
     }
 
-    fn next(&self, patience: &Patience) -> Result<Arrived, QueueError> {
+    fn next(&self, patience: &Patience) -> Result<ReceivedMessage, QueueError> {
         let end = self.end.enter()?;
         loop {
-            if let Some(arrived) = packet::try_receive(end.socket()).map_err(not_received)? {
+            if let Some(arrived) = value_message::try_receive(end.socket()).map_err(not_received)? {
                 return Ok(arrived);
             }
             let waited = patience.await_descriptor(end.socket().as_fd(), Readiness::Readable);
@@ -244,12 +246,12 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     }
 }
 
-fn not_received(fault: Fault) -> QueueError {
+fn not_received(fault: ReceiveFault) -> QueueError {
     match fault {
-        Fault::Ended => QueueError::disconnected(),
-        Fault::Lost(reason) => QueueError::Decode { reason },
-        Fault::Damaged(reason) => QueueError::Corrupt { reason },
-        Fault::System(os) => QueueError::System { doing: "receive a message (recvmsg)", os },
+        ReceiveFault::Ended => QueueError::disconnected(),
+        ReceiveFault::Lost(reason) => QueueError::Decode { reason },
+        ReceiveFault::Damaged(reason) => QueueError::Corrupt { reason },
+        ReceiveFault::System(os) => QueueError::System { doing: "receive a message (recvmsg)", os },
     }
 }
 
@@ -290,7 +292,7 @@ mod tests {
     #[test]
     fn what_is_no_message_is_told_and_the_next_one_is_received() {
         let (sender, receiver) = one_way::<String>().unwrap();
-        for garbage in [&[9_u8][..], &[0, 3, 1], &vec![1; 100_000]] {
+        for garbage in [&[9_u8][..], &[0, 3, 0, 0, 0, 1], &vec![1; 100_000]] {
             sender.end.socket().send(garbage, &[], None).unwrap();
         }
         sender.send("well".to_owned()).unwrap();

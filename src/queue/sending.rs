@@ -80,10 +80,10 @@ mod tests {
     use crate::Tensor;
     use crate::sys::futex::tests::await_asleep;
     use crate::sys::robust;
-    use crate::transfer::record::Stamp;
+    use crate::transfer::record::TypeTag;
 
     fn core() -> Core {
-        Core::new(Stamp::of::<u8>("test"), 4).unwrap()
+        Core::new(TypeTag::of::<u8>("test"), 4).unwrap()
     }
 
     fn message(tensor: &Tensor<u8>) -> Outgoing {

@@ -19,7 +19,7 @@ use crate::sync::patience::{Patience, Stop};
 use crate::sync::{places, word};
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord};
-use crate::transfer::record::{Handle, Shared, Stamp};
+use crate::transfer::record::{Handle, Record, TypeTag};
 
 cells! {
     struct TaskCells {
@@ -40,12 +40,12 @@ const KIND: &str = "tasks";
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub(super) struct Tasks {
-    shared: Shared<TaskCells>,
+    shared: Record<TaskCells>,
 }
 
 impl Tasks {
     pub(super) fn new() -> Result<Self, MemoryError> {
-        let shared = Shared::new(Stamp::of::<()>(KIND), PLACES * size_of::<RobustWord>())?;
+        let shared = Record::new(TypeTag::of::<()>(KIND), PLACES * size_of::<RobustWord>())?;
         Ok(Self { shared })
     }
 
@@ -207,7 +207,7 @@ fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
 impl<'de> Deserialize<'de> for Tasks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, room) = (Handle::deserialize(deserializer)?, PLACES * size_of::<RobustWord>());
-        let shared = Shared::receive(handle, Stamp::of::<()>(KIND), room).map_err(D::Error::custom)?;
+        let shared = Record::receive(handle, TypeTag::of::<()>(KIND), room).map_err(D::Error::custom)?;
         Ok(Self { shared })
     }
 }
@@ -239,7 +239,7 @@ mod tests {
     use crate::sys::futex;
 
     fn queue(tasks: u8) -> (Core, Tasks) {
-        let queue = (Core::new(Stamp::of::<u8>("test"), 4).unwrap(), Tasks::new().unwrap());
+        let queue = (Core::new(TypeTag::of::<u8>("test"), 4).unwrap(), Tasks::new().unwrap());
         for task in 0..tasks {
             queue.0.put(Outgoing::of(&task, queue.0.inline()).unwrap(), &Patience::Endless).unwrap();
         }

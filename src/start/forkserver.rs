@@ -21,15 +21,15 @@ use crate::sys::socket::Socket;
 use crate::sys::spawn::Blocked;
 use crate::sys::standing::Difference;
 use crate::sys::{dir, fd, limits};
+use crate::wire::framed::{self, Framed};
 use crate::wire::ledger::Ledger;
-use crate::wire::letter;
 use crate::wire::lifeline::WorkersEnd;
 use crate::wire::names::SERVER;
 use crate::wire::service::{Order, Reply, Request, ServerMarker, Surroundings, Trouble};
 use crate::wire::slot::Slot;
 use crate::worker::entry::{self, Entry};
 
-/// How many workers go in one letter: all their descriptors are in the server, and in each of them for a moment.
+/// How many workers go in one message: all their descriptors are in the server, and in each of them for a moment.
 const PORTION: usize = 64;
 /// Descriptors that an answer needs besides the pidfds.
 const SPARE: usize = 8;
@@ -148,8 +148,11 @@ fn connected(known: &mut Option<Link>) -> Result<&mut Link, Error> {
     known.as_mut().ok_or_else(|| died("before it could be used"))
 }
 
-fn sealed(request: &Request<'_>) -> Result<letter::Sealed, Error> {
-    letter::seal(request).map_err(Error::system("write to the fork server (memfd_create)"))
+fn message<'a>(
+    request: &Request<'_>,
+    descriptors: Vec<BorrowedFd<'a>>,
+) -> Result<Framed<BorrowedFd<'a>>, Error> {
+    Framed::of(request, descriptors).map_err(Error::system("write to the fork server (memfd_create)"))
 }
 
 fn died(when: &str) -> Error {
@@ -194,26 +197,25 @@ impl Link {
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let (function, image_id) = (entry.name().to_owned(), image.id().to_vec());
         let request = Request::Preload { image: image_id, entry: entry.offset(image)?, function };
-        let (reply, _) = self.ask(&sealed(&request)?, &[], None)?;
+        let (reply, _) = self.ask(message(&request, Vec::new())?, None)?;
         reply.trouble.map_or(Ok(()), |trouble| Err(before_any_rank(trouble)))
     }
 
-    /// One letter there and one back. When either fails, the server is ended: the two would no longer agree on which answer
+    /// One message there and one back. When either fails, the server is ended: the two would no longer agree on which answer
     /// belongs to which question, nor on who has been forked.
     fn ask(
         &self,
-        request: &letter::Sealed,
-        descriptors: &[BorrowedFd<'_>],
+        mut request: Framed<BorrowedFd<'_>>,
         deadline: Option<Moment>,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let asked = Moment::now();
         self.wake();
-        let sent = letter::send(&self.requests, request, descriptors, asked.checked_add(ANSWER));
+        let sent = request.send(&self.requests, asked.checked_add(ANSWER));
         let answer = sent.and_then(|()| self.await_answer(deadline));
-        match answer.and_then(|()| letter::receive(&self.requests, deadline)) {
+        match answer.and_then(|()| framed::receive(&self.requests, deadline)) {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(self.ended()),
-            // It has ended before it took the letter.
+            // It has ended before it took the message.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
             Err(error) => {
                 let (ended, after) = (self.end(), Moment::now().since(asked));
@@ -274,13 +276,13 @@ impl Link {
             .collect::<Result<Vec<_>, _>>()?;
         let (lifelines, ends): (Vec<_>, Vec<_>) = lifelines.into_iter().map(Option::unzip).unzip();
         let (order, descriptors) = portion.order(&slots, &ends);
-        let request = sealed(&Request::Fork(Box::new(order)))?;
+        let request = message(&Request::Fork(Box::new(order)), descriptors)?;
         if !limits::has_room_for(portion.len + SPARE) {
             let none_left = io::Error::from_raw_os_error(limits::NO_DESCRIPTORS);
             return Err(failed(Failure::of("watching the processes (pidfd_open)")(none_left), first));
         }
         let deadline = Moment::now().checked_add(ANSWER * portion.len as u32);
-        let (reply, pidfds) = self.ask(&request, &descriptors, deadline)?;
+        let (reply, pidfds) = self.ask(request, deadline)?;
         if pidfds.len() != reply.pids.len() || (reply.trouble.is_none() && pidfds.len() != portion.len) {
             let (ended, pids, pidfds) = (self.end(), reply.pids.len(), pidfds.len());
             let reason = format!(
@@ -335,14 +337,17 @@ impl<'a> Portion<'a> {
             each => &each[ranks],
         };
         let mut named: Vec<_> = jobs.iter().flat_map(|job| job.descriptors().skip(1)).collect();
-        named.push(self.group.returns.outbox());
-        named.extend(self.group.place.as_ref().map(|place| place.as_fd()));
+        named.push(self.group.result_channel.sender());
+        named.extend(self.group.process_dir.as_ref().map(|dir| dir.as_fd()));
         named.sort_unstable_by_key(AsRawFd::as_raw_fd);
         named.dedup_by_key(|fd| fd.as_raw_fd());
         let order = Order {
             nprocs: self.group.nprocs,
             first: self.first,
-            nests: slots.iter().map(|slot| slot.nest().map(|nest| nest.number())).collect(),
+            worker_dirs: slots
+                .iter()
+                .map(|slot| slot.worker_dir().map(|worker_dir| worker_dir.number()))
+                .collect(),
             death_signal: self.group.death_signal.map_or(0, Signal::number),
             surroundings: Cow::Borrowed(self.surroundings),
             jobs: jobs.len(),

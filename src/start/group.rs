@@ -11,7 +11,7 @@ use crate::supervise::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{limits, process};
-use crate::wire::returns::Returns;
+use crate::wire::result_channel::ResultChannel;
 
 /// Descriptors of the launcher that a worker costs: its pidfd, its report slot, its lifeline, and its job until it is started.
 const DESCRIPTORS_PER_WORKER: usize = 4;
@@ -28,7 +28,7 @@ pub(crate) fn make_room(nprocs: usize) {
 pub(crate) struct Started {
     pub(crate) children: Vec<Child>,
     pub(crate) watch: WatchSet,
-    pub(crate) returns: Returns,
+    pub(crate) result_channel: ResultChannel,
     /// What the workers were given to write to.
     pub(crate) loans: Vec<Loan>,
 }
@@ -63,13 +63,14 @@ fn start_by_server(mut group: Group) -> Result<Started, Error> {
 }
 
 fn watch_for(group: &Group) -> Result<WatchSet, Error> {
-    WatchSet::new(&group.returns).map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
+    WatchSet::new(&group.result_channel)
+        .map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
 }
 
 impl Started {
     fn new(group: Group, mut children: KilledTogether, watch: WatchSet) -> Self {
-        let Group { returns, loans, .. } = group;
-        Self { children: std::mem::take(&mut children.0), watch, returns, loans }
+        let Group { result_channel, loans, .. } = group;
+        Self { children: std::mem::take(&mut children.0), watch, result_channel, loans }
     }
 }
 

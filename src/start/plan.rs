@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use super::StartMethod;
 use crate::error::{Error, limit_met};
-use crate::memory::named::{Nest, Place};
+use crate::memory::named::ProcessDir;
 use crate::memory::storage::Loan;
+use crate::memory::worker_dir::WorkerDir;
 use crate::sys::limits::Shortage;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;
 use crate::wire::lifeline::{Lifeline, WorkersEnd};
 use crate::wire::marker::Marker;
-use crate::wire::returns::Returns;
+use crate::wire::result_channel::ResultChannel;
 use crate::wire::slot::Slot;
 
 /// N workers to be started.
@@ -24,11 +25,11 @@ pub(crate) struct Group {
     /// One for each rank, or one for all.
     pub(crate) jobs: Vec<JobFile>,
     /// Where the workers send what goes beside their results.
-    pub(crate) returns: Returns,
+    pub(crate) result_channel: ResultChannel,
     /// Where workers ask for the guard of the fork server, if they are to.
     pub(crate) guards: Option<Arc<OwnedFd>>,
-    /// This process's place in a tree of named memory, if it has one.
-    pub(crate) place: Option<Arc<Place>>,
+    /// This process's directory of named memory, if it has one.
+    pub(crate) process_dir: Option<Arc<ProcessDir>>,
     /// What was given to those that have been started.
     pub(crate) loans: Vec<Loan>,
     /// Changes of the environment.
@@ -56,26 +57,27 @@ impl Group {
             job: self.job(rank).as_fd().as_raw_fd(),
             report: slot.as_fd().as_raw_fd(),
             death_signal: self.death_signal,
-            nest: slot.nest().map(Nest::number),
+            worker_dir: slot.worker_dir().map(WorkerDir::number),
             lifeline: lifeline.map(|end| end.as_fd().as_raw_fd()),
         }
     }
 
-    /// The report slot of a rank, and its place in the tree with the memory of its arguments.
+    /// The report slot of a rank, and its directory with the named memory of its arguments.
     pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
-        let nest = self.place.as_ref().map(Place::nest).transpose();
-        let nest = nest.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
-        if let Some(nest) = &nest {
-            let linked = self.job(rank).link_into(nest);
+        let worker_dir = self.process_dir.as_ref().map(WorkerDir::make).transpose();
+        let worker_dir =
+            worker_dir.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
+        if let Some(worker_dir) = &worker_dir {
+            let linked = self.job(rank).link_into(worker_dir);
             linked.map_err(self.of_names("naming the memory of its arguments (linkat)"))?;
         }
-        Slot::new(nest).map_err(Failure::of("creating the report slot (memfd_create)"))
+        Slot::new(worker_dir).map_err(Failure::of("creating the report slot (memfd_create)"))
     }
 
     /// For `map_err`, of what was refused in the directory of named memory.
     fn of_names(&self, call: &'static str) -> impl FnOnce(io::Error) -> Failure {
-        move |os| match self.place.as_ref().filter(|_| Shortage::of(&os) == Some(Shortage::Space)) {
-            Some(place) => Failure::Limited { call, limit: place.room_text(), os },
+        move |os| match self.process_dir.as_ref().filter(|_| Shortage::of(&os) == Some(Shortage::Space)) {
+            Some(process_dir) => Failure::Limited { call, limit: process_dir.room_text(), os },
             None => Failure::of(call)(os),
         }
     }
@@ -94,12 +96,12 @@ impl Group {
         slot: &'a Slot,
         lifeline: Option<&'a WorkersEnd>,
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
-        let place = self.place.as_ref().map(|place| place.as_fd());
+        let process_dir = self.process_dir.as_ref().map(|process_dir| process_dir.as_fd());
         let guards = self.guards.as_ref().map(|guards| guards.as_fd());
         self.job(rank)
             .descriptors()
-            .chain([slot.as_fd(), self.returns.outbox()])
-            .chain(place)
+            .chain([slot.as_fd(), self.result_channel.sender()])
+            .chain(process_dir)
             .chain(guards)
             .chain(lifeline.map(AsFd::as_fd))
     }

@@ -22,17 +22,17 @@ use crate::sys::signal::{self, ChildSignals, Signal};
 use crate::sys::socket::Socket;
 use crate::sys::standing::Standing;
 use crate::sys::{limits, namespace, prctl};
-use crate::transfer::received::Arrivals;
+use crate::transfer::received::Received;
 use crate::wire::codec;
+use crate::wire::framed::{self, Framed};
 use crate::wire::ledger::Ledger;
-use crate::wire::letter;
 use crate::wire::marker::Marker;
 use crate::wire::names::EXIT_REFUSED;
 use crate::wire::service::{BEFORE_JOBS, Order, Reply, Request, ServerMarker, Step, Trouble};
 use crate::worker::{self, Changes, Origin, Served, entry, report};
 
-/// How long the rest of a letter may take that has begun to arrive.
-const LETTER: Duration = Duration::from_secs(10);
+/// How long a message may take, to come or to go.
+const MESSAGE: Duration = Duration::from_secs(10);
 
 // What is waited for; a guarded worker has a number behind these.
 const REQUESTS: u64 = 0;
@@ -158,26 +158,25 @@ impl Server {
         Ok(())
     }
 
-    /// Answers one letter; false when there will be no more.
+    /// Answers one message; false when there will be no more.
     fn answer(&mut self) -> io::Result<bool> {
-        let deadline = Moment::now().checked_add(LETTER);
-        let (reply, pidfds) = match letter::receive::<Request<'_>>(&self.requests, deadline) {
+        let deadline = Moment::now().checked_add(MESSAGE);
+        let (reply, pidfds) = match framed::receive::<Request<'_>>(&self.requests, deadline) {
             Ok(None) => return Ok(false),
             Ok(Some((Request::Preload { image, entry, function }, _))) => {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
             }
             Ok(Some((Request::Fork(order), descriptors))) => self.fork(&order, &descriptors),
-            // It has no part left in the socket: only this one request fails.
+            // It was one packet, which is gone: only this one request fails.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 (Reply::of(Some(Trouble::Confused(error.to_string()))), Vec::new())
             }
-            // After half a letter nobody knows which is the next: the launcher sees that we are gone.
+            // The launcher sees that the server is gone.
             Err(error) => return Err(error),
         };
-        let pidfds: Vec<_> = pidfds.iter().map(AsFd::as_fd).collect();
-        let deadline = Moment::now().checked_add(LETTER);
+        let deadline = Moment::now().checked_add(MESSAGE);
         // A launcher that does not hear it is gone, or comes to the same end by its own deadline.
-        Ok(letter::send(&self.requests, &letter::seal(&reply)?, &pidfds, deadline).is_ok())
+        Ok(Framed::of(&reply, pidfds)?.send(&self.requests, deadline).is_ok())
     }
 
     fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
@@ -274,7 +273,8 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn of(order: &'a Order<'a>, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
-        let expected = BEFORE_JOBS + order.jobs + order.numbers.len() + order.nests.len() + order.lifelines;
+        let expected =
+            BEFORE_JOBS + order.jobs + order.numbers.len() + order.worker_dirs.len() + order.lifelines;
         if descriptors.len() != expected || order.jobs == 0 {
             let came = descriptors.len();
             return Err(Trouble::Confused(format!("{came} descriptors came with an order, not {expected}")));
@@ -282,7 +282,7 @@ impl<'a> Parts<'a> {
         let (before, rest) = descriptors.split_at(BEFORE_JOBS);
         let (jobs, rest) = rest.split_at(order.jobs);
         let (named, rest) = rest.split_at(order.numbers.len());
-        let (slots, lifelines) = rest.split_at(order.nests.len());
+        let (slots, lifelines) = rest.split_at(order.worker_dirs.len());
         let numbers = order.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
         let ledger = Ledger::open(before[0].as_fd(), order.nprocs);
         let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
@@ -298,7 +298,7 @@ impl<'a> Parts<'a> {
             job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
             report,
             death_signal,
-            nest: self.order.nests[number],
+            worker_dir: self.order.worker_dirs[number],
             lifeline: self.lifelines.get(number).map(AsRawFd::as_raw_fd),
         }
     }
@@ -354,7 +354,7 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     // What the function starts must not inherit our mask.
     signal::outlive_all();
     signal::unblock_all().map_err(|os| system(Step::Prepare, &os))?;
-    let done = report::call_in_server(|| entry.call(0, &unit, Arrivals::default()).map(drop));
+    let done = report::call_in_server(|| entry.call(0, &unit, Received::default()).map(drop));
     die_with_launcher(Signal::CONT)?;
     // What it printed is not to be printed by every worker again.
     let _ = io::stdout().flush();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::child::Child;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{Epoll, Timer};
-use crate::wire::returns::Returns;
+use crate::wire::result_channel::ResultChannel;
 
 /// The tokens of the timer and of what workers return; no rank comes so far.
 const TIMER: u64 = u64::MAX;
@@ -31,11 +31,11 @@ pub(crate) struct WatchSet {
 
 impl WatchSet {
     /// A set that watches what the children return, and no child yet.
-    pub(crate) fn new(returns: &Returns) -> io::Result<Self> {
+    pub(crate) fn new(result_channel: &ResultChannel) -> io::Result<Self> {
         let (epoll, timer) = (Epoll::new()?, Timer::new()?);
         // From the beginning: in a teardown there may be no descriptor left for it.
         epoll.add(timer.as_fd(), TIMER)?;
-        epoll.add(returns.as_fd(), RETURNS)?;
+        epoll.add(result_channel.as_fd(), RETURNS)?;
         Ok(Self { epoll, timer, alarm: None })
     }
 

@@ -12,7 +12,7 @@ use super::guarded;
 use super::lock::LockGuard;
 use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 
 /// Waits, without the lock, until another process has changed what a [`Lock`](super::Lock) guards.
 ///
@@ -42,7 +42,7 @@ use crate::transfer::record::{Shared, Stamp};
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Condvar {
-    shared: Shared<Bell>,
+    shared: Record<Bell>,
 }
 
 const KIND: &str = "Condvar";
@@ -53,7 +53,7 @@ impl Condvar {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new() -> Result<Self, MemoryError> {
-        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+        Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
     /// Gives the lock up, waits until it is notified, or for nothing, and takes the lock again.

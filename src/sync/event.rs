@@ -12,7 +12,7 @@ use super::error::SyncError;
 use super::guarded;
 use super::patience::Patience;
 use crate::error::MemoryError;
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 
 /// A flag that one process sets and others wait for.
 ///
@@ -42,7 +42,7 @@ use crate::transfer::record::{Shared, Stamp};
 #[serde(transparent)]
 pub struct Event {
     /// It is set when the count is odd.
-    shared: Shared<Bell>,
+    shared: Record<Bell>,
 }
 
 const KIND: &str = "Event";
@@ -53,7 +53,7 @@ impl Event {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new() -> Result<Self, MemoryError> {
-        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+        Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
     /// Sets it, and lets all pass that wait.

@@ -147,7 +147,7 @@ mod tests {
     use crate::sys::robust::testing::{die, doomed};
     use crate::sys::socket::{Attempt, Socket};
     use crate::wire::codec;
-    use crate::wire::packet::{self, Packet};
+    use crate::wire::value_message::{self, ValueMessage};
 
     #[test]
     fn calls_that_do_not_wait_leave_nothing_by_which_the_holder_would_have_to_wake_somebody() {
@@ -184,14 +184,14 @@ mod tests {
     #[test]
     fn barrier_that_arrives_is_reset_or_dropped_waits_no_longer_for_one_that_is_stopped() {
         let (members, (here, there)) = (Members::new(2).unwrap(), Socket::pair().unwrap());
-        let mut packet = Packet::load(codec::encode(&members).unwrap()).unwrap();
-        assert_eq!(packet.try_send(&there).unwrap(), Attempt::Sent);
+        let mut value_message = ValueMessage::new(codec::encode(&members).unwrap()).unwrap();
+        assert_eq!(value_message.try_send(&there).unwrap(), Attempt::Sent);
         let (barrier, own) = (Barrier::over(members.clone()), Barrier::over(members.clone()));
         std::thread::scope(|scope| _ = scope.spawn(|| assert!(own.wait_timeout(Duration::ZERO).is_err())));
         let _stopped = members.enter(&Patience::Endless).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = packet::try_receive(&here).unwrap().unwrap().decode::<Barrier>().unwrap_err();
+                let refused = value_message::try_receive(&here).unwrap().unwrap().decode::<Barrier>().unwrap_err();
                 assert!(refused.contains("cannot take part in a barrier"), "{refused}");
                 assert!(
                     matches!(barrier.reset(), Err(SyncError::TimedOut { waited, .. }) if waited == IN_THE_MIDDLE)

@@ -9,18 +9,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::MemoryError;
 use crate::sys::cells::Cells;
-use crate::transfer::record::{Handle, Keeper, Shared, Stamp};
+use crate::transfer::record::{Handle, Keeper, Record, TypeTag};
 
 /// A record of cells, and a value that only some may reach, as the cells say.
 pub(super) struct Guarded<C, T> {
-    shared: Shared<C>,
+    shared: Record<C>,
     value: PhantomData<T>,
 }
 
 impl<C: Cells, T: Pod> Guarded<C, T> {
     pub(super) fn new(kind: &str, value: T) -> Result<Self, MemoryError> {
         const { assert!(align_of::<T>() <= 64, "the value lies at a cache line, and is aligned to no more") }
-        let shared = Shared::new(Stamp::of::<T>(kind), size_of::<T>())?;
+        let shared = Record::new(TypeTag::of::<T>(kind), size_of::<T>())?;
         let (map, at) = shared.room();
         map.write(at, bytemuck::bytes_of(&value), 1);
         Ok(Self { shared, value: PhantomData })
@@ -47,7 +47,7 @@ impl<C: Cells, T: Pod> Guarded<C, T> {
         deserializer: D,
     ) -> Result<Self, D::Error> {
         let handle = Handle::deserialize(deserializer)?;
-        let shared = Shared::receive(handle, Stamp::of::<T>(kind), size_of::<T>());
+        let shared = Record::receive(handle, TypeTag::of::<T>(kind), size_of::<T>());
         Ok(Self { shared: shared.map_err(D::Error::custom)?, value: PhantomData })
     }
 }
@@ -56,9 +56,9 @@ impl<C: Cells, T: Pod> Guarded<C, T> {
 pub(super) fn receive<'de, C: Cells, D: Deserializer<'de>>(
     kind: &str,
     deserializer: D,
-) -> Result<Shared<C>, D::Error> {
+) -> Result<Record<C>, D::Error> {
     let handle = Handle::deserialize(deserializer)?;
-    Shared::receive(handle, Stamp::of::<()>(kind), 0).map_err(D::Error::custom)
+    Record::receive(handle, TypeTag::of::<()>(kind), 0).map_err(D::Error::custom)
 }
 
 impl<C, T> Clone for Guarded<C, T> {

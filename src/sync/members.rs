@@ -19,7 +19,7 @@ use crate::error::MemoryError;
 use crate::sys::cells::cells;
 use crate::sys::futex;
 use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 use crate::wire::abort;
 
 cells! {
@@ -53,7 +53,7 @@ fn arrived(round: u32) -> u32 {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Members {
-    shared: Shared<BarrierCells>,
+    shared: Record<BarrierCells>,
 }
 
 const KIND: &str = "Barrier";
@@ -91,7 +91,7 @@ impl Members {
         let too_many = |_| MemoryError::TooMany { what, asked: parties, most };
         let counted = u32::try_from(parties.max(1)).map_err(too_many)?;
         let places = 2 * parties + 16;
-        let shared = Shared::<BarrierCells>::new(Stamp::of::<()>(KIND), places * size_of::<RobustWord>())?;
+        let shared = Record::<BarrierCells>::new(TypeTag::of::<()>(KIND), places * size_of::<RobustWord>())?;
         shared.cells().parties.store(counted, Relaxed);
         Ok(Self { shared })
     }

@@ -15,7 +15,7 @@ use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord};
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 
 cells! {
     struct OnceCells {
@@ -52,7 +52,7 @@ cells! {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Once {
-    shared: Shared<OnceCells>,
+    shared: Record<OnceCells>,
 }
 
 const KIND: &str = "Once";
@@ -63,7 +63,7 @@ impl Once {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new() -> Result<Self, MemoryError> {
-        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+        Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
     /// Runs `f`, unless somebody has done it or does it, for whom it waits.

@@ -16,7 +16,7 @@ use super::places;
 use crate::error::MemoryError;
 use crate::sys::cells::cells;
 use crate::sys::robust::{self, RobustWord, WAITERS};
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 
 cells! {
     pub(super) struct PermitCells {
@@ -41,7 +41,7 @@ const PLACES: (u32, u32) = (64, 1024);
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Permits {
-    shared: Shared<PermitCells>,
+    shared: Record<PermitCells>,
 }
 
 /// What one who wants a permit finds.
@@ -54,7 +54,7 @@ enum Sight {
 impl Permits {
     pub(super) fn new(kind: &str, total: u32, most: u32) -> Result<Self, MemoryError> {
         let places = total.clamp(PLACES.0, PLACES.1).min(most.max(1)) as usize;
-        let shared = Shared::<PermitCells>::new(Stamp::of::<()>(kind), places * size_of::<RobustWord>())?;
+        let shared = Record::<PermitCells>::new(TypeTag::of::<()>(kind), places * size_of::<RobustWord>())?;
         shared.cells().total.store(total, Relaxed);
         shared.cells().most.store(most, Relaxed);
         Ok(Self { shared })

@@ -16,7 +16,7 @@ use super::patience::{Patience, Stop};
 use crate::error::MemoryError;
 use crate::sys::cells::cells;
 use crate::sys::robust::RobustWord;
-use crate::transfer::record::{Shared, Stamp};
+use crate::transfer::record::{Record, TypeTag};
 
 cells! {
     struct RLockCells {
@@ -59,7 +59,7 @@ cells! {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct RLock {
-    shared: Shared<RLockCells>,
+    shared: Record<RLockCells>,
 }
 
 const KIND: &str = "RLock";
@@ -70,7 +70,7 @@ impl RLock {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new() -> Result<Self, MemoryError> {
-        Ok(Self { shared: Shared::new(Stamp::of::<()>(KIND), 0)? })
+        Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
     /// Takes it, for which it waits unless this thread holds it already.

@@ -291,11 +291,11 @@ mod tests {
     #[test]
     fn what_is_no_value_is_refused() {
         let pass = |tensor: &Tensor<u8>| {
-            let (bytes, parcel) = context::collect(|| encoding::write(tensor).unwrap());
+            let (bytes, attachments) = context::collect(|| encoding::write(tensor).unwrap());
             let receive = || encoding::read::<Value<u8>>(&bytes).is_ok();
-            let value = context::provide(context::arrive(&parcel), receive).0;
+            let value = context::provide(context::arrive(&attachments), receive).0;
             let receive = || encoding::read::<Array<u8>>(&bytes).is_ok();
-            (value, context::provide(context::arrive(&parcel), receive).0)
+            (value, context::provide(context::arrive(&attachments), receive).0)
         };
         assert_eq!(pass(&Tensor::zeros(&[1]).unwrap()), (true, true));
         assert_eq!(pass(&Tensor::zeros(&[2]).unwrap()), (false, true));

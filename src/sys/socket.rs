@@ -78,8 +78,17 @@ impl<F: AsFd> Socket<F> {
         descriptors: &[BorrowedFd<'_>],
         deadline: Option<Moment>,
     ) -> io::Result<()> {
+        self.until_sent(deadline, || self.try_send(bytes, descriptors))
+    }
+
+    /// Repeats an attempt to send to this socket until it succeeds, or until `deadline`.
+    pub(crate) fn until_sent(
+        &self,
+        deadline: Option<Moment>,
+        mut attempt: impl FnMut() -> io::Result<Attempt>,
+    ) -> io::Result<()> {
         loop {
-            match self.try_send(bytes, descriptors)? {
+            match attempt()? {
                 Attempt::Sent => return Ok(()),
                 Attempt::Full => {
                     if !wait_writable(self.0.as_fd(), deadline)? {

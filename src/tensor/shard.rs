@@ -394,16 +394,16 @@ mod tests {
     fn shard_is_sent_once_and_taken_once() {
         let mut parts = shards(8, 2);
         let encode = |part: &Shard<i32>| context::collect(|| encoding::write(part));
-        let (bytes, mut parcel) = encode(&parts[0]);
+        let (bytes, mut attachments) = encode(&parts[0]);
         assert!(encode(&parts[0]).0.is_err());
         assert!(parts[0].as_mut_slice().unwrap_err().to_string().contains("was sent"));
         let bytes = bytes.unwrap();
         let read = || encoding::read::<Shard<i32>>(&bytes);
-        let (taken, rest) = context::provide(context::arrive(&parcel), read);
+        let (taken, rest) = context::provide(context::arrive(&attachments), read);
         assert_eq!(taken.unwrap().as_mut_slice().unwrap(), [0, 1, 2, 3]);
         assert!(context::provide(rest, read).0.is_err());
-        parcel.deliver();
-        drop(parcel);
+        attachments.deliver();
+        drop(attachments);
         assert!(parts[0].as_mut_slice().is_err());
         // What was not delivered comes back.
         drop(encode(&parts[1]));
@@ -416,13 +416,13 @@ mod tests {
     fn a_tensor_cannot_be_made_of_a_shards_grant_nor_a_shard_of_a_tensors() {
         let tensor = Tensor::<i32>::zeros(&[2]).unwrap();
         let part = shards(2, 1).remove(0);
-        let (_, parcel) = context::collect(|| encoding::write(&(&tensor, &part)).unwrap());
+        let (_, attachments) = context::collect(|| encoding::write(&(&tensor, &part)).unwrap());
         let bytes = (
             encoding::write(&(0_u32,)).unwrap(),
             encoding::write(&(1_u32, DType::I32, [2_usize], (), 0_usize)).unwrap(),
         );
         let read = || (encoding::read::<Shard<i32>>(&bytes.0), encoding::read::<Tensor<i32>>(&bytes.1));
-        let (as_shard, as_tensor) = context::provide(context::arrive(&parcel), read).0;
+        let (as_shard, as_tensor) = context::provide(context::arrive(&attachments), read).0;
         assert!(as_shard.unwrap_err().to_string().contains("grant 0 is no shard's"));
         assert!(as_tensor.unwrap_err().to_string().contains("grant 1 is a shard's"));
     }

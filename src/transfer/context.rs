@@ -11,9 +11,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::grant::{Cut, Grant, Part};
+use super::received::Received;
 #[cfg(test)]
-use super::received::Arrival;
-use super::received::Arrivals;
+use super::received::ReceivedSegment;
 use crate::memory::descriptor::Descriptor;
 use crate::memory::segment::Segment;
 use crate::memory::storage::{Loan, Storage};
@@ -31,7 +31,7 @@ pub(crate) trait Claim: fmt::Debug + Send {
 
 /// What travels beside the bytes of a value.
 #[derive(Debug, Default)]
-pub(crate) struct Parcel {
+pub(crate) struct Attachments {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) grants: Vec<Grant>,
     /// None is there twice.
@@ -42,7 +42,7 @@ pub(crate) struct Parcel {
     loans: Vec<Loan>,
 }
 
-impl Parcel {
+impl Attachments {
     pub(crate) fn is_empty(&self) -> bool {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
@@ -62,21 +62,21 @@ impl Parcel {
 
 /// What is being sent.
 #[derive(Default)]
-struct Outgoing {
-    parcel: Parcel,
-    /// Where in the parcel a segment is, by its address: the parcel keeps it there.
+struct Sending {
+    attachments: Attachments,
+    /// Where in the attachments a segment is, by its address: the attachments keeps it there.
     segments: HashMap<*const Segment, u32>,
     /// Likewise.
     descriptors: HashMap<*const Owner, u32>,
     parts: HashMap<Part, u32>,
 }
 
-impl Outgoing {
+impl Sending {
     fn part(&mut self, storage: &Storage) -> Part {
         let segment = storage.segment().map(|segment| {
             *self.segments.entry(Arc::as_ptr(segment)).or_insert_with(|| {
-                self.parcel.segments.push(segment.clone());
-                self.parcel.segments.len() as u32 - 1
+                self.attachments.segments.push(segment.clone());
+                self.attachments.segments.len() as u32 - 1
             })
         });
         Part { segment, offset: storage.offset(), len: storage.len(), unit: storage.unit() }
@@ -84,8 +84,8 @@ impl Outgoing {
 
     fn grant(&mut self, grant: Grant) -> Result<u32, &'static str> {
         let number =
-            u32::try_from(self.parcel.grants.len()).map_err(|_| "too many tensors in one message")?;
-        self.parcel.grants.push(grant);
+            u32::try_from(self.attachments.grants.len()).map_err(|_| "too many tensors in one message")?;
+        self.attachments.grants.push(grant);
         Ok(number)
     }
 
@@ -93,9 +93,9 @@ impl Outgoing {
         if let Some(&number) = self.descriptors.get(&descriptor.address()) {
             return Ok(number);
         }
-        let number = u32::try_from(self.parcel.descriptors.len())
+        let number = u32::try_from(self.attachments.descriptors.len())
             .map_err(|_| "too many descriptors in one message")?;
-        self.parcel.descriptors.push(descriptor.clone());
+        self.attachments.descriptors.push(descriptor.clone());
         self.descriptors.insert(descriptor.address(), number);
         Ok(number)
     }
@@ -103,8 +103,8 @@ impl Outgoing {
 
 /// Mostly there is nothing in it, and queues need one for each message: it is small, and filled when it must be.
 enum Table {
-    Sending(Option<Box<Outgoing>>),
-    Receiving(Option<Box<Arrivals>>),
+    Sending(Option<Box<Sending>>),
+    Receiving(Option<Box<Received>>),
 }
 
 thread_local! {
@@ -112,21 +112,21 @@ thread_local! {
 }
 
 /// Runs `serialise`, and returns with its result what is to travel beside it.
-pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Parcel) {
+pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Attachments) {
     let (result, table) = with_table(Table::Sending(None), serialise);
     match table {
-        Some(Table::Sending(Some(outgoing))) => (result, outgoing.parcel),
-        _ => (result, Parcel::default()),
+        Some(Table::Sending(Some(sending))) => (result, sending.attachments),
+        _ => (result, Attachments::default()),
     }
 }
 
 /// Runs `deserialise`, which finds what has arrived beside its bytes. What is left of that comes back.
-pub(crate) fn provide<T>(arrivals: Arrivals, deserialise: impl FnOnce() -> T) -> (T, Arrivals) {
-    let arrivals = (!arrivals.is_empty()).then(|| Box::new(arrivals));
-    let (result, table) = with_table(Table::Receiving(arrivals), deserialise);
+pub(crate) fn provide<T>(received: Received, deserialise: impl FnOnce() -> T) -> (T, Received) {
+    let received = (!received.is_empty()).then(|| Box::new(received));
+    let (result, table) = with_table(Table::Receiving(received), deserialise);
     match table {
-        Some(Table::Receiving(Some(arrivals))) => (result, *arrivals),
-        _ => (result, Arrivals::default()),
+        Some(Table::Receiving(Some(received))) => (result, *received),
+        _ => (result, Received::default()),
     }
 }
 
@@ -162,17 +162,17 @@ const CLOSED: &str = "this descriptor came into the worker by its fork, which cl
 
 /// Adds a storage to what is being sent; returns the number of its grant.
 pub(crate) fn send(storage: &Storage) -> Result<u32, &'static str> {
-    sending(|outgoing| {
+    sending(|sending| {
         if storage.segment().is_some_and(|segment| segment.is_cut_off()) {
             return Err(CUT_OFF);
         }
-        outgoing.parcel.loans.push(storage.lend());
-        let part = outgoing.part(storage);
-        if let Some(&number) = outgoing.parts.get(&part) {
+        sending.attachments.loans.push(storage.lend());
+        let part = sending.part(storage);
+        if let Some(&number) = sending.parts.get(&part) {
             return Ok(number);
         }
-        let number = outgoing.grant(Grant::Shared(part))?;
-        outgoing.parts.insert(part, number);
+        let number = sending.grant(Grant::Shared(part))?;
+        sending.parts.insert(part, number);
         Ok(number)
     })
 }
@@ -183,21 +183,21 @@ pub(crate) fn send_shard(
     claim: impl Claim + 'static,
     cut: Cut,
 ) -> Result<u32, &'static str> {
-    sending(|outgoing| {
-        let part = outgoing.part(storage);
-        let number = outgoing.grant(Grant::Exclusive(part, cut))?;
-        outgoing.parcel.claims.push(Box::new(claim));
+    sending(|sending| {
+        let part = sending.part(storage);
+        let number = sending.grant(Grant::Exclusive(part, cut))?;
+        sending.attachments.claims.push(Box::new(claim));
         Ok(number)
     })
 }
 
 /// Adds a descriptor to what is being sent, of which the receiver gets a duplicate; returns its number.
 pub(crate) fn send_descriptor(descriptor: &Descriptor) -> Result<u32, &'static str> {
-    sending(|outgoing| {
+    sending(|sending| {
         if descriptor.is_cut_off() {
             return Err(CLOSED);
         }
-        outgoing.descriptor(descriptor)
+        sending.descriptor(descriptor)
     })
 }
 
@@ -207,15 +207,15 @@ pub(crate) fn send_sole_descriptor(
     claim: impl Claim + 'static,
 ) -> Result<u32, &'static str> {
     let number = send_descriptor(descriptor)?;
-    sending(|outgoing| {
-        outgoing.parcel.claims.push(Box::new(claim));
+    sending(|sending| {
+        sending.attachments.claims.push(Box::new(claim));
         Ok(number)
     })
 }
 
-fn sending<T>(put: impl FnOnce(&mut Outgoing) -> Result<T, &'static str>) -> Result<T, &'static str> {
+fn sending<T>(put: impl FnOnce(&mut Sending) -> Result<T, &'static str>) -> Result<T, &'static str> {
     TABLE.with_borrow_mut(|table| match table {
-        Some(Table::Sending(outgoing)) => put(outgoing.get_or_insert_default()),
+        Some(Table::Sending(sending)) => put(sending.get_or_insert_default()),
         _ => Err(ONLY_HERE),
     })
 }
@@ -227,39 +227,39 @@ pub(crate) fn check_receiving() -> Result<(), String> {
 
 /// The storage of that grant.
 pub(crate) fn receive(number: u32) -> Result<Storage, String> {
-    receiving(|arrivals| arrivals.open_shared(number))
+    receiving(|received| received.open_shared(number))
 }
 
 /// The shard of that grant, once.
 pub(crate) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
-    receiving(|arrivals| arrivals.take_exclusive(number))
+    receiving(|received| received.take_exclusive(number))
 }
 
 /// The descriptor of that number; the same each time it is asked for.
 pub(crate) fn receive_descriptor(number: u32) -> Result<Descriptor, String> {
-    receiving(|arrivals| arrivals.share_descriptor(number))
+    receiving(|received| received.share_descriptor(number))
 }
 
 /// The descriptor of that number, once, and not when it was received otherwise.
 pub(crate) fn receive_sole_descriptor(number: u32) -> Result<Descriptor, String> {
-    receiving(|arrivals| arrivals.take_descriptor(number))
+    receiving(|received| received.take_descriptor(number))
 }
 
-fn receiving<T>(take: impl FnOnce(&mut Arrivals) -> Result<T, String>) -> Result<T, String> {
+fn receiving<T>(take: impl FnOnce(&mut Received) -> Result<T, String>) -> Result<T, String> {
     TABLE.with_borrow_mut(|table| match table {
-        Some(Table::Receiving(arrivals)) => take(arrivals.get_or_insert_default()),
+        Some(Table::Receiving(received)) => take(received.get_or_insert_default()),
         _ => Err(ONLY_FROM.to_owned()),
     })
 }
 
-/// What a parcel is on the other side, when it did not have to travel.
+/// What a attachments is on the other side, when it did not have to travel.
 #[cfg(test)]
-pub(crate) fn arrive(parcel: &Parcel) -> Arrivals {
-    let open = |segment: &Arc<Segment>| Arrival::Descriptor(segment.open().unwrap());
-    let segments = parcel.segments.iter().map(open);
+pub(crate) fn arrive(attachments: &Attachments) -> Received {
+    let open = |segment: &Arc<Segment>| ReceivedSegment::Descriptor(segment.open().unwrap());
+    let segments = attachments.segments.iter().map(open);
     let copy = |descriptor: &Descriptor| Ok(descriptor.clone().into_owned().unwrap());
-    let descriptors = parcel.descriptors.iter().map(copy);
-    Arrivals::new(segments.collect(), parcel.grants.clone(), descriptors.collect())
+    let descriptors = attachments.descriptors.iter().map(copy);
+    Received::new(segments.collect(), attachments.grants.clone(), descriptors.collect())
 }
 
 #[cfg(test)]
@@ -274,17 +274,17 @@ mod tests {
     use crate::{DynTensor, FrozenTensor, Shard, Tensor};
 
     fn through<A: Serialize, B: DeserializeOwned>(value: &A) -> Result<B, encoding::Error> {
-        let (bytes, parcel) = collect(|| encoding::write(value).unwrap());
-        provide(arrive(&parcel), || encoding::read(&bytes)).0
+        let (bytes, attachments) = collect(|| encoding::write(value).unwrap());
+        provide(arrive(&attachments), || encoding::read(&bytes)).0
     }
 
     #[test]
     fn same_storage_twice_travels_as_one_and_arrives_as_one() {
         let tensor = Tensor::<i32>::zeros(&[4]).unwrap();
         let view = tensor.narrow(0, 1, 3).unwrap();
-        let (bytes, parcel) = collect(|| encoding::write(&(&tensor, &tensor, &view)).unwrap());
-        assert_eq!((parcel.segments.len(), parcel.grants.len()), (1, 1));
-        let arrived = provide(arrive(&parcel), || encoding::read::<[Tensor<i32>; 3]>(&bytes)).0;
+        let (bytes, attachments) = collect(|| encoding::write(&(&tensor, &tensor, &view)).unwrap());
+        assert_eq!((attachments.segments.len(), attachments.grants.len()), (1, 1));
+        let arrived = provide(arrive(&attachments), || encoding::read::<[Tensor<i32>; 3]>(&bytes)).0;
         let [one, two, view] = arrived.unwrap();
         one.set(3, 7).unwrap();
         assert_eq!((two.get(3).unwrap(), view.get(2).unwrap(), tensor.get(3).unwrap()), (7, 7, 7));
@@ -354,9 +354,9 @@ mod tests {
             let bytes = encoding::write(&(grant, dtype, shape, strides, offset)).unwrap();
             let segment = Storage::sealable(64).unwrap();
             let open = || segment.segment().unwrap().open().unwrap();
-            let arrivals = (0..2).map(|_| Arrival::Descriptor(open())).collect();
-            let arrivals = Arrivals::new(arrivals, grants, Vec::new());
-            let (tensor, _) = provide(arrivals, || encoding::read::<DynTensor>(&bytes));
+            let received = (0..2).map(|_| ReceivedSegment::Descriptor(open())).collect();
+            let received = Received::new(received, grants, Vec::new());
+            let (tensor, _) = provide(received, || encoding::read::<DynTensor>(&bytes));
             if let Ok(tensor) = tensor {
                 prop_assert!(tensor.len() * dtype.size() <= 64);
                 tensor.write_bytes(&vec![1; tensor.len() * dtype.size()]).unwrap();
@@ -369,17 +369,17 @@ mod tests {
 
         #[test]
         fn hostile_bytes_never_panic(bytes: Vec<u8>, grants in grants()) {
-            let arrivals = || {
+            let received = || {
                 let segment = Storage::sealable(64).unwrap();
                 let fd = segment.segment().unwrap().open().unwrap();
                 let descriptors = vec![Ok(fd.try_clone().unwrap()), Err("lost".to_owned())];
-                Arrivals::new(vec![Arrival::Descriptor(fd)], grants.clone(), descriptors)
+                Received::new(vec![ReceivedSegment::Descriptor(fd)], grants.clone(), descriptors)
             };
-            let _ = provide(arrivals(), || encoding::read::<Vec<Descriptor>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || encoding::read::<Vec<DynTensor>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || encoding::read::<Vec<Shard<u8>>>(&bytes).map(drop));
-            let _ = provide(arrivals(), || encoding::read::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));
-            let _ = provide(Arrivals::default(), || encoding::read::<(Part, Vec<Grant>)>(&bytes).map(drop));
+            let _ = provide(received(), || encoding::read::<Vec<Descriptor>>(&bytes).map(drop));
+            let _ = provide(received(), || encoding::read::<Vec<DynTensor>>(&bytes).map(drop));
+            let _ = provide(received(), || encoding::read::<Vec<Shard<u8>>>(&bytes).map(drop));
+            let _ = provide(received(), || encoding::read::<Vec<FrozenTensor<u8>>>(&bytes).map(drop));
+            let _ = provide(Received::default(), || encoding::read::<(Part, Vec<Grant>)>(&bytes).map(drop));
         }
     }
 }

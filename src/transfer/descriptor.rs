@@ -37,17 +37,17 @@ mod tests {
     use super::*;
     use crate::encoding;
 
-    fn sent<T: Serialize>(value: &T) -> (Vec<u8>, context::Parcel) {
+    fn sent<T: Serialize>(value: &T) -> (Vec<u8>, context::Attachments) {
         collect(|| encoding::write(value).unwrap())
     }
 
     #[test]
     fn descriptor_that_stands_twice_travels_as_one_and_arrives_as_one() {
         let (one, other) = (Descriptor::from(tempfile::tempfile().unwrap()), tempfile::tempfile().unwrap());
-        let (bytes, parcel) = sent(&(&one, Descriptor::from(other), one.clone()));
-        assert_eq!(parcel.descriptors.len(), 2);
+        let (bytes, attachments) = sent(&(&one, Descriptor::from(other), one.clone()));
+        assert_eq!(attachments.descriptors.len(), 2);
         let read = || encoding::read::<[Descriptor; 3]>(&bytes);
-        let (arrived, rest) = provide(arrive(&parcel), read);
+        let (arrived, rest) = provide(arrive(&attachments), read);
         let [first, second, third] = arrived.unwrap();
         assert_eq!(first.address(), third.address());
         assert_ne!(first.address(), second.address());
@@ -64,15 +64,15 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_exist_or_are_taken_are_errors() {
-        let (bytes, parcel) = sent(&Descriptor::from(tempfile::tempfile().unwrap()));
-        let (taken, rest) = provide(arrive(&parcel), || context::receive_sole_descriptor(0));
+        let (bytes, attachments) = sent(&Descriptor::from(tempfile::tempfile().unwrap()));
+        let (taken, rest) = provide(arrive(&attachments), || context::receive_sole_descriptor(0));
         taken.unwrap();
         let (shared, rest) = provide(rest, || encoding::read::<Descriptor>(&bytes).map(drop));
         assert!(shared.unwrap_err().to_string().contains("only once"));
         let beyond = provide(rest, || context::receive_descriptor(1)).0.unwrap_err();
         assert_eq!(beyond, "descriptor 1 of 1 does not exist");
         // What somebody has already is nobody's alone.
-        let alone = provide(arrive(&parcel), || {
+        let alone = provide(arrive(&attachments), || {
             context::receive_descriptor(0).and_then(|_| context::receive_sole_descriptor(0))
         });
         assert!(alone.0.is_err());

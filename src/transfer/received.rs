@@ -13,9 +13,9 @@ use crate::memory::storage::Storage;
 
 /// A segment on its way in.
 #[derive(Debug)]
-pub(crate) enum Arrival {
+pub(crate) enum ReceivedSegment {
     Descriptor(OwnedFd),
-    /// A name in the tree.
+    /// The path of a named file, in the directory that the launcher and its workers share.
     Name(String),
     Mapped(Arc<Segment>),
     /// It could not be mapped, or did not arrive.
@@ -24,15 +24,15 @@ pub(crate) enum Arrival {
 
 /// What has arrived beside the bytes of a value.
 #[derive(Debug, Default)]
-pub(crate) struct Arrivals {
-    segments: Vec<Arrival>,
-    grants: Vec<Incoming>,
-    descriptors: Vec<Landing>,
+pub(crate) struct Received {
+    segments: Vec<ReceivedSegment>,
+    grants: Vec<ReceivedGrant>,
+    descriptors: Vec<ReceivedDescriptor>,
 }
 
 /// A grant, and what has become of it.
 #[derive(Debug)]
-struct Incoming {
+struct ReceivedGrant {
     grant: Grant,
     /// The same tensor twice is the same storage.
     opened: Option<Storage>,
@@ -42,7 +42,7 @@ struct Incoming {
 
 /// A descriptor, and what has become of it.
 #[derive(Debug)]
-enum Landing {
+enum ReceivedDescriptor {
     Waiting(OwnedFd),
     /// The same descriptor twice is the same here too.
     Shared(Descriptor),
@@ -52,20 +52,21 @@ enum Landing {
     Lost(String),
 }
 
-impl Arrivals {
+impl Received {
     pub(super) fn is_empty(&self) -> bool {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
 
     /// `descriptors`: each, or why it did not arrive.
     pub(crate) fn new(
-        segments: Vec<Arrival>,
+        segments: Vec<ReceivedSegment>,
         grants: Vec<Grant>,
         descriptors: Vec<Result<OwnedFd, String>>,
     ) -> Self {
-        let incoming = |grant| Incoming { grant, opened: None, taken: false };
-        let landing = |came: Result<_, _>| came.map_or_else(Landing::Lost, Landing::Waiting);
-        let descriptors = descriptors.into_iter().map(landing).collect();
+        let incoming = |grant| ReceivedGrant { grant, opened: None, taken: false };
+        let slot =
+            |came: Result<_, _>| came.map_or_else(ReceivedDescriptor::Lost, ReceivedDescriptor::Waiting);
+        let descriptors = descriptors.into_iter().map(slot).collect();
         Self { segments, grants: grants.into_iter().map(incoming).collect(), descriptors }
     }
 
@@ -75,19 +76,19 @@ impl Arrivals {
         let place = place.ok_or_else(|| format!("segment {number} of {count} does not exist"))?;
         let failed =
             |error: std::io::Error| format!("segment {number} cannot be mapped: {}", with_hint(&error));
-        let mapped = match mem::replace(place, Arrival::Broken(String::new())) {
-            Arrival::Mapped(segment) => Ok(segment),
-            Arrival::Descriptor(fd) => Segment::receive(fd).map_err(failed),
-            Arrival::Name(path) => Segment::receive_named(&path).map_err(failed),
-            Arrival::Broken(why) => Err(why),
+        let mapped = match mem::replace(place, ReceivedSegment::Broken(String::new())) {
+            ReceivedSegment::Mapped(segment) => Ok(segment),
+            ReceivedSegment::Descriptor(fd) => Segment::receive(fd).map_err(failed),
+            ReceivedSegment::Name(path) => Segment::receive_named(&path).map_err(failed),
+            ReceivedSegment::Broken(why) => Err(why),
         };
         match mapped {
             Ok(segment) => {
-                *place = Arrival::Mapped(segment.clone());
+                *place = ReceivedSegment::Mapped(segment.clone());
                 Ok(segment)
             }
             Err(why) => {
-                *place = Arrival::Broken(why.clone());
+                *place = ReceivedSegment::Broken(why.clone());
                 Err(why)
             }
         }
@@ -136,7 +137,7 @@ impl Arrivals {
         Ok((cut, storage))
     }
 
-    fn grant(&mut self, number: u32) -> Result<&mut Incoming, String> {
+    fn grant(&mut self, number: u32) -> Result<&mut ReceivedGrant, String> {
         let count = self.grants.len();
         let incoming = self.grants.get_mut(number as usize);
         incoming.ok_or_else(|| format!("grant {number} of {count} does not exist"))
@@ -144,33 +145,33 @@ impl Arrivals {
 
     /// The descriptor of that number, the same each time.
     pub(super) fn share_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
-        let landing = self.landing(number)?;
-        let descriptor = match mem::replace(landing, Landing::Taken) {
-            Landing::Waiting(fd) => Descriptor::from(fd),
-            Landing::Shared(descriptor) => descriptor,
-            other => return Err(landing.refuse(other)),
+        let slot = self.slot(number)?;
+        let descriptor = match mem::replace(slot, ReceivedDescriptor::Taken) {
+            ReceivedDescriptor::Waiting(fd) => Descriptor::from(fd),
+            ReceivedDescriptor::Shared(descriptor) => descriptor,
+            other => return Err(slot.refuse(other)),
         };
-        *landing = Landing::Shared(descriptor.clone());
+        *slot = ReceivedDescriptor::Shared(descriptor.clone());
         Ok(descriptor)
     }
 
     /// The descriptor of that number, once.
     pub(super) fn take_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
-        let landing = self.landing(number)?;
-        match mem::replace(landing, Landing::Taken) {
-            Landing::Waiting(fd) => Ok(Descriptor::from(fd)),
-            other => Err(landing.refuse(other)),
+        let slot = self.slot(number)?;
+        match mem::replace(slot, ReceivedDescriptor::Taken) {
+            ReceivedDescriptor::Waiting(fd) => Ok(Descriptor::from(fd)),
+            other => Err(slot.refuse(other)),
         }
     }
 
-    fn landing(&mut self, number: u32) -> Result<&mut Landing, String> {
+    fn slot(&mut self, number: u32) -> Result<&mut ReceivedDescriptor, String> {
         let count = self.descriptors.len();
-        let landing = self.descriptors.get_mut(number as usize);
-        landing.ok_or_else(|| format!("descriptor {number} of {count} does not exist"))
+        let slot = self.descriptors.get_mut(number as usize);
+        slot.ok_or_else(|| format!("descriptor {number} of {count} does not exist"))
     }
 }
 
-impl Landing {
+impl ReceivedDescriptor {
     /// Puts back what it was; says why it is not to be had.
     fn refuse(&mut self, before: Self) -> String {
         *self = before;

@@ -1,4 +1,4 @@
-//! Records of atomics in shared memory, with room beside them: what locks and queues are made of.
+//! Records of atomics in record memory, with room beside them: what locks and queues are made of.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,16 +20,16 @@ pub(crate) use crate::sys::robust::Keeper;
 const HEADER: usize = 64;
 
 /// A record, and bytes behind it. Clones, and what arrives in another process, are the same memory.
-pub(crate) struct Shared<C> {
+pub(crate) struct Record<C> {
     storage: Storage,
     cells: PhantomData<fn() -> C>,
 }
 
 /// What a record is: two that differ are not taken for each other. The same in all processes of one executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp(u64);
+pub(crate) struct TypeTag(u64);
 
-impl Stamp {
+impl TypeTag {
     /// Of a kind of record that has values of type `T` with it.
     pub(crate) fn of<T>(kind: &str) -> Self {
         let bytes = kind.bytes().chain([0]).chain(std::any::type_name::<T>().bytes());
@@ -40,18 +40,18 @@ impl Stamp {
     }
 }
 
-impl<C: Cells> Shared<C> {
+impl<C: Cells> Record<C> {
     /// Makes a record of zeros with `room` bytes of zeros behind it. It has no name, whatever the strategy, so that nobody
     /// can cut it short.
-    pub(crate) fn new(stamp: Stamp, room: usize) -> Result<Self, MemoryError> {
+    pub(crate) fn new(tag: TypeTag, room: usize) -> Result<Self, MemoryError> {
         let bytes = (HEADER + size_of::<C>()).checked_add(room);
         let bytes = bytes.ok_or(MemoryError::TooLarge { shape: vec![room], element: 1 })?;
         let storage = StorageOptions::new().strategy(SharingStrategy::FileDescriptor).zeros(bytes)?;
         storage.claim_unit(RECORD_UNIT.into())?;
-        let shared = Self { storage, cells: PhantomData };
-        let (map, at) = shared.place();
-        map.u64(at).store(stamp.0, Relaxed);
-        Ok(shared)
+        let record = Self { storage, cells: PhantomData };
+        let (map, at) = record.place();
+        map.u64(at).store(tag.0, Relaxed);
+        Ok(record)
     }
 
     /// The map, and where in it the header begins.
@@ -99,30 +99,30 @@ impl<C: Cells> Shared<C> {
     ///
     /// # Errors
     /// When it is no such record, or has less room behind it.
-    pub(crate) fn receive(Handle(grant): Handle, stamp: Stamp, room: usize) -> Result<Self, String> {
+    pub(crate) fn receive(Handle(grant): Handle, tag: TypeTag, room: usize) -> Result<Self, String> {
         let storage = context::receive(grant)?;
         storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;
         let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
-        let shared = Self { storage, cells: PhantomData };
-        if !fits || !shared.storage.offset().is_multiple_of(HEADER) || shared.stamp() != stamp {
+        let record = Self { storage, cells: PhantomData };
+        if !fits || !record.storage.offset().is_multiple_of(HEADER) || record.tag() != tag {
             return Err("what arrived is something else, or of another type".to_owned());
         }
-        Ok(shared)
+        Ok(record)
     }
 
-    fn stamp(&self) -> Stamp {
+    fn tag(&self) -> TypeTag {
         let (map, at) = self.place();
-        Stamp(map.u64(at).load(Relaxed))
+        TypeTag(map.u64(at).load(Relaxed))
     }
 }
 
-impl<C> Clone for Shared<C> {
+impl<C> Clone for Record<C> {
     fn clone(&self) -> Self {
         Self { storage: self.storage.clone(), cells: PhantomData }
     }
 }
 
-impl<C> fmt::Debug for Shared<C> {
+impl<C> fmt::Debug for Record<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.storage.id().fmt(f)
     }
@@ -132,7 +132,7 @@ impl<C> fmt::Debug for Shared<C> {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Handle(u32);
 
-impl<C> Serialize for Shared<C> {
+impl<C> Serialize for Record<C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let grant = context::send(&self.storage).map_err(ser::Error::custom)?;
         Handle(grant).serialize(serializer)
@@ -146,33 +146,33 @@ mod tests {
     use crate::sys::robust::RobustWord;
     use crate::tensor::typed::Tensor;
 
-    fn pass<T: Serialize>(value: &T, stamp: Stamp) -> Result<Shared<RobustWord>, String> {
-        let (bytes, parcel) = context::collect(|| encoding::write(value).unwrap());
-        let receive = || Shared::receive(encoding::read(&bytes).unwrap(), stamp, 100);
-        context::provide(context::arrive(&parcel), receive).0
+    fn pass<T: Serialize>(value: &T, tag: TypeTag) -> Result<Record<RobustWord>, String> {
+        let (bytes, attachments) = context::collect(|| encoding::write(value).unwrap());
+        let receive = || Record::receive(encoding::read(&bytes).unwrap(), tag, 100);
+        context::provide(context::arrive(&attachments), receive).0
     }
 
     #[test]
     fn record_arrives_as_the_same_memory() {
-        let stamp = Stamp::of::<u8>("test");
-        let shared = Shared::<RobustWord>::new(stamp, 100).unwrap();
-        let other = pass(&shared, stamp).unwrap();
-        shared.cells().mark.store(7, Relaxed);
+        let tag = TypeTag::of::<u8>("test");
+        let record = Record::<RobustWord>::new(tag, 100).unwrap();
+        let other = pass(&record, tag).unwrap();
+        record.cells().mark.store(7, Relaxed);
         other.room().0.u8(other.room().1 + 99).store(9, Relaxed);
         assert_eq!(other.cells().mark.load(Relaxed), 7);
-        assert_eq!(shared.room().0.u8(shared.room().1 + 99).load(Relaxed), 9);
-        assert_eq!((shared.room_len(), other.room_len()), (100, 100));
+        assert_eq!(record.room().0.u8(record.room().1 + 99).load(Relaxed), 9);
+        assert_eq!((record.room_len(), other.room_len()), (100, 100));
     }
 
     #[test]
     fn what_is_no_such_record_is_refused() {
-        let stamp = Stamp::of::<u8>("test");
-        let shared = Shared::<RobustWord>::new(stamp, 100).unwrap();
-        assert!(pass(&shared, Stamp::of::<u16>("test")).is_err());
-        assert!(pass(&shared, Stamp::of::<u8>("other")).is_err());
+        let tag = TypeTag::of::<u8>("test");
+        let record = Record::<RobustWord>::new(tag, 100).unwrap();
+        assert!(pass(&record, TypeTag::of::<u16>("test")).is_err());
+        assert!(pass(&record, TypeTag::of::<u8>("other")).is_err());
         let tensor = Tensor::<u8>::zeros(&[256]).unwrap();
-        let (_, parcel) = context::collect(|| encoding::write(&tensor).unwrap());
-        let receive = || Shared::<RobustWord>::receive(Handle(0), stamp, 0);
-        assert!(context::provide(context::arrive(&parcel), receive).0.is_err());
+        let (_, attachments) = context::collect(|| encoding::write(&tensor).unwrap());
+        let receive = || Record::<RobustWord>::receive(Handle(0), tag, 0);
+        assert!(context::provide(context::arrive(&attachments), receive).0.is_err());
     }
 }

@@ -4,14 +4,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::encoding;
-use crate::transfer::context::{self, Parcel};
-use crate::transfer::received::Arrivals;
+use crate::transfer::context::{self, Attachments};
+use crate::transfer::received::Received;
 
 /// A value as bytes, and what goes beside them.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) parcel: Parcel,
+    pub(crate) attachments: Attachments,
 }
 
 /// Serialises a value with its tensors.
@@ -25,9 +25,9 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
 /// As [`encode`], into a buffer that may have been used before.
 pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
     buffer.clear();
-    let (bytes, parcel) = context::collect(|| encoding::write_into(buffer, value));
+    let (bytes, attachments) = context::collect(|| encoding::write_into(buffer, value));
     let bytes = bytes.map_err(|error| error.of_type::<T>())?;
-    Ok(Encoded { bytes, parcel })
+    Ok(Encoded { bytes, attachments })
 }
 
 /// Serialises a value; one with tensors is an error outside of [`encode`].
@@ -37,12 +37,12 @@ pub(crate) fn encode_plain<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
 
 /// Deserialises a value that has nothing beside it.
 pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    decode(bytes, Arrivals::default()).0
+    decode(bytes, Received::default()).0
 }
 
-/// Deserialises a value, whose tensors are found in `arrivals`; what is left of those comes back.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], arrivals: Arrivals) -> (Result<T, String>, Arrivals) {
-    let (value, rest) = context::provide(arrivals, || encoding::read(bytes));
+/// Deserialises a value, whose tensors are found in `received`; what is left of those comes back.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], received: Received) -> (Result<T, String>, Received) {
+    let (value, rest) = context::provide(received, || encoding::read(bytes));
     (value.map_err(|error| error.of_type::<T>()), rest)
 }
 

@@ -5,22 +5,24 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::abort::Abort;
 use super::codec::{self, Encoded};
-use super::message::{Job, Manifest, Way};
+use super::manifest::{Link, Manifest};
+use super::message::Job;
 use super::roster::Roster;
 use crate::memory::descriptor::Descriptor;
-use crate::memory::named::{Nest, Place};
-use crate::memory::segment::Vehicle;
+use crate::memory::named::ProcessDir;
+use crate::memory::segment::Transport;
 use crate::memory::storage::Loan;
+use crate::memory::worker_dir::WorkerDir;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
-use crate::transfer::context::Parcel;
-use crate::transfer::received::{Arrival, Arrivals};
+use crate::transfer::context::Attachments;
+use crate::transfer::received::Received;
 
 /// A job ready to be inherited, and the memory that goes with it.
 #[derive(Debug)]
 pub(crate) struct JobFile {
     fd: OwnedFd,
-    parcel: Parcel,
+    attachments: Attachments,
     /// What goes with the arguments.
     beside: Vec<Descriptor>,
 }
@@ -28,28 +30,22 @@ pub(crate) struct JobFile {
 impl JobFile {
     /// Writes `job` with these arguments. The descriptors of their memory keep their numbers in the worker.
     pub(crate) fn new(job: &Job, arguments: Encoded) -> io::Result<Self> {
-        let Encoded { bytes: arguments, parcel } = arguments;
-        let (by_name, mut beside) = (job.place.is_some(), Vec::new());
-        let mut inherit = |descriptor: Descriptor| {
+        let Encoded { bytes: arguments, attachments } = arguments;
+        let mut beside = Vec::new();
+        let inherit = |descriptor: Descriptor| {
+            // What the worker would take for its stdin, stdout or stderr moves to another number.
+            let descriptor = descriptor.beyond_stdio()?;
             let number = descriptor.as_fd().as_raw_fd();
             beside.push(descriptor);
-            number
+            Ok(number)
         };
-        let mut segments = Vec::with_capacity(parcel.segments.len());
-        for segment in &parcel.segments {
-            segments.push(match segment.vehicle() {
-                Vehicle::Descriptor(fd) => Way::Descriptor { number: inherit(fd.clone()) },
-                Vehicle::Name if by_name => Way::Name,
-                Vehicle::Name => Way::Descriptor { number: inherit(segment.open()?.into()) },
-            });
-        }
-        let beyond_stdio = parcel.descriptors.iter().map(Descriptor::beyond_stdio);
-        let descriptors = beyond_stdio.map(|made| made.map(&mut inherit)).collect::<io::Result<_>>()?;
-        let manifest = Manifest { segments, grants: parcel.grants.clone(), descriptors };
+        // The names are made for each worker: `link_into`.
+        let link: Option<Link<'_>> = if job.process_dir.is_some() { Some(&|_, _| Ok(())) } else { None };
+        let manifest = Manifest::of(&attachments, inherit, link)?;
         let job = Job { manifest, ..job.clone() };
         let header = codec::with_header(&job).map_err(io::Error::other)?;
         let fd = memfd::sealed_with("phalanx-job", &[&header, &arguments])?;
-        Ok(Self { fd, parcel, beside })
+        Ok(Self { fd, attachments, beside })
     }
 
     /// With the memory in which its worker enters itself, and with what it is told of failures by.
@@ -65,20 +61,20 @@ impl JobFile {
     }
 
     /// Puts the memory that has names where a worker looks for it.
-    pub(crate) fn link_into(&self, nest: &Nest) -> io::Result<()> {
-        let numbered = self.parcel.segments.iter().enumerate();
-        let mut named = numbered.filter(|(_, segment)| matches!(segment.vehicle(), Vehicle::Name));
-        named.try_for_each(|(number, segment)| segment.link(&nest.argument(number)))
+    pub(crate) fn link_into(&self, worker_dir: &WorkerDir) -> io::Result<()> {
+        let numbered = self.attachments.segments.iter().enumerate();
+        let mut named = numbered.filter(|(_, segment)| matches!(segment.transport(), Transport::Name));
+        named.try_for_each(|(number, segment)| segment.link(&worker_dir.argument(number)))
     }
 
     /// What its arguments have that only one worker may get.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
-        self.parcel.exclusive()
+        self.attachments.exclusive()
     }
 
     /// Says that a worker has been started with it; returns what is lent, the first time.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
-        self.parcel.deliver()
+        self.attachments.deliver()
     }
 }
 
@@ -110,42 +106,32 @@ impl OpenJob {
         self.map.sealed_bytes().and_then(|bytes| bytes.get(self.arguments_at..)).unwrap_or_default()
     }
 
-    /// Takes over the inherited descriptors of the arguments, and finds their names in this process's place.
-    pub(crate) fn arrivals(
+    /// Takes over the inherited descriptors of the arguments, and finds the names of their memory in this process's directory.
+    pub(crate) fn received(
         &self,
-        place: Option<&Place>,
+        process_dir: Option<&ProcessDir>,
         adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
-    ) -> io::Result<Arrivals> {
-        let Manifest { segments, grants, descriptors } = &self.job.manifest;
-        let arrival = |(number, way): (usize, &Way)| match *way {
-            Way::Descriptor { number } => Ok(Arrival::Descriptor(adopt(number)?)),
-            Way::Name => {
-                let place =
-                    place.ok_or_else(|| io::Error::other("the launcher gave no place for named memory"))?;
-                Ok(Arrival::Name(place.argument(number)))
-            }
-        };
-        let segments = segments.iter().enumerate().map(arrival).collect::<io::Result<_>>()?;
-        let descriptors =
-            descriptors.iter().map(|&number| adopt(number).map(Ok)).collect::<io::Result<_>>()?;
-        Ok(Arrivals::new(segments, grants.clone(), descriptors))
+    ) -> io::Result<Received> {
+        // The arguments cannot be read without one that was not inherited: that is refused here, with the system's words.
+        let mut refused = None;
+        let take = |number| adopt(number).map_err(|error| refused.insert(error).to_string());
+        let received = self
+            .job
+            .manifest
+            .receive(take, |number| process_dir.map(|process_dir| process_dir.argument(number)));
+        refused.map_or(Ok(received), Err)
     }
 
     /// All descriptors that came with it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let of_segments = self.job.manifest.segments.iter().filter_map(|way| match *way {
-            Way::Descriptor { number } => Some(number),
-            Way::Name => None,
-        });
-        let of_values = self.job.manifest.descriptors.iter().copied();
         let of_abort = self.job.abort.into_iter().flatten();
-        let of_place = self.job.place.iter().map(|(raw, _)| *raw);
-        of_segments
-            .chain(of_values)
+        let of_place = self.job.process_dir.iter().map(|(raw, _)| *raw);
+        let of_arguments = self.job.manifest.numbers();
+        of_arguments
             .chain(of_place)
             .chain(of_abort)
             .chain(self.job.guards)
-            .chain([self.job.roster, self.job.returns])
+            .chain([self.job.roster, self.job.result_channel])
     }
 }
 
@@ -163,8 +149,8 @@ mod tests {
             function: "f".into(),
             name: "n".into(),
             sharing: Choice::of_this_process(),
-            place: Some((9, "w1/".into())),
-            returns: 7,
+            process_dir: Some((9, "w1/".into())),
+            result_channel: 7,
             guards: Some(8),
             abort: Some([5, 6]),
             roster: 4,

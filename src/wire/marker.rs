@@ -16,19 +16,19 @@ pub(crate) struct Marker {
     pub(crate) job: RawFd,
     pub(crate) report: RawFd,
     pub(crate) death_signal: Option<Signal>,
-    /// The number of our place in the launcher's tree of named memory.
-    pub(crate) nest: Option<u64>,
+    /// The number of this worker's directory in the launcher's directory of named memory.
+    pub(crate) worker_dir: Option<u64>,
     /// Our end of the lifeline, of those that are to be killed when the launcher ends.
     pub(crate) lifeline: Option<RawFd>,
 }
 
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, launcher, job, report, death_signal, nest, lifeline } = self;
-        let (death, nest) = (death_signal.map_or(0, Signal::number), nest.unwrap_or(0));
+        let Self { rank, launcher, job, report, death_signal, worker_dir, lifeline } = self;
+        let (death, worker_dir) = (death_signal.map_or(0, Signal::number), worker_dir.unwrap_or(0));
         // Nobody's lifeline is stdin.
         let lifeline = lifeline.unwrap_or(0);
-        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {nest} {lifeline}")
+        write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {worker_dir} {lifeline}")
     }
 }
 
@@ -39,7 +39,7 @@ impl FromStr for Marker {
         let bad = || format!("{text:?} is no marker of protocol {PROTOCOL}");
         let numbers: Vec<u64> =
             text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
-        let [version, rank, launcher, job, report, death, nest, lifeline] = numbers[..] else {
+        let [version, rank, launcher, job, report, death, worker_dir, lifeline] = numbers[..] else {
             return Err(bad());
         };
         if version != u64::from(PROTOCOL) {
@@ -52,7 +52,7 @@ impl FromStr for Marker {
             job: small(job)?,
             report: small(report)?,
             death_signal: Signal::new(small(death)?),
-            nest: Some(nest).filter(|&nest| nest != 0),
+            worker_dir: Some(worker_dir).filter(|&worker_dir| worker_dir != 0),
             lifeline: Some(small(lifeline)?).filter(|&lifeline| lifeline != 0),
         })
     }
@@ -64,8 +64,11 @@ mod tests {
 
     #[test]
     fn marker_round_trips() {
-        for (death_signal, nest, lifeline) in [(None, Some(9), None), (Some(Signal::KILL), None, Some(7))] {
-            let marker = Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal, nest, lifeline };
+        for (death_signal, worker_dir, lifeline) in
+            [(None, Some(9), None), (Some(Signal::KILL), None, Some(7))]
+        {
+            let marker =
+                Marker { rank: 3, launcher: 77, job: 5, report: 6, death_signal, worker_dir, lifeline };
             assert_eq!(marker.to_string().parse(), Ok(marker));
         }
     }

@@ -4,9 +4,9 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+use super::manifest::Manifest;
 use super::setup::Setup;
 use crate::memory::strategy::Choice;
-use crate::transfer::grant::Grant;
 
 /// What a worker is to do. Its arguments follow it as bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,11 +21,11 @@ pub(crate) struct Job {
     pub(crate) name: String,
     /// How its launcher shares memory.
     pub(crate) sharing: Choice,
-    /// The launcher's place in a tree of named memory, if it has one: the tree's directory, inherited, and the
+    /// The launcher's directory of named memory, if it has one: the directory of its tree of processes, inherited, and the
     /// launcher's path in it.
-    pub(crate) place: Option<(RawFd, String)>,
+    pub(crate) process_dir: Option<(RawFd, String)>,
     /// Where the descriptors of the result go, inherited.
-    pub(crate) returns: RawFd,
+    pub(crate) result_channel: RawFd,
     /// Where the worker asks to be guarded, inherited.
     pub(crate) guards: Option<RawFd>,
     /// By what it is told to wait no longer, inherited: the memory and the event of an `Abort`.
@@ -35,30 +35,4 @@ pub(crate) struct Job {
     pub(crate) setup: Setup,
     /// What goes with the arguments. Descriptors are inherited ones.
     pub(crate) manifest: Manifest,
-}
-
-/// What goes beside the bytes of a value.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
-    pub(crate) segments: Vec<Way>,
-    pub(crate) grants: Vec<Grant>,
-    /// The numbers of the descriptors: of inherited ones, or of those that were sent.
-    pub(crate) descriptors: Vec<RawFd>,
-}
-
-impl Manifest {
-    /// How many descriptors go with it.
-    pub(crate) fn count(&self) -> usize {
-        let of_segments = self.segments.iter().filter(|way| matches!(way, Way::Descriptor { .. }));
-        of_segments.count() + self.descriptors.len()
-    }
-}
-
-/// How a segment gets to the other side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Way {
-    /// As the descriptor of this number: an inherited one, or one of those that were sent.
-    Descriptor { number: RawFd },
-    /// By a name that was put for it where the other side looks: its number is the segment's.
-    Name,
 }

@@ -1,4 +1,4 @@
-//! What the launcher and its fork server say to each other, each letter with descriptors beside it.
+//! What the launcher and its fork server say to each other, each message with descriptors beside it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::sys::thread_state::ThreadState;
 pub(crate) struct ServerMarker {
     /// The process that must be our parent.
     pub(crate) launcher: u32,
-    /// Where its letters come.
+    /// Where its requests come.
     pub(crate) requests: RawFd,
     /// Where workers that it starts itself ask to be guarded.
     pub(crate) guards: RawFd,
@@ -61,8 +61,8 @@ pub(crate) enum Request<'a> {
 pub(crate) struct Order<'a> {
     pub(crate) nprocs: usize,
     pub(crate) first: usize,
-    /// By worker, the number of its place in the launcher's tree of named memory.
-    pub(crate) nests: Vec<Option<u64>>,
+    /// By worker, the number of its directory in the launcher's directory of named memory.
+    pub(crate) worker_dirs: Vec<Option<u64>>,
     /// The number of a signal; 0: none.
     pub(crate) death_signal: i32,
     pub(crate) surroundings: Cow<'a, Surroundings>,

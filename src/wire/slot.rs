@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use serde::Serialize;
 
 use super::codec;
-use crate::memory::named::Nest;
+use crate::memory::worker_dir::WorkerDir;
 use crate::sys::clock::Moment;
 use crate::sys::image::Module;
 use crate::sys::map::SharedMap;
@@ -219,8 +219,8 @@ fn checksum(body: &[u8]) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Slot {
     file: File,
-    /// The worker's place in the tree of named memory, which goes with the slot.
-    nest: Option<Nest>,
+    /// The worker's directory of named memory, which goes with the slot.
+    worker_dir: Option<WorkerDir>,
 }
 
 /// What the fixed fields of a slot say.
@@ -246,12 +246,12 @@ pub(crate) struct FaultRecord {
 }
 
 impl Slot {
-    pub(crate) fn new(nest: Option<Nest>) -> io::Result<Self> {
-        Ok(Self { file: File::from(memfd::create("phalanx-report", BODY as u64)?), nest })
+    pub(crate) fn new(worker_dir: Option<WorkerDir>) -> io::Result<Self> {
+        Ok(Self { file: File::from(memfd::create("phalanx-report", BODY as u64)?), worker_dir })
     }
 
-    pub(crate) fn nest(&self) -> Option<&Nest> {
-        self.nest.as_ref()
+    pub(crate) fn worker_dir(&self) -> Option<&WorkerDir> {
+        self.worker_dir.as_ref()
     }
 
     /// Whether the report is whole, also while the worker still exits.

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::info::{self, WorkerInfo};
 use crate::error::{Callee, Error};
 use crate::sys::image::Image;
-use crate::transfer::received::Arrivals;
+use crate::transfer::received::Received;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::message::Job;
 
@@ -31,7 +31,7 @@ pub(crate) struct Entry {
 }
 
 /// Takes the rank, the encoded arguments and what came beside them; returns the encoded result.
-type Call = fn(usize, &[u8], Arrivals) -> anyhow::Result<Encoded>;
+type Call = fn(usize, &[u8], Received) -> anyhow::Result<Encoded>;
 
 /// The record of the function type `F`.
 pub(crate) fn of<F, A, R, E>() -> &'static Entry
@@ -65,7 +65,7 @@ where
 }
 
 #[inline(never)]
-fn call_preload<F, E>(_: usize, _: &[u8], _: Arrivals) -> anyhow::Result<Encoded>
+fn call_preload<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
     E: Into<anyhow::Error>,
@@ -95,7 +95,7 @@ where
 }
 
 #[inline(never)]
-fn call_hook<F, E>(_: usize, _: &[u8], _: Arrivals) -> anyhow::Result<Encoded>
+fn call_hook<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
     E: Into<anyhow::Error>,
@@ -120,7 +120,7 @@ where
 
 /// Decodes the arguments, calls the function, encodes its result. Frames below this one are ours.
 #[inline(never)]
-fn call<F, A, R, E>(rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded>
+fn call<F, A, R, E>(rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded>
 where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
@@ -128,7 +128,7 @@ where
     E: Into<anyhow::Error>,
 {
     // What the arguments did not take is dropped here.
-    let (arguments, _) = codec::decode::<A>(arguments, arrivals);
+    let (arguments, _) = codec::decode::<A>(arguments, received);
     let arguments = arguments.map_err(|reason| anyhow!("cannot read the arguments: {reason}"))?;
     let result = conjure::<F>()(rank, arguments).map_err(Into::into)?;
     codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
@@ -173,8 +173,8 @@ impl Entry {
         image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
     }
 
-    pub(crate) fn call(&self, rank: usize, arguments: &[u8], arrivals: Arrivals) -> anyhow::Result<Encoded> {
-        (self.call)(rank, arguments, arrivals)
+    pub(crate) fn call(&self, rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded> {
+        (self.call)(rank, arguments, received)
     }
 }
 
@@ -229,7 +229,7 @@ fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
 mod tests {
     use super::*;
     use crate::memory::strategy::Choice;
-    use crate::wire::message::Manifest;
+    use crate::wire::manifest::Manifest;
     use crate::wire::setup::Setup;
 
     fn double(_rank: usize, x: u32) -> anyhow::Result<u32> {
@@ -247,8 +247,8 @@ mod tests {
             function: entry.name().to_owned(),
             name: String::new(),
             sharing: Choice::of_this_process(),
-            place: None,
-            returns: 0,
+            process_dir: None,
+            result_channel: 0,
             guards: None,
             abort: None,
             roster: 0,
@@ -262,7 +262,7 @@ mod tests {
         let image = Image::main().unwrap();
         for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
             let found = find(&job_of(entry, image), image).unwrap().entry;
-            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Arrivals::default());
+            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Received::default());
             assert_eq!(codec::decode_plain::<u32>(&result.unwrap().bytes), Ok(42));
         }
     }

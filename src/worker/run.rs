@@ -20,7 +20,7 @@ use crate::sys::limits::Limits;
 use crate::sys::socket::Socket;
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{memory, prctl, process, signal, stdio};
-use crate::transfer::received::Arrivals;
+use crate::transfer::received::Received;
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
@@ -30,9 +30,9 @@ use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::setup::Setup;
 use crate::wire::slot::{SlotWriter, State};
-use crate::wire::{returns, roster};
+use crate::wire::{result_channel, roster};
 
-/// How long the guardian may take to make room for a worker's letter.
+/// How long the guardian may take to make room for a worker's request.
 const ASKING: Duration = Duration::from_secs(10);
 
 /// How this process came to be.
@@ -152,20 +152,20 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
 /// What a worker needs for its call.
 struct Desk {
     open: OpenJob,
-    arrivals: Arrivals,
-    outbox: Socket,
+    received: Received,
+    sender: Socket,
 }
 
 impl Desk {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
         if let Some(hook) = hook {
-            hook.call(rank, &[], Arrivals::default())?;
+            hook.call(rank, &[], Received::default())?;
         }
-        let result = entry.call(rank, self.open.arguments(), self.arrivals)?;
+        let result = entry.call(rank, self.open.arguments(), self.received)?;
         // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
-        let place = named::place_in_use();
-        returns::send(rank, result, &self.outbox, place.as_deref()).map_err(anyhow::Error::msg)
+        let process_dir = named::process_dir_in_use();
+        result_channel::send(rank, result, &self.sender, process_dir.as_deref()).map_err(anyhow::Error::msg)
     }
 }
 
@@ -234,8 +234,8 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     watch_exit(slot)?;
     let adopt = |number| fd::adopt(origin.local(number));
     open.job.sharing.clone().take_on();
-    if let (Some((tree, launchers)), Some(nest)) = (&open.job.place, marker.nest) {
-        named::take_place(adopt(*tree)?, launchers, nest)?;
+    if let (Some((tree, launchers)), Some(worker_dir)) = (&open.job.process_dir, marker.worker_dir) {
+        named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
     }
     roster::take_on(adopt(open.job.roster)?.as_fd(), marker.rank)?;
     if let Some([memory, event]) = open.job.abort {
@@ -247,9 +247,10 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
         asked
             .map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))?;
     }
-    let (place, outbox) = (named::place_in_use(), Socket::from_descriptor(adopt(open.job.returns)?));
-    let arrivals = open.arrivals(place.as_deref(), adopt)?;
-    Ok(Desk { open, arrivals, outbox })
+    let (process_dir, sender) =
+        (named::process_dir_in_use(), Socket::from_descriptor(adopt(open.job.result_channel)?));
+    let received = open.received(process_dir.as_deref(), adopt)?;
+    Ok(Desk { open, received, sender })
 }
 
 fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
@@ -262,7 +263,7 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
 }
 
 /// Tells the guardian of this worker, before it can have children: whatever becomes of the launcher, the guardian finds
-/// the letter.
+/// the request.
 ///
 /// Where its pidfd does not mean its group, the guardian must have joined that before: both the launcher and this worker may
 /// be gone when it looks. It closes the second descriptor when it has; a guardian that is dead has none open.
@@ -325,7 +326,7 @@ fn leave(code: i32, origin: &Origin<'_>) -> ! {
 mod tests {
     use super::*;
     use crate::memory::strategy::Choice;
-    use crate::wire::message::Manifest;
+    use crate::wire::manifest::Manifest;
     use crate::wire::setup::Setup;
 
     fn comm_of(name: &str, rank: usize) -> String {
@@ -335,8 +336,8 @@ mod tests {
             function: String::new(),
             name: name.into(),
             sharing: Choice::of_this_process(),
-            place: None,
-            returns: 0,
+            process_dir: None,
+            result_channel: 0,
             guards: None,
             abort: None,
             roster: 0,

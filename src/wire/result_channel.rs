@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
-use super::freight::Load;
-use super::message::Manifest;
-use crate::memory::named::Place;
+use super::manifest::{Link, Manifest, OutgoingAttachments};
+use crate::memory::named::{self, ProcessDir};
+use crate::memory::segment::{Segment, Transport};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::limits;
@@ -19,36 +19,36 @@ use crate::sys::socket::{MAX_DESCRIPTORS, Message, Socket};
 
 /// The launcher's end, with what has arrived.
 #[derive(Debug)]
-pub(crate) struct Returns {
-    inbox: Socket,
-    /// What the workers inherit; kept here too, so that the inbox never comes to an end.
-    outbox: Socket,
+pub(crate) struct ResultChannel {
+    receiver: Socket,
+    /// What the workers inherit; kept here too, so that the receiver never comes to an end.
+    sender: Socket,
     /// By rank.
     arrived: HashMap<u64, Vec<OwnedFd>>,
 }
 
-impl Returns {
+impl ResultChannel {
     pub(crate) fn new() -> io::Result<Self> {
-        let (inbox, outbox) = Socket::pair()?;
-        Ok(Self { inbox, outbox, arrived: HashMap::new() })
+        let (receiver, sender) = Socket::pair()?;
+        Ok(Self { receiver, sender, arrived: HashMap::new() })
     }
 
     /// The number under which a worker inherits its end.
     pub(crate) fn number(&self) -> RawFd {
-        self.outbox.as_fd().as_raw_fd()
+        self.sender.as_fd().as_raw_fd()
     }
 
     /// What a worker inherits.
-    pub(crate) fn outbox(&self) -> BorrowedFd<'_> {
-        self.outbox.as_fd()
+    pub(crate) fn sender(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
     }
 
     /// Takes out all that is there, without waiting.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        while wait_readable(self.inbox.as_fd(), Some(Moment::now()))? {
+        while wait_readable(self.receiver.as_fd(), Some(Moment::now()))? {
             // What there is no room for would be lost.
             limits::make_room_for_descriptors(MAX_DESCRIPTORS);
-            match self.inbox.try_receive() {
+            match self.receiver.try_receive() {
                 Ok(Some(message)) => self.keep(message),
                 Ok(None) => break,
                 // Not from a worker of ours: some child of theirs that has the descriptor.
@@ -70,10 +70,10 @@ impl Returns {
     }
 }
 
-impl AsFd for Returns {
+impl AsFd for ResultChannel {
     /// Readable when something has arrived.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inbox.as_fd()
+        self.receiver.as_fd()
     }
 }
 
@@ -81,19 +81,22 @@ impl AsFd for Returns {
 pub(crate) fn send(
     rank: usize,
     result: Encoded,
-    outbox: &Socket,
-    place: Option<&Place>,
+    sender: &Socket,
+    process_dir: Option<&ProcessDir>,
 ) -> Result<Vec<u8>, String> {
-    let Encoded { bytes, mut parcel } = result;
+    let Encoded { bytes, attachments } = result;
     let failed = |error: io::Error| format!("its memory cannot be sent: {error}");
-    let load = Load::of(&parcel, place).map_err(failed)?;
-    for batch in load.descriptors.chunks(MAX_DESCRIPTORS) {
-        let batch: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
-        outbox.send(&(rank as u64).to_ne_bytes(), &batch, None).map_err(failed)?;
+    let named = attachments.segments.iter().any(|segment| matches!(segment.transport(), Transport::Name));
+    let out = process_dir.filter(|_| named).map(ProcessDir::make_out).transpose().map_err(failed)?.flatten();
+    let link = out.map(|out| move |number, segment: &Segment| segment.link(&named::result_in(&out, number)));
+    let link = link.as_ref().map(|link| link as Link<'_>);
+    let mut outgoing = OutgoingAttachments::with_links(attachments, link).map_err(failed)?;
+    let header = codec::with_header(outgoing.manifest())?;
+    if outgoing.manifest().count() > 0 {
+        outgoing.send(sender, &(rank as u64).to_ne_bytes(), None).map_err(failed)?;
     }
-    let header = codec::with_header(&load.manifest)?;
-    // This process ends with its result: what it lends nobody here asks for any more.
-    let _lent = parcel.deliver();
+    // This process ends with its result: nobody here asks for what it has lent.
+    outgoing.deliver();
     Ok([header, bytes].concat())
 }
 

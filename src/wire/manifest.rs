@@ -1,0 +1,186 @@
+//! The manifest of a value: how each thing that travels beside its bytes gets to the other side.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::fd_passing::{self, FdBatch};
+use crate::memory::descriptor::Descriptor;
+use crate::memory::segment::{Segment, Transport};
+use crate::sys::clock::Moment;
+use crate::sys::socket::{Attempt, Socket};
+use crate::transfer::context::Attachments;
+use crate::transfer::grant::Grant;
+use crate::transfer::received::{Received, ReceivedSegment};
+
+/// What travels beside the bytes of a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) segments: Vec<Source>,
+    pub(crate) grants: Vec<Grant>,
+    /// The numbers of the descriptors: of inherited ones, or of those that were sent.
+    pub(crate) descriptors: Vec<RawFd>,
+}
+
+/// Where the receiver finds a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Source {
+    /// It is the descriptor of this number: an inherited one, or one of those that were sent.
+    Descriptor { number: RawFd },
+    /// It has a name in the receiver's directory, which the segment's number makes up.
+    Name,
+}
+
+/// Gives the named segment of a number a name where the receiver looks for it.
+pub(super) type Link<'a> = &'a dyn Fn(usize, &Segment) -> io::Result<()>;
+
+impl Manifest {
+    /// Lists what is to travel. `carry` takes each descriptor and returns the number by which the receiver finds it. Without
+    /// a `link` the receiver shares no directory with this process, and named segments travel as descriptors of their files.
+    pub(super) fn of(
+        attachments: &Attachments,
+        mut carry: impl FnMut(Descriptor) -> io::Result<RawFd>,
+        link: Option<Link<'_>>,
+    ) -> io::Result<Self> {
+        let mut source = |(number, segment): (usize, &_)| match (Segment::transport(segment), link) {
+            (Transport::Descriptor(fd), _) => carry(fd.clone()).map(|number| Source::Descriptor { number }),
+            (Transport::Name, None) => {
+                carry(segment.open()?.into()).map(|number| Source::Descriptor { number })
+            }
+            (Transport::Name, Some(link)) => link(number, segment).map(|()| Source::Name),
+        };
+        let segments = attachments.segments.iter().map(AsRef::as_ref).enumerate();
+        let segments = segments.map(&mut source).collect::<io::Result<_>>()?;
+        let descriptors = attachments.descriptors.iter().cloned().map(carry).collect::<io::Result<_>>()?;
+        Ok(Self { segments, grants: attachments.grants.clone(), descriptors })
+    }
+
+    /// The numbers of all descriptors, those of segments first.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let of_segments = self.segments.iter().filter_map(|source| match *source {
+            Source::Descriptor { number } => Some(number),
+            Source::Name => None,
+        });
+        of_segments.chain(self.descriptors.iter().copied())
+    }
+
+    /// How many descriptors go with it.
+    pub(crate) fn count(&self) -> usize {
+        self.numbers().count()
+    }
+
+    /// What the receiver has of it. `take` finds the descriptor of a number, or says why it is not there; `name` makes the
+    /// path of a named segment, where this process has a directory for such.
+    pub(super) fn receive(
+        &self,
+        mut take: impl FnMut(RawFd) -> Result<OwnedFd, String>,
+        name: impl Fn(usize) -> Option<String>,
+    ) -> Received {
+        let segment = |(number, source): (usize, &Source)| match *source {
+            Source::Descriptor { number } => {
+                take(number).map_or_else(ReceivedSegment::Broken, ReceivedSegment::Descriptor)
+            }
+            Source::Name => name(number).map_or_else(
+                || ReceivedSegment::Broken("this process has no directory of named memory".to_owned()),
+                ReceivedSegment::Name,
+            ),
+        };
+        let segments = self.segments.iter().enumerate().map(segment).collect();
+        let descriptors = self.descriptors.iter().map(|&number| take(number)).collect();
+        Received::new(segments, self.grants.clone(), descriptors)
+    }
+
+    /// As [`receive`](Self::receive), of descriptors that were sent in this order, or did not arrive: when some were lost
+    /// nobody knows which the others are.
+    pub(crate) fn receive_sent(
+        &self,
+        sent: Result<Vec<OwnedFd>, String>,
+        name: impl Fn(usize) -> Option<String>,
+    ) -> Received {
+        let (sent, lost) = sent.map_or_else(|lost| (Vec::new(), Some(lost)), |sent| (sent, None));
+        let mut sent: Vec<_> = sent.into_iter().map(Some).collect();
+        let take = |number: RawFd| {
+            let descriptor = usize::try_from(number).ok().and_then(|number| sent.get_mut(number));
+            // A damaged manifest may name one that does not exist, or one twice.
+            let missing = || lost.clone().unwrap_or_else(|| format!("it has no descriptor {number}"));
+            descriptor.and_then(Option::take).ok_or_else(missing)
+        };
+        self.receive(take, name)
+    }
+}
+
+/// Attachments as a message carries them: the descriptors, and the manifest that tells which of them is what.
+#[derive(Debug)]
+pub(crate) struct OutgoingAttachments {
+    manifest: Manifest,
+    descriptors: FdBatch<Descriptor>,
+    attachments: Attachments,
+}
+
+impl OutgoingAttachments {
+    /// Makes all ready that can be before there is room for the message. The receiver may be a process of another tree, so
+    /// named memory travels as descriptors of its files.
+    ///
+    /// # Errors
+    /// When a file of named memory cannot be opened.
+    pub(crate) fn new(attachments: Attachments) -> io::Result<Self> {
+        Self::with_links(attachments, None)
+    }
+
+    /// As [`new`](Self::new), for a receiver that finds named memory under the names that `link` makes.
+    pub(super) fn with_links(attachments: Attachments, link: Option<Link<'_>>) -> io::Result<Self> {
+        let mut descriptors = Vec::new();
+        let carry = |descriptor| {
+            descriptors.push(descriptor);
+            Ok(descriptors.len() as RawFd - 1)
+        };
+        let manifest = Manifest::of(&attachments, carry, link)?;
+        Ok(Self { manifest, descriptors: FdBatch::new(descriptors), attachments })
+    }
+
+    /// What the receiver needs to know of the descriptors.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Sends the descriptors with these bytes as one message, and before them one descriptor of the caller's own.
+    pub(crate) fn try_send(
+        &mut self,
+        socket: &Socket<impl AsFd>,
+        bytes: &[u8],
+        first: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Attempt> {
+        self.descriptors.try_send(socket, bytes, first)
+    }
+
+    /// As [`try_send`](Self::try_send), without a descriptor of the caller's own; waits until `deadline`.
+    pub(super) fn send(&mut self, socket: &Socket, bytes: &[u8], deadline: Option<Moment>) -> io::Result<()> {
+        self.descriptors.send(socket, bytes, None, deadline)
+    }
+
+    pub(super) fn into_parts(self) -> (Manifest, FdBatch<Descriptor>, Attachments) {
+        (self.manifest, self.descriptors, self.attachments)
+    }
+
+    /// Says that the message was sent. Nothing is lent: its receiver may live longer than this process knows.
+    pub(crate) fn deliver(mut self) {
+        let _lent = self.attachments.deliver();
+    }
+}
+
+/// What arrived of [`OutgoingAttachments`] with their message.
+///
+/// # Errors
+/// When some descriptors were lost, as for want of room in this process.
+pub(crate) fn receive(manifest: &Manifest, descriptors: Vec<OwnedFd>) -> Result<Received, String> {
+    receive_unpacked(manifest, fd_passing::unpack(descriptors, manifest.count())?)
+}
+
+/// As [`receive`], of descriptors that were [unpacked](fd_passing::unpack) already.
+pub(super) fn receive_unpacked(manifest: &Manifest, descriptors: Vec<OwnedFd>) -> Result<Received, String> {
+    if descriptors.len() != manifest.count() {
+        return Err(fd_passing::lost(descriptors.len(), manifest.count()));
+    }
+    Ok(manifest.receive_sent(Ok(descriptors), |_| None))
+}
