@@ -6,7 +6,8 @@ use super::oom::OomKills;
 use crate::error::{Callee, Captured, Cause, OomScope, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
-use crate::wire::slot::{FaultRecord, State};
+use crate::wire::lifecycle::State;
+use crate::wire::slot::FaultRecord;
 
 /// What is known about the end of a worker besides its exit status.
 #[derive(Clone, Copy, Debug)]

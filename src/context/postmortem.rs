@@ -15,7 +15,8 @@ use crate::sys::clock::Moment;
 use crate::sys::process::ExitStatus;
 use crate::sys::signal::{Signal, Signals};
 use crate::wire::codec;
-use crate::wire::slot::{Account, Slot, State};
+use crate::wire::lifecycle::State;
+use crate::wire::slot::{Account, Slot};
 
 /// Whether an end may be a kill for want of memory: of nothing else the kernel is asked.
 pub(super) fn is_kill(status: ExitStatus) -> bool {

@@ -10,6 +10,7 @@ use super::create::{self, Plan};
 use super::segment::Segment;
 use super::strategy::SharingStrategy;
 use crate::error::MemoryError;
+use crate::sys::forks::Here;
 use crate::sys::limits;
 
 /// Storages of up to so many bytes are carved.
@@ -23,8 +24,8 @@ pub(crate) const ALIGN: usize = 64;
 
 /// The segment that is being carved. Its storages hold it, not the arena: it goes with the last of them.
 struct Arena {
-    /// The process: a fork of it has a copy of this, but must not carve the same bytes.
-    owner: u32,
+    /// A fork of this process has a copy of the arena, but must not carve the same bytes.
+    owner: Here,
     strategy: SharingStrategy,
     segment: Weak<Segment>,
     size: usize,
@@ -47,7 +48,7 @@ pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segm
     let reserved = STEP.min(size);
     let segment = create::create(Plan { strategy, bytes: size, reserved, huge: false })?;
     let used = bytes.next_multiple_of(ALIGN);
-    let (owner, weak) = (std::process::id(), Arc::downgrade(&segment));
+    let (owner, weak) = (Here::now(), Arc::downgrade(&segment));
     *arena = Some(Arena { owner, strategy, segment: weak, size, used, reserved });
     Ok((segment, 0))
 }
@@ -60,7 +61,7 @@ fn segment_size(bytes: usize) -> usize {
 
 impl Arena {
     fn serves(&self, strategy: SharingStrategy, bytes: usize) -> bool {
-        self.owner == std::process::id() && self.strategy == strategy && self.used + bytes <= self.size
+        self.owner.is_now() && self.strategy == strategy && self.used + bytes <= self.size
     }
 
     fn take(&mut self, segment: &Segment, bytes: usize) -> Result<usize, MemoryError> {

@@ -27,6 +27,7 @@ use super::strategy::SharingStrategy;
 use super::strategy::{choose_directory, get_sharing_directory};
 use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
+use crate::sys::forks::Here;
 use crate::sys::{fd, limits, process};
 
 /// What the directories of all trees begin with.
@@ -51,7 +52,7 @@ pub(crate) struct ProcessDir {
     /// This process's directory in the tree's: "" or a path that ends in "/".
     own: String,
     /// The process: a fork of it has a copy of this, but other storages.
-    owner: u32,
+    owner: Here,
     serial: AtomicU64,
 }
 
@@ -125,7 +126,7 @@ pub(crate) fn adopt_process_dir(tree: OwnedFd, launchers: &str, number: u64) -> 
         base: get_sharing_directory(),
         founded: None,
         own,
-        owner: std::process::id(),
+        owner: Here::now(),
         serial: AtomicU64::new(0),
     };
     replace(&mut PLACE.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(process_dir));
@@ -162,14 +163,14 @@ impl ProcessDir {
                 base: base.to_owned(),
                 founded: Some(name),
                 own: String::new(),
-                owner: std::process::id(),
+                owner: Here::now(),
                 serial: AtomicU64::new(0),
             });
         }
     }
 
     pub(super) fn is_own(&self) -> bool {
-        self.owner == std::process::id()
+        self.owner.is_now()
     }
 
     /// Whether it is this process's, and nobody has removed its directory.

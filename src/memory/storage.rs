@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segment::{OTHER_HANDLE, Segment};
 use crate::error::MemoryError;
+use crate::sys::forks::Here;
 use crate::sys::map::SharedMap;
 
 /// A piece of memory that workers share. It travels below a [`Tensor`](crate::Tensor); by itself it cannot be sent.
@@ -38,7 +39,7 @@ struct Inner {
     offset: usize,
     len: usize,
     /// The process that has made it; a fork of it has the same memory.
-    owner: u32,
+    owner: Here,
     /// How many workers this process had forked when it was made: those that came later have a copy of its handles.
     forks: u32,
     /// Bytes of an element of the tensors over it; 0: there was none yet. Atomics of different sizes must not meet.
@@ -91,7 +92,7 @@ impl fmt::Display for StorageId {
 impl Storage {
     /// A part of a segment. `shared`: another process may have it.
     pub(crate) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
-        let (owner, forks, shared) = (std::process::id(), FORKS.load(Relaxed), AtomicBool::new(shared));
+        let (owner, forks, shared) = (Here::now(), FORKS.load(Relaxed), AtomicBool::new(shared));
         let (unit, lent) = (AtomicU8::new(0), Arc::default());
         Self(Arc::new(Inner { segment, offset, len, owner, forks, unit, shared, lent }))
     }
@@ -206,7 +207,7 @@ impl Storage {
     /// clone.
     pub(crate) fn is_exclusive(&mut self) -> bool {
         let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
-        let here = inner.owner == std::process::id() && inner.forks == FORKS.load(Relaxed);
+        let here = inner.owner.is_now() && inner.forks == FORKS.load(Relaxed);
         here && !*inner.shared.get_mut()
     }
 

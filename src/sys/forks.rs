@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::global::Global;
 
@@ -12,6 +12,43 @@ use super::global::Global;
 static GENERATION: Global<AtomicU32> = Global::new();
 /// How many generations there have been before this one.
 static EARLIER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether [`Here`] has to make do with pids: there was no page to watch by (no memory, no mapping left). It stays so, since
+/// what was noted with a pid must not look like another process's after a later attempt that succeeds.
+static BY_PID: AtomicBool = AtomicBool::new(false);
+
+/// A process, told from its forks and from the one of which it is a fork. It takes no system call to compare, unlike a pid, and
+/// a process and its child in another PID namespace differ also when both have the same pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Here(u64);
+
+impl Here {
+    /// This process. Async-signal-safe, if it was called before in some process of which this one is a fork.
+    #[inline]
+    pub(crate) fn now() -> Self {
+        match generation() {
+            // Above 32 bits: no pid is so high (pid_max is 2^22 at most, proc(5)).
+            Some(generation) if !BY_PID.load(Relaxed) => Self((1 << 32) + u64::from(generation)),
+            _ => Self::without_generation(),
+        }
+    }
+
+    /// Whether this process is that one, and not a fork of it.
+    #[inline]
+    pub(crate) fn is_now(self) -> bool {
+        self == Self::now()
+    }
+
+    #[cold]
+    fn without_generation() -> Self {
+        if BY_PID.load(Relaxed) || watch().is_err() && GENERATION.get().is_none() {
+            BY_PID.store(true, Relaxed);
+            return Self(std::process::id().into());
+        }
+        // The page is there now, and BY_PID is not set: this does not come back here.
+        Self::now()
+    }
+}
 
 /// `None`: nobody has asked to [`watch`] yet.
 #[inline]
@@ -48,4 +85,23 @@ pub(super) fn watch() -> io::Result<()> {
         unsafe { libc::munmap(page, size) };
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_in_every_thread() {
+        let here = Here::now();
+        assert!(here.is_now() && std::thread::spawn(move || here.is_now()).join().unwrap());
+    }
+
+    #[test]
+    fn generations_go_up_and_never_come_back() {
+        let generation = AtomicU32::new(0);
+        let first = begin_generation(&generation);
+        generation.store(0, Relaxed);
+        assert!(begin_generation(&generation) > first && first > 0);
+    }
 }

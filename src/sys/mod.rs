@@ -27,7 +27,7 @@ mod estate;
 pub(crate) mod event;
 pub(crate) mod executable;
 pub(crate) mod fd;
-mod forks;
+pub(crate) mod forks;
 pub(crate) mod futex;
 pub(crate) mod global;
 pub(crate) mod group;

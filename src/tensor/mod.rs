@@ -3,13 +3,16 @@
 // - `element`: what an element can be
 // - `layout`: pure: shape, strides and offset
 // - `dyn_tensor`, `typed`: a layout over a storage, without and with a type known to the compiler
-// - `access`: the elements of a tensor
+// - `bytes`: where elements lie, and copies of their bytes
+// - `access`: the elements of a tensor, as values
 // - `frozen`: tensors that nobody can change any more
-// - `shard`: the exclusive parts of a tensor
+// - `shard`, `divide`: the exclusive parts of a tensor, and how it is divided
 // - `refused`: what could not be done, with what it was to be done to
 // - `formats`: other people's, each a feature that is off by default
 
 mod access;
+mod bytes;
+mod divide;
 pub(crate) mod dyn_tensor;
 pub(crate) mod element;
 pub(crate) mod formats;

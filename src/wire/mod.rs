@@ -6,6 +6,7 @@
 //! - `abort`: a word by which a launcher ends its workers' waiting
 //! - `codec`: values to bytes and back, with storages riding beside them
 //! - `job`: a job in a sealed memfd
+//! - `lifecycle`: pure: the states of a worker
 //! - `lifeline`: the second way in which a worker dies with its launcher
 //! - `manifest`: how each thing that travels beside the bytes gets to the other side
 //! - `fd_passing`: any number of descriptors with one message
@@ -21,6 +22,7 @@ pub(crate) mod fd_passing;
 pub(crate) mod framed;
 pub(crate) mod job;
 pub(crate) mod ledger;
+pub(crate) mod lifecycle;
 pub(crate) mod lifeline;
 pub(crate) mod manifest;
 pub(crate) mod marker;

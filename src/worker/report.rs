@@ -11,7 +11,8 @@ use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{env, memory, signal, trace};
 use crate::wire::codec;
-use crate::wire::slot::{SlotWriter, State};
+use crate::wire::lifecycle::State;
+use crate::wire::slot::SlotWriter;
 
 /// Runs the preload function in the fork server, whose failure is told to the launcher by a reply.
 pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
@@ -79,7 +80,7 @@ pub(super) fn call_and_report(
     IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
     IN_FUNCTION.set(false);
-    slot.set_state(State::Reporting);
+    slot.advance(State::Reporting);
     // A teardown must not cut the report short. SIGKILL can.
     signal::ignore(Signal::TERM)?;
     let written = write_report(slot, peak(), outcome);

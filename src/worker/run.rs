@@ -24,12 +24,13 @@ use crate::transfer::received::Received;
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
+use crate::wire::lifecycle::State;
 use crate::wire::lifeline;
 use crate::wire::marker::Marker;
 use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::setup::Setup;
-use crate::wire::slot::{SlotWriter, State};
+use crate::wire::slot::SlotWriter;
 use crate::wire::{result_channel, roster};
 
 /// How long the guardian may take to make room for a worker's request.
@@ -124,7 +125,7 @@ fn die_with_launcher(marker: &Marker) -> io::Result<bool> {
 
 fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
     let slot = SlotWriter::new(fd::adopt(marker.report)?)?;
-    slot.set_state(State::Begun);
+    slot.advance(State::Begun);
     Ok(Box::leak(Box::new(slot)))
 }
 
@@ -138,7 +139,7 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
         Ok(ready) => ready,
         Err(error) => return refuse(slot, &error),
     };
-    slot.set_state(State::Running);
+    slot.advance(State::Running);
     match report::call_and_report(slot, origin.peak(), || desk.call(marker.rank, called)) {
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
@@ -189,7 +190,7 @@ fn await_start(origin: &Origin<'_>) -> io::Result<()> {
 fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
     slot.set_failed_at(Moment::now());
     slot.set_note(&with_limit(error));
-    slot.set_state(State::Refused);
+    slot.advance(State::Refused);
     EXIT_REFUSED
 }
 
