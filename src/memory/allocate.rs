@@ -1,4 +1,4 @@
-//! How storages come to be.
+//! Allocation of storages: in a memfd or a named file, alone or carved from the arena, in ordinary or huge pages.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,16 +13,32 @@ use crate::error::MemoryError;
 use crate::sys::memfd;
 
 impl Storage {
-    /// Makes a storage of `bytes` zeros. None at all is fine.
+    /// Makes a storage of `bytes` zeros by the process's sharing strategy. Zero bytes are allowed.
+    ///
+    /// The memory is reserved at once: a storage that was made never fails for want of memory later.
+    ///
+    /// ```
+    /// use phalanx::Storage;
+    /// assert_eq!(Storage::new(4096)?.len(), 4096);
+    /// assert!(Storage::new(1 << 50).is_err());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`MemoryError::NotEnough`] when the machine, this process's cgroup or the file system does not have so much,
-    /// and [`MemoryError::Os`] when the system refuses.
+    /// [`MemoryError::NotEnough`] when the machine, this process's cgroup or the file system has fewer bytes left, and
+    /// [`MemoryError::Os`] when a system call fails for another reason.
     pub fn new(bytes: usize) -> Result<Self, MemoryError> {
         StorageOptions::new().zeros(bytes)
     }
 
     /// Makes a storage with a copy of `bytes`.
+    ///
+    /// ```
+    /// use phalanx::{Storage, Tensor};
+    /// let storage = Storage::from_bytes(&[1, 2, 3])?;
+    /// assert_eq!(Tensor::<u8>::from_storage(&storage, &[3])?.to_vec(), [1, 2, 3]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -34,11 +50,11 @@ impl Storage {
         Ok(storage)
     }
 
-    /// The bytes of a file, such as a data set: they are read when they are first used, through the page cache, which
-    /// all processes share. They can only be read here.
+    /// Maps a file, such as a data set, to be read only. The kernel reads a page when it is first used, into the page cache,
+    /// which all processes share.
     ///
-    /// Who changes the file changes what is seen; who cuts it short makes a later access end in SIGBUS. Its tensors can be
-    /// sent; `freeze` and `into_shards` copy them.
+    /// A change of the file is seen in the storage. If the file is truncated, an access beyond its new end raises SIGBUS.
+    /// Tensors over it can be sent; `freeze` and `into_shards` copy them.
     ///
     /// ```
     /// use phalanx::{Storage, Tensor};
@@ -52,14 +68,14 @@ impl Storage {
     /// ```
     ///
     /// # Errors
-    /// [`MemoryError::File`] when it cannot be opened or mapped.
+    /// [`MemoryError::File`] when the file cannot be opened or mapped, or is itself shared memory of a process.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, MemoryError> {
         let segment = create::of_file(path.as_ref())?;
         let len = segment.len();
         Ok(Self::place(Some(segment).filter(|_| len > 0), 0, len, true))
     }
 
-    /// Memory that is this storage's alone and can be sealed.
+    /// Makes a storage that has a memfd of its own, which can be sealed whatever the sharing strategy.
     pub(crate) fn sealable(bytes: usize) -> Result<Self, MemoryError> {
         let strategy = SharingStrategy::FileDescriptor;
         let segment = create::create(Plan { strategy, bytes, reserved: bytes, huge: false })?;
@@ -68,7 +84,15 @@ impl Storage {
 }
 
 impl StorageOptions {
-    /// Makes a storage of `bytes` zeros.
+    /// Makes a storage of `bytes` zeros with these options.
+    ///
+    /// ```
+    /// use phalanx::shm::StorageOptions;
+    /// use phalanx::{SharingStrategy, Tensor};
+    /// let storage = StorageOptions::new().strategy(SharingStrategy::FileSystem).zeros(1 << 20)?;
+    /// let tensor = Tensor::<f64>::from_storage(&storage, &[1 << 17])?;
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Storage::new`], and [`MemoryError::NoHugePages`].

@@ -1,8 +1,8 @@
 //! Small storages: carved one after the other from a shared segment, so that thousands of them cost a few descriptors
 //! and mappings.
 //!
-//! Nothing is given back: a segment is gone when no process holds any of its storages. There is no count across
-//! processes, which one that is killed could leave wrong.
+//! A storage's bytes are never reused: the kernel frees a segment when no process has it mapped any more. A free list or a
+//! reference count in shared memory would be left wrong by a process that is killed.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -13,16 +13,16 @@ use crate::error::MemoryError;
 use crate::sys::forks::Here;
 use crate::sys::limits;
 
-/// Storages of up to so many bytes are carved.
+/// The largest storage, in bytes, that is carved from a shared segment.
 pub(crate) const SMALL: usize = 256 << 10;
-/// Bytes of address space of a segment. Its memory is reserved as it is carved.
+/// Bytes of address space of a segment. Its memory is reserved step by step, as it is carved.
 const SEGMENT: usize = 8 << 20;
-/// What is reserved at a time.
+/// Bytes that are reserved at a time (fallocate(2)).
 const STEP: usize = 256 << 10;
-/// Where storages begin: at a cache line of their own, which is aligned for any element.
+/// Storages begin at multiples of this: two of them share no cache line, and any element is aligned.
 pub(crate) const ALIGN: usize = 64;
 
-/// The segment that is being carved. Its storages hold it, not the arena: it goes with the last of them.
+/// The segment that is being carved. Its storages keep it mapped; the arena does not, so that it goes with the last of them.
 struct Arena {
     /// A fork of this process has a copy of the arena, but must not carve the same bytes.
     owner: Here,
@@ -35,7 +35,7 @@ struct Arena {
 
 static ARENA: Mutex<Option<Arena>> = Mutex::new(None);
 
-/// A segment and where in it there are `bytes` bytes of zeros that nobody else has.
+/// Carves `bytes` zeros: the segment, and the offset in it.
 pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segment>, usize), MemoryError> {
     let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(arena) = arena.as_mut().filter(|arena| arena.serves(strategy, bytes))
@@ -53,7 +53,8 @@ pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segm
     Ok((segment, 0))
 }
 
-/// Less where RLIMIT_FSIZE forbids so large a file, but never less than what is asked for: that is refused with words.
+/// The size of a new segment: smaller where RLIMIT_FSIZE forbids a file of [`SEGMENT`] bytes, but never smaller than `bytes`,
+/// so that the refusal names what the caller asked for.
 fn segment_size(bytes: usize) -> usize {
     let limit = limits::file_size().ok().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(SEGMENT);
     SEGMENT.min(limit).max(bytes)

@@ -1,4 +1,4 @@
-//! How segments come to be: memfds, files of named memory, files of data.
+//! Creation of segments: memfds, files of named memory, files of data.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,30 +14,33 @@ use crate::sys::limits::{Shortage, with_room};
 use crate::sys::map::SharedMap;
 use crate::sys::{fd, memfd, memory};
 
-/// Below this size nobody asks the kernel first whether there is so much: it takes longer than it is worth.
+/// Segments of fewer bytes are made without asking for the available memory first, which takes longer than making them.
 const ASK_FIRST: u64 = 1 << 20;
-/// What the memfds of storages are called in /proc.
+/// The name of storages' memfds in /proc/PID/maps and /proc/PID/fd.
 const NAME: &str = "phalanx-storage";
 
-/// What is to be made.
+/// What kind of segment to make.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) strategy: SharingStrategy,
     pub(super) bytes: usize,
-    /// How many of them get their memory at once; [`Segment::reserve`] gets it for more.
+    /// How many of the bytes are reserved at once; [`Segment::reserve`] reserves more.
     pub(super) reserved: usize,
-    /// In huge pages, of which `bytes` is a multiple.
+    /// Whether it is made of huge pages; `bytes` is a multiple of their size then.
     pub(super) huge: bool,
 }
 
 impl Plan {
-    /// Whether it comes out of the machine's memory: a directory for named memory may be on a disk.
+    /// Whether its bytes are memory: those of named memory are on a disk when its directory is.
     fn is_memory(&self) -> Result<bool, MemoryError> {
         Ok(self.strategy == SharingStrategy::FileDescriptor || named::process_dir()?.is_memory())
     }
 }
 
-/// Asks before, since the kernel would rather kill somebody than refuse (malloc(3), overcommit).
+/// Refuses what the machine or the cgroup does not have.
+///
+/// Asking the kernel by reserving is not enough: it overcommits, and kills a process (the OOM killer) where it should have
+/// refused (proc(5), overcommit_memory).
 pub(crate) fn ask_first(asked: u64) -> Result<(), MemoryError> {
     if asked < ASK_FIRST {
         return Ok(());
@@ -48,7 +51,8 @@ pub(crate) fn ask_first(asked: u64) -> Result<(), MemoryError> {
     }
 }
 
-/// Makes one of zeros, whose reserved memory is there for certain.
+/// Makes a segment of zeros. The reserved bytes have their memory when this returns, so that a later access to them does not
+/// raise SIGBUS.
 pub(super) fn create(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     if !plan.huge && plan.is_memory()? {
         ask_first(plan.reserved as u64)?;
@@ -72,6 +76,7 @@ fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     };
     let refused = if plan.huge { no_huge_pages } else { no_memory };
     let fd = with_room(make).map_err(|os| refused(os, reserved))?;
+    // A receiver maps the memfd in full: nobody may cut it short behind the map (SIGBUS), so its size is sealed before it is sent.
     memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
     Segment::map_known(Backing::Descriptor(fd.into()), SharedMap::new)
         .map_err(MemoryError::os("mapping a memfd", size))
@@ -91,7 +96,7 @@ fn create_named(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
         .map_err(MemoryError::os("mapping a file of named memory", size))
 }
 
-/// A file's bytes, to be read only, through the page cache.
+/// Maps a file of data, to be read only, through the page cache.
 pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
     let failed = |error: io::Error| MemoryError::File {
         doing: "reading",
@@ -99,7 +104,7 @@ pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
         reason: with_hint(&error),
     };
     let file = with_room(|| fd::open_to_read(path)).map_err(failed)?;
-    // Under a name in /proc or /dev/shm, of which somebody may have an exclusive part.
+    // By a name in /proc/PID/fd or /dev/shm a process could map memory of which another has an exclusive shard as `&mut`.
     if fd::target(file.as_fd()).is_some_and(|target| is_shared_memory(&target)) {
         return Err(failed(io::Error::other("it is shared memory of some process, not a file of data")));
     }
@@ -109,7 +114,7 @@ pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
 }
 
 impl Segment {
-    /// Gets the memory of the bytes from `from` to `to`.
+    /// Reserves the memory of the bytes from `from` to `to` (fallocate(2)).
     pub(super) fn reserve(&self, from: usize, to: usize) -> Result<(), MemoryError> {
         let asked = (to - from) as u64;
         let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
@@ -120,7 +125,7 @@ impl Segment {
     }
 }
 
-/// Whether that is where a memfd of a storage or named memory lies.
+/// Whether that path leads to a storage's memfd, or into a directory of named memory.
 fn is_shared_memory(target: &Path) -> bool {
     let is_tree = |name: &OsStr| named::is_tree(&name.to_string_lossy());
     target.to_string_lossy().starts_with(&format!("/memfd:{NAME}")) || target.iter().any(is_tree)
@@ -135,7 +140,7 @@ fn no_memory(os: io::Error, asked: u64) -> MemoryError {
     }
 }
 
-/// hugetlbfs says either of them when it has not so many.
+/// hugetlbfs answers ENOSPC or ENOMEM when it has too few free pages.
 fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
@@ -152,7 +157,7 @@ fn no_space(os: io::Error, asked: u64, process_dir: &ProcessDir) -> MemoryError 
         Some(Shortage::Space | Shortage::Memory) if available < asked => {
             MemoryError::NotEnough { asked, available, limit: None, tensor: None, directory }
         }
-        // Not the bytes, but the names.
+        // There are bytes left: the file system has no more inodes.
         Some(Shortage::Space) => {
             let (doing, hint) = ("reserving a file of named memory", Some(process_dir.room_text()));
             MemoryError::Os { doing, bytes: asked, os, hint }

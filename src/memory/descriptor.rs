@@ -36,19 +36,27 @@ use crate::sys::limits::with_room;
 /// # }
 /// ```
 ///
-/// One that came into a worker by its fork, as in a static of the launcher, was closed there
-/// ([`StartMethod::Fork`](crate::StartMethod::Fork)). It can neither be sent nor taken out, and its number is nobody's or
-/// another's: do not use it by [`as_fd`](AsFd::as_fd).
+/// A worker that was forked ([`StartMethod::Fork`](crate::StartMethod::Fork)) closes the descriptors of its launcher. A
+/// `Descriptor` that it has from there, as in a static, can neither be sent nor taken out, and [`as_fd`](AsFd::as_fd) returns a
+/// number that is closed or belongs to another file.
 #[derive(Clone)]
 pub struct Descriptor(Arc<Owner>);
 
 const CUT_OFF: &str = "this descriptor came into the worker by its fork, which closed it; give it to the worker in its arguments";
 
 impl Descriptor {
-    /// Takes it out, or makes a duplicate of it when it has clones.
+    /// The descriptor itself when this is its only handle, else a duplicate of it.
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use phalanx::Descriptor;
+    /// let descriptor = Descriptor::from(File::open("/dev/null")?);
+    /// let file = File::from(descriptor.into_owned()?);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// When there is no room for a duplicate, or it was closed by a fork.
+    /// When this process may open no more descriptors (RLIMIT_NOFILE), or a fork has closed this one.
     pub fn into_owned(self) -> io::Result<OwnedFd> {
         match Arc::try_unwrap(self.0) {
             Ok(alone) => alone.into_fd().map_err(|_| cut_off()),
@@ -57,12 +65,12 @@ impl Descriptor {
         }
     }
 
-    /// Whether it came by a fork that closed it.
+    /// Whether the fork that made this process has closed it.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.0.is_cut_off()
     }
 
-    /// The same, but at a number that no process takes for its stdin, stdout or stderr.
+    /// The same file at a number above 2, which a worker does not take for its stdin, stdout or stderr.
     pub(crate) fn beyond_stdio(&self) -> io::Result<Self> {
         if !fd::is_stdio(self.as_fd()) {
             return Ok(self.clone());
@@ -70,7 +78,7 @@ impl Descriptor {
         with_room(|| self.as_fd().try_clone_to_owned()).map(Self::from)
     }
 
-    /// What is the same for clones only, as long as they live.
+    /// An identity that clones share.
     pub(crate) fn address(&self) -> *const Owner {
         Arc::as_ptr(&self.0)
     }

@@ -1,4 +1,5 @@
-//! Named memory: a directory for each tree of processes, and in it one for each process.
+//! Named memory: a directory for each tree of processes, and in it a directory for each process. A tree is a launcher, its
+//! workers, and the workers of these.
 //!
 //! ```text
 //! /dev/shm/phalanx-5f3a…/        the launcher's, whose shared lock (flock) every process of the tree holds
@@ -9,12 +10,12 @@
 //!         w1/ …                  of the workers that it starts itself
 //! ```
 //!
-//! Whoever holds a storage has a name of its own for it, a hard link: the kernel counts them, and frees the memory with
-//! the last name and the last map. So a killed holder cannot make a count wrong; it leaves names, which go with its
-//! directory. A tree whose lock nobody holds is dead, and whoever begins a new one removes it.
+//! Each process that holds a storage has a hard link of its own to its file. The link count is the reference count, and the
+//! kernel keeps it: it frees the memory with the last link and the last map. A holder that is killed leaves links, which are
+//! removed with its directory. A tree whose lock no process holds is dead; the next process that begins a tree removes it.
 //!
-//! All who live in a tree die with the process that began it. A worker that may outlive its launcher has no place in its
-//! tree: it gets descriptors, and begins a tree of its own when it needs one.
+//! All processes of a tree die with the process that began it. A worker that may outlive its launcher has no directory in the
+//! launcher's tree: it is sent descriptors, and begins a tree of its own when it needs one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,43 +23,41 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-#[cfg(doc)]
-use super::strategy::SharingStrategy;
 use super::strategy::{choose_directory, get_sharing_directory};
 use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
 use crate::sys::forks::Here;
 use crate::sys::{fd, limits, process};
 
-/// What the directories of all trees begin with.
+/// The directory of every tree has a name that begins so.
 const PREFIX: &str = "phalanx-";
-/// In a worker's directory, what its result carries.
+/// The directory of a result's storages, in its worker's directory.
 pub(super) const OUT: &str = "out";
 
-/// Whether a directory is called like a tree's.
+/// Whether a directory has the name of a tree.
 pub(super) fn is_tree(name: &str) -> bool {
     name.strip_prefix(PREFIX)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// This process's place in its tree.
+/// This process's directory in its tree.
 #[derive(Debug)]
 pub(crate) struct ProcessDir {
     /// The tree's directory, which this process has locked.
     pub(super) tree: Dir,
     base: PathBuf,
-    /// Of the tree's directory in `base`, if this process has made it.
+    /// The name of the tree's directory in `base`, if this process began the tree.
     founded: Option<String>,
-    /// This process's directory in the tree's: "" or a path that ends in "/".
+    /// The path of this process's directory in the tree's: "", or one that ends in "/".
     own: String,
-    /// The process: a fork of it has a copy of this, but other storages.
+    /// A fork of this process has a copy of this record, but storages of its own.
     owner: Here,
     serial: AtomicU64,
 }
 
 static PLACE: Mutex<Option<Arc<ProcessDir>>> = Mutex::new(None);
 
-/// This process's place, if it has one.
+/// This process's directory, if it has one.
 pub(crate) fn process_dir_in_use() -> Option<Arc<ProcessDir>> {
     let process_dir = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
     process_dir.as_ref().filter(|process_dir| process_dir.is_usable()).cloned()
@@ -69,8 +68,8 @@ fn base_in_use() -> Option<PathBuf> {
     Some(process_dir_in_use()?.base.clone())
 }
 
-/// Chooses where [`SharingStrategy::FileSystem`] makes its files, in the place of `/dev/shm`. It should be a tmpfs:
-/// elsewhere the memory is that of a file on disk. Workers use their launcher's.
+/// Chooses the directory in which [`SharingStrategy::FileSystem`](crate::SharingStrategy::FileSystem) makes its files, instead of `/dev/shm`. Its file system
+/// should be a tmpfs: elsewhere the memory is a file on disk. Workers use their launcher's directory.
 ///
 /// ```
 /// phalanx::shm::set_sharing_directory("/dev/shm")?;
@@ -78,8 +77,8 @@ fn base_in_use() -> Option<PathBuf> {
 /// ```
 ///
 /// # Errors
-/// [`MemoryError::Directory`] when there is no such directory, or when this process or its launcher has made files
-/// elsewhere already.
+/// [`MemoryError::Directory`] when there is no such directory, or when this process has named memory in another one
+/// already.
 pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> {
     let path = path.as_ref();
     let refuse = |reason: String| MemoryError::Directory { path: path.to_owned(), reason };
@@ -98,8 +97,8 @@ pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> 
     }
 }
 
-/// This process's place. The first call begins a tree, unless the launcher gave us a place in its own; so does one after
-/// somebody has removed our directory.
+/// This process's directory. The first call begins a tree, unless the launcher has made a directory for this process; so does
+/// a call after another program has removed the directory.
 pub(crate) fn process_dir() -> Result<Arc<ProcessDir>, MemoryError> {
     let mut known = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(process_dir) = known.as_ref().filter(|process_dir| process_dir.is_usable()) {
@@ -116,9 +115,10 @@ pub(crate) fn process_dir() -> Result<Arc<ProcessDir>, MemoryError> {
     Ok(process_dir)
 }
 
-/// Takes the place that the launcher has made: the directory of that number in its own.
+/// Adopts the directory that the launcher has made for this worker: the one of that number in its own.
 pub(crate) fn adopt_process_dir(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
-    // A copy of the launcher's, whose lock is held until the last copy is closed.
+    // A duplicate of the launcher's descriptor: flock(2) locks the open file, so this keeps the tree locked also when the
+    // launcher is dead.
     let tree = Dir::from_descriptor(tree)?;
     let own = worker_dir_in(launchers, number);
     let process_dir = ProcessDir {
@@ -133,8 +133,8 @@ pub(crate) fn adopt_process_dir(tree: OwnedFd, launchers: &str, number: u64) -> 
     Ok(())
 }
 
-/// A place of the process of which this one is a fork is never dropped: its descriptor may have been closed, and the number be
-/// another's by now.
+/// Replaces the known directory. One that was copied by a fork is never dropped: the worker may have closed its descriptor, whose
+/// number may belong to another file by now.
 fn replace(known: &mut Option<Arc<ProcessDir>>, process_dir: Arc<ProcessDir>) {
     match known.replace(process_dir) {
         Some(before) if !before.is_own() => std::mem::forget(before),
@@ -148,14 +148,14 @@ pub(super) fn worker_dir_in(launchers: &str, number: u64) -> String {
 }
 
 impl ProcessDir {
-    /// Begins a tree, after removing those that are dead.
+    /// Begins a tree, after removing the dead ones.
     fn found(base: &Path) -> io::Result<Self> {
         let dir = Dir::open(base)?;
         sweep(&dir);
         loop {
             let name = format!("{PREFIX}{}", dir::unguessable()?);
             let made = make_locked(&dir, &name);
-            // One that cannot be used must not stay: maybe nobody else can remove it.
+            // A directory that could not be locked is removed here: its mode may keep a later sweep from opening it.
             let Some(tree) = made.inspect_err(|_| drop(dir.remove_dir(&name)))? else { continue };
             process::at_exit(leave)?;
             return Ok(Self {
@@ -173,13 +173,13 @@ impl ProcessDir {
         self.owner.is_now()
     }
 
-    /// Whether it is this process's, and nobody has removed its directory.
+    /// Whether it is this process's, and no other program has removed it.
     fn is_usable(&self) -> bool {
         let own = if self.own.is_empty() { "." } else { &self.own };
         self.is_own() && !self.tree.is_removed(own)
     }
 
-    /// Tells of a directory that was removed, which the system calls a file that does not exist.
+    /// Explains ENOENT of a file in a directory that another program has removed.
     pub(super) fn explain(&self, error: io::Error) -> io::Error {
         if error.kind() != io::ErrorKind::NotFound || self.is_usable() {
             return error;
@@ -202,12 +202,12 @@ impl ProcessDir {
         &self.own
     }
 
-    /// Bytes that are left where the files are.
+    /// Free bytes of its file system.
     pub(super) fn space(&self) -> Option<u64> {
         self.tree.space()
     }
 
-    /// What its file system has left, for an error's text.
+    /// Free bytes and inodes of its file system, in words.
     pub(crate) fn room_text(&self) -> String {
         let space = self.space().map(|bytes| format!("{bytes} bytes")).unwrap_or_default();
         let names = self.tree.room_for_names();
@@ -216,17 +216,17 @@ impl ProcessDir {
         format!("the file system of {} has {space}{names} left", self.base.display())
     }
 
-    /// Whether its files are memory, and not on a disk.
+    /// Whether its file system is in memory.
     pub(super) fn is_memory(&self) -> bool {
         self.tree.is_memory()
     }
 
-    /// Where the tree is.
+    /// The directory in which the tree's directory is.
     pub(super) fn base(&self) -> &Path {
         &self.base
     }
 
-    /// A new file of no bytes.
+    /// Makes an empty file.
     pub(super) fn new_file(self: &Arc<Self>) -> io::Result<(FileName, OwnedFd)> {
         let path = self.new_path();
         let fd = self.tree.make_file(&path).map_err(|error| self.explain(error))?;
@@ -237,14 +237,15 @@ impl ProcessDir {
         format!("{}s{}", self.own, self.next())
     }
 
-    /// Takes over the file `from`, which another process has put there, under a name of this process's own.
+    /// Moves the file `from`, which another process has linked for this one, into this process's directory.
     pub(super) fn take_over(self: &Arc<Self>, from: &str) -> io::Result<FileName> {
         let path = self.new_path();
         self.tree.rename(from, &path)?;
         Ok(FileName { process_dir: self.clone(), path })
     }
 
-    /// Makes the directory for what a result carries. In a process without a launcher's place there is none.
+    /// Makes the directory of a result's storages; `None` in a process that began its tree itself, whose launcher does not look
+    /// there.
     pub(crate) fn make_out(&self) -> io::Result<Option<String>> {
         if self.founded.is_some() {
             return Ok(None);
@@ -277,10 +278,11 @@ impl AsFd for ProcessDir {
     }
 }
 
-/// Makes a tree's directory and locks it; `None` when another process's sweep has removed it meanwhile.
+/// Makes a tree's directory and locks it; `None` when another process's sweep has removed it before it was locked.
 fn make_locked(base: &Dir, name: &str) -> io::Result<Option<Dir>> {
     base.make_dir(name)?;
-    // A sweep may come between each of these lines. It removes only what is not locked.
+    // Race: between mkdirat(2) and flock(2) a sweep may take the directory for a dead tree and remove it. After the lock is
+    // taken it cannot; so the name is looked up once more, and must still lead to the directory that was locked.
     let Some(tree) = if_there(base.open_dir(name))? else { return Ok(None) };
     tree.lock_shared()?;
     match if_there(base.open_dir(name))? {
@@ -289,7 +291,7 @@ fn make_locked(base: &Dir, name: &str) -> io::Result<Option<Dir>> {
     }
 }
 
-/// What was opened, or `None` when it is not there.
+/// What was opened; `None` for ENOENT.
 fn if_there(opened: io::Result<Dir>) -> io::Result<Option<Dir>> {
     match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -297,8 +299,7 @@ fn if_there(opened: io::Result<Dir>) -> io::Result<Option<Dir>> {
     }
 }
 
-/// Removes the trees in `base` that are ours and that nobody lives in any more. What cannot be removed is left to the
-/// next who comes: a start must not fail of it.
+/// Removes the dead trees of this user in `base`. What cannot be removed is left to the next sweep: no start fails because of it.
 fn sweep(base: &Dir) {
     for name in base.names().unwrap_or_default().iter().filter(|name| is_tree(name)) {
         let _ = remove_if_dead(base, name);
@@ -310,21 +311,21 @@ fn remove_if_dead(base: &Dir, name: &str) -> io::Result<()> {
     if !tree.is_private()? {
         return Ok(());
     }
-    // The lock is held until the name is gone: who begins a tree there now sees then that it was removed.
+    // The exclusive lock is held until the name is gone: see `make_locked` for the other side.
     let removed = tree.if_unused(|tree| tree.clear(|_| true).and_then(|()| base.remove_dir(name)))?;
     removed.unwrap_or(Ok(()))
 }
 
-/// Runs at exit: a tree goes with the process that began it. Whoever else lives in it goes too, and needs no names any
-/// more: a worker that may outlive its launcher gets no place in the launcher's tree.
+/// Runs at exit: removes the tree that this process began. The other processes of the tree die with this one, so that they need
+/// no names any more.
 pub(crate) extern "C" fn leave() {
     let Some(process_dir) = process_dir_in_use() else { return };
     let Some(name) = &process_dir.founded else { return };
-    // What cannot be removed here is left to the next sweep.
+    // An error is ignored: the next sweep tries again.
     let _ = Dir::open(&process_dir.base).and_then(|base| base.remove_tree(name));
 }
 
-/// This process's name of a file. The name is removed when this is dropped; the file is gone with its last one.
+/// A hard link of this process to a file. Dropping it unlinks it.
 #[derive(Debug)]
 pub(super) struct FileName {
     process_dir: Arc<ProcessDir>,
@@ -336,7 +337,7 @@ impl FileName {
         self.process_dir.tree.open_file(&self.path).map_err(|error| self.process_dir.explain(error))
     }
 
-    /// Gives the file another name in the same tree.
+    /// Makes another hard link to the file, in the same tree.
     pub(super) fn link(&self, path: &str) -> io::Result<()> {
         self.process_dir.tree.link(&self.path, path).map_err(|error| self.process_dir.explain(error))
     }
@@ -347,7 +348,7 @@ impl FileName {
 }
 
 impl Drop for FileName {
-    /// A name that cannot be removed goes with the directory.
+    /// A link that cannot be removed goes with the directory.
     fn drop(&mut self) {
         if self.process_dir.is_own() {
             let _ = self.process_dir.tree.unlink(&self.path);

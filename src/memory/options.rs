@@ -1,12 +1,16 @@
-//! How a storage is to be made.
+//! StorageOptions: the strategy, page size and prefault of a storage that is to be made.
 
-#[cfg(doc)]
-use super::storage::Storage;
 use super::strategy::SharingStrategy;
-#[cfg(doc)]
-use crate::MemoryError;
 
-/// Whether memory is in huge pages, which spare the processor page-table walks in large tensors.
+/// Whether memory is in huge pages (of 2 MiB on most machines), with which the processor misses its TLB less often in large
+/// tensors. The machine must have reserved some (/proc/sys/vm/nr_hugepages).
+///
+/// ```
+/// use phalanx::shm::{HugePages, StorageOptions};
+/// let storage = StorageOptions::new().huge_pages(HugePages::Preferred).zeros(4 << 20)?;
+/// assert_eq!(storage.len(), 4 << 20);
+/// # Ok::<(), phalanx::MemoryError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HugePages {
@@ -16,11 +20,11 @@ pub enum HugePages {
     /// In huge pages where there are enough free ones (and the strategy is
     /// [`FileDescriptor`](SharingStrategy::FileDescriptor)), else in ordinary ones.
     Preferred,
-    /// In huge pages, or not at all: [`MemoryError::NoHugePages`]. Always in a memfd, whatever the strategy.
+    /// In huge pages, or not at all: [`MemoryError::NoHugePages`](crate::MemoryError::NoHugePages). Always in a memfd, whatever the strategy.
     Required,
 }
 
-/// How a storage is to be made.
+/// The options with which a storage is made.
 ///
 /// ```
 /// use phalanx::shm::{HugePages, StorageOptions};
@@ -38,25 +42,25 @@ pub struct StorageOptions {
 }
 
 impl StorageOptions {
-    /// Ordinary pages, by the process's sharing strategy.
+    /// Ordinary pages, not prefaulted, by the process's sharing strategy.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How this storage is shared, whatever the process's strategy.
+    /// The strategy of this storage, instead of the process's.
     pub fn strategy(mut self, strategy: SharingStrategy) -> Self {
         self.strategy = Some(strategy);
         self
     }
 
-    /// Whether it is in huge pages, whole ones: its memory is rounded up to them.
+    /// Whether it is in huge pages. Its memory is rounded up to whole pages.
     pub fn huge_pages(mut self, huge: HugePages) -> Self {
         self.huge = huge;
         self
     }
 
-    /// Whether the page tables are filled in at once, so that no later access of this process has to. A process that
-    /// receives the storage can do the same by [`Storage::prefault`].
+    /// Whether its pages are mapped in this process at once, so that later accesses cause no page faults. A process that
+    /// receives the storage can do the same by [`Storage::prefault`](crate::Storage::prefault).
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.prefault = prefault;
         self

@@ -8,14 +8,13 @@ use super::{named, segment};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Pieces of shared memory: small storages lie in one together, larger ones have each its own.
+    /// Pieces of shared memory. Storages of up to 256 KiB share segments, each larger one has its own.
     pub segments: usize,
-    /// Mappings, of which the kernel allows vm.max_map_count.
+    /// Mappings. The kernel allows a process vm.max_map_count of them (65530 by default).
     pub mappings: usize,
-    /// Descriptors that they keep open, the one of this process's directory of named memory included.
+    /// Descriptors that stay open for it, including the one of this process's directory of named memory.
     pub descriptors: usize,
-    /// Bytes of address space that they take. (Of a segment of small storages only the part that is in use has
-    /// memory.)
+    /// Bytes of address space. (A segment of small storages takes 8 MiB of it, and memory only for the part in use.)
     pub bytes: usize,
 }
 

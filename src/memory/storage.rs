@@ -38,27 +38,29 @@ struct Inner {
     /// Where it begins in the segment.
     offset: usize,
     len: usize,
-    /// The process that has made it; a fork of it has the same memory.
+    /// The process that made it. A fork of it has the same memory, so that neither is the only holder.
     owner: Here,
-    /// How many workers this process had forked when it was made: those that came later have a copy of its handles.
+    /// [`FORKS`] when it was made. Workers that were forked later have copies of its handles, in this process's statics.
     forks: u32,
-    /// Bytes of an element of the tensors over it; 0: there was none yet. Atomics of different sizes must not meet.
+    /// Bytes of an element of the tensors over it; 0 before there is one. Atomic accesses of different sizes to the same bytes
+    /// are undefined behaviour, so that a storage has one size for good.
     unit: AtomicU8,
     /// Whether another process may have it.
     shared: AtomicBool,
-    /// In how many messages it is whose receivers have not ended.
+    /// The number of messages with it whose receivers may still write.
     lent: Arc<AtomicUsize>,
 }
 
-/// How many workers this process has forked, or has begun to.
+/// How many workers this process has forked, or has begun to. (A fork generation would not do: it is the parent that has to know
+/// that a child has a copy.)
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Says that a worker is being forked: it has a copy of every handle that is in a static.
+/// Notes that a worker is about to be forked, which will have a copy of every handle in a static.
 pub(crate) fn expect_fork() {
     FORKS.fetch_add(1, Relaxed);
 }
 
-/// A message that a storage is in. Until this is dropped its receivers may write to the storage.
+/// A message that carries a storage. Until this is dropped the receivers may write to the storage.
 #[derive(Debug)]
 pub(crate) struct Loan(Arc<AtomicUsize>);
 
@@ -74,7 +76,20 @@ impl fmt::Debug for Storage {
     }
 }
 
-/// What is the same for the same memory, in whichever process it is asked for.
+/// The identity of a piece of memory: equal in all processes that have it mapped.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::Tensor;
+/// use phalanx::shm::StorageId;
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let tensor = Tensor::<f32>::zeros(&[8])?;
+/// let seen = phalanx::spawn(|_, tensor: Tensor<f32>| Ok::<StorageId, phalanx::MemoryError>(tensor.storage_id()), tensor.clone(), 1)?;
+/// assert_eq!(seen, [tensor.storage_id()]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StorageId {
     device: u64,
@@ -90,14 +105,14 @@ impl fmt::Display for StorageId {
 }
 
 impl Storage {
-    /// A part of a segment. `shared`: another process may have it.
+    /// A storage of `len` bytes of a segment, from `offset` on. `shared`: another process may have it.
     pub(crate) fn place(segment: Option<Arc<Segment>>, offset: usize, len: usize, shared: bool) -> Self {
         let (owner, forks, shared) = (Here::now(), FORKS.load(Relaxed), AtomicBool::new(shared));
         let (unit, lent) = (AtomicU8::new(0), Arc::default());
         Self(Arc::new(Inner { segment, offset, len, owner, forks, unit, shared, lent }))
     }
 
-    /// As [`place`](Self::place), of numbers that came from elsewhere; `None` when they do not fit the segment.
+    /// As [`place`](Self::place), of numbers that another process has sent; `None` when they do not fit the segment.
     pub(crate) fn checked(
         segment: Option<Arc<Segment>>,
         (offset, len): (usize, usize),
@@ -110,48 +125,85 @@ impl Storage {
         (inside && offset.is_multiple_of(align)).then(|| Self::place(segment, offset, len, shared))
     }
 
-    /// Its size in bytes.
+    /// Its size in bytes, as it was asked for: pages beyond it are not counted.
+    ///
+    /// ```
+    /// assert_eq!(phalanx::Storage::new(100)?.len(), 100);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len
     }
 
-    /// Whether it has no bytes.
+    /// Whether it has no bytes, and so no memory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
 
-    /// Whether it can be written to: it is neither frozen nor a file's.
+    /// Whether it can be written to: it is neither frozen nor a mapped file.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let frozen = Tensor::from_slice(&[1, 2], &[2])?.freeze()?;
+    /// assert!(!frozen.to_tensor().storage().is_writable());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.bytes().is_none_or(|(map, _)| map.is_writable())
     }
 
-    /// Whether both are the same memory.
+    /// Whether both are the same memory, at the same offset.
+    ///
+    /// ```
+    /// use phalanx::{Storage, Tensor};
+    /// let tensor = Tensor::<f32>::zeros(&[8])?;
+    /// let view = tensor.narrow(0, 4, 4)?;
+    /// assert!(view.storage().is_same(tensor.storage()));
+    /// assert!(!tensor.storage().is_same(&Storage::new(32)?));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || !self.is_empty() && self.id() == other.id()
     }
 
-    /// What is the same for the same memory in every process. All storages without bytes have the same.
+    /// Its identity, equal in every process. All storages of zero bytes have the same.
+    ///
+    /// ```
+    /// use phalanx::Storage;
+    /// let storage = Storage::new(64)?;
+    /// assert_eq!(storage.id(), storage.clone().id());
+    /// assert_ne!(storage.id(), Storage::new(64)?.id());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> StorageId {
         let (device, inode) = self.0.segment.as_ref().map_or((0, 0), |segment| segment.identity());
         StorageId { device, inode, offset: self.0.offset as u64 }
     }
 
-    /// Fills in the page tables of this process for it, so that no later access has to.
+    /// Maps all of its pages in this process at once (madvise(2), MADV_POPULATE_WRITE), so that later accesses cause no page
+    /// faults.
+    ///
+    /// ```
+    /// use phalanx::Storage;
+    /// let storage = Storage::new(16 << 20)?;
+    /// storage.prefault()?;
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`MemoryError::Os`] when the system refuses.
+    /// [`MemoryError::Os`] when the system call fails.
     pub fn prefault(&self) -> Result<(), MemoryError> {
         let Some((map, at)) = self.bytes() else { return Ok(()) };
         let len = self.len();
         map.prefault(at, len).map_err(MemoryError::os("filling in page tables (madvise)", len as u64))
     }
 
-    /// The map that its bytes lie in, and where; `None` when there are none.
+    /// The map with its bytes, and their offset in it; `None` when there are none.
     #[inline]
     pub(crate) fn bytes(&self) -> Option<(&SharedMap, usize)> {
         Some((self.0.segment.as_ref()?.map()?, self.0.offset))
@@ -170,10 +222,10 @@ impl Storage {
         self.0.offset
     }
 
-    /// Says that tensors over it have elements of that size.
+    /// Fixes the size of the elements of all tensors over it, in bytes.
     ///
     /// # Errors
-    /// [`MemoryError::OtherSize`] when there was one of another size.
+    /// [`MemoryError::OtherSize`] when another size was fixed before.
     pub(crate) fn claim_unit(&self, size: usize) -> Result<(), MemoryError> {
         let unit = size as u8;
         match self.0.unit.compare_exchange(0, unit, Relaxed, Relaxed) {
@@ -182,12 +234,12 @@ impl Storage {
         }
     }
 
-    /// The size that was claimed; 0: none.
+    /// The size that was fixed; 0: none yet.
     pub(crate) fn unit(&self) -> u8 {
         self.0.unit.load(Relaxed)
     }
 
-    /// A part of it as a storage of its own, in which elements may have another size. `None`: it has no such part.
+    /// A part of it as a storage of its own, in which elements may have another size; `None` when it reaches beyond the end.
     #[cfg(feature = "safetensors")]
     pub(crate) fn part(&self, at: usize, len: usize) -> Option<Self> {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len());
@@ -196,25 +248,25 @@ impl Storage {
             .then(|| Self::place(self.0.segment.clone().filter(|_| len > 0), self.offset() + at, len, shared))
     }
 
-    /// Notes that another process may have it from now on, and writes to it as long as the loan lasts.
+    /// Notes that another process may have it from now on, and may write to it as long as the loan lasts.
     pub(crate) fn lend(&self) -> Loan {
         self.0.shared.store(true, Relaxed);
         self.0.lent.fetch_add(1, Relaxed);
         Loan(self.0.lent.clone())
     }
 
-    /// Whether this is the only handle to its memory in any process: it was made here, was never sent, and has no
-    /// clone.
+    /// Whether this is the only handle to its memory in any process: this process made it, never sent it and forked no worker
+    /// since, and it has no clone.
     pub(crate) fn is_exclusive(&mut self) -> bool {
         let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
         let here = inner.owner.is_now() && inner.forks == FORKS.load(Relaxed);
         here && !*inner.shared.get_mut()
     }
 
-    /// Seals its memory against writing by anybody. It comes back, sealed or as it was.
+    /// Seals its memory against writing in any process. Returns the storage in either case.
     ///
     /// # Errors
-    /// [`MemoryError::StillWritable`] when somebody else has it.
+    /// [`MemoryError::StillWritable`] when another handle or process has it.
     pub(crate) fn freeze(self) -> (Self, Result<(), MemoryError>) {
         let bytes = self.len();
         let mut inner = match Arc::try_unwrap(self.0) {
@@ -228,11 +280,11 @@ impl Storage {
             Some((segment, done)) => (Some(segment), done),
             None => (None, Ok(())),
         };
-        // It keeps what it knows of other holders, also when it could not be sealed.
+        // The other fields go on, so that what is known of other holders is not lost when the seal was refused.
         (Self(Arc::new(Inner { segment, ..inner })), done)
     }
 
-    /// Whether its memory can be sealed without sealing others': a carved one's cannot, nor that of a part.
+    /// Whether it is all there is in a memfd: sealing a carved storage or a part would seal the memory of others.
     pub(crate) fn is_sealable(&self) -> bool {
         self.0.segment.as_ref().is_some_and(|segment| segment.is_sealable() && self.fills(segment))
     }
@@ -241,7 +293,7 @@ impl Storage {
         self.0.offset == 0 && segment.is_filled_by(self.len())
     }
 
-    /// Who else is known to be able to write to it.
+    /// Which other holder is known that could write to it, in words.
     pub(crate) fn other_writer(&self) -> Option<&'static str> {
         if !self.is_writable() {
             None

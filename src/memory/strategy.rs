@@ -1,4 +1,4 @@
-//! How memory is made that other processes can map, and the process's choice of it.
+//! SharingStrategy: memfds or named files; and which of them this process uses.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::MemoryError;
 
-/// How the memory of new storages is made. A storage keeps to the way in which it was made.
+/// How the memory of new storages is made: as a memfd or as a named file. It does not change for a storage that exists.
 ///
 /// ```
 /// use phalanx::SharingStrategy;
@@ -27,20 +27,24 @@ use crate::error::MemoryError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum SharingStrategy {
-    /// A memfd: memory without a name, which is gone with its last holder, however that ends. Each storage of more
-    /// than 256 KiB keeps a descriptor in every process that has it; smaller ones share a few.
+    /// A memfd: memory without a name, which the kernel frees with its last holder, however that ends. Each storage of more
+    /// than 256 KiB keeps a descriptor open in every process that has it; smaller ones share a few.
     #[default]
     FileDescriptor,
-    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`](super::named::set_sharing_directory): no storage made so keeps a descriptor.
-    /// Names are gone with their holders; those of a launcher that ended without its exit handlers (a signal, abort)
-    /// stay, with their memory, until a process of the same user next begins to use this strategy there.
+    /// A file below `/dev/shm`, or the directory of [`set_sharing_directory`](super::named::set_sharing_directory): such a storage keeps no
+    /// descriptor open. Names are removed with their holders; those of a launcher that ended without its exit handlers (a
+    /// signal, abort) stay, with their memory, until a process of the same user next begins to use this strategy there.
     FileSystem,
 }
 
 impl SharingStrategy {
     const ALL: [Self; 2] = [Self::FileDescriptor, Self::FileSystem];
 
-    /// Its name, as torch has it.
+    /// Its name, the one that torch uses.
+    ///
+    /// ```
+    /// assert_eq!(phalanx::SharingStrategy::FileDescriptor.name(), "file_descriptor");
+    /// ```
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -69,7 +73,7 @@ impl FromStr for SharingStrategy {
 static CHOSEN: AtomicU8 = AtomicU8::new(SharingStrategy::FileDescriptor as u8);
 static DIRECTORY: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// Chooses how new storages of this process are made. Workers start with their launcher's choice.
+/// Chooses the strategy of this process's new storages. Workers start with their launcher's.
 ///
 /// ```
 /// use phalanx::{SharingStrategy, Tensor, get_sharing_strategy, set_sharing_strategy};
@@ -82,7 +86,11 @@ pub fn set_sharing_strategy(strategy: SharingStrategy) {
     CHOSEN.store(strategy as u8, Relaxed);
 }
 
-/// How new storages of this process are made.
+/// The strategy of this process's new storages.
+///
+/// ```
+/// assert_eq!(phalanx::get_sharing_strategy(), phalanx::SharingStrategy::FileDescriptor);
+/// ```
 #[must_use]
 pub fn get_sharing_strategy() -> SharingStrategy {
     let chosen = CHOSEN.load(Relaxed);
@@ -90,12 +98,20 @@ pub fn get_sharing_strategy() -> SharingStrategy {
 }
 
 /// All strategies, the default first.
+///
+/// ```
+/// assert_eq!(phalanx::get_all_sharing_strategies()[0], phalanx::SharingStrategy::default());
+/// ```
 #[must_use]
 pub fn get_all_sharing_strategies() -> &'static [SharingStrategy] {
     &SharingStrategy::ALL
 }
 
-/// Where [`SharingStrategy::FileSystem`] makes its files.
+/// The directory in which [`SharingStrategy::FileSystem`] makes its files.
+///
+/// ```
+/// assert_eq!(phalanx::shm::get_sharing_directory().to_str(), Some("/dev/shm"));
+/// ```
 #[must_use]
 pub fn get_sharing_directory() -> PathBuf {
     let chosen = DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +122,7 @@ pub(super) fn choose_directory(path: PathBuf) {
     *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
 }
 
-/// What a worker takes over of its launcher's choices.
+/// The launcher's strategy and directory, for its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Choice {
     strategy: SharingStrategy,

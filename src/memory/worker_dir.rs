@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::named::{OUT, ProcessDir, argument_in, result_in, worker_dir_in};
 
-/// A worker's directory, as its launcher has it. Dropping it removes it with all that is in it.
+/// A worker's directory, as its launcher has it. Dropping it removes the directory and all its files.
 #[derive(Debug)]
 pub(crate) struct WorkerDir {
     process_dir: Arc<ProcessDir>,
@@ -37,9 +37,9 @@ impl WorkerDir {
         result_in(&format!("{}{OUT}", self.path), number)
     }
 
-    /// Removes what the worker has left, but not its result.
+    /// Removes the files of the worker, but those of its result.
     pub(crate) fn clear_but_result(&self) {
-        // What cannot be removed now is tried again when this is dropped.
+        // An error is ignored: the directory is removed once more when this is dropped.
         let _ = self
             .process_dir
             .tree
@@ -49,7 +49,7 @@ impl WorkerDir {
 }
 
 impl Drop for WorkerDir {
-    /// What cannot be removed goes with the tree.
+    /// What cannot be removed goes with the directory of the tree.
     fn drop(&mut self) {
         if self.process_dir.is_own() {
             let _ = self.process_dir.tree.remove_tree(self.path.trim_end_matches('/'));

@@ -1,14 +1,22 @@
-//! A tensor's elements: one by one by relaxed atomics, in bulk by copies, and in place where the caller vouches for it.
+//! The elements of a tensor: one at a time by relaxed atomics, in bulk by copies, and as a slice where the caller guarantees that
+//! no other process writes.
 
 use super::element::{Element, Number};
 use super::typed::Tensor;
 use crate::error::MemoryError;
 
-/// How many elements are filled at a time.
+/// The number of elements that `fill` writes at a time.
 const BLOCK: usize = 4096;
 
 impl<T: Element> Tensor<T> {
     /// The index of an element in row-major order, which the element accessors take.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let matrix = Tensor::from_slice(&[1, 2, 3, 4], &[2, 2])?;
+    /// assert_eq!(matrix.position(&[1, 0])?, 2);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
@@ -20,6 +28,14 @@ impl<T: Element> Tensor<T> {
 
     /// The element at `index`, by a relaxed atomic load.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::from_slice(&[1, 2], &[2])?;
+    /// assert_eq!(tensor.get(1)?, 2);
+    /// assert!(tensor.get(2).is_err());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
     #[inline]
@@ -30,6 +46,14 @@ impl<T: Element> Tensor<T> {
 
     /// Sets the element at `index`, by a relaxed atomic store.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::<u8>::zeros(&[2])?;
+    /// tensor.set(1, 7)?;
+    /// assert_eq!(tensor.to_vec(), [0, 7]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`get`](Self::get), and [`MemoryError::ReadOnly`].
     #[inline]
@@ -39,7 +63,14 @@ impl<T: Element> Tensor<T> {
         Ok(())
     }
 
-    /// Puts `value` in the place of the element; returns what was there before.
+    /// Replaces the element at `index` by `value`; returns the old one.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::from_slice(&[3], &[1])?;
+    /// assert_eq!((tensor.swap(0, 4)?, tensor.get(0)?), (3, 4));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -49,8 +80,16 @@ impl<T: Element> Tensor<T> {
         Ok(value.swap(map, at))
     }
 
-    /// Sets the element to `new` if it is `current`, floats to the bit, which nobody can come between. The inner result is what
-    /// was there: `Ok` if it was `current`.
+    /// Sets the element at `index` to `new` if it is `current`, in one atomic step; floats are compared bit by bit. The inner
+    /// result is the element before: `Ok` if it was `current`.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::from_slice(&[3], &[1])?;
+    /// assert_eq!(tensor.compare_exchange(0, 3, 4)?, Ok(3));
+    /// assert_eq!(tensor.compare_exchange(0, 3, 5)?, Err(4));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -62,8 +101,16 @@ impl<T: Element> Tensor<T> {
 
     /// Copies all elements to `target`.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let mut target = [0; 2];
+    /// Tensor::from_slice(&[1, 2], &[2])?.read_into(&mut target)?;
+    /// assert_eq!(target, [1, 2]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when `target` does not have as many.
+    /// [`MemoryError::LengthMismatch`] when `target` has another length.
     pub fn read_into(&self, target: &mut [T]) -> Result<(), MemoryError> {
         self.any.check_length(target.len())?;
         if let Some((map, at)) = self.any.only_run() {
@@ -84,11 +131,19 @@ impl<T: Element> Tensor<T> {
 
     /// Copies `source` over all elements.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::<i32>::zeros(&[2])?;
+    /// tensor.write_from(&[1, 2])?;
+    /// assert_eq!(tensor.to_vec(), [1, 2]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when `source` does not have as many, [`MemoryError::ReadOnly`].
+    /// [`MemoryError::LengthMismatch`] when `source` has another length, [`MemoryError::ReadOnly`].
     pub fn write_from(&self, source: &[T]) -> Result<(), MemoryError> {
         self.any.check_length(source.len())?;
-        // Scattered one by one, elements are faster stored than copied.
+        // Where each run is one element, a store is faster than a call of the copy routine.
         let scattered = if self.is_contiguous() { None } else { self.any.runs() };
         match scattered {
             Some((map, run, starts)) if run == size_of::<T>() && map.is_writable() => {
@@ -126,8 +181,8 @@ impl<T: Element> Tensor<T> {
         Ok(())
     }
 
-    /// Copies all elements of `source`, a tensor of the same shape, over those that are here. The two may be views of the same
-    /// memory: then the elements are copied as they were before.
+    /// Copies all elements of `source`, which has the same shape, over those of this tensor. The two may be views of the same
+    /// memory: the result is as if `source` had been copied aside first.
     ///
     /// ```
     /// use phalanx::Tensor;
@@ -145,7 +200,7 @@ impl<T: Element> Tensor<T> {
             return Err(MemoryError::OtherShape { found, expected });
         }
         match (self.any.only_run(), source.any.only_run()) {
-            // Parts of one map may overlap.
+            // Both lie in one map and may overlap, so that a direct copy could read what it has just written.
             (Some((map, at)), Some((other, from))) if !std::ptr::eq(map, other) && map.is_writable() => {
                 map.copy_from(at, (other, from), self.len() * size_of::<T>(), size_of::<T>());
                 Ok(())
@@ -158,15 +213,22 @@ impl<T: Element> Tensor<T> {
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
         let mut elements = vec![T::default(); self.len()];
-        // It has as many: there is nothing to go wrong.
+        // The vector has the right length, so that this cannot fail.
         let _ = self.read_into(&mut elements);
         elements
     }
 }
 
 impl<T: Number> Tensor<T> {
-    /// Adds to the element at `index`, so that no addition of another process is lost; returns what was there
-    /// before. Integers wrap around.
+    /// Adds to the element at `index` in one atomic step, so that concurrent additions of several processes all count; returns
+    /// the element before. Integers wrap around.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let counter = Tensor::<u64>::zeros(&[1])?;
+    /// assert_eq!((counter.fetch_add(0, 2)?, counter.get(0)?), (0, 2));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -176,7 +238,7 @@ impl<T: Number> Tensor<T> {
         Ok(value.fetch_add(map, at))
     }
 
-    /// The elements in place. For a slice without `unsafe` there is [`freeze`](Self::freeze).
+    /// The elements as a slice of the shared memory. For a slice without `unsafe` there is [`freeze`](Self::freeze).
     ///
     /// # Errors
     /// [`MemoryError::NotContiguous`] when they do not lie one after the other.
@@ -191,7 +253,7 @@ impl<T: Number> Tensor<T> {
         Ok(unsafe { std::slice::from_raw_parts(start, len) })
     }
 
-    /// The elements in place, to be changed. Without `unsafe` there is [`into_shards`](Self::into_shards).
+    /// The elements as a mutable slice of the shared memory. Without `unsafe` there is [`into_shards`](Self::into_shards).
     ///
     /// # Errors
     /// As [`as_slice`](Self::as_slice), and [`MemoryError::ReadOnly`].

@@ -1,4 +1,4 @@
-//! How a tensor is divided into shards, and made whole again.
+//! Division of a tensor into shards, and the way back.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl<T: Number> Tensor<T> {
         if n == 0 {
             return Err(refuse("there must be at least one shard"));
         }
-        // Asked for before they are made: the number may be any.
+        // Before anything is made: the caller may ask for any number of shards.
         let mut shards = room_for(n, self.shape().len())?;
         let whole = self.into_dyn().into_exclusive()?;
         let row_len = whole.len().checked_div(rows).unwrap_or(0) * size_of::<T>();
@@ -70,7 +70,7 @@ impl<T: Number> Tensor<T> {
 
 /// Room for as many shards of a tensor, if there is the memory for them.
 fn room_for<T: Number>(shards: usize, dimensions: usize) -> Result<Vec<Shard<T>>, MemoryError> {
-    // Its storage, its flag, its own shape and that of the whole lie elsewhere.
+    // Beside the shard itself: its storage, the flag that it was sent, its shape and that of the whole.
     let each = size_of::<Shard<T>>() + 256 + 2 * dimensions * size_of::<usize>();
     let too_many =
         MemoryError::TooMany { what: "shards of a tensor", asked: shards, most: usize::MAX / each };

@@ -7,15 +7,13 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::layout::Layout;
-#[cfg(doc)]
-use super::typed::Tensor;
 use crate::dtype::DType;
 use crate::error::MemoryError;
 use crate::memory::storage::{Storage, StorageId};
 use crate::transfer::context;
 
 /// An array of numbers whose type is data ([`DType`]), in memory that workers share. [`typed`](Self::typed) makes a
-/// [`Tensor`] of it, which has access to its elements; [`Tensor::into_dyn`] is the way back.
+/// [`Tensor`](crate::Tensor) of it, which has access to its elements; [`Tensor::into_dyn`](crate::Tensor::into_dyn) is the way back.
 ///
 /// ```
 /// use phalanx::shm::DType;
@@ -35,10 +33,10 @@ pub struct DynTensor {
 }
 
 impl DynTensor {
-    /// A tensor of zeros. A shape without dimensions has one element.
+    /// Makes a tensor of zeros. A shape without dimensions has one element.
     ///
     /// # Errors
-    /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than can be counted.
+    /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than the address space.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, MemoryError> {
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
         let layout = Layout::row_major(shape).ok_or_else(too_large)?;
@@ -48,11 +46,11 @@ impl DynTensor {
         Ok(Self { storage, dtype, layout })
     }
 
-    /// A tensor over the first bytes of a storage, in row-major order.
+    /// Makes a tensor over the first bytes of a storage, in row-major order.
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when there
-    /// was a tensor over it whose elements have another size.
+    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when tensors over
+    /// it have had elements of another size.
     pub fn from_storage(storage: &Storage, dtype: DType, shape: &[usize]) -> Result<Self, MemoryError> {
         let given = storage.len() / dtype.size();
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: dtype.size() };
@@ -73,19 +71,19 @@ impl DynTensor {
         Some(Self { storage: storage.clone(), dtype, layout })
     }
 
-    /// The size of every dimension.
+    /// The number of elements along each dimension.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         self.layout.shape()
     }
 
-    /// By dimension, how many elements of the storage lie between two neighbours.
+    /// The distance between neighbours along each dimension, in elements of the storage.
     #[must_use]
     pub fn strides(&self) -> &[usize] {
         self.layout.strides()
     }
 
-    /// Which element of the storage comes first.
+    /// The number of the tensor's first element in the storage.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.layout.offset()
@@ -109,41 +107,41 @@ impl DynTensor {
         self.dtype
     }
 
-    /// The memory below it.
+    /// The memory that it lies in, which its clones and views share.
     #[must_use]
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
-    /// The memory's name, the same in every process that has it.
+    /// The identity of its memory, equal in every process that has it.
     #[must_use]
     pub fn storage_id(&self) -> StorageId {
         self.storage.id()
     }
 
-    /// Whether its elements lie one after the other in row-major order.
+    /// Whether its elements lie one after the other, in row-major order.
     #[must_use]
     pub fn is_contiguous(&self) -> bool {
         self.layout.is_contiguous()
     }
 
-    /// Whether its memory is one that other processes can map: as torch has it, but here it always is.
+    /// Whether its memory can be mapped by other processes: always true. (torch has tensors that cannot.)
     #[must_use]
     pub fn is_shared(&self) -> bool {
         true
     }
 
-    /// A view of `len` elements of a dimension, from `start` on.
+    /// A view of `len` elements along a dimension, from `start` on.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPart`].
+    /// [`MemoryError::NoSuchPart`] when it reaches beyond the tensor.
     pub fn narrow(&self, dimension: usize, start: usize, len: usize) -> Result<Self, MemoryError> {
         self.view(self.layout.part(dimension, start, len, 1), dimension, || {
             format!("a part of {len} elements from {start} on")
         })
     }
 
-    /// A view of every `step`th element of a range of a dimension.
+    /// A view of every `step`th element of a range along a dimension.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPart`], also when the step is zero.
@@ -173,15 +171,15 @@ impl DynTensor {
         })
     }
 
-    /// A view of one element of a dimension, which the view does not have.
+    /// A view of one element along a dimension, which the view lacks: of a matrix it has one dimension.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPart`].
+    /// [`MemoryError::NoSuchPart`] when it reaches beyond the tensor.
     pub fn select(&self, dimension: usize, index: usize) -> Result<Self, MemoryError> {
         self.view(self.layout.select(dimension, index), dimension, || format!("element {index}"))
     }
 
-    /// A view in which two dimensions have changed places.
+    /// A view in which two dimensions are swapped.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPart`] when there is no such dimension.
@@ -192,8 +190,8 @@ impl DynTensor {
     /// A view of the same elements, in the same order, with another shape.
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when that shape has not as many elements, [`MemoryError::NotContiguous`] when a
-    /// copy would be needed: [`contiguous`](Self::contiguous) makes one.
+    /// [`MemoryError::LengthMismatch`] when that shape has another number of elements, [`MemoryError::NotContiguous`] when no
+    /// strides give that order: copy it by [`contiguous`](Self::contiguous) first.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self, MemoryError> {
         let too_large = || MemoryError::TooLarge { shape: shape.to_vec(), element: self.dtype.size() };
         let expected = Layout::row_major(shape).ok_or_else(too_large)?.len();
@@ -206,7 +204,7 @@ impl DynTensor {
         Ok(self.with(layout))
     }
 
-    /// This tensor if its elements lie one after the other, else a copy in which they do.
+    /// This tensor if it is contiguous, else a contiguous copy.
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros).

@@ -1,4 +1,4 @@
-//! Tensors that nobody can change any more.
+//! FrozenTensor: a tensor in sealed memory.
 
 use std::fmt;
 use std::ops::Deref;
@@ -14,7 +14,8 @@ use crate::dtype::DType;
 use crate::error::MemoryError;
 use crate::memory::storage::{Storage, StorageId};
 
-/// A tensor whose memory is sealed: no process can write to it ever again, so it is a plain slice, safely.
+/// A tensor whose memory is sealed (fcntl(2), F_SEAL_WRITE): no process can ever write to it again, so that it is a plain slice
+/// without `unsafe`.
 ///
 /// Clones, and what arrives in a worker, are the same memory.
 ///
@@ -25,7 +26,7 @@ use crate::memory::storage::{Storage, StorageId};
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 ///
-/// Views go by [`to_tensor`](Self::to_tensor), and can be frozen themselves at no cost.
+/// [`to_tensor`](Self::to_tensor) has views of it, which can be frozen at no cost.
 ///
 /// A `FrozenTensor<bool>` is no slice, since another byte than 0 and 1 may have been written before it was frozen:
 /// [`to_tensor`](Self::to_tensor) reads it.
@@ -33,7 +34,7 @@ use crate::memory::storage::{Storage, StorageId};
 pub struct FrozenTensor<T: Element>(Tensor<T>);
 
 impl<T: Element> FrozenTensor<T> {
-    /// The size of every dimension.
+    /// The number of elements along each dimension.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         self.0.shape()
@@ -57,13 +58,21 @@ impl<T: Element> FrozenTensor<T> {
         T::DTYPE
     }
 
-    /// The memory's name, the same in every process that has it.
+    /// The identity of its memory, equal in every process that has it.
     #[must_use]
     pub fn storage_id(&self) -> StorageId {
         self.0.storage_id()
     }
 
-    /// The same memory as a tensor that can only be read, of which there are views.
+    /// The same memory as a tensor, which refuses to be written. Views are made of that.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let frozen = Tensor::from_slice(&[1, 2, 3], &[3])?.freeze()?;
+    /// assert_eq!(frozen.to_tensor().narrow(0, 1, 2)?.freeze()?[..], [2, 3]);
+    /// assert!(frozen.to_tensor().set(0, 9).is_err());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[must_use]
     pub fn to_tensor(&self) -> Tensor<T> {
         self.0.clone()
@@ -98,19 +107,18 @@ impl<T: Element> fmt::Debug for FrozenTensor<T> {
 }
 
 impl<T: Element> Tensor<T> {
-    /// Seals the memory against writing by anybody, in any process, for ever.
+    /// Seals the memory against writing in any process, for good.
     ///
-    /// That is possible when nobody else can write to it: this is the only handle in this process, all workers that were
-    /// given it have ended, and no other process has it mapped, which the kernel knows. Then nothing is copied, provided
-    /// that the tensor is larger than 256 KiB, was made by [`SharingStrategy::FileDescriptor`](crate::SharingStrategy),
-    /// and lies there in one piece. Otherwise its memory cannot be sealed alone, or not at all: its elements are copied
-    /// into memory that can.
+    /// No one else may be able to write to it: this must be the only handle in this process, all workers that were given the
+    /// tensor must have ended, and no other process may have it mapped (the kernel checks that). Nothing is copied if the tensor
+    /// is larger than 256 KiB, was made with [`SharingStrategy::FileDescriptor`](crate::SharingStrategy) and is contiguous.
+    /// Other memory is shared with other tensors or cannot be sealed, so that the elements are copied into a memfd of their own.
     ///
-    /// What is frozen already can be frozen again at no cost, so can a view of it: freeze the whole, then
-    /// [`narrow`](Self::narrow) and freeze the parts.
+    /// A frozen tensor and its views can be frozen again at no cost: freeze the whole, then [`narrow`](Self::narrow) and freeze
+    /// the parts.
     ///
     /// # Errors
-    /// [`Refused`], with the tensor as it was: [`MemoryError::StillWritable`] when somebody else has it; as
+    /// [`Refused`], with the tensor as it was: [`MemoryError::StillWritable`] when another handle or process has it; as
     /// [`zeros`](Self::zeros) when it has to be copied.
     pub fn freeze(self) -> Result<FrozenTensor<T>, Refused<Tensor<T>>> {
         if is_frozen(self.as_dyn()) {
@@ -140,7 +148,7 @@ impl DynTensor {
     /// A copy of it in memory of its own, which can be sealed; `None` when its memory can be.
     ///
     /// # Errors
-    /// When another holder is known that could write to it: what he wrote would not be seen in the copy.
+    /// When another holder is known that could write to it: the copy would not have what it writes.
     fn alone(&self) -> Result<Option<Self>, MemoryError> {
         if let Some(holder) = self.storage().other_writer() {
             return Err(MemoryError::StillWritable { bytes: self.storage().len(), holder });
@@ -154,7 +162,7 @@ impl DynTensor {
         Ok(Some(copy))
     }
 
-    /// Seals its memory; with the error it is as it was.
+    /// Seals its memory; returns the tensor, as it was if that failed.
     fn freeze_storage(self) -> (Self, Result<(), MemoryError>) {
         let (storage, rebuild) = self.into_parts();
         let (storage, done) = storage.freeze();

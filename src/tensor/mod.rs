@@ -3,6 +3,7 @@
 // - `element`: what an element can be
 // - `layout`: pure: shape, strides and offset
 // - `dyn_tensor`, `typed`: a layout over a storage, without and with a type known to the compiler
+// - `views`: other shapes over the same memory
 // - `bytes`: where elements lie, and copies of their bytes
 // - `access`: the elements of a tensor, as values
 // - `frozen`: tensors that nobody can change any more
@@ -21,3 +22,4 @@ mod layout;
 pub(crate) mod refused;
 pub(crate) mod shard;
 pub(crate) mod typed;
+mod views;

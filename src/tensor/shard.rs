@@ -1,4 +1,4 @@
-//! The exclusive parts of a tensor.
+//! Shard: an exclusive part of a tensor.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,18 +10,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::element::Number;
 use super::layout::Layout;
-#[cfg(doc)]
-use super::typed::Tensor;
 use crate::error::MemoryError;
 use crate::memory::storage::Storage;
 use crate::sys::forks::Here;
 use crate::transfer::context::{self, Claim};
 use crate::transfer::grant::Cut;
 
-/// A part of a tensor that only one process at a time can reach: it is there as `&mut [T]`, without `unsafe`.
+/// A part of a tensor that only one process at a time can reach, so that it is a `&mut [T]` without `unsafe`.
 ///
-/// [`Tensor::into_shards`] divides a tensor along its first dimension. A shard that is sent is gone from the sender:
-/// using or sending it again is an error. Workers return their shards, and [`Tensor::from_shards`] puts them together.
+/// [`Tensor::into_shards`](crate::Tensor::into_shards) divides a tensor along its first dimension. A shard that is sent is gone from the sender:
+/// using or sending it again is an error. Workers return their shards, and [`Tensor::from_shards`](crate::Tensor::from_shards) puts them together.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -121,6 +119,13 @@ impl<T: Number> Shard<T> {
     }
 
     /// A copy of its elements.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let shards = Tensor::from_slice(&[1, 2, 3], &[3])?.into_shards(2)?;
+    /// assert_eq!((shards[0].to_vec()?, shards[1].to_vec()?), (vec![1, 2], vec![3]));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`as_mut_slice`](Self::as_mut_slice).

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::RangeBounds;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,15 +46,28 @@ pub struct Tensor<T: Element> {
 }
 
 impl<T: Element> Tensor<T> {
-    /// A tensor of zeros. A shape without dimensions has one element.
+    /// Makes a tensor of zeros. A shape without dimensions has one element.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::<f32>::zeros(&[2, 3])?;
+    /// assert_eq!((tensor.len(), tensor.get(5)?), (6, 0.0));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than can be counted.
+    /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than the address space.
     pub fn zeros(shape: &[usize]) -> Result<Self, MemoryError> {
         Ok(Self::over(DynTensor::zeros(T::DTYPE, shape)?))
     }
 
     /// A tensor of which every element is `value`.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// assert_eq!(Tensor::full(&[2], 1.5)?.to_vec(), [1.5, 1.5]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros).
@@ -67,6 +79,14 @@ impl<T: Element> Tensor<T> {
 
     /// A tensor with a copy of `elements`.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let tensor = Tensor::from_slice(&[1, 2, 3, 4], &[2, 2])?;
+    /// assert_eq!(tensor.select(0, 1)?.to_vec(), [3, 4]);
+    /// assert!(Tensor::from_slice(&[1, 2, 3], &[2, 2]).is_err());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`zeros`](Self::zeros), and [`MemoryError::LengthMismatch`] when there are not as many elements as the
     /// shape has.
@@ -76,11 +96,20 @@ impl<T: Element> Tensor<T> {
         Ok(tensor)
     }
 
-    /// A tensor over the first bytes of a storage, in row-major order.
+    /// Makes a tensor over the first bytes of a storage, in row-major order.
+    ///
+    /// ```
+    /// use phalanx::{Storage, Tensor};
+    /// let storage = Storage::new(16)?;
+    /// let (one, other) = (Tensor::<u32>::from_storage(&storage, &[4])?, Tensor::<f32>::from_storage(&storage, &[4])?);
+    /// one.set(0, 1.0_f32.to_bits())?;
+    /// assert_eq!(other.get(0)?, 1.0);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when there
-    /// was a tensor over it whose elements have another size.
+    /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when tensors over
+    /// it have had elements of another size.
     pub fn from_storage(storage: &Storage, shape: &[usize]) -> Result<Self, MemoryError> {
         Ok(Self::over(DynTensor::from_storage(storage, T::DTYPE, shape)?))
     }
@@ -102,19 +131,19 @@ impl<T: Element> Tensor<T> {
         self.any
     }
 
-    /// The size of every dimension.
+    /// The number of elements along each dimension.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         self.any.shape()
     }
 
-    /// By dimension, how many elements of the storage lie between two neighbours.
+    /// The distance between neighbours along each dimension, in elements of the storage.
     #[must_use]
     pub fn strides(&self) -> &[usize] {
         self.any.strides()
     }
 
-    /// Which element of the storage comes first.
+    /// The number of the tensor's first element in the storage.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.any.offset()
@@ -138,94 +167,40 @@ impl<T: Element> Tensor<T> {
         T::DTYPE
     }
 
-    /// The memory below it.
+    /// The memory that it lies in, which its clones and views share.
     #[must_use]
     pub fn storage(&self) -> &Storage {
         self.any.storage()
     }
 
-    /// The memory's name, the same in every process that has it.
+    /// The identity of its memory, equal in every process that has it.
     #[must_use]
     pub fn storage_id(&self) -> StorageId {
         self.any.storage_id()
     }
 
-    /// Whether its elements lie one after the other in row-major order.
+    /// Whether its elements lie one after the other, in row-major order.
     #[must_use]
     pub fn is_contiguous(&self) -> bool {
         self.any.is_contiguous()
     }
 
-    /// Whether its memory is one that other processes can map: as torch has it, but here it always is.
+    /// Whether its memory can be mapped by other processes: always true. (torch has tensors that cannot.)
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.any.is_shared()
-    }
-
-    /// A view of `len` elements of a dimension, from `start` on.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPart`].
-    pub fn narrow(&self, dimension: usize, start: usize, len: usize) -> Result<Self, MemoryError> {
-        self.any.narrow(dimension, start, len).map(Self::over)
-    }
-
-    /// A view of every `step`th element of a range of a dimension.
-    ///
-    /// ```
-    /// use phalanx::Tensor;
-    /// let tensor = Tensor::from_slice(&[0, 1, 2, 3, 4, 5], &[6])?;
-    /// assert_eq!(tensor.slice(0, 1.., 2)?.to_vec(), [1, 3, 5]);
-    /// # Ok::<(), phalanx::MemoryError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPart`], also when the step is zero.
-    pub fn slice(
-        &self,
-        dimension: usize,
-        range: impl RangeBounds<usize>,
-        step: usize,
-    ) -> Result<Self, MemoryError> {
-        self.any.slice(dimension, range, step).map(Self::over)
-    }
-
-    /// A view of one element of a dimension, which the view does not have.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPart`].
-    pub fn select(&self, dimension: usize, index: usize) -> Result<Self, MemoryError> {
-        self.any.select(dimension, index).map(Self::over)
-    }
-
-    /// A view in which two dimensions have changed places.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPart`] when there is no such dimension.
-    pub fn transpose(&self, one: usize, other: usize) -> Result<Self, MemoryError> {
-        self.any.transpose(one, other).map(Self::over)
-    }
-
-    /// A view of the same elements, in the same order, with another shape.
-    ///
-    /// # Errors
-    /// [`MemoryError::LengthMismatch`] when that shape has not as many elements, [`MemoryError::NotContiguous`] when a
-    /// copy would be needed: [`contiguous`](Self::contiguous) makes one.
-    pub fn reshape(&self, shape: &[usize]) -> Result<Self, MemoryError> {
-        self.any.reshape(shape).map(Self::over)
-    }
-
-    /// This tensor if its elements lie one after the other, else a copy in which they do.
-    ///
-    /// # Errors
-    /// As [`zeros`](Self::zeros).
-    pub fn contiguous(&self) -> Result<Self, MemoryError> {
-        self.any.contiguous().map(Self::over)
     }
 }
 
 impl DynTensor {
     /// The same tensor with its element type known to the compiler.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// let any = Tensor::from_slice(&[1_i64, 2], &[2])?.into_dyn();
+    /// assert!(any.typed::<i64>().is_ok() && any.typed::<f64>().is_err());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::WrongType`] when it is another.

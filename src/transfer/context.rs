@@ -1,9 +1,9 @@
-//! How memory leaves and enters a process beside serialised bytes.
+//! The context of a value that is being serialised or deserialised: its attachments, in a table of the thread.
 //!
-//! While a value is serialised its storages are collected in a table, and the bytes carry the numbers of *grants*: parts
-//! of segments. The segments and the grants travel beside the bytes, in the library's own records, and are put into a
-//! table on the other side. So a value's own `Deserialize` can name a grant, but not make one: that no part of a shard
-//! is reached twice does not hang on what it reads.
+//! While a value is serialised its storages are collected in the table, and the bytes carry the numbers of *grants*: parts
+//! of segments. Segments and grants travel beside the bytes, in the library's own records, and fill the table of the
+//! receiver. So a type's own `Deserialize` can name a grant, but not make one: whatever bytes it reads, it cannot reach
+//! a shard twice, or memory that was not sent.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,13 +19,13 @@ use crate::memory::segment::Segment;
 use crate::memory::storage::{Loan, Storage};
 use crate::sys::fd::Owner;
 
-/// What is in a message, and only one process can have. When this is dropped without having been kept, it can be used here
-/// again.
+/// Something in a message that only one process can have. When this is dropped without [`keep`](Self::keep), the message was
+/// not delivered, and the sender can use the thing again.
 pub(crate) trait Claim: fmt::Debug + Send {
-    /// What it is, for an error.
+    /// What kind of thing it is, for an error.
     fn noun(&self) -> &'static str;
 
-    /// The message was delivered: it is gone from here for good.
+    /// The message was delivered: the thing is gone from the sender for good.
     fn keep(self: Box<Self>);
 }
 
@@ -34,11 +34,11 @@ pub(crate) trait Claim: fmt::Debug + Send {
 pub(crate) struct Attachments {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) grants: Vec<Grant>,
-    /// None is there twice.
+    /// Each descriptor once, also when the value has clones of it.
     pub(crate) descriptors: Vec<Descriptor>,
-    /// What only one process can have. Until it is [delivered](Self::deliver) this can come back.
+    /// The things that only one process can have: they come back unless they are [delivered](Self::deliver).
     claims: Vec<Box<dyn Claim>>,
-    /// What its receivers may write to as long as they live.
+    /// The storages to which the receivers may write as long as they live.
     loans: Vec<Loan>,
 }
 
@@ -47,26 +47,26 @@ impl Attachments {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
 
-    /// What it has that only one process may get, if it has such a thing.
+    /// What kind of thing it has that only one process may get, if there is one.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
         self.claims.first().map(|claim| claim.noun())
     }
 
-    /// Says that it has arrived, or may have: what only one process can have is gone from here. Returns what is lent until
-    /// the receivers have ended.
+    /// Notes that it has arrived, or may have: exclusive things are gone from here for good. Returns the loans, to be dropped
+    /// when the receivers have ended.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.claims.drain(..).for_each(Claim::keep);
         std::mem::take(&mut self.loans)
     }
 }
 
-/// What is being sent.
+/// The attachments of the value that is being serialised.
 #[derive(Default)]
 struct Sending {
     attachments: Attachments,
-    /// Where in the attachments a segment is, by its address: the attachments keeps it there.
+    /// The number of each segment in the attachments, by its address: they hold it, so that no other gets that address.
     segments: HashMap<*const Segment, u32>,
-    /// Likewise.
+    /// Likewise, of each descriptor.
     descriptors: HashMap<*const Owner, u32>,
     parts: HashMap<Part, u32>,
 }
@@ -101,7 +101,7 @@ impl Sending {
     }
 }
 
-/// Mostly there is nothing in it, and queues need one for each message: it is small, and filled when it must be.
+/// Most messages have no attachments, and each message needs a table: it is one pointer, allocated when it is first used.
 enum Table {
     Sending(Option<Box<Sending>>),
     Receiving(Option<Box<Received>>),
@@ -111,7 +111,7 @@ thread_local! {
     static TABLE: RefCell<Option<Table>> = const { RefCell::new(None) };
 }
 
-/// Runs `serialise`, and returns with its result what is to travel beside it.
+/// Runs `serialise`; returns its result, and the attachments of what it has serialised.
 pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Attachments) {
     let (result, table) = with_table(Table::Sending(None), serialise);
     match table {
@@ -120,7 +120,7 @@ pub(crate) fn collect<T>(serialise: impl FnOnce() -> T) -> (T, Attachments) {
     }
 }
 
-/// Runs `deserialise`, which finds what has arrived beside its bytes. What is left of that comes back.
+/// Runs `deserialise`, which finds `received`; returns its result, and what is left.
 pub(crate) fn provide<T>(received: Received, deserialise: impl FnOnce() -> T) -> (T, Received) {
     let received = (!received.is_empty()).then(|| Box::new(received));
     let (result, table) = with_table(Table::Receiving(received), deserialise);
@@ -136,7 +136,8 @@ fn with_table<T>(table: Table, run: impl FnOnce() -> T) -> (T, Option<Table>) {
     (result, TABLE.replace(before.0.take().flatten()))
 }
 
-/// Puts the table of an outer call back when the user's serde code panics.
+/// Puts the table of an outer call back, also when a type's own serde code panics. (A type may serialise another value while it is
+/// serialised itself.)
 struct Restore(Option<Option<Table>>);
 
 impl Drop for Restore {
@@ -220,27 +221,27 @@ fn sending<T>(put: impl FnOnce(&mut Sending) -> Result<T, &'static str>) -> Resu
     })
 }
 
-/// Whether a message is being read: what a handle would be taken for outside of one makes no sense to anybody.
+/// Refuses outside of a message. Asked before a handle is read, so that the error names the reason, and not a field.
 pub(crate) fn check_receiving() -> Result<(), String> {
     receiving(|_| Ok(()))
 }
 
-/// The storage of that grant.
+/// The storage of a grant.
 pub(crate) fn receive(number: u32) -> Result<Storage, String> {
     receiving(|received| received.open_shared(number))
 }
 
-/// The shard of that grant, once.
+/// The shard of a grant, once.
 pub(crate) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
     receiving(|received| received.take_exclusive(number))
 }
 
-/// The descriptor of that number; the same each time it is asked for.
+/// The descriptor of a number; the same one at each call.
 pub(crate) fn receive_descriptor(number: u32) -> Result<Descriptor, String> {
     receiving(|received| received.share_descriptor(number))
 }
 
-/// The descriptor of that number, once, and not when it was received otherwise.
+/// The descriptor of a number, once, and only if [`receive_descriptor`] has not returned it.
 pub(crate) fn receive_sole_descriptor(number: u32) -> Result<Descriptor, String> {
     receiving(|received| received.take_descriptor(number))
 }
@@ -252,7 +253,7 @@ fn receiving<T>(take: impl FnOnce(&mut Received) -> Result<T, String>) -> Result
     })
 }
 
-/// What a attachments is on the other side, when it did not have to travel.
+/// Attachments as if they had travelled.
 #[cfg(test)]
 pub(crate) fn arrive(attachments: &Attachments) -> Received {
     let open = |segment: &Arc<Segment>| ReceivedSegment::Descriptor(segment.open().unwrap());

@@ -1,31 +1,31 @@
-//! What a value may do with memory that travels beside it.
+//! Grants: which part of a segment a received value may use, and whether alone.
 
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::DType;
 
-/// What storages of records have for the size of an element, which no tensor has.
+/// The element size of storages that hold a record. No tensor has it, so that no tensor can lie over a record.
 pub(super) const RECORD_UNIT: u8 = 0x80;
-/// To what a storage is aligned at the least, so that it fits any element.
+/// Every storage is aligned to this many bytes at least, and so to any element.
 pub(crate) const MAX_ALIGN: usize = 8;
 
 /// A part of a segment of the same message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Part {
-    /// Which segment. `None`: no bytes.
+    /// The number of the segment in the message; `None`: the part has no bytes.
     pub(super) segment: Option<u32>,
     pub(super) offset: usize,
     pub(super) len: usize,
-    /// Bytes of an element of the tensors over it.
+    /// Bytes of an element of the tensors over it; 0: not fixed.
     pub(super) unit: u8,
 }
 
-/// What may be done with a part.
+/// How a part may be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Grant {
-    /// Everybody who has it may read and write.
+    /// All its holders may read and write.
     Shared(Part),
-    /// Only who takes it may.
+    /// One holder at a time: a shard.
     Exclusive(Part, Cut),
 }
 
@@ -36,7 +36,8 @@ pub(crate) struct Cut {
     pub(crate) shape: Vec<usize>,
     pub(crate) index: usize,
     pub(crate) of: usize,
-    /// Of the whole tensor: its storage's place in the segment, its first element in that, its shape.
+    /// Of the whole tensor: its storage's offset in the segment and length, both in bytes; the number of its first element in the
+    /// storage; its shape.
     pub(crate) store_offset: usize,
     pub(crate) store_len: usize,
     pub(crate) start: usize,
@@ -44,7 +45,7 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// Where the whole begins in the segment. (A sum that overflows is that of no shard.)
+    /// The byte of the segment at which the whole tensor begins. (Hostile numbers may overflow: the wrapped sum matches no shard.)
     pub(crate) fn whole_at(&self) -> usize {
         self.store_offset.wrapping_add(self.start.wrapping_mul(self.dtype.size()))
     }
@@ -53,7 +54,7 @@ impl Cut {
         *self == Self { shape: self.shape.clone(), index: self.index, ..other.clone() }
     }
 
-    /// To what its bytes must be aligned.
+    /// The alignment of its elements, in bytes.
     pub(super) fn align(&self) -> usize {
         self.dtype.size()
     }

@@ -1,5 +1,5 @@
-//! What has arrived beside the bytes of a value, and what has become of it. Whatever a value's `Deserialize` asks for is
-//! checked here.
+//! What has arrived beside the bytes of a value. Nothing is taken on trust: each grant and descriptor is checked when a type's
+//! `Deserialize` asks for it.
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -11,14 +11,14 @@ use crate::memory::descriptor::Descriptor;
 use crate::memory::segment::Segment;
 use crate::memory::storage::Storage;
 
-/// A segment on its way in.
+/// A segment that was sent, before and after it is mapped.
 #[derive(Debug)]
 pub(crate) enum ReceivedSegment {
     Descriptor(OwnedFd),
     /// The path of a named file, in the directory that the launcher and its workers share.
     Name(String),
     Mapped(Arc<Segment>),
-    /// It could not be mapped, or did not arrive.
+    /// It could not be mapped, or did not arrive, for this reason.
     Broken(String),
 }
 
@@ -30,25 +30,25 @@ pub(crate) struct Received {
     descriptors: Vec<ReceivedDescriptor>,
 }
 
-/// A grant, and what has become of it.
+/// A grant, and the storage that was opened by it.
 #[derive(Debug)]
 struct ReceivedGrant {
     grant: Grant,
-    /// The same tensor twice is the same storage.
+    /// A second request for a shared grant gets the same storage.
     opened: Option<Storage>,
-    /// An exclusive one is there once.
+    /// An exclusive grant can be taken once.
     taken: bool,
 }
 
-/// A descriptor, and what has become of it.
+/// A descriptor, and who has it.
 #[derive(Debug)]
 enum ReceivedDescriptor {
     Waiting(OwnedFd),
-    /// The same descriptor twice is the same here too.
+    /// A second request gets the same descriptor.
     Shared(Descriptor),
-    /// By somebody who has it alone.
+    /// Taken by a value that has it alone.
     Taken,
-    /// It did not arrive.
+    /// It did not arrive, for this reason.
     Lost(String),
 }
 
@@ -57,7 +57,7 @@ impl Received {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
 
-    /// `descriptors`: each, or why it did not arrive.
+    /// `descriptors`: each one, or why it did not arrive.
     pub(crate) fn new(
         segments: Vec<ReceivedSegment>,
         grants: Vec<Grant>,
@@ -94,7 +94,7 @@ impl Received {
         }
     }
 
-    /// The memory of a part, which is held against the size of its segment.
+    /// The memory of a part, once its bounds are checked against the size of its segment.
     fn storage(&mut self, part: Part, align: usize, shared: bool) -> Result<Storage, String> {
         let Part { segment, offset, len, unit } = part;
         if !matches!(unit, 1 | 2 | 4 | 8 | RECORD_UNIT) {
@@ -143,7 +143,7 @@ impl Received {
         incoming.ok_or_else(|| format!("grant {number} of {count} does not exist"))
     }
 
-    /// The descriptor of that number, the same each time.
+    /// The descriptor of a number; the same one at each call.
     pub(super) fn share_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
         let slot = self.slot(number)?;
         let descriptor = match mem::replace(slot, ReceivedDescriptor::Taken) {
@@ -155,7 +155,7 @@ impl Received {
         Ok(descriptor)
     }
 
-    /// The descriptor of that number, once.
+    /// The descriptor of a number, once.
     pub(super) fn take_descriptor(&mut self, number: u32) -> Result<Descriptor, String> {
         let slot = self.slot(number)?;
         match mem::replace(slot, ReceivedDescriptor::Taken) {
@@ -172,7 +172,7 @@ impl Received {
 }
 
 impl ReceivedDescriptor {
-    /// Puts back what it was; says why it is not to be had.
+    /// Puts back the state before the request; returns why the request is refused.
     fn refuse(&mut self, before: Self) -> String {
         *self = before;
         match self {

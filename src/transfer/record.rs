@@ -1,4 +1,4 @@
-//! Records of atomics in record memory, with room beside them: what locks and queues are made of.
+//! Records of atomics in shared memory, with room behind them: locks and queues are made of them.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -16,24 +16,25 @@ use crate::sys::cells::Cells;
 use crate::sys::map::SharedMap;
 pub(crate) use crate::sys::robust::Keeper;
 
-/// The first bytes say what the record is; it begins at the next cache line.
+/// Bytes of the header, which has the type tag. The record begins at the next cache line.
 const HEADER: usize = 64;
 
-/// A record, and bytes behind it. Clones, and what arrives in another process, are the same memory.
+/// A record in shared memory, and bytes behind it. Clones, and what arrives in another process, are the same memory.
 pub(crate) struct Record<C> {
     storage: Storage,
     cells: PhantomData<fn() -> C>,
 }
 
-/// What a record is: two that differ are not taken for each other. The same in all processes of one executable.
+/// The type of a record, as a number in its header: a record is not taken for one of another type. It is the same in all
+/// processes of one executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TypeTag(u64);
 
 impl TypeTag {
-    /// Of a kind of record that has values of type `T` with it.
+    /// The tag of a kind of record that carries values of type `T`.
     pub(crate) fn of<T>(kind: &str) -> Self {
         let bytes = kind.bytes().chain([0]).chain(std::any::type_name::<T>().bytes());
-        // FNV-1a.
+        // FNV-1a: no secret, only a name in 64 bits.
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         }))
@@ -41,8 +42,8 @@ impl TypeTag {
 }
 
 impl<C: Cells> Record<C> {
-    /// Makes a record of zeros with `room` bytes of zeros behind it. It has no name, whatever the strategy, so that nobody
-    /// can cut it short.
+    /// Makes a record of zeros with `room` bytes of zeros behind it. It is a memfd of sealed size, whatever the strategy: a named
+    /// file could be truncated, and an access to a lock would raise SIGBUS.
     pub(crate) fn new(tag: TypeTag, room: usize) -> Result<Self, MemoryError> {
         let bytes = (HEADER + size_of::<C>()).checked_add(room);
         let bytes = bytes.ok_or(MemoryError::TooLarge { shape: vec![room], element: 1 })?;
@@ -54,7 +55,7 @@ impl<C: Cells> Record<C> {
         Ok(record)
     }
 
-    /// The map, and where in it the header begins.
+    /// The map, and the offset of the header in it.
     #[inline]
     fn place(&self) -> (&SharedMap, usize) {
         self.storage.bytes().expect("a record has bytes")
@@ -66,19 +67,19 @@ impl<C: Cells> Record<C> {
         map.cells(at + HEADER)
     }
 
-    /// The map, and where in it the room behind the record begins, at a cache line.
+    /// The map, and the offset of the room behind the record in it.
     #[inline]
     pub(crate) fn room(&self) -> (&SharedMap, usize) {
         let (map, at) = self.place();
         (map, at + HEADER + size_of::<C>())
     }
 
-    /// How many bytes of room there are.
+    /// Bytes of the room behind the record.
     pub(crate) fn room_len(&self) -> usize {
         self.storage.len() - HEADER - size_of::<C>()
     }
 
-    /// A record in the room, `offset` bytes from its begin.
+    /// A record that lies in the room, `offset` bytes from its beginning.
     #[inline]
     pub(crate) fn beside<D: Cells>(&self, offset: usize) -> &D {
         let (map, at) = self.room();
@@ -95,10 +96,10 @@ impl<C: Cells> Record<C> {
         Keeper::Lender(self.storage.keeper())
     }
 
-    /// Takes over what another process has sent.
+    /// Receives a record that another process has sent.
     ///
     /// # Errors
-    /// When it is no such record, or has less room behind it.
+    /// When it is a record of another type or no record, or has less room behind it.
     pub(crate) fn receive(Handle(grant): Handle, tag: TypeTag, room: usize) -> Result<Self, String> {
         let storage = context::receive(grant)?;
         storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;

@@ -1,4 +1,5 @@
-//! A word that all workers of a context see, by which their launcher ends their waiting when one of them has failed.
+//! The abort word: shared memory by which a launcher ends all waits of its workers when one of them has failed
+//! (`Options::abort_on_failure`).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,19 +12,19 @@ use crate::sys::global::Global;
 use crate::sys::map::SharedMap;
 use crate::sys::{futex, memfd};
 
-/// The word of this process, if it is a worker that has one.
+/// The abort word of this process, if it is a worker that has one.
 static OWN: Global<Abort> = Global::new();
 
 const SIZE: usize = 64;
-/// Not yet.
+/// Nothing has failed yet.
 const NOTHING: u32 = 0;
-/// A teardown for which no rank is to blame. Anything else is a rank and one.
+/// The program ends its workers. Any other value is the failed rank plus one.
 const NOBODY: u32 = u32::MAX;
 
-/// Who failed; `None`: the program ends its workers.
+/// The rank that failed; `None`: the program ends its workers.
 pub(crate) type Blame = Option<usize>;
 
-/// The word, and a descriptor that is readable when it has been said.
+/// The word, and an eventfd that is readable once the word is set.
 #[derive(Debug)]
 pub(crate) struct Abort {
     map: SharedMap,
@@ -49,12 +50,12 @@ impl Abort {
         Ok(Self { map, memory: memory.into(), event: EventFd::from_descriptor(event.into()) })
     }
 
-    /// What a worker inherits.
+    /// The descriptors that a worker inherits.
     pub(crate) fn descriptors(&self) -> [&Descriptor; 2] {
         [&self.memory, self.event.descriptor()]
     }
 
-    /// Under which numbers.
+    /// Their numbers.
     pub(crate) fn numbers(&self) -> [RawFd; 2] {
         self.descriptors().map(|descriptor| descriptor.as_fd().as_raw_fd())
     }
@@ -63,7 +64,7 @@ impl Abort {
         self.map.u32(0)
     }
 
-    /// Ends all waiting of the workers. What is said first stays.
+    /// Ends all waits of the workers. The first call decides who is to blame.
     pub(crate) fn say(&self, blame: Blame) {
         let word = blame.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(NOBODY);
         if self.word().compare_exchange(NOTHING, word, Release, Acquire).is_ok() {
@@ -73,28 +74,28 @@ impl Abort {
     }
 }
 
-/// Takes over, in a worker, what its launcher has made.
+/// Adopts, in a worker, the word of its launcher.
 pub(crate) fn take_on(memory: OwnedFd, event: OwnedFd) -> io::Result<()> {
     OWN.set(Box::leak(Box::new(Abort::open(memory, event)?)));
     Ok(())
 }
 
-/// Forgets, in a worker that was forked, the word of its parent, which may be a worker too.
+/// Forgets, in a forked worker, the word of its parent, which may be a worker itself.
 pub(crate) fn forget() {
     OWN.clear();
 }
 
-/// The word of this process, which is as returned here until there is something to be told.
+/// The word of this process, and the value that it has until it is set: what a waiter sleeps on.
 pub(crate) fn word() -> Option<(&'static AtomicU32, u32)> {
     OWN.get().map(|abort| (abort.word(), NOTHING))
 }
 
-/// A descriptor that is readable when there is something to be told.
+/// The eventfd that is readable once the word is set.
 pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
     OWN.get().map(|abort| abort.event.as_fd())
 }
 
-/// Whether this worker's waiting is to end, and who is to blame.
+/// Who is to blame, once this worker's waits are to end.
 pub(crate) fn told() -> Option<Blame> {
     match OWN.get()?.word().load(Acquire) {
         NOTHING => None,

@@ -1,4 +1,4 @@
-//! Values to bytes and back, with shared memory riding beside them.
+//! Values to bytes and attachments, and back.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,7 +7,7 @@ use crate::encoding;
 use crate::transfer::context::{self, Attachments};
 use crate::transfer::received::Received;
 
-/// A value as bytes, and what goes beside them.
+/// A value as bytes, and what travels beside them.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     pub(crate) bytes: Vec<u8>,
@@ -17,12 +17,12 @@ pub(crate) struct Encoded {
 /// Serialises a value with its tensors.
 ///
 /// # Errors
-/// What the value's type, or serde, says; with the field.
+/// The words of the value's type, or of serde, with the field.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
     encode_into(value, Vec::new())
 }
 
-/// As [`encode`], into a buffer that may have been used before.
+/// As [`encode`], into a buffer that is reused.
 pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
     buffer.clear();
     let (bytes, attachments) = context::collect(|| encoding::write_into(buffer, value));
@@ -35,24 +35,24 @@ pub(crate) fn encode_plain<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     encoding::write(value).map_err(|error| error.of_type::<T>())
 }
 
-/// Deserialises a value that has nothing beside it.
+/// Deserialises a value without attachments.
 pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     decode(bytes, Received::default()).0
 }
 
-/// Deserialises a value, whose tensors are found in `received`; what is left of those comes back.
+/// Deserialises a value, which finds its tensors in `received`; returns what is left of that too.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], received: Received) -> (Result<T, String>, Received) {
     let (value, rest) = context::provide(received, || encoding::read(bytes));
     (value.map_err(|error| error.of_type::<T>()), rest)
 }
 
-/// A header, for what follows it: its length (8 bytes, little-endian), and itself.
+/// A header: its length (8 bytes, little-endian), then its bytes.
 pub(crate) fn with_header<T: Serialize>(header: &T) -> Result<Vec<u8>, String> {
     let header = encode_plain(header)?;
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
 }
 
-/// Reads such a header; says where what follows it begins.
+/// Reads such a header; returns the offset of what follows it too.
 pub(crate) fn read_header<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), String> {
     let cut_short = || "it is cut short".to_owned();
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(cut_short)?;

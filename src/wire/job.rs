@@ -18,12 +18,12 @@ use crate::sys::memfd;
 use crate::transfer::context::Attachments;
 use crate::transfer::received::Received;
 
-/// A job ready to be inherited, and the memory that goes with it.
+/// A job ready to be inherited, with the attachments of its arguments.
 #[derive(Debug)]
 pub(crate) struct JobFile {
     fd: OwnedFd,
     attachments: Attachments,
-    /// What goes with the arguments.
+    /// The descriptors of the arguments, and those of the group.
     beside: Vec<Descriptor>,
 }
 
@@ -48,7 +48,7 @@ impl JobFile {
         Ok(Self { fd, attachments, beside })
     }
 
-    /// With the memory in which its worker enters itself, and with what it is told of failures by.
+    /// Adds the roster, in which its worker enters itself, and the abort word.
     pub(crate) fn with_crew(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
         let of_abort = abort.into_iter().flat_map(Abort::descriptors);
         self.beside.extend(of_abort.chain([roster.descriptor()]).cloned());
@@ -60,19 +60,19 @@ impl JobFile {
         std::iter::once(self.fd.as_fd()).chain(self.beside.iter().map(AsFd::as_fd))
     }
 
-    /// Puts the memory that has names where a worker looks for it.
+    /// Links the named memory of the arguments into a worker's directory.
     pub(crate) fn link_into(&self, worker_dir: &WorkerDir) -> io::Result<()> {
         let numbered = self.attachments.segments.iter().enumerate();
         let mut named = numbered.filter(|(_, segment)| matches!(segment.transport(), Transport::Name));
         named.try_for_each(|(number, segment)| segment.link(&worker_dir.argument(number)))
     }
 
-    /// What its arguments have that only one worker may get.
+    /// What kind of thing its arguments have that only one worker may get.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
         self.attachments.exclusive()
     }
 
-    /// Says that a worker has been started with it; returns what is lent, the first time.
+    /// Notes that a worker has been started with it; returns the loans, at the first call.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.attachments.deliver()
     }
@@ -112,7 +112,8 @@ impl OpenJob {
         process_dir: Option<&ProcessDir>,
         adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Received> {
-        // The arguments cannot be read without one that was not inherited: that is refused here, with the system's words.
+        // A descriptor that was not inherited is an error of the start, with the words of the system: the function would
+        // otherwise fail in its arguments, and look guilty.
         let mut refused = None;
         let take = |number| adopt(number).map_err(|error| refused.insert(error).to_string());
         let received = self
@@ -122,7 +123,7 @@ impl OpenJob {
         refused.map_or(Ok(received), Err)
     }
 
-    /// All descriptors that came with it.
+    /// The numbers of all descriptors that came with it.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_abort = self.job.abort.into_iter().flatten();
         let of_place = self.job.process_dir.iter().map(|(raw, _)| *raw);

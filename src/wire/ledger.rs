@@ -1,5 +1,5 @@
-//! The ledger of workers that the fork server has started: a memfd in which it writes how each one ended, since only the
-//! server can reap them. And the gate before which they wait until the launcher watches all of them.
+//! The ledger of the fork server's workers: a memfd in which the server writes how each one ended, since only their parent can
+//! reap them. Its first word is the gate, at which the workers wait until the launcher watches all of them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::sys::{futex, memfd};
 const GATE: usize = 0;
 const HEADER: usize = 64;
 const RECORD: usize = 64;
-/// How often a worker before the gate asks whether the server lives, of whose end a futex does not tell.
+/// How often a worker at the gate looks whether the server lives: a futex does not report its death.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 // Of a record.
@@ -41,7 +41,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Makes one, and a descriptor to hand on.
+    /// Makes one, and the descriptor to send.
     pub(crate) fn new(ranks: usize) -> io::Result<(Self, OwnedFd)> {
         let fd = memfd::create("phalanx-ledger", size_for(ranks)? as u64)?;
         memfd::seal_size(fd.as_fd())?;
@@ -63,12 +63,12 @@ impl Ledger {
         futex::wake_all(self.map.u32(GATE));
     }
 
-    /// Waits until the gate is open; false when who would open it is gone, of which `is_served` tells.
+    /// Waits until the gate is open; false when `is_served` says that the process that would open it is gone.
     pub(crate) fn await_gate(&self, is_served: impl Fn() -> bool) -> io::Result<bool> {
         let gate = self.map.u32(GATE);
         while gate.load(Acquire) == 0 {
             if !is_served() {
-                // It may have been opened before that.
+                // The launcher may have opened the gate before it died.
                 return Ok(gate.load(Acquire) != 0);
             }
             futex::wait(gate, 0, Moment::now().checked_add(LOOK_AROUND))?;
@@ -76,7 +76,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Writes how a worker ended; `None`: nobody knows.
+    /// Writes how a worker ended; `None`: its status is lost.
     pub(crate) fn record(&self, rank: usize, exit: Option<Exit>) {
         let Some(at) = self.place(rank) else { return };
         let (kind, number) = match exit.map(|exit| exit.status) {
@@ -97,7 +97,7 @@ impl Ledger {
         futex::wake_all(self.map.u32(at + STATE));
     }
 
-    /// How a worker ended, as soon as that is written; `None` when it is not until `deadline`.
+    /// Waits until the end of a worker is written; `None` when `deadline` passes before.
     pub(crate) fn await_record(&self, rank: usize, deadline: Moment) -> io::Result<Option<Option<Exit>>> {
         let Some(at) = self.place(rank) else { return Ok(Some(None)) };
         let state = self.map.u32(at + STATE);

@@ -46,9 +46,10 @@ impl AsFd for WorkersEnd {
 /// Also when that has happened already.
 pub(crate) fn hold(end: OwnedFd) -> io::Result<()> {
     fd::signal_on_hangup(end.as_fd(), Signal::KILL)?;
-    // In this order the launcher cannot be gone unnoticed in between.
+    // The signal is armed first, then the state is read: a launcher that dies before that is seen by the read, one that dies
+    // later by the signal.
     let gone = wait_readable(end.as_fd(), Some(Moment::now()))?;
-    // It stays open until the process ends.
+    // Leaked on purpose: the end must stay open until the process ends.
     std::mem::forget(end);
     if gone { Err(io::Error::other("the launcher was gone before the start")) } else { Ok(()) }
 }

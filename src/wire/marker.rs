@@ -1,4 +1,4 @@
-//! The line by which a worker knows that it is one.
+//! The marker: the environment variable by which a process knows that it is a worker.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -18,7 +18,7 @@ pub(crate) struct Marker {
     pub(crate) death_signal: Option<Signal>,
     /// The number of this worker's directory in the launcher's directory of named memory.
     pub(crate) worker_dir: Option<u64>,
-    /// Our end of the lifeline, of those that are to be killed when the launcher ends.
+    /// The worker's end of the lifeline, if the worker is to be killed when its launcher ends.
     pub(crate) lifeline: Option<RawFd>,
 }
 

@@ -1,4 +1,4 @@
-//! The vocabulary between a launcher and its workers.
+//! The header of a job.
 
 use std::os::fd::RawFd;
 
@@ -11,9 +11,9 @@ use crate::memory::strategy::Choice;
 /// What a worker is to do. Its arguments follow it as bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// Which build the offset below belongs to.
+    /// The identity of the executable that the offset below belongs to.
     pub(crate) image: Vec<u8>,
-    /// Where the entry lies in the executable.
+    /// The offset of the entry from the load address.
     pub(crate) entry: u64,
     /// The function's name, to be compared with the entry's.
     pub(crate) function: String,
@@ -24,15 +24,15 @@ pub(crate) struct Job {
     /// The launcher's directory of named memory, if it has one: the directory of its tree of processes, inherited, and the
     /// launcher's path in it.
     pub(crate) process_dir: Option<(RawFd, String)>,
-    /// Where the descriptors of the result go, inherited.
+    /// The socket for the descriptors of the result, inherited.
     pub(crate) result_channel: RawFd,
-    /// Where the worker asks to be guarded, inherited.
+    /// The socket by which the worker asks for a guardian, inherited.
     pub(crate) guards: Option<RawFd>,
-    /// By what it is told to wait no longer, inherited: the memory and the event of an `Abort`.
+    /// The memory and the eventfd of an `Abort`, inherited.
     pub(crate) abort: Option<[RawFd; 2]>,
-    /// Which process has which rank, inherited: the memory of a `Roster`.
+    /// The memory of a `Roster`, inherited.
     pub(crate) roster: RawFd,
     pub(crate) setup: Setup,
-    /// What goes with the arguments. Descriptors are inherited ones.
+    /// The manifest of the arguments. Its descriptors are inherited.
     pub(crate) manifest: Manifest,
 }

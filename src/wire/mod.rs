@@ -2,9 +2,9 @@
 //!
 //! - `names`: environment variables, exit codes, the protocol version
 //! - `marker`: the line by which a worker knows that it is one
-//! - `message`: the vocabulary
+//! - `message`: the header of a job
 //! - `abort`: a word by which a launcher ends its workers' waiting
-//! - `codec`: values to bytes and back, with storages riding beside them
+//! - `codec`: values to bytes and attachments, and back
 //! - `job`: a job in a sealed memfd
 //! - `lifecycle`: pure: the states of a worker
 //! - `lifeline`: the second way in which a worker dies with its launcher

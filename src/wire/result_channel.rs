@@ -1,8 +1,9 @@
-//! Results with memory beside them: a worker sends the descriptors through a socket that all workers of a context share,
-//! or puts names where the launcher looks, and writes the bytes into its report slot after that.
+//! The result channel: a socket that all workers of a context share, for the descriptors of their results. A worker sends the
+//! descriptors, or links its named memory into a directory that the launcher reads, and then writes the bytes of the result into its
+//! report slot.
 //!
-//! What was sent is in the socket when its sender is dead. The launcher takes it out whenever it looks at its workers, so
-//! that none of them waits for room in it for long.
+//! What a worker has sent stays in the socket when the worker is dead. The launcher receives it whenever it looks at its workers,
+//! so that none of them waits for room for long.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,9 +22,9 @@ use crate::sys::socket::{MAX_DESCRIPTORS, Message, Socket};
 #[derive(Debug)]
 pub(crate) struct ResultChannel {
     receiver: Socket,
-    /// What the workers inherit; kept here too, so that the receiver never comes to an end.
+    /// The end that workers inherit. It stays open here, so that the receiver never sees the end of the stream.
     sender: Socket,
-    /// By rank.
+    /// The descriptors of each rank.
     arrived: HashMap<u64, Vec<OwnedFd>>,
 }
 
@@ -33,25 +34,25 @@ impl ResultChannel {
         Ok(Self { receiver, sender, arrived: HashMap::new() })
     }
 
-    /// The number under which a worker inherits its end.
+    /// The number of the end that workers inherit.
     pub(crate) fn number(&self) -> RawFd {
         self.sender.as_fd().as_raw_fd()
     }
 
-    /// What a worker inherits.
+    /// The end that workers inherit.
     pub(crate) fn sender(&self) -> BorrowedFd<'_> {
         self.sender.as_fd()
     }
 
-    /// Takes out all that is there, without waiting.
+    /// Receives all that is there, without waiting.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
         while wait_readable(self.receiver.as_fd(), Some(Moment::now()))? {
-            // What there is no room for would be lost.
+            // The kernel drops the descriptors for which there is no room (MSG_CTRUNC).
             limits::make_room_for_descriptors(MAX_DESCRIPTORS);
             match self.receiver.try_receive() {
                 Ok(Some(message)) => self.keep(message),
                 Ok(None) => break,
-                // Not from a worker of ours: some child of theirs that has the descriptor.
+                // No message of a worker: a child of one has the socket too, and may send anything.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {}
                 Err(error) => return Err(error),
@@ -64,7 +65,7 @@ impl ResultChannel {
         self.arrived.entry(u64::from_ne_bytes(bytes)).or_default().extend(descriptors);
     }
 
-    /// What a rank has sent.
+    /// The descriptors that a rank has sent.
     pub(crate) fn take(&mut self, rank: usize) -> Vec<OwnedFd> {
         self.arrived.remove(&(rank as u64)).unwrap_or_default()
     }
@@ -77,7 +78,7 @@ impl AsFd for ResultChannel {
     }
 }
 
-/// Sends what goes beside the bytes of a rank's result; returns what goes into the report slot.
+/// Sends the attachments of a rank's result; returns the body of its report.
 pub(crate) fn send(
     rank: usize,
     result: Encoded,
@@ -95,12 +96,12 @@ pub(crate) fn send(
     if outgoing.manifest().count() > 0 {
         outgoing.send(sender, &(rank as u64).to_ne_bytes(), None).map_err(failed)?;
     }
-    // This process ends with its result: nobody here asks for what it has lent.
+    // This process ends with its result, so that nothing here is frozen or divided while the loans last.
     outgoing.deliver();
     Ok([header, bytes].concat())
 }
 
-/// What a result says of the memory beside it, and where its bytes begin.
+/// The manifest of a result, and the offset of its bytes.
 pub(crate) fn open(body: &[u8]) -> Result<(Manifest, usize), String> {
     codec::read_header(body)
 }

@@ -1,4 +1,4 @@
-//! Which process has which rank: memory that a launcher shares with its workers, in which each worker enters its process.
+//! The roster: which process has which rank. It is memory that a launcher shares with its workers; each worker enters its pid.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -11,9 +11,9 @@ use crate::sys::global::Global;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
 
-/// That of the context which this process is a worker of.
+/// The roster of the context of which this process is a worker.
 static OWN: Global<List> = Global::new();
-/// Those of the contexts which this process has started.
+/// The rosters of the contexts that this process has started.
 static STARTED: RwLock<Vec<Weak<Roster>>> = RwLock::new(Vec::new());
 
 /// A pid is a word: first the launcher's, then one for each rank, 0 until the worker has entered it.
@@ -26,7 +26,7 @@ struct List {
     ranks: usize,
 }
 
-/// That of a launcher, with the memory that its workers inherit.
+/// A launcher's roster, with the memfd that its workers inherit.
 #[derive(Debug)]
 pub(crate) struct Roster {
     list: List,
@@ -47,12 +47,12 @@ impl Roster {
         Ok(roster)
     }
 
-    /// What a worker inherits.
+    /// The descriptor that a worker inherits.
     pub(crate) fn descriptor(&self) -> &Descriptor {
         &self.memory
     }
 
-    /// Under which number.
+    /// Its number.
     pub(crate) fn number(&self) -> RawFd {
         self.memory.as_fd().as_raw_fd()
     }
@@ -81,7 +81,7 @@ impl List {
     }
 }
 
-/// Takes over, in a worker, what its launcher has made, and enters this process.
+/// Adopts, in a worker, its launcher's roster, and enters this process.
 pub(crate) fn take_on(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     let list = Box::leak(Box::new(List::open(memory)?));
     if rank < list.ranks {
@@ -91,10 +91,10 @@ pub(crate) fn take_on(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets, in a worker that was forked, what its parent knew.
+/// Forgets, in a forked worker, the rosters of its parent.
 pub(crate) fn forget() {
     OWN.clear();
-    // Nobody else can have the lock for long: a process that forks workers has one thread.
+    // The lock was free when this process was forked: a process that forks workers has one thread.
     if let Ok(mut started) = STARTED.try_write() {
         started.clear();
     }
@@ -104,7 +104,7 @@ pub(crate) fn forget() {
 pub(crate) fn peer(pid: u32) -> Peer {
     let own = OWN.get().and_then(|list| list.peer(pid));
     own.or_else(|| {
-        // Not waited for: in a fork it may be held by a thread that is not there.
+        // try_lock: in a fork of the user's the lock may be held for ever, by a thread that exists only in the parent.
         let started = STARTED.try_read().ok()?;
         started.iter().filter_map(Weak::upgrade).find_map(|roster| roster.list.peer(pid))
     })

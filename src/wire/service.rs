@@ -1,4 +1,4 @@
-//! What the launcher and its fork server say to each other, each message with descriptors beside it.
+//! The protocol between a launcher and its fork server. Each message has descriptors beside it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::sys::limits::Limits;
 use crate::sys::standing::{Difference, Standing};
 use crate::sys::thread_state::ThreadState;
 
-/// The line by which a process knows that it is a fork server.
+/// The marker of a fork server, as [`Marker`](super::marker::Marker) is of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ServerMarker {
     /// The process that must be our parent.
     pub(crate) launcher: u32,
-    /// Where its requests come.
+    /// The socket of its requests.
     pub(crate) requests: RawFd,
-    /// Where workers that it starts itself ask to be guarded.
+    /// The socket by which workers of `Spawn` and `Fork` ask for a guardian.
     pub(crate) guards: RawFd,
 }
 
@@ -46,7 +46,7 @@ impl FromStr for ServerMarker {
     }
 }
 
-/// What the launcher asks.
+/// A request of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request<'a> {
     /// To run a function once, before the first fork: the offset of its entry, and its name.
@@ -100,18 +100,18 @@ pub(crate) struct Peer {
     pub(crate) sees_server: bool,
 }
 
-/// What the server answers to a [`Request`].
+/// The server's answer to a [`Request`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reply {
     /// The workers that were forked, whose pidfds come beside, in order.
     pub(crate) pids: Vec<u32>,
     /// The most memory that the server has had resident: a worker's count begins with it.
     pub(crate) rss_kib: u64,
-    /// Why that is not all that was asked for.
+    /// Why fewer were forked than asked for.
     pub(crate) trouble: Option<Trouble>,
 }
 
-/// Why the server did not do what it was asked.
+/// Why the server refused a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Trouble {
     /// The preload function failed.
@@ -122,11 +122,11 @@ pub(crate) enum Trouble {
     Threads(usize),
     /// The system refused, with this errno.
     System { step: Step, errno: i32 },
-    /// What it was sent made no sense.
+    /// The request was damaged.
     Confused(String),
 }
 
-/// What the server was doing when the system refused.
+/// The step of the server in which a system call failed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Step {
     TakeOnSurroundings,

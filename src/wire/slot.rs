@@ -1,9 +1,9 @@
-//! The report slot: a memfd that a worker fills and the launcher reads when the worker has ended; before that it
-//! only asks whether the report is whole.
+//! The report slot: a memfd that a worker fills, and that the launcher reads when the worker has ended. Before that the launcher
+//! only looks whether the report is whole.
 //!
-//! A page of fixed fields, which the worker has mapped, so that even a signal handler can write them; seven pages
-//! for the worker's list of modules; then the body: a result or an error. The launcher only ever reads it by
-//! pread(2): whatever a worker did to it, that cannot hurt.
+//! It has a page of fixed fields, which the worker has mapped, so that even a signal handler can write them; seven pages for the
+//! worker's list of modules; then the body, a result or an error. The launcher never maps it: it reads by pread(2), so that a
+//! worker that changes or truncates its slot causes an error in the launcher, and no signal.
 
 use std::fs::File;
 use std::io;
@@ -48,9 +48,9 @@ const BODY: usize = MODULES + MODULES_MAX;
 pub(crate) struct ModuleList(Vec<u8>);
 
 impl ModuleList {
-    /// As many as there is room for, from the first.
+    /// The first modules, as many as there is room for.
     pub(crate) fn of(modules: &[Module]) -> Self {
-        /// More than the number of modules takes, which is written before them.
+        /// Bytes for the number of modules, which is written before them: more than it takes.
         const NUMBER: usize = 16;
         let mut room = MODULES_MAX - NUMBER;
         let fits = |module: &&Module| {
@@ -62,14 +62,14 @@ impl ModuleList {
         Self(codec::encode_plain(&fitting).unwrap_or_default())
     }
 
-    /// A module without the names of its fields, which is read as one all the same.
+    /// A module as a sequence: without the names of its fields, which would take room, it is read as the same struct.
     fn record(module: &Module) -> impl Serialize {
         let Module { name, build_id, bias, start, end } = module;
         (name, build_id, bias, start, end)
     }
 }
 
-/// The worker's end. A process that the user's function forked has a copy of it, which writes nothing.
+/// The worker's end. In a process that the user's function forks, its copy writes nothing.
 #[derive(Debug)]
 pub(crate) struct SlotWriter {
     map: SharedMap,
@@ -108,13 +108,13 @@ impl SlotWriter {
         self.map.u32(STATE).store(next as u32, Release);
     }
 
-    /// Leaves the list of modules for who reads a crash.
+    /// Writes the list of modules, by which the launcher names the frames of a crash.
     pub(crate) fn set_modules(&self, modules: &ModuleList) {
         self.map.write(MODULES, &modules.0, 1);
         self.map.u32(MODULES_LEN).store(modules.0.len() as u32, Release);
     }
 
-    /// Leaves last words for the case that no report follows.
+    /// Writes a note, which is shown if no report follows.
     pub(crate) fn set_note(&self, note: &str) {
         if !self.is_own() {
             return;
@@ -124,18 +124,18 @@ impl SlotWriter {
         self.map.u32(NOTE_LEN).store(bytes.len() as u32, Release);
     }
 
-    /// Stamps the moment of failure, unless that was done already. Async-signal-safe.
+    /// Stamps the moment of failure. The first stamp stays. Async-signal-safe.
     pub(crate) fn set_failed_at(&self, moment: Moment) {
         if !self.is_own() {
             return;
         }
+        // An exchange, no store: the main thread and the exit hook may both stamp.
         let _ = self.map.u64(FAILED_AT).compare_exchange(0, moment.as_nanos(), Release, Relaxed);
     }
 
-    /// Claims the record of a fatal signal for the thread of this number. The first that is met has it; another is
-    /// told who. Async-signal-safe.
-    pub(crate) fn claim_fault(&self, thread: u32) -> Result<(), u32> {
-        self.map.u32(FAULT_CLAIM).compare_exchange(0, thread, Relaxed, Relaxed).map(drop)
+    /// Claims the record of a fatal signal for the thread `tid`, or returns the tid that has it. Async-signal-safe.
+    pub(crate) fn claim_fault(&self, tid: u32) -> Result<(), u32> {
+        self.map.u32(FAULT_CLAIM).compare_exchange(0, tid, Relaxed, Relaxed).map(drop)
     }
 
     /// Records a fatal signal. Async-signal-safe.
@@ -157,7 +157,7 @@ impl SlotWriter {
         true
     }
 
-    /// Writes the body, then says by `state` that it is whole.
+    /// Writes the body, then enters `state`, which says that the body is whole.
     ///
     /// # Errors
     /// When there is no room, or the user's function has closed the slot's descriptor.
@@ -168,6 +168,7 @@ impl SlotWriter {
         if memfd::identity(self.file.as_fd())?.0 != self.identity {
             return Err(io::Error::other("its descriptor was closed, and its number is another file's"));
         }
+        // A write beyond RLIMIT_FSIZE raises SIGXFSZ, which kills: the limit is read first.
         memfd::check_file_size((BODY + body.len()) as u64)?;
         self.file.write_all_at(body, BODY as u64)?;
         self.map.u64(BODY_LEN).store(body.len() as u64, Relaxed);
@@ -185,7 +186,7 @@ pub(crate) struct Slot {
     worker_dir: Option<WorkerDir>,
 }
 
-/// What the fixed fields of a slot say.
+/// The fixed fields of a slot.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     pub(crate) state: State,
@@ -196,7 +197,7 @@ pub(crate) struct Account {
     body_len: u64,
 }
 
-/// What a worker's signal handler left.
+/// The record of a fatal signal, which the worker's handler wrote.
 #[derive(Clone, Debug)]
 pub(crate) struct FaultRecord {
     pub(crate) signal: Signal,
@@ -255,8 +256,9 @@ impl Slot {
         })
     }
 
-    /// Reads the body that `account` tells of.
+    /// Reads the body, of the length that `account` has.
     pub(crate) fn body(&self, account: &Account) -> Result<Vec<u8>, String> {
+        // The length is the worker's word: it is held against the size of the file before so much memory is asked for.
         let room = self.file.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
         if account.body_len > room {
             return Err(format!("{} bytes were announced, but only {room} are there", account.body_len));
