@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::rank::RankOptions;
+use super::rank::{RankOptions, check_environment};
 use crate::error::Error;
 use crate::start::StartMethod;
 use crate::sys::limits;
 use crate::sys::signal::Signal;
-use crate::wire::names::{SERVER, WORKER};
 use crate::worker::WorkerInfo;
 use crate::worker::entry::{self, Entry};
 
@@ -259,27 +258,10 @@ impl Options {
 /// Of fewer workers nobody asks whether this machine can have them, which takes its time.
 const MANY: usize = 1000;
 
-/// What is wrong with a change of the environment, if something is.
-pub(super) fn check_environment(changes: &[(String, String)]) -> Result<(), String> {
-    let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
-    for (key, value) in changes {
-        let reason = if bad_key(key) {
-            "an environment variable's name must not be empty, nor have '=' or NUL in it"
-        } else if value.contains('\0') {
-            "an environment variable's value must not have NUL in it"
-        } else if key == WORKER || key == SERVER {
-            "this environment variable is the library's own"
-        } else {
-            continue;
-        };
-        return Err(format!("env({key:?}, {value:?}): {reason}"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::names::{SERVER, WORKER};
 
     #[test]
     fn check_refuses_what_cannot_be_passed_on() {

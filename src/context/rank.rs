@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::options::check_environment;
 use crate::error::Error;
 use crate::sys::affinity::Affinity;
 use crate::sys::{fd, memfd};
+use crate::wire::names::{SERVER, WORKER};
 use crate::wire::setup::{OutputPath, RankSetup};
 
 /// What one rank has of its own: see [`Options::rank_options`](crate::Options::rank_options).
@@ -141,6 +141,24 @@ fn make(path: &Path) -> io::Result<Option<(u64, u64)>> {
     use std::os::fd::AsFd;
     let file = fd::open_to_append(path, false)?;
     Ok(memfd::identity(file.as_fd()).ok().map(|(identity, _)| identity))
+}
+
+/// What is wrong with a change of the environment, if something is.
+pub(super) fn check_environment(changes: &[(String, String)]) -> Result<(), String> {
+    let bad_key = |key: &str| key.is_empty() || key.contains(['=', '\0']);
+    for (key, value) in changes {
+        let reason = if bad_key(key) {
+            "an environment variable's name must not be empty, nor have '=' or NUL in it"
+        } else if value.contains('\0') {
+            "an environment variable's value must not have NUL in it"
+        } else if key == WORKER || key == SERVER {
+            "this environment variable is the library's own"
+        } else {
+            continue;
+        };
+        return Err(format!("env({key:?}, {value:?}): {reason}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

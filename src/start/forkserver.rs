@@ -14,6 +14,7 @@ use crate::error::{Error, RaisedError, with_limit};
 use crate::supervise::child::{Child, Served};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
+use crate::sys::forks::Here;
 use crate::sys::image::Image;
 use crate::sys::process;
 use crate::sys::signal::Signal;
@@ -49,7 +50,7 @@ pub struct ForkServer;
 #[derive(Debug)]
 struct Link {
     /// The process that has started it: a fork of that has a copy of this, but must not use it.
-    owner: u32,
+    owner: Here,
     pid: u32,
     pidfd: Arc<OwnedFd>,
     requests: Socket,
@@ -137,7 +138,7 @@ fn connected(known: &mut Option<Link>) -> Result<&mut Link, Error> {
     if !known.as_ref().is_some_and(Link::is_usable) {
         match known.take() {
             // Of a fork's parent: its numbers may be another's by now.
-            Some(link) if link.owner != std::process::id() => std::mem::forget(link),
+            Some(link) if !link.owner.is_now() => std::mem::forget(link),
             // It is reaped by this.
             dead => drop(dead),
         }
@@ -168,9 +169,8 @@ impl Link {
         };
         let (requests, theirs) = Socket::pair().map_err(failed("socketpair"))?;
         let (guards, guards_out) = Socket::pair().map_err(failed("socketpair"))?;
-        let owner = std::process::id();
         let marker = ServerMarker {
-            launcher: owner,
+            launcher: std::process::id(),
             requests: theirs.as_fd().as_raw_fd(),
             guards: guards.as_fd().as_raw_fd(),
         };
@@ -183,12 +183,12 @@ impl Link {
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
         let (guards, given_up) = (Arc::new(guards), Cell::new(false));
         let is_open = surroundings::peer(pid).is_some_and(|peer| peer.sees_server);
-        Ok(Self { owner, pid, pidfd, requests, guards, given_up, is_open })
+        Ok(Self { owner: Here::now(), pid, pidfd, requests, guards, given_up, is_open })
     }
 
     fn is_usable(&self) -> bool {
         let ended = wait_readable(self.pidfd.as_fd(), Some(Moment::now())).unwrap_or(true);
-        self.owner == std::process::id() && !ended && !self.given_up.get()
+        self.owner.is_now() && !ended && !self.given_up.get()
     }
 
     /// Has it run the preload function, for which there is no time limit.
@@ -308,7 +308,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         // Of a fork of its launcher it is no child.
-        if self.owner == std::process::id() {
+        if self.owner.is_now() {
             // For what was not sent there is no use in waiting. One that ended before has nothing to be sent.
             let sent = process::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
             let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };

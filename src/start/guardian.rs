@@ -2,11 +2,12 @@
 //! have asked for it, when the launcher is gone.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::server::{complain, is_readable};
+use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
+use crate::sys::epoll::wait_readable;
 use crate::sys::group::HeldGroup;
 use crate::sys::socket::{Message, Socket};
 use crate::sys::{limits, process};
@@ -117,6 +118,16 @@ impl Guarded {
             }
         }
     }
+}
+
+/// Reports what no answer can: on stderr.
+pub(super) fn complain(what: &str) {
+    let _ = writeln!(io::stderr(), "phalanx: {what}");
+}
+
+/// Whether the process of a pidfd has ended.
+pub(super) fn is_readable(pidfd: &OwnedFd) -> bool {
+    wait_readable(pidfd.as_fd(), Some(Moment::now())).unwrap_or(true)
 }
 
 #[cfg(test)]

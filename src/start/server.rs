@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::guardian::Guardian;
+use super::guardian::{Guardian, complain, is_readable};
 use super::surroundings;
 use crate::error::Raised;
 use crate::sys::clock::Moment;
-use crate::sys::epoll::{Epoll, wait_readable};
+use crate::sys::epoll::Epoll;
 use crate::sys::fd::{self, Inherited};
 use crate::sys::image::Image;
 use crate::sys::process::{self, ForkError, SingleThread};
@@ -63,11 +63,6 @@ pub(crate) fn run(marker: &ServerMarker) -> ! {
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "this is where the server ends")]
 fn leave(code: i32) -> ! {
     std::process::exit(code)
-}
-
-/// Nobody is waiting for an answer who could be told.
-pub(super) fn complain(what: &str) {
-    let _ = writeln!(io::stderr(), "phalanx: {what}");
 }
 
 struct Server {
@@ -245,11 +240,6 @@ impl Server {
         }
         Ok(())
     }
-}
-
-/// Whether the process of a pidfd has ended.
-pub(super) fn is_readable(pidfd: &OwnedFd) -> bool {
-    wait_readable(pidfd.as_fd(), Some(Moment::now())).unwrap_or(true)
 }
 
 impl Reply {

@@ -21,8 +21,9 @@ pub(crate) enum Inherited {
     ThroughFork,
 }
 
-/// How many forks of workers came before something. Each has closed the descriptors that the process had of which it is a
-/// fork: their numbers are nobody's since then, or another's.
+/// How many forks of *workers* came before something. Each of them has closed the descriptors of its parent, whose numbers are
+/// free since then, or belong to other files. This is no [`Here`](super::forks::Here): a fork that the program makes itself keeps
+/// its descriptors, and goes on to use and to close them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(u32);
 
