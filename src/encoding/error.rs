@@ -2,8 +2,6 @@
 
 use std::fmt::{self, Display};
 
-use super::input::key_text;
-
 /// What serde or a type said, and the way to the field that it was said of, which is only put together when there is an error.
 #[derive(Debug)]
 pub(crate) struct Error(Box<Told>);
@@ -20,13 +18,6 @@ pub(super) enum Step {
     Field(String),
     Item(usize),
     Key(String),
-}
-
-impl Step {
-    /// The key that begins these bytes.
-    pub(super) fn key(bytes: &[u8]) -> Self {
-        Self::Key(key_text(bytes))
-    }
 }
 
 impl Error {

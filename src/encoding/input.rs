@@ -2,7 +2,7 @@
 
 use serde::de::Error as _;
 
-use super::error::Error;
+use super::error::{Error, Step};
 use super::{END_OF_NAMES, LONGEST_KNOWN, tag};
 
 /// The names that a type expects.
@@ -167,8 +167,15 @@ impl<'de> Reader<'de> {
     }
 }
 
-/// What the key of a map is, for an error.
-pub(super) fn key_text(bytes: &[u8]) -> String {
+impl Step {
+    /// The key that begins these bytes.
+    pub(super) fn key(bytes: &[u8]) -> Self {
+        Self::Key(key_text(bytes))
+    }
+}
+
+/// The key of a map as text, for an error.
+fn key_text(bytes: &[u8]) -> String {
     let mut reader = Reader::new(bytes);
     match reader.value_tag() {
         Ok(tag::STR) => reader.text().map(|text| format!("{text:?}")),

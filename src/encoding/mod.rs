@@ -17,6 +17,7 @@ mod parts;
 mod ser;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -82,7 +83,7 @@ pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> 
 
 /// As [`write`], after what is in a buffer.
 pub(crate) fn write_into<T: Serialize + ?Sized>(buffer: Vec<u8>, value: &T) -> Result<Vec<u8>, Error> {
-    let mut writer = ser::Writer::new(buffer);
+    let mut writer = writer::Writer::new(buffer);
     value.serialize(&mut writer)?;
     Ok(writer.into_bytes())
 }

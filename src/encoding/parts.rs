@@ -3,7 +3,7 @@
 use serde::ser::{self, Serialize};
 
 use super::error::{Error, Step};
-use super::ser::{Writer, varint};
+use super::writer::{Writer, varint};
 use super::{END_OF_NAMES, tag};
 
 /// Writes the parts of a value. How many there are is what comes, not what a type said before.

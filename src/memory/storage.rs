@@ -210,7 +210,7 @@ impl Storage {
     }
 
     /// Keeps its memory mapped as long as it lives.
-    pub(crate) fn keeper(&self) -> Arc<dyn Any + Send + Sync> {
+    pub(crate) fn map_pin(&self) -> Arc<dyn Any + Send + Sync> {
         self.0.clone()
     }
 

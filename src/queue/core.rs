@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::beside::Beside;
 use super::error::{CUT_OFF, MOST, QueueError};
+use super::fd_channel::FdChannel;
 use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
 use super::side::Side;
@@ -21,15 +21,15 @@ use crate::memory::descriptor::Descriptor;
 use crate::sync::nap::Nap;
 use crate::sync::patience::Patience;
 use crate::sync::word::Word;
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
 use crate::sys::limits::with_room;
 use crate::sys::robust::RobustWord;
 use crate::transfer::record::{self, Record, TypeTag};
 
-cells! {
-    pub(super) struct QueueCells {
+atomic_record! {
+    pub(super) struct QueueFields {
         put: Side,
         pub(super) get: Side,
         /// A producer's, who waits for room.
@@ -54,12 +54,12 @@ cells! {
 /// A handle to a queue of values of some type.
 #[derive(Debug)]
 pub(super) struct Core {
-    shared: Record<QueueCells>,
+    shared: Record<QueueFields>,
     /// Of the ring, as they were when this handle was made: they do not change.
     size: usize,
     most: u32,
     /// Where the descriptors go.
-    pub(super) beside: Beside,
+    pub(super) fd_channel: FdChannel,
     /// Tells who waits for other things too.
     event: EventFd<Descriptor>,
 }
@@ -79,15 +79,15 @@ const NOT_PUT: &str = "nobody put a value into the empty queue";
 impl Core {
     pub(super) fn new(kind: TypeTag, most: u32) -> Result<Self, QueueError> {
         let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
-        let shared = Record::<QueueCells>::new(kind, size)?;
-        shared.cells().most.store(most, Relaxed);
+        let shared = Record::<QueueFields>::new(kind, size)?;
+        shared.fields().most.store(most, Relaxed);
         let event = with_room(EventFd::new).map_err(QueueError::system("make a queue's event (eventfd)"))?;
         let event = EventFd::from_descriptor(event.into_descriptor().into());
-        Ok(Self { shared, size, most, beside: Beside::new()?, event })
+        Ok(Self { shared, size, most, fd_channel: FdChannel::new()?, event })
     }
 
-    pub(super) fn cells(&self) -> &QueueCells {
-        self.shared.cells()
+    pub(super) fn fields(&self) -> &QueueFields {
+        self.shared.fields()
     }
 
     pub(super) fn ring(&self) -> Ring<'_> {
@@ -102,12 +102,12 @@ impl Core {
 
     /// How far consumers and producers are.
     fn positions(&self) -> (Position, Position) {
-        let cells = self.cells();
-        let mut head = cells.get.at.load(Acquire);
+        let fields = self.fields();
+        let mut head = fields.get.at.load(Acquire);
         loop {
-            let tail = cells.put.at.load(Acquire);
+            let tail = fields.put.at.load(Acquire);
             // What is put after the one was asked and before the other would be too much.
-            let now = cells.get.at.load(Acquire);
+            let now = fields.get.at.load(Acquire);
             if now == head {
                 return (Position::from_word(head), Position::from_word(tail));
             }
@@ -130,20 +130,20 @@ impl Core {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.cells().closed.load(Acquire) != 0
+        self.fields().closed.load(Acquire) != 0
     }
 
     /// Whether its descriptors are there: in a worker that has it only by its fork these are closed, or another's.
     #[inline]
     fn check_here(&self) -> Result<(), QueueError> {
-        if self.beside.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
+        if self.fd_channel.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
     }
 
     /// Nothing can be put any more; who waits is told.
     pub(super) fn close(&self) -> Result<(), QueueError> {
         self.check_here()?;
         // In one step for both sides.
-        futex::set_and_wake_all(&self.cells().closed)
+        futex::set_and_wake_all(&self.fields().closed)
             .map_err(QueueError::system("close a queue (FUTEX_WAKE_OP)"))?;
         self.ring_event(true);
         Ok(())
@@ -152,23 +152,23 @@ impl Core {
     /// Puts a message, for whose room it waits.
     pub(super) fn put(&self, mut message: Outgoing, patience: &Patience) -> Result<(), QueueError> {
         self.check_here()?;
-        let cells = self.cells();
+        let fields = self.fields();
         let header = message.header();
         let has_room = || {
             let (head, tail) = self.positions();
             self.is_closed() || self.ring().fits(head, tail, header)
         };
-        let inside = cells.put.enter(&cells.no_room, patience, || !has_room());
+        let inside = fields.put.enter(&fields.no_room, patience, || !has_room());
         let producer =
-            || cells.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
+            || fields.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
         let tail = self.await_room(header, patience)?;
-        if message.has_cargo() {
+        if message.has_attachments() {
             self.send_beside(&mut message, tail, patience)?;
         }
         self.ring().write(tail, message.header(), message.bytes());
         let end = tail.after(header).to_word();
-        cells.no_message.tell(|| cells.put.at.swap(end, AcqRel));
+        fields.no_message.tell(|| fields.put.at.swap(end, AcqRel));
         drop(inside);
         message.deliver();
         self.ring_event(false);
@@ -177,18 +177,18 @@ impl Core {
 
     /// Waits, inside the gate, until there is room; returns where.
     fn await_room(&self, header: Header, patience: &Patience) -> Result<Position, QueueError> {
-        let (cells, ring) = (self.cells(), self.ring());
-        let tail = Position::from_word(cells.put.at.load(Relaxed));
+        let (fields, ring) = (self.fields(), self.ring());
+        let tail = Position::from_word(fields.put.at.load(Relaxed));
         if self.is_closed() {
             return Err(QueueError::Closed);
         }
-        let known = Position::from_word(cells.put.other.load(Relaxed));
+        let known = Position::from_word(fields.put.other.load(Relaxed));
         if ring.check(known, tail).is_ok() && ring.fits(known, tail, header) {
             return Ok(tail);
         }
         let look = || {
-            let head = cells.get.at.load(Acquire);
-            cells.put.other.store(head, Relaxed);
+            let head = fields.get.at.load(Acquire);
+            fields.put.other.store(head, Relaxed);
             let head = Position::from_word(head);
             match ring.check(head, tail) {
                 _ if self.is_closed() => Some(Err(QueueError::Closed)),
@@ -196,7 +196,7 @@ impl Core {
                 Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
             }
         };
-        cells.no_room.until(patience, &cells.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
+        fields.no_room.until(patience, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
     }
 
     /// Takes the next message, for which it waits.
@@ -211,11 +211,11 @@ impl Core {
         taking: impl FnOnce(),
     ) -> Result<Incoming, QueueError> {
         self.check_here()?;
-        let cells = self.cells();
+        let fields = self.fields();
         let is_empty = || self.len() == 0 && !self.is_closed();
-        let inside = cells.get.enter(&cells.no_message, patience, is_empty);
+        let inside = fields.get.enter(&fields.no_message, patience, is_empty);
         let consumer =
-            || cells.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
+            || fields.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
         let (head, tail) = self.await_message(patience)?;
         let header = self.ring().header(head, tail)?;
@@ -227,10 +227,10 @@ impl Core {
         self.ring().read(head, header, &mut bytes);
         taking();
         let end = head.after(header).to_word();
-        cells.no_room.tell(|| cells.get.at.swap(end, AcqRel));
+        fields.no_room.tell(|| fields.get.at.swap(end, AcqRel));
         let descriptors = match header.place {
             Place::Ring => Ok(Vec::new()),
-            Place::Beside | Place::Memfd => self.beside.take(header.ticket),
+            Place::Beside | Place::Memfd => self.fd_channel.take(header.ticket),
         };
         drop(receiving);
         drop(inside);
@@ -239,20 +239,20 @@ impl Core {
 
     /// Waits, inside the gate, until there is a message; returns where it begins, and where the last one ends.
     fn await_message(&self, patience: &Patience) -> Result<(Position, Position), QueueError> {
-        let cells = self.cells();
-        let head = Position::from_word(cells.get.at.load(Relaxed));
-        let known = Position::from_word(cells.get.other.load(Relaxed));
+        let fields = self.fields();
+        let head = Position::from_word(fields.get.at.load(Relaxed));
+        let known = Position::from_word(fields.get.other.load(Relaxed));
         if known.messages != head.messages {
             return Ok((head, known));
         }
         let look = || {
             let is_closed = self.is_closed();
-            let tail = cells.put.at.load(Acquire);
-            cells.get.other.store(tail, Relaxed);
+            let tail = fields.put.at.load(Acquire);
+            fields.get.other.store(tail, Relaxed);
             let tail = Position::from_word(tail);
             if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
         };
-        match cells.no_message.until(patience, &cells.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
+        match fields.no_message.until(patience, &fields.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
             Some(tail) => Ok((head, tail)),
             None => self.await_last(head, patience),
         }
@@ -260,29 +260,30 @@ impl Core {
 
     /// It was closed, but who was inside to put something may not have finished.
     fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
-        let cells = self.cells();
-        let producer = || cells.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
-        let inside = cells.put.enter(&cells.no_room, patience, || false);
+        let fields = self.fields();
+        let producer =
+            || fields.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
+        let inside = fields.put.enter(&fields.no_room, patience, || false);
         drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
-        let tail = Position::from_word(cells.put.at.load(Acquire));
+        let tail = Position::from_word(fields.put.at.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
     }
 
     /// Rings, after the barrier of a call, if somebody waits by the event and it was not rung for that.
     #[inline]
     fn ring_event(&self, always: bool) {
-        let cells = self.cells();
-        let watch = cells.watches.load(Relaxed);
-        if watch != cells.rung.load(Relaxed) || always {
+        let fields = self.fields();
+        let watch = fields.watches.load(Relaxed);
+        if watch != fields.rung.load(Relaxed) || always {
             self.event.ring();
-            cells.rung.store(watch, Relaxed);
+            fields.rung.store(watch, Relaxed);
         }
     }
 
     /// Begins to wait by the event; says whether there is something now, or will be nothing any more. Each message after
     /// that rings, until there was one.
     pub(super) fn watch(&self) -> bool {
-        self.cells().watches.fetch_add(1, SeqCst);
+        self.fields().watches.fetch_add(1, SeqCst);
         AtomicU32::barrier_after_change();
         self.len() > 0 || self.is_closed()
     }
@@ -307,14 +308,14 @@ impl Core {
 #[derive(Serialize, Deserialize)]
 struct Handle<S, B> {
     shared: S,
-    beside: B,
+    fd_channel: B,
     event: Descriptor,
 }
 
 impl Serialize for Core {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
-        let Self { shared, size: _, most: _, beside, event } = self;
-        Handle { shared, beside, event: event.descriptor().clone() }.serialize(serializer)
+        let Self { shared, size: _, most: _, fd_channel, event } = self;
+        Handle { shared, fd_channel, event: event.descriptor().clone() }.serialize(serializer)
     }
 }
 
@@ -323,15 +324,15 @@ impl Core {
         kind: TypeTag,
         deserializer: D,
     ) -> Result<Self, D::Error> {
-        let handle = Handle::<record::Handle, Beside>::deserialize(deserializer)?;
-        let Handle { shared, beside, event } = handle;
-        let shared = Record::<QueueCells>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
-        let (size, most) = (shared.room_len(), shared.cells().most.load(Relaxed));
+        let handle = Handle::<record::Handle, FdChannel>::deserialize(deserializer)?;
+        let Handle { shared, fd_channel, event } = handle;
+        let shared = Record::<QueueFields>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
+        let (size, most) = (shared.room_len(), shared.fields().most.load(Relaxed));
         if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
             let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
             return Err(D::Error::custom(reason));
         }
-        Ok(Self { shared, size, most, beside, event: EventFd::from_descriptor(event) })
+        Ok(Self { shared, size, most, fd_channel, event: EventFd::from_descriptor(event) })
     }
 }
 
@@ -353,7 +354,7 @@ mod tests {
     fn positions_that_cannot_be_are_told() {
         let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
         for word in [1_u64, 1 << 40, u64::MAX] {
-            core.cells().put.at.store(word, Relaxed);
+            core.fields().put.at.store(word, Relaxed);
             let put = core.put(message(&tensor), &Patience::None);
             let got = core.get(&Patience::None);
             assert!(matches!(put, Err(QueueError::Corrupt { .. } | QueueError::Full)), "{word}: {put:?}");
@@ -371,8 +372,8 @@ mod tests {
             let core = Core::new(TypeTag::of::<u8>("test"), most).unwrap();
             let (messages, bytes) = (u32::MAX - 7, 0_u32.wrapping_sub(40_000) & !7);
             let start = (u64::from(messages) << 32) | u64::from(bytes);
-            let cells = core.cells();
-            for at in [&cells.put.at, &cells.put.other, &cells.get.at, &cells.get.other] {
+            let fields = core.fields();
+            for at in [&fields.put.at, &fields.put.other, &fields.get.at, &fields.get.other] {
                 at.store(start, Relaxed);
             }
             let limit = core.inline();
@@ -402,7 +403,7 @@ mod tests {
             });
             futex::tests::await_asleep(&tid);
             // As one that dies then: it has not rung.
-            futex::set_and_wake_all(&core.cells().closed).unwrap();
+            futex::set_and_wake_all(&core.fields().closed).unwrap();
             assert!(matches!(consumer.join().unwrap(), Err(QueueError::Closed)));
         });
     }

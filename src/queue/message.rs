@@ -22,11 +22,11 @@ pub(super) struct Outgoing {
     /// What goes into the ring, in whole words.
     bytes: Vec<u8>,
     /// What goes beside it.
-    cargo: Option<Box<Cargo>>,
+    attached: Option<Box<Attached>>,
 }
 
 #[derive(Debug)]
-struct Cargo {
+struct Attached {
     attachments: OutgoingAttachments,
     /// All bytes, when they are too many for the ring.
     contents: Option<OwnedFd>,
@@ -45,20 +45,20 @@ impl Outgoing {
         let manifest =
             codec::with_header(attachments.manifest()).map_err(|reason| QueueError::Encode { reason })?;
         if manifest.len() + bytes.len() <= most {
-            let cargo = Some(Box::new(Cargo { attachments, contents: None }));
-            return Ok(Self::in_ring([manifest, bytes].concat(), Place::Beside, cargo));
+            let attached = Some(Box::new(Attached { attachments, contents: None }));
+            return Ok(Self::in_ring([manifest, bytes].concat(), Place::Beside, attached));
         }
         let seal = || memfd::sealed_with("phalanx-message", &[&manifest, &bytes]);
         let contents = with_room(seal).map_err(QueueError::system("make a memfd for a large message"))?;
-        let cargo = Some(Box::new(Cargo { attachments, contents: Some(contents) }));
-        Ok(Self::in_ring(Vec::new(), Place::Memfd, cargo))
+        let attached = Some(Box::new(Attached { attachments, contents: Some(contents) }));
+        Ok(Self::in_ring(Vec::new(), Place::Memfd, attached))
     }
 
-    fn in_ring(mut bytes: Vec<u8>, place: Place, cargo: Option<Box<Cargo>>) -> Self {
+    fn in_ring(mut bytes: Vec<u8>, place: Place, attached: Option<Box<Attached>>) -> Self {
         // No more than the ring's size, which is a u32.
         let header = Header { len: bytes.len() as u32, place, ticket: 0 };
         ring::pad(&mut bytes);
-        Self { header, bytes, cargo }
+        Self { header, bytes, attached }
     }
 
     pub(super) fn header(&self) -> Header {
@@ -70,27 +70,27 @@ impl Outgoing {
     }
 
     /// Whether descriptors have to be sent before it is put.
-    pub(super) fn has_cargo(&self) -> bool {
-        self.cargo.is_some()
+    pub(super) fn has_attachments(&self) -> bool {
+        self.attached.is_some()
     }
 
     /// Sends what goes beside it, with its ticket.
-    pub(super) fn try_send_cargo(
+    pub(super) fn try_send_attachments(
         &mut self,
         ticket: u32,
         socket: &Socket<impl AsFd>,
     ) -> std::io::Result<Attempt> {
         self.header.ticket = ticket;
-        let Some(cargo) = &mut self.cargo else { return Ok(Attempt::Sent) };
-        let Cargo { attachments, contents } = &mut **cargo;
+        let Some(attached) = &mut self.attached else { return Ok(Attempt::Sent) };
+        let Attached { attachments, contents } = &mut **attached;
         let contents: Option<BorrowedFd<'_>> = contents.as_ref().map(AsFd::as_fd);
         attachments.try_send(socket, &ticket.to_ne_bytes(), contents)
     }
 
     /// Says that it was put.
     pub(super) fn deliver(self) {
-        if let Some(cargo) = self.cargo {
-            cargo.attachments.deliver();
+        if let Some(attached) = self.attached {
+            attached.attachments.deliver();
         }
         ring::keep_buffer(self.bytes);
     }

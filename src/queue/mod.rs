@@ -7,7 +7,7 @@
 //! - `core`: what all of them are: a ring with a gate at either side, and a socket
 //! - `side`: the producers or the consumers, of whom one is in the gate
 //! - `ring`: messages one after the other in a ring of bytes
-//! - `beside`: what goes beside messages
+//! - `fd_channel`: what goes beside messages
 //! - `sending`: sending that, past what dead producers have left
 //! - `message`: a value on its way through
 //! - `hostile`: for tests: what lies in a ring, read as a message whatever it is
@@ -15,10 +15,10 @@
 //! - `pipe`: connections of two ends
 //! - `end`: one of these, which one process has at a time
 
-mod beside;
 mod core;
 mod end;
 mod error;
+mod fd_channel;
 mod fifo;
 #[cfg(any(test, fuzzing))]
 mod hostile;

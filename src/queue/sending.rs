@@ -9,7 +9,7 @@ use super::ring::{self, Position};
 use crate::sync::awaited::Awaited;
 use crate::sync::gate::{self, Inside};
 use crate::sync::patience::Patience;
-use crate::sys::robust::Keeper;
+use crate::sys::robust::MapPin;
 use crate::sys::socket::{Attempt, CROWDED_RETRY};
 
 /// What nobody did while a producer waited for room beside the ring.
@@ -23,14 +23,14 @@ impl Core {
         tail: Position,
         patience: &Patience,
     ) -> Result<(), QueueError> {
-        let cells = self.cells();
-        let ticket = cells.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
-        let mut attempt = self.beside.try_send(message, ticket)?;
+        let fields = self.fields();
+        let ticket = fields.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
+        let mut attempt = self.fd_channel.try_send(message, ticket)?;
         while attempt != Attempt::Sent {
             let receiving = self.enter_to_receive(patience, QueueError::Full)?;
-            let head = cells.get.at.load(Acquire);
-            self.beside.drop_orphans(self.ring().first_ticket(Position::from_word(head), tail)?)?;
-            attempt = self.beside.try_send(message, ticket)?;
+            let head = fields.get.at.load(Acquire);
+            self.fd_channel.drop_orphans(self.ring().first_ticket(Position::from_word(head), tail)?)?;
+            attempt = self.fd_channel.try_send(message, ticket)?;
             drop(receiving);
             match attempt {
                 Attempt::Sent => {}
@@ -45,13 +45,13 @@ impl Core {
 
     /// Waits, inside the producers' gate, until consumers are farther than `head`.
     fn await_taking(&self, head: u64, patience: &Patience) -> Result<(), QueueError> {
-        let cells = self.cells();
-        let look = || match cells.get.at.load(Acquire) == head {
+        let fields = self.fields();
+        let look = || match fields.get.at.load(Acquire) == head {
             _ if self.is_closed() => Some(Err(QueueError::Closed)),
             true => None,
             false => Some(Ok(())),
         };
-        cells.no_room.until(patience, &cells.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
+        fields.no_room.until(patience, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
     }
 
     /// Goes in where one receives from the socket, where nobody stays. `at_once`: the error of a call that does not wait.
@@ -60,7 +60,7 @@ impl Core {
         patience: &Patience,
         at_once: QueueError,
     ) -> Result<Inside<'_>, QueueError> {
-        let (gate, keep) = (&self.cells().receive, || Keeper::Owner);
+        let (gate, keep) = (&self.fields().receive, || MapPin::Owner);
         let entered = match patience {
             Patience::None => Inside::enter_soon(gate, keep, || false),
             _ => Inside::enter(gate, keep, patience),
@@ -94,8 +94,8 @@ mod tests {
     /// many as there is room for.
     fn leave_orphans(core: &Core, tensor: &Tensor<u8>) -> usize {
         let send = || {
-            let ticket = core.cells().ticket.fetch_add(1, Relaxed).wrapping_add(1);
-            core.beside.try_send(&mut message(tensor), ticket).unwrap()
+            let ticket = core.fields().ticket.fetch_add(1, Relaxed).wrapping_add(1);
+            core.fd_channel.try_send(&mut message(tensor), ticket).unwrap()
         };
         std::iter::repeat_with(send).take_while(|attempt| *attempt == Attempt::Sent).count()
     }

@@ -6,10 +6,10 @@ use crate::sync::awaited::Awaited;
 use crate::sync::gate::{self, Found, Inside};
 use crate::sync::nap::Nap;
 use crate::sync::patience::{Patience, Stop};
-use crate::sys::cells::cells;
-use crate::sys::robust::{Keeper, RobustWord};
+use crate::sys::atomic_record::atomic_record;
+use crate::sys::robust::{MapPin, RobustWord};
 
-cells! {
+atomic_record! {
     /// What the producers, or the consumers, share among themselves, mostly.
     pub(super) struct Side {
         pub(super) gate: RobustWord,
@@ -30,8 +30,8 @@ impl Side {
     ) -> Result<Inside<'_>, Stop> {
         let entered = match patience {
             Patience::None if is_hopeless() => Err(Stop::WouldBlock),
-            Patience::None => Inside::enter_soon(&self.gate, || Keeper::Owner, is_hopeless),
-            _ => Inside::enter(&self.gate, || Keeper::Owner, patience),
+            Patience::None => Inside::enter_soon(&self.gate, || MapPin::Owner, is_hopeless),
+            _ => Inside::enter(&self.gate, || MapPin::Owner, patience),
         };
         let (inside, found) = entered?;
         if let Found::Mess { .. } = found {

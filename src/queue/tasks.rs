@@ -17,12 +17,12 @@ use crate::sync::awaited::Awaited;
 use crate::sync::bell::Bell;
 use crate::sync::patience::{Patience, Stop};
 use crate::sync::{places, word};
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 use crate::transfer::record::{Handle, Record, TypeTag};
 
-cells! {
-    struct TaskCells {
+atomic_record! {
+    struct TaskFields {
         /// Counts the tasks that are done.
         done: Bell,
         /// How many places, from the first on, have ever been taken.
@@ -40,7 +40,7 @@ const KIND: &str = "tasks";
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub(super) struct Tasks {
-    shared: Record<TaskCells>,
+    shared: Record<TaskFields>,
 }
 
 impl Tasks {
@@ -49,8 +49,8 @@ impl Tasks {
         Ok(Self { shared })
     }
 
-    fn cells(&self) -> &TaskCells {
-        self.shared.cells()
+    fn fields(&self) -> &TaskFields {
+        self.shared.fields()
     }
 
     fn place(&self, number: usize) -> &RobustWord {
@@ -58,7 +58,7 @@ impl Tasks {
     }
 
     fn used(&self) -> impl Iterator<Item = &RobustWord> {
-        let used = (self.cells().used.load(Acquire) as usize).min(PLACES);
+        let used = (self.fields().used.load(Acquire) as usize).min(PLACES);
         (0..used).map(|number| self.place(number))
     }
 
@@ -78,7 +78,7 @@ impl Tasks {
                 return Ok(Some(Seat(self.place(number))));
             }
         }
-        self.cells().crowded.store(1, Release);
+        self.fields().crowded.store(1, Release);
         Ok(None)
     }
 
@@ -88,19 +88,19 @@ impl Tasks {
         if places::is_taken(place) || place.mark.load(Relaxed) > 0 {
             return Ok(false);
         }
-        match places::take(place, || self.shared.keeper()) {
+        match places::take(place, || self.shared.map_pin()) {
             // Another was faster.
             Err(Stop::WouldBlock) => return Ok(false),
             taken => taken?,
         }
-        self.cells().used.fetch_max(number as u32 + 1, AcqRel);
+        self.fields().used.fetch_max(number as u32 + 1, AcqRel);
         Ok(true)
     }
 
     /// Says that one more task is done.
     pub(super) fn task_done(&self, queue: &Core) -> Result<(), QueueError> {
         let (put, mut too_many) = (queue.put_count(), false);
-        self.cells().done.ring_if(|done| {
+        self.fields().done.ring_if(|done| {
             let next = |done: u32| (done != put).then(|| done.wrapping_add(1));
             match done.fetch_update(AcqRel, Relaxed, next) {
                 // Who joins is woken by the last one.
@@ -133,7 +133,7 @@ impl Tasks {
 
     /// How many tasks were put and are not done.
     pub(super) fn unfinished(&self, queue: &Core) -> u32 {
-        let done = self.cells().done.count();
+        let done = self.fields().done.count();
         queue.put_count().wrapping_sub(done)
     }
 
@@ -144,16 +144,16 @@ impl Tasks {
             let watched: Vec<_> = self.used().filter_map(places::watch).collect();
             let taken = queue.taken_count();
             let (held, dead) = self.hands();
-            let done = self.cells().done.count();
+            let done = self.fields().done.count();
             if queue.put_count() == done {
                 return Ok(());
             }
             let lost = taken.wrapping_sub(done).wrapping_sub(held).cast_signed();
-            if lost <= 0 || self.cells().crowded.load(Acquire) != 0 {
+            if lost <= 0 || self.fields().crowded.load(Acquire) != 0 {
                 // Not all that matters wakes it: who sits down from now on is not watched, one that was about to take a task when
                 // it was counted may hide a loss, and of several who join the one that a death wakes may be killed itself.
                 let moment = patience.for_a_moment();
-                let heard = self.cells().done.hear(done, &watched, &moment);
+                let heard = self.fields().done.hear(done, &watched, &moment);
                 heard.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, || self.holders()))?;
             } else if self.count_as_done(done, lost.cast_unsigned()) {
                 return Err(told(lost.cast_unsigned(), &dead));
@@ -186,7 +186,7 @@ impl Tasks {
     /// Says whether it could, so that lost tasks are told once.
     fn count_as_done(&self, done: u32, count: u32) -> bool {
         let next = done.wrapping_add(count);
-        self.cells().done.ring_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
+        self.fields().done.ring_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::StartMethod;
+use super::method::StartMethod;
 use crate::error::{Error, limit_met};
 use crate::memory::named::ProcessDir;
 use crate::memory::storage::Loan;

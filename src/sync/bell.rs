@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::patience::{Patience, Stop};
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex;
 use crate::sys::robust::{self, RobustWord};
 
-cells! {
+atomic_record! {
     /// The count is the `mark`. The `word` is nobody's ever: the kernel wakes one who sleeps on it when a thread dies that
     /// was counting or sleeping, and that one passes it on.
     pub(crate) struct Bell {
@@ -78,13 +78,13 @@ impl Bell {
 mod tests {
     use std::sync::atomic::Ordering::Release;
 
-    use super::super::guarded::Guarded;
+    use super::super::record_with::RecordWith;
     use super::*;
 
     #[test]
     fn all_who_wait_are_woken_by_one_ring() {
-        let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
-        let (bell, ready) = (bell.cells(), AtomicU32::new(0));
+        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
+        let (bell, ready) = (bell.fields(), AtomicU32::new(0));
         let wait = |seen| {
             ready.fetch_add(1, AcqRel);
             bell.wait(seen, &Patience::Endless).unwrap();
@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn one_that_the_kernel_woke_wakes_the_others() {
-        let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
-        let (bell, tids) = (bell.cells(), [(); 3].map(|()| AtomicU32::new(0)));
+        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
+        let (bell, tids) = (bell.fields(), [(); 3].map(|()| AtomicU32::new(0)));
         let wait = |tid: &AtomicU32| {
             tid.store(robust::me().unwrap().tid, Release);
             bell.wait(0, &Patience::Endless)
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     fn one_that_dies_between_the_change_and_the_wake_leaves_nobody_asleep() {
-        let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
+        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
         for round in 0..50 {
             let ready = AtomicU32::new(0);
             std::thread::scope(|scope| {
                 let wait = || {
                     ready.fetch_add(1, AcqRel);
-                    bell.cells().wait(round, &Patience::Endless)
+                    bell.fields().wait(round, &Patience::Endless)
                 };
                 let waiters = [(); 3].map(|()| scope.spawn(wait));
                 while ready.load(Acquire) < 3 {
@@ -141,7 +141,7 @@ mod tests {
                 }
                 let doomed = bell.clone();
                 robust::testing::doomed(move || {
-                    doomed.cells().ring_if(|count| {
+                    doomed.fields().ring_if(|count| {
                         count.fetch_add(1, AcqRel);
                         robust::testing::die()
                     });
@@ -153,8 +153,8 @@ mod tests {
 
     #[test]
     fn newcomer_whom_the_kernel_woke_wakes_those_who_slept_before_the_change() {
-        let bell = Guarded::<Bell, ()>::new("test", ()).unwrap();
-        let bell = bell.cells();
+        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
+        let bell = bell.fields();
         let can_wait_for_several = futex::tests::can_wait_for_several();
         let sleep = &|seen| {
             if !can_wait_for_several {

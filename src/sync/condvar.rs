@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bell::Bell;
 use super::error::SyncError;
-use super::guarded;
 use super::lock::LockGuard;
 use super::patience::{Patience, Stop};
+use super::record_with;
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
@@ -114,7 +114,7 @@ impl Condvar {
 
     /// Wakes all who wait.
     pub fn notify_all(&self) {
-        self.shared.cells().ring();
+        self.shared.fields().ring();
     }
 
     fn wait_while_for<'a, T: Pod>(
@@ -139,7 +139,7 @@ impl Condvar {
         guard: LockGuard<'a, T>,
         patience: &Patience,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
-        let (lock, bell) = (guard.lock(), self.shared.cells());
+        let (lock, bell) = (guard.lock(), self.shared.fields());
         // While the lock is held: whoever changes what it guards notifies later, and so changes this.
         let seen = bell.count();
         drop(guard);
@@ -160,7 +160,7 @@ impl fmt::Debug for Condvar {
 
 impl<'de> Deserialize<'de> for Condvar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+        Ok(Self { shared: record_with::receive(KIND, deserializer)? })
     }
 }
 

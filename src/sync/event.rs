@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::awaited::Awaited;
 use super::bell::Bell;
 use super::error::SyncError;
-use super::guarded;
 use super::patience::Patience;
+use super::record_with;
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
@@ -107,7 +107,7 @@ impl Event {
 
     #[inline]
     fn bell(&self) -> &Bell {
-        self.shared.cells()
+        self.shared.fields()
     }
 }
 
@@ -123,7 +123,7 @@ impl fmt::Debug for Event {
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+        Ok(Self { shared: record_with::receive(KIND, deserializer)? })
     }
 }
 

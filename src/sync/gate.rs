@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::patience::{Patience, Stop};
 use super::word::{self, Taken};
-use crate::sys::robust::{self, Keeper, OWNER, RobustWord};
+use crate::sys::robust::{self, MapPin, OWNER, RobustWord};
 
 /// How long a call that is not to wait gives one that is in the middle of something: that needs microseconds, unless its process is
 /// stopped (SIGSTOP).
@@ -35,7 +35,7 @@ pub(crate) enum Found {
 #[inline]
 pub(crate) fn enter(
     gate: &RobustWord,
-    keep: impl FnOnce() -> Keeper,
+    keep: impl FnOnce() -> MapPin,
     patience: &Patience,
 ) -> Result<Found, Stop> {
     robust::take(gate, keep, |me| {
@@ -93,7 +93,7 @@ impl<'a> Inside<'a> {
     /// As [`enter`](enter()).
     pub(crate) fn enter(
         gate: &'a RobustWord,
-        keep: impl FnOnce() -> Keeper,
+        keep: impl FnOnce() -> MapPin,
         patience: &Patience,
     ) -> Result<(Self, Found), Stop> {
         let found = enter(gate, keep, patience)?;
@@ -107,7 +107,7 @@ impl<'a> Inside<'a> {
     /// [`Stop::WouldBlock`] when it is hopeless; [`Stop::TimedOut`] when the same thread has been inside for [`IN_THE_MIDDLE`].
     pub(crate) fn enter_soon(
         gate: &'a RobustWord,
-        keep: impl Fn() -> Keeper,
+        keep: impl Fn() -> MapPin,
         is_hopeless: impl Fn() -> bool,
     ) -> Result<(Self, Found), Stop> {
         let mut entered = Self::enter(gate, &keep, &Patience::None);
@@ -152,12 +152,12 @@ mod tests {
     #[test]
     fn calls_that_do_not_wait_leave_nothing_by_which_the_holder_would_have_to_wake_somebody() {
         let word = robust::testing::free_word();
-        enter(&word, || Keeper::Owner, &Patience::Endless).unwrap();
+        enter(&word, || MapPin::Owner, &Patience::Endless).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = enter(&word, || Keeper::Owner, &Patience::None);
+                let refused = enter(&word, || MapPin::Owner, &Patience::None);
                 assert!(matches!(refused, Err(Stop::WouldBlock)), "{refused:?}");
-                let refused = enter(&word, || Keeper::Owner, &Patience::of(Duration::ZERO));
+                let refused = enter(&word, || MapPin::Owner, &Patience::of(Duration::ZERO));
                 assert!(matches!(refused, Err(Stop::TimedOut(_))), "{refused:?}");
             });
         });
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn call_that_is_not_to_wait_waits_for_one_in_the_middle_but_not_for_ever_nor_without_hope() {
-        let (word, keep) = (robust::testing::free_word(), || Keeper::Owner);
+        let (word, keep) = (robust::testing::free_word(), || MapPin::Owner);
         let (asked, _inside) = (AtomicU32::new(0), Inside::enter(&word, keep, &Patience::Endless).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn thread_of_another_pid_namespace_with_the_same_id_is_another() {
         let (word, me) = (robust::testing::free_word(), robust::me().unwrap());
-        let enter = || enter(&word, || Keeper::Owner, &Patience::None);
+        let enter = || enter(&word, || MapPin::Owner, &Patience::None);
         word.word.store(me.tid, SeqCst);
         word.nonce.store(me.nonce ^ 1, SeqCst);
         assert!(matches!(enter(), Err(Stop::WouldBlock)));
@@ -219,7 +219,7 @@ mod tests {
     fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes() {
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
         doomed(move || {
-            enter(word, || Keeper::Owner, &Patience::Endless).unwrap();
+            enter(word, || MapPin::Owner, &Patience::Endless).unwrap();
             let asleep = owner(&word.word) | WAITERS;
             while !futex::sleepers(&word.word, asleep).is_ok_and(|count| count > 0) {
                 std::thread::yield_now();
@@ -234,7 +234,7 @@ mod tests {
         while owner(&word.word) == 0 {
             std::thread::yield_now();
         }
-        assert_eq!(enter(word, || Keeper::Owner, &Patience::Endless).unwrap(), Found::Order);
+        assert_eq!(enter(word, || MapPin::Owner, &Patience::Endless).unwrap(), Found::Order);
         leave(word);
     }
 
@@ -244,7 +244,7 @@ mod tests {
         static FREES: AtomicU32 = AtomicU32::new(0);
         static SLEEPS: AtomicU32 = AtomicU32::new(0);
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
-        let come_in = move || enter(word, || Keeper::Owner, &Patience::Endless).unwrap();
+        let come_in = move || enter(word, || MapPin::Owner, &Patience::Endless).unwrap();
         let spin_until = |done: &dyn Fn() -> bool| {
             while !done() {
                 std::thread::yield_now();

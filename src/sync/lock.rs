@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Found, OfThread};
-use super::guarded::Guarded;
 use super::patience::Patience;
+use super::record_with::RecordWith;
 use crate::error::MemoryError;
 use crate::sys::robust::RobustWord;
 
@@ -46,7 +46,7 @@ use crate::sys::robust::RobustWord;
 /// # }
 /// ```
 pub struct Lock<T: Pod> {
-    place: Guarded<RobustWord, T>,
+    place: RecordWith<RobustWord, T>,
 }
 
 impl<T: Pod> Lock<T> {
@@ -55,7 +55,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
-        Ok(Self { place: Guarded::new(KIND, value)? })
+        Ok(Self { place: RecordWith::new(KIND, value)? })
     }
 
     /// Takes it, for which it waits.
@@ -134,7 +134,7 @@ impl<T: Pod> Lock<T> {
 
     #[inline]
     fn word(&self) -> &RobustWord {
-        self.place.cells()
+        self.place.fields()
     }
 
     #[inline]
@@ -156,7 +156,7 @@ impl<T: Pod> Lock<T> {
     fn enter(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         let word = self.word();
         let holder = || Awaited::holders("the lock is", [gate::holder(word)]);
-        let entered = gate::enter(word, || self.place.keeper(), patience);
+        let entered = gate::enter(word, || self.place.map_pin(), patience);
         if let Found::Mess { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
             word.mark.store(pid, Relaxed);
         }
@@ -189,7 +189,7 @@ impl<T: Pod> Serialize for Lock<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Guarded::deserialize(KIND, deserializer).map(|place| Self { place })
+        RecordWith::deserialize(KIND, deserializer).map(|place| Self { place })
     }
 }
 

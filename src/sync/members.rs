@@ -11,19 +11,19 @@ use super::awaited::{Awaited, distinct};
 use super::bell::Bell;
 use super::error::{BrokenBy, SyncError};
 use super::gate::{self, Found, Inside};
-use super::guarded;
 use super::patience::{Patience, Stop};
+use super::record_with;
 use super::round::State;
 use super::{places, word};
 use crate::error::MemoryError;
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex;
 use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
 use crate::transfer::record::{Record, TypeTag};
 use crate::wire::abort;
 
-cells! {
-    pub(super) struct BarrierCells {
+atomic_record! {
+    pub(super) struct BarrierFields {
         /// One at a time joins or arrives.
         gate: RobustWord,
         /// Rung at every change: somebody joins, the round is over, it is broken or reset.
@@ -53,7 +53,7 @@ fn arrived(round: u32) -> u32 {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Members {
-    shared: Record<BarrierCells>,
+    shared: Record<BarrierFields>,
 }
 
 const KIND: &str = "Barrier";
@@ -91,29 +91,29 @@ impl Members {
         let too_many = |_| MemoryError::TooMany { what, asked: parties, most };
         let counted = u32::try_from(parties.max(1)).map_err(too_many)?;
         let places = 2 * parties + 16;
-        let shared = Record::<BarrierCells>::new(TypeTag::of::<()>(KIND), places * size_of::<RobustWord>())?;
-        shared.cells().parties.store(counted, Relaxed);
+        let shared = Record::<BarrierFields>::new(TypeTag::of::<()>(KIND), places * size_of::<RobustWord>())?;
+        shared.fields().parties.store(counted, Relaxed);
         Ok(Self { shared })
     }
 
     pub(super) fn receive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+        Ok(Self { shared: record_with::receive(KIND, deserializer)? })
     }
 
-    fn cells(&self) -> &BarrierCells {
-        self.shared.cells()
+    fn fields(&self) -> &BarrierFields {
+        self.shared.fields()
     }
 
     pub(super) fn bell(&self) -> &Bell {
-        &self.cells().bell
+        &self.fields().bell
     }
 
     pub(super) fn parties(&self) -> usize {
-        self.cells().parties.load(Relaxed) as usize
+        self.fields().parties.load(Relaxed) as usize
     }
 
     pub(super) fn state(&self) -> State {
-        State::of(self.cells().state.load(Acquire))
+        State::of(self.fields().state.load(Acquire))
     }
 
     pub(super) fn place(&self, number: usize) -> &RobustWord {
@@ -126,25 +126,25 @@ impl Members {
 
     /// The places that have ever been taken.
     fn used(&self) -> impl Iterator<Item = &RobustWord> {
-        let used = self.cells().used.load(Acquire) as usize;
+        let used = self.fields().used.load(Acquire) as usize;
         (0..used.min(self.capacity())).map(|number| self.place(number))
     }
 
     /// Comes in, and breaks the barrier if somebody has died.
     pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, SyncError> {
-        self.look_around(Inside::enter(&self.cells().gate, || self.shared.keeper(), patience))
+        self.look_around(Inside::enter(&self.fields().gate, || self.shared.map_pin(), patience))
     }
 
     /// As [`enter`](Self::enter), where nobody expects to wait: see [`Inside::enter_soon`].
     pub(super) fn enter_soon(&self) -> Result<Inside<'_>, SyncError> {
-        self.look_around(Inside::enter_soon(&self.cells().gate, || self.shared.keeper(), || false))
+        self.look_around(Inside::enter_soon(&self.fields().gate, || self.shared.map_pin(), || false))
     }
 
     fn look_around<'a>(
         &'a self,
         entered: Result<(Inside<'a>, Found), Stop>,
     ) -> Result<Inside<'a>, SyncError> {
-        let gate = &self.cells().gate;
+        let gate = &self.fields().gate;
         let holder = || Awaited::holders("the barrier's own lock is", [gate::holder(gate)]);
         let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
         if let Found::Mess { pid } = found {
@@ -189,11 +189,11 @@ impl Members {
         let full = SyncError::Full { what: "the members of a barrier", capacity: self.capacity() };
         let number = self.first(|word| word & (OWNER | OWNER_DIED) == 0).ok_or(full)?;
         let place = self.place(number);
-        self.cells().used.fetch_max(number as u32 + 1, AcqRel);
+        self.fields().used.fetch_max(number as u32 + 1, AcqRel);
         // Before it is owned: whoever finds that its owner has died reads this.
         place.holder.store(me.pid, Release);
         place.mark.store(IDLE, Release);
-        places::take(place, || self.shared.keeper())?;
+        places::take(place, || self.shared.map_pin())?;
         Ok(number)
     }
 
@@ -300,7 +300,7 @@ impl Members {
     fn change(&self, change: impl Fn(State) -> Option<State>) -> bool {
         self.bell().ring_if(|count| {
             let next = |bits| change(State::of(bits)).map(State::bits);
-            let changed = self.cells().state.fetch_update(AcqRel, Acquire, next).is_ok();
+            let changed = self.fields().state.fetch_update(AcqRel, Acquire, next).is_ok();
             count.fetch_add(changed.into(), AcqRel);
             changed
         })
@@ -325,7 +325,7 @@ impl Members {
     /// The state, which may change though the one that changes it dies before it rings; the words of all members, which change
     /// when one of them dies, and of the next: it may die before it has said that it is one.
     pub(super) fn watch(&self, state: State) -> Vec<(&AtomicU32, u32)> {
-        let state = futex::halves(&self.cells().state, state.bits());
+        let state = futex::halves(&self.fields().state, state.bits());
         let next = self.first(|word| word & OWNER == 0);
         let next = next.and_then(|number| places::watch_free(self.place(number)));
         state.into_iter().chain(self.used().filter_map(places::watch)).chain(next).collect()

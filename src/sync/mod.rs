@@ -9,7 +9,7 @@
 // - `gate`: a robust word as a lock that tells who died inside
 // - `bell`: a count that is waited for
 // - `places`: robust words in a table
-// - `guarded`: cells with a value behind them
+// - `record_with`: a record with a value behind it
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
 // - `rwlock`, `readers`: the value and its guards, and who has it
 // - `semaphore`, `permits`: the handles, and what is shared
@@ -23,7 +23,6 @@ mod condvar;
 pub(crate) mod error;
 mod event;
 pub(crate) mod gate;
-mod guarded;
 mod lock;
 mod members;
 #[cfg(all(test, loom))]
@@ -34,6 +33,7 @@ pub(crate) mod patience;
 mod permits;
 pub(crate) mod places;
 mod readers;
+mod record_with;
 mod rlock;
 mod round;
 mod rwlock;

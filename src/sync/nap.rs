@@ -10,10 +10,10 @@ use crossbeam::utils::Backoff;
 
 use super::patience::{Patience, Stop};
 use super::word::{Park, Word};
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 
-cells! {
+atomic_record! {
     /// Who sleeps, and whether it was woken. The `mark` has the lowest bit set while somebody sleeps or is about to; its other
     /// bits count naps and calls. The `holder` is the mark as it was after the last call that was made. The `word` belongs to
     /// the one who makes something happen that is waited for, until it has called.
@@ -186,18 +186,18 @@ mod kernel_tests {
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::SeqCst;
 
-    use super::super::guarded::Guarded;
+    use super::super::record_with::RecordWith;
     use super::*;
     use crate::sys::robust::OWNER_DIED;
 
     /// A sleeper, and a caller that dies between the change and the call when `is_time` says so of the nap.
     fn race(is_time: impl Fn(&Nap) -> bool + Send + 'static) {
-        let nap = Guarded::<Nap, ()>::new("test", ()).unwrap();
+        let nap = RecordWith::<Nap, ()>::new("test", ()).unwrap();
         let (caller, happened) = (nap.clone(), Arc::new(AtomicBool::new(false)));
         let happens = happened.clone();
         robust::testing::doomed(move || {
-            caller.cells().tell(|| {
-                while !is_time(caller.cells()) {
+            caller.fields().tell(|| {
+                while !is_time(caller.fields()) {
                     std::thread::yield_now();
                 }
                 happens.store(true, SeqCst);
@@ -205,8 +205,8 @@ mod kernel_tests {
             });
         });
         let look = || happened.load(SeqCst).then_some(());
-        nap.cells().until(&Patience::Endless, &AtomicU32::new(0), look).unwrap();
-        assert_eq!(nap.cells().bed.mark.load(SeqCst) & ASLEEP, 0);
+        nap.fields().until(&Patience::Endless, &AtomicU32::new(0), look).unwrap();
+        assert_eq!(nap.fields().bed.mark.load(SeqCst) & ASLEEP, 0);
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod kernel_tests {
     #[test]
     fn sleeper_finds_what_happened_though_the_caller_died_before_it_was_asleep() {
         let (nap, happened) =
-            (Guarded::<Nap, ()>::new("test", ()).unwrap(), Arc::new(AtomicBool::new(false)));
+            (RecordWith::<Nap, ()>::new("test", ()).unwrap(), Arc::new(AtomicBool::new(false)));
         let mut is_first = true;
         let look = || {
             if !std::mem::take(&mut is_first) {
@@ -226,17 +226,17 @@ mod kernel_tests {
             // All that happens now comes too late for this look, which is the last before the sleep.
             let (caller, happens) = (nap.clone(), happened.clone());
             robust::testing::doomed(move || {
-                caller.cells().tell(|| {
+                caller.fields().tell(|| {
                     happens.store(true, SeqCst);
                     robust::testing::die()
                 });
             });
-            while nap.cells().bed.word.load(SeqCst) & OWNER_DIED == 0 {
+            while nap.fields().bed.word.load(SeqCst) & OWNER_DIED == 0 {
                 std::thread::yield_now();
             }
             None
         };
-        let (bed, end) = (&nap.cells().bed, AtomicU32::new(0));
+        let (bed, end) = (&nap.fields().bed, AtomicU32::new(0));
         let sleeper = Sleeper { patience: &Patience::Endless, end: &end };
         super::nap((&bed.mark, &bed.word), &sleeper, look).unwrap();
     }

@@ -10,15 +10,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Inside};
-use super::guarded;
 use super::patience::{Patience, Stop};
+use super::record_with;
 use crate::error::MemoryError;
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 use crate::transfer::record::{Record, TypeTag};
 
-cells! {
-    struct OnceCells {
+atomic_record! {
+    struct OnceFields {
         /// Who runs is inside. The `mark`: which process began and did not end.
         gate: RobustWord,
         /// The process that runs.
@@ -52,7 +52,7 @@ cells! {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Once {
-    shared: Record<OnceCells>,
+    shared: Record<OnceFields>,
 }
 
 const KIND: &str = "Once";
@@ -111,18 +111,18 @@ impl Once {
     #[must_use]
     #[inline]
     pub fn is_completed(&self) -> bool {
-        self.cells().done.load(Acquire) != 0
+        self.fields().done.load(Acquire) != 0
     }
 
     /// The process that began it and died or panicked, unless it has been made good.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.cells().gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.fields().gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     #[inline]
-    fn cells(&self) -> &OnceCells {
-        self.shared.cells()
+    fn fields(&self) -> &OnceFields {
+        self.shared.fields()
     }
 
     #[inline]
@@ -130,7 +130,7 @@ impl Once {
         if self.is_completed() {
             return Ok(());
         }
-        let runner = || Awaited::holders("the Once is", [gate::holder(&self.cells().gate)]);
+        let runner = || Awaited::holders("the Once is", [gate::holder(&self.fields().gate)]);
         let _inside = self.enter(patience).map_err(|stop| stop.awaiting(runner))?;
         match (self.is_completed(), self.poisoned()) {
             (true, _) => Ok(()),
@@ -141,26 +141,26 @@ impl Once {
 
     #[cold]
     fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
-        let cells = self.cells();
-        let (inside, _) = Inside::enter(&cells.gate, || self.shared.keeper(), patience)?;
+        let fields = self.fields();
+        let (inside, _) = Inside::enter(&fields.gate, || self.shared.map_pin(), patience)?;
         // Who died inside without running it has done no harm.
-        match cells.running.swap(0, Relaxed) {
+        match fields.running.swap(0, Relaxed) {
             0 => {}
-            pid => cells.gate.mark.store(pid, Relaxed),
+            pid => fields.gate.mark.store(pid, Relaxed),
         }
         Ok(inside)
     }
 
     /// Runs it, inside the gate.
     fn run(&self, f: impl FnOnce()) -> Result<(), Stop> {
-        let cells = self.cells();
-        cells.running.store(robust::me()?.pid, Relaxed);
-        let running = Running(cells);
+        let fields = self.fields();
+        fields.running.store(robust::me()?.pid, Relaxed);
+        let running = Running(fields);
         f();
         // A process that was forked in there is not the one that runs it.
-        if gate::is_inside(&cells.gate) {
-            cells.gate.mark.store(0, Relaxed);
-            cells.done.store(1, Release);
+        if gate::is_inside(&fields.gate) {
+            fields.gate.mark.store(0, Relaxed);
+            fields.done.store(1, Release);
         }
         drop(running);
         Ok(())
@@ -168,18 +168,18 @@ impl Once {
 }
 
 /// Sees to what the function leaves, be it by a panic.
-struct Running<'a>(&'a OnceCells);
+struct Running<'a>(&'a OnceFields);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let Self(cells) = self;
-        if !gate::is_inside(&cells.gate) {
+        let Self(fields) = self;
+        if !gate::is_inside(&fields.gate) {
             return;
         }
-        if cells.done.load(Relaxed) == 0 {
-            cells.gate.mark.store(cells.running.load(Relaxed), Relaxed);
+        if fields.done.load(Relaxed) == 0 {
+            fields.gate.mark.store(fields.running.load(Relaxed), Relaxed);
         }
-        cells.running.store(0, Relaxed);
+        fields.running.store(0, Relaxed);
     }
 }
 
@@ -191,7 +191,7 @@ impl fmt::Debug for Once {
 
 impl<'de> Deserialize<'de> for Once {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+        Ok(Self { shared: record_with::receive(KIND, deserializer)? })
     }
 }
 

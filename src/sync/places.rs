@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::patience::{Patience, Stop};
 use super::word;
-use crate::sys::robust::{self, Keeper, Me, OWNER, RobustWord, WAITERS};
+use crate::sys::robust::{self, MapPin, Me, OWNER, RobustWord, WAITERS};
 
 /// Whether a living thread owns it. What it did before it gave it up is seen by who finds that it does not.
 #[inline]
@@ -25,7 +25,7 @@ pub(crate) fn is_mine(place: &RobustWord, me: Me) -> bool {
 /// # Errors
 /// [`Stop::WouldBlock`] when it is somebody's.
 #[inline]
-pub(crate) fn take(place: &RobustWord, keep: impl FnOnce() -> Keeper) -> Result<(), Stop> {
+pub(crate) fn take(place: &RobustWord, keep: impl FnOnce() -> MapPin) -> Result<(), Stop> {
     robust::take(place, keep, |me| {
         word::take(&place.word, me.tid, &Patience::None)?;
         place.holder.store(me.pid, Relaxed);

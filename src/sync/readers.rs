@@ -8,9 +8,9 @@ use super::error::SyncError;
 use super::gate::{self, Inside};
 use super::patience::{Patience, Stop};
 use super::{places, word};
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex::MOST_WORDS;
-use crate::sys::robust::{self, Keeper, Me, RobustWord};
+use crate::sys::robust::{self, MapPin, Me, RobustWord};
 
 /// How many threads can read at a time: who waits for one of them to end can sleep on all.
 pub(super) const READERS: usize = MOST_WORDS - 8;
@@ -18,8 +18,8 @@ pub(super) const READERS: usize = MOST_WORDS - 8;
 /// No reader is left: the value may be half written.
 const ALONE: u32 = 1 << 31;
 
-cells! {
-    pub(super) struct RwCells {
+atomic_record! {
+    pub(super) struct RwFields {
         /// A writer is inside from when it comes until it has written, a reader until it has a place. So new readers stand
         /// behind a writer that waits. The `mark`: which process left the value in disorder.
         gate: RobustWord,
@@ -32,11 +32,11 @@ cells! {
     }
 }
 
-impl RwCells {
+impl RwFields {
     /// Takes a place among the readers, for which it waits.
     pub(super) fn read(
         &self,
-        keep: impl Fn() -> Keeper,
+        keep: impl Fn() -> MapPin,
         patience: &Patience,
     ) -> Result<&RobustWord, SyncError> {
         if let Some(place) = self.own_place(robust::me()?) {
@@ -55,7 +55,7 @@ impl RwCells {
     pub(super) fn begin_to_write(
         &self,
         me: Me,
-        keep: impl Fn() -> Keeper,
+        keep: impl Fn() -> MapPin,
         patience: &Patience,
     ) -> Result<Inside<'_>, SyncError> {
         if self.own_place(me).is_some() {
@@ -145,7 +145,7 @@ impl RwCells {
         self.used().iter().find(|place| places::is_mine(place, me))
     }
 
-    fn enter(&self, keep: impl Fn() -> Keeper, patience: &Patience) -> Result<Inside<'_>, Stop> {
+    fn enter(&self, keep: impl Fn() -> MapPin, patience: &Patience) -> Result<Inside<'_>, Stop> {
         let entered = match patience {
             Patience::None => Inside::enter_soon(&self.gate, keep, || self.has_writer() || self.is_full()),
             patience => Inside::enter(&self.gate, keep, patience),

@@ -11,15 +11,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::awaited::Awaited;
 use super::error::SyncError;
 use super::gate::{self, Found, OfThread};
-use super::guarded;
 use super::patience::{Patience, Stop};
+use super::record_with;
 use crate::error::MemoryError;
-use crate::sys::cells::cells;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::RobustWord;
 use crate::transfer::record::{Record, TypeTag};
 
-cells! {
-    struct RLockCells {
+atomic_record! {
+    struct RLockFields {
         /// The `mark`: which process left it in disorder.
         gate: RobustWord,
         /// How many times its holder has taken it.
@@ -59,7 +59,7 @@ cells! {
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct RLock {
-    shared: Record<RLockCells>,
+    shared: Record<RLockFields>,
 }
 
 const KIND: &str = "RLock";
@@ -139,15 +139,15 @@ impl RLock {
     /// How many times this thread holds it.
     #[must_use]
     pub fn depth(&self) -> u32 {
-        if gate::is_inside(self.gate()) { self.cells().depth.load(Relaxed) } else { 0 }
+        if gate::is_inside(self.gate()) { self.fields().depth.load(Relaxed) } else { 0 }
     }
 
-    fn cells(&self) -> &RLockCells {
-        self.shared.cells()
+    fn fields(&self) -> &RLockFields {
+        self.shared.fields()
     }
 
     fn gate(&self) -> &RobustWord {
-        &self.cells().gate
+        &self.fields().gate
     }
 
     fn take(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
@@ -173,12 +173,12 @@ impl RLock {
         }
         let full =
             SyncError::Full { what: "the times that a thread holds a lock", capacity: u32::MAX as usize };
-        self.cells().depth.store(depth.checked_add(1).ok_or(full)?, Relaxed);
+        self.fields().depth.store(depth.checked_add(1).ok_or(full)?, Relaxed);
         Ok(RLockGuard { lock: self, panicking: std::thread::panicking(), of_thread: PhantomData })
     }
 
     fn come_in(&self, patience: &Patience) -> Result<(), Stop> {
-        if let Found::Mess { pid } = gate::enter(self.gate(), || self.shared.keeper(), patience)? {
+        if let Found::Mess { pid } = gate::enter(self.gate(), || self.shared.map_pin(), patience)? {
             self.gate().mark.store(pid, Relaxed);
         }
         Ok(())
@@ -193,7 +193,7 @@ impl fmt::Debug for RLock {
 
 impl<'de> Deserialize<'de> for RLock {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shared: guarded::receive(KIND, deserializer)? })
+        Ok(Self { shared: record_with::receive(KIND, deserializer)? })
     }
 }
 
@@ -211,7 +211,7 @@ pub struct RLockGuard<'a> {
 
 impl Drop for RLockGuard<'_> {
     fn drop(&mut self) {
-        let (gate, depth) = (self.lock.gate(), &self.lock.cells().depth);
+        let (gate, depth) = (self.lock.gate(), &self.lock.fields().depth);
         // A fork of the holder has a copy of the guard, which means nothing.
         if !gate::is_inside(gate) {
             return;

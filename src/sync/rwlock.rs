@@ -12,9 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::SyncError;
 use super::gate::{Inside, OfThread};
-use super::guarded::Guarded;
 use super::patience::Patience;
-use super::readers::{self, RwCells};
+use super::readers::{self, RwFields};
+use super::record_with::RecordWith;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me, RobustWord};
 
@@ -49,7 +49,7 @@ use crate::sys::robust::{self, Me, RobustWord};
 /// # }
 /// ```
 pub struct RwLock<T: Pod> {
-    table: Guarded<RwCells, T>,
+    table: RecordWith<RwFields, T>,
 }
 
 const KIND: &str = "RwLock";
@@ -60,7 +60,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
-        Ok(Self { table: Guarded::new(KIND, value)? })
+        Ok(Self { table: RecordWith::new(KIND, value)? })
     }
 
     /// Takes it to read, for which it waits while somebody writes or is waiting to.
@@ -146,38 +146,38 @@ impl<T: Pod> RwLock<T> {
     /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        self.cells().poisoned()
+        self.fields().poisoned()
     }
 
     #[inline]
-    fn cells(&self) -> &RwCells {
-        self.table.cells()
+    fn fields(&self) -> &RwFields {
+        self.table.fields()
     }
 
     fn enter_to_read(&self, patience: &Patience) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        let place = self.cells().read(|| self.table.keeper(), patience)?;
+        let place = self.fields().read(|| self.table.map_pin(), patience)?;
         Ok(RwLockReadGuard { lock: self, place, of_thread: PhantomData })
     }
 
     fn enter_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         let guard = self.begin_to_write(patience)?;
-        self.cells().check_order()?;
-        self.cells().await_readers(guard.me, patience)?;
+        self.fields().check_order()?;
+        self.fields().await_readers(guard.me, patience)?;
         Ok(guard)
     }
 
     fn recover_for(&self, patience: &Patience) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
         let guard = self.begin_to_write(patience)?;
-        self.cells().await_readers(guard.me, patience)?;
+        self.fields().await_readers(guard.me, patience)?;
         let poison = self.poisoned();
-        self.cells().clear_poison();
+        self.fields().clear_poison();
         Ok((guard, poison))
     }
 
     /// Comes in as a writer. No new reader does from now on.
     fn begin_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         let me = robust::me()?;
-        let inside = self.cells().begin_to_write(me, || self.table.keeper(), patience)?;
+        let inside = self.fields().begin_to_write(me, || self.table.map_pin(), patience)?;
         let panicking = std::thread::panicking();
         Ok(RwLockWriteGuard { lock: self, inside, me, panicking, of_thread: PhantomData })
     }
@@ -192,7 +192,7 @@ impl<T: Pod> Clone for RwLock<T> {
 impl<T: Pod> fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("RwLock");
-        shown.field("at", &self.table).field("readers", &self.cells().count());
+        shown.field("at", &self.table).field("readers", &self.fields().count());
         shown.finish_non_exhaustive()
     }
 }
@@ -205,7 +205,7 @@ impl<T: Pod> Serialize for RwLock<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for RwLock<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Guarded::deserialize(KIND, deserializer).map(|table| Self { table })
+        RecordWith::deserialize(KIND, deserializer).map(|table| Self { table })
     }
 }
 
@@ -278,7 +278,7 @@ impl<T: Pod> DerefMut for RwLockWriteGuard<'_, T> {
 
 impl<T: Pod> Drop for RwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
-        self.lock.cells().end_to_write(std::thread::panicking() && !self.panicking);
+        self.lock.fields().end_to_write(std::thread::panicking() && !self.panicking);
     }
 }
 
@@ -324,7 +324,7 @@ mod tests {
         assert!(matches!(lock.recover(), Err(SyncError::Deadlock)));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| *lock.write().unwrap() = 1);
-            while !lock.cells().has_writer() {
+            while !lock.fields().has_writer() {
                 std::thread::yield_now();
             }
             let again = lock.read().unwrap();

@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, PoisonError};
 
 use super::futex;
-use super::robust::{Keeper, OWNER, RobustWord, take};
+use super::robust::{MapPin, OWNER, RobustWord, take};
 use super::roll::Anchors;
 
 /// What an ended thread owned, which the kernel has yet to read.
 struct Grave {
     tid: u32,
-    _owned: Vec<(NonNull<RobustWord>, Keeper)>,
+    _owned: Vec<(NonNull<RobustWord>, MapPin)>,
     _anchors: Anchors,
 }
 
@@ -23,7 +23,7 @@ unsafe impl Send for Grave {}
 static GRAVES: Mutex<Vec<Grave>> = Mutex::new(Vec::new());
 
 /// Keeps what the thread of that id owned until it is gone.
-pub(super) fn bury(tid: u32, owned: Vec<(NonNull<RobustWord>, Keeper)>, anchors: Anchors) {
+pub(super) fn bury(tid: u32, owned: Vec<(NonNull<RobustWord>, MapPin)>, anchors: Anchors) {
     let grave = Grave { tid, _owned: owned, _anchors: anchors };
     GRAVES.lock().unwrap_or_else(PoisonError::into_inner).push(grave);
 }
@@ -41,16 +41,16 @@ pub(super) fn clear_graves() {
 /// A word on its way from one thread to another.
 struct Estate {
     word: NonNull<RobustWord>,
-    keeper: Keeper,
+    map_pin: MapPin,
     old: u32,
     /// 0 until it has been taken over.
     done: &'static AtomicU32,
 }
 
 /// Gives a word of this thread, which is on no list at the moment, to a thread that lives as long as the process.
-pub(super) fn hand_over(word: NonNull<RobustWord>, keeper: Keeper, old: u32) {
+pub(super) fn hand_over(word: NonNull<RobustWord>, map_pin: MapPin, old: u32) {
     let done: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
-    let estate = Box::into_raw(Box::new(Estate { word, keeper, old, done }));
+    let estate = Box::into_raw(Box::new(Estate { word, map_pin, old, done }));
     let mut thread = 0;
     // SAFETY: the estate is the new thread's alone.
     let made = unsafe { libc::pthread_create(&raw mut thread, ptr::null(), heir, estate.cast()) };
@@ -67,12 +67,12 @@ pub(super) fn hand_over(word: NonNull<RobustWord>, keeper: Keeper, old: u32) {
 /// Owns an estate for ever.
 extern "C" fn heir(estate: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `hand_over` has made it for this thread.
-    let Estate { word, keeper, old, done } = *unsafe { Box::from_raw(estate.cast::<Estate>()) };
-    // SAFETY: the keeper, which is kept for ever, keeps it mapped.
+    let Estate { word, map_pin, old, done } = *unsafe { Box::from_raw(estate.cast::<Estate>()) };
+    // SAFETY: the map_pin, which is kept for ever, keeps it mapped.
     let word = unsafe { word.as_ref() };
     let taken = take(
         word,
-        || keeper,
+        || map_pin,
         |me| -> io::Result<()> {
             let to_us = |seen: u32| (seen & OWNER == old).then_some(me.tid | (seen & !OWNER));
             word.word

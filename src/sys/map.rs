@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::cells::Cells;
+use super::atomic_record::AtomicRecord;
 use super::copy::{copy_between, copy_in, copy_out};
 use super::{limits, memfd};
 
@@ -156,9 +156,9 @@ impl SharedMap {
     /// # Panics
     /// As [`writable_at`](Self::writable_at).
     #[inline]
-    pub(crate) fn cells<C: Cells>(&self, offset: usize) -> &C {
+    pub(crate) fn record<C: AtomicRecord>(&self, offset: usize) -> &C {
         let record = self.writable_at(offset, size_of::<C>(), align_of::<C>()).cast::<C>();
-        // SAFETY: `writable_at` checked the bounds and the alignment; any bytes are cells, to which others may have
+        // SAFETY: `writable_at` checked the bounds and the alignment; any bytes are atomics, to which others may have
         // references too; the memory lives as long as self.
         unsafe { &*record }
     }

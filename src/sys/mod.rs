@@ -14,8 +14,8 @@ compile_error!(
 );
 
 pub(crate) mod affinity;
+pub(crate) mod atomic_record;
 pub(crate) mod bytes;
-pub(crate) mod cells;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod copy;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::cells::cells;
+use super::atomic_record::atomic_record;
 use super::pending::Pending;
 use super::roll::{own, with, with_roll};
 
@@ -21,7 +21,7 @@ pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
 /// Set by who sleeps: whoever frees the word, the kernel too, wakes one.
 pub(crate) const WAITERS: u32 = 0x8000_0000;
 
-cells! {
+atomic_record! {
     /// A word that a thread can own.
     pub(crate) struct RobustWord {
         pub(crate) word: AtomicU32,
@@ -40,7 +40,7 @@ cells! {
 }
 
 /// What keeps the memory of a word mapped as long as it is owned.
-pub(crate) enum Keeper {
+pub(crate) enum MapPin {
     This(#[expect(dead_code, reason = "it is there to be dropped late")] Held),
     /// As this one; and who owns the word may have references to what it guards, which are used as long as the process lives if
     /// the owner's guard is leaked. So the word does not go with the thread: see `Roll::bequeath`.
@@ -66,15 +66,15 @@ pub(crate) struct Me {
 /// ends at any moment meanwhile, the kernel looks whose the word is, and wakes another if it is nobody's.
 pub(crate) fn take<T, E: From<io::Error>>(
     word: &RobustWord,
-    keep: impl FnOnce() -> Keeper,
+    keep: impl FnOnce() -> MapPin,
     take: impl FnOnce(Me) -> Result<T, E>,
 ) -> Result<T, E> {
     let own = own()?;
     let (me, head) = with(own, |roll| roll.check_room().map(|()| (roll.me, roll.head)))??;
     let _pending = Pending::new(head, word);
     let taken = take(me)?;
-    let keeper = keep();
-    with(own, |roll| roll.enter(word, keeper))?;
+    let map_pin = keep();
+    with(own, |roll| roll.enter(word, map_pin))?;
     Ok(taken)
 }
 
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn take_over(word: &Arc<RobustWord>) {
-        let keep = || Keeper::This(word.clone());
+        let keep = || MapPin::This(word.clone());
         let taken = take(word, keep, |me| -> io::Result<()> {
             word.word.store(me.tid, SeqCst);
             Ok(())
@@ -217,7 +217,7 @@ mod tests {
         testing::doomed(move || {
             let _ = take(
                 &doomed,
-                || Keeper::Owner,
+                || MapPin::Owner,
                 |me| -> io::Result<()> {
                     attend(&attended, || ());
                     doomed.word.store(me.tid, SeqCst);

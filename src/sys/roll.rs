@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::compiler_fence;
 
 use super::pending::Pending;
-use super::robust::{Keeper, Me, RobustWord};
+use super::robust::{MapPin, Me, RobustWord};
 use super::{dir, estate, forks};
 
 /// How many a thread may own: beyond its ROBUST_LIST_LIMIT of 2048 the kernel does not look, and others have theirs too.
@@ -62,7 +62,7 @@ pub(super) struct Roll {
     pub(super) head: NonNull<Head>,
     anchors: Anchors,
     /// The last is the first after the front anchor.
-    owned: Vec<(NonNull<RobustWord>, Keeper)>,
+    owned: Vec<(NonNull<RobustWord>, MapPin)>,
 }
 
 thread_local! {
@@ -182,7 +182,7 @@ impl Roll {
         self.head.as_ptr().expose_provenance()
     }
 
-    pub(super) fn enter(&mut self, word: &RobustWord, kept: Keeper) {
+    pub(super) fn enter(&mut self, word: &RobustWord, kept: MapPin) {
         let below = self.owned.last().map_or(self.anchors.both()[1].link(), |(top, _)| link_of(*top));
         word.next.store(below as u64, Relaxed);
         self.owned.push((NonNull::from(word), kept));
@@ -196,7 +196,7 @@ impl Roll {
         self.owned.iter().rposition(|(owned, _)| ptr::eq(owned.as_ptr(), word))
     }
 
-    pub(super) fn leave(&mut self, place: usize) -> Keeper {
+    pub(super) fn leave(&mut self, place: usize) -> MapPin {
         let [front, back] = self.anchors.both();
         let below = place.checked_sub(1).map_or(back.link(), |below| link_of(self.owned[below].0));
         match self.owned.get(place + 1) {
@@ -206,7 +206,7 @@ impl Roll {
         }
         compiler_fence(SeqCst);
         if place + 1 == self.owned.len() {
-            return self.owned.pop().map_or(Keeper::Owner, |(_, kept)| kept);
+            return self.owned.pop().map_or(MapPin::Owner, |(_, kept)| kept);
         }
         self.owned.remove(place).1
     }
@@ -218,7 +218,8 @@ impl Drop for Roll {
             // The list of the child is another one, and what its parent owns is none of its business.
             return;
         }
-        while let Some(place) = self.owned.iter().rposition(|(_, keeper)| matches!(keeper, Keeper::Lender(_)))
+        while let Some(place) =
+            self.owned.iter().rposition(|(_, map_pin)| matches!(map_pin, MapPin::Lender(_)))
         {
             self.bequeath(place);
         }
@@ -235,10 +236,10 @@ impl Roll {
     /// lives as long takes the word over, so that it stays taken.
     fn bequeath(&mut self, place: usize) {
         let word = self.owned[place].0;
-        // SAFETY: its keeper, which goes with it, keeps it mapped.
+        // SAFETY: its map_pin, which goes with it, keeps it mapped.
         let pending = Pending::new(self.head, unsafe { word.as_ref() });
-        let keeper = self.leave(place);
-        estate::hand_over(word, keeper, self.me.tid);
+        let map_pin = self.leave(place);
+        estate::hand_over(word, map_pin, self.me.tid);
         drop(pending);
     }
 

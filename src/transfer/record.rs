@@ -12,9 +12,9 @@ use crate::error::MemoryError;
 use crate::memory::options::StorageOptions;
 use crate::memory::storage::Storage;
 use crate::memory::strategy::SharingStrategy;
-use crate::sys::cells::Cells;
+use crate::sys::atomic_record::AtomicRecord;
 use crate::sys::map::SharedMap;
-pub(crate) use crate::sys::robust::Keeper;
+pub(crate) use crate::sys::robust::MapPin;
 
 /// Bytes of the header, which has the type tag. The record begins at the next cache line.
 const HEADER: usize = 64;
@@ -22,7 +22,7 @@ const HEADER: usize = 64;
 /// A record in shared memory, and bytes behind it. Clones, and what arrives in another process, are the same memory.
 pub(crate) struct Record<C> {
     storage: Storage,
-    cells: PhantomData<fn() -> C>,
+    fields: PhantomData<fn() -> C>,
 }
 
 /// The type of a record, as a number in its header: a record is not taken for one of another type. It is the same in all
@@ -41,7 +41,7 @@ impl TypeTag {
     }
 }
 
-impl<C: Cells> Record<C> {
+impl<C: AtomicRecord> Record<C> {
     /// Makes a record of zeros with `room` bytes of zeros behind it. It is a memfd of sealed size, whatever the strategy: a named
     /// file could be truncated, and an access to a lock would raise SIGBUS.
     pub(crate) fn new(tag: TypeTag, room: usize) -> Result<Self, MemoryError> {
@@ -49,7 +49,7 @@ impl<C: Cells> Record<C> {
         let bytes = bytes.ok_or(MemoryError::TooLarge { shape: vec![room], element: 1 })?;
         let storage = StorageOptions::new().strategy(SharingStrategy::FileDescriptor).zeros(bytes)?;
         storage.claim_unit(RECORD_UNIT.into())?;
-        let record = Self { storage, cells: PhantomData };
+        let record = Self { storage, fields: PhantomData };
         let (map, at) = record.place();
         map.u64(at).store(tag.0, Relaxed);
         Ok(record)
@@ -62,9 +62,9 @@ impl<C: Cells> Record<C> {
     }
 
     #[inline]
-    pub(crate) fn cells(&self) -> &C {
+    pub(crate) fn fields(&self) -> &C {
         let (map, at) = self.place();
-        map.cells(at + HEADER)
+        map.record(at + HEADER)
     }
 
     /// The map, and the offset of the room behind the record in it.
@@ -81,19 +81,19 @@ impl<C: Cells> Record<C> {
 
     /// A record that lies in the room, `offset` bytes from its beginning.
     #[inline]
-    pub(crate) fn beside<D: Cells>(&self, offset: usize) -> &D {
+    pub(crate) fn beside<D: AtomicRecord>(&self, offset: usize) -> &D {
         let (map, at) = self.room();
-        map.cells(at + offset)
+        map.record(at + offset)
     }
 
     /// Keeps the memory mapped.
-    pub(crate) fn keeper(&self) -> Keeper {
-        Keeper::This(self.storage.keeper())
+    pub(crate) fn map_pin(&self) -> MapPin {
+        MapPin::This(self.storage.map_pin())
     }
 
-    /// As [`keeper`](Self::keeper), for an owner who has references to what is in the room.
-    pub(crate) fn lender(&self) -> Keeper {
-        Keeper::Lender(self.storage.keeper())
+    /// As [`map_pin`](Self::map_pin), for an owner who has references to what is in the room.
+    pub(crate) fn lender_pin(&self) -> MapPin {
+        MapPin::Lender(self.storage.map_pin())
     }
 
     /// Receives a record that another process has sent.
@@ -104,7 +104,7 @@ impl<C: Cells> Record<C> {
         let storage = context::receive(grant)?;
         storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;
         let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
-        let record = Self { storage, cells: PhantomData };
+        let record = Self { storage, fields: PhantomData };
         if !fits || !record.storage.offset().is_multiple_of(HEADER) || record.tag() != tag {
             return Err("what arrived is something else, or of another type".to_owned());
         }
@@ -119,7 +119,7 @@ impl<C: Cells> Record<C> {
 
 impl<C> Clone for Record<C> {
     fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), cells: PhantomData }
+        Self { storage: self.storage.clone(), fields: PhantomData }
     }
 }
 
@@ -158,9 +158,9 @@ mod tests {
         let tag = TypeTag::of::<u8>("test");
         let record = Record::<RobustWord>::new(tag, 100).unwrap();
         let other = pass(&record, tag).unwrap();
-        record.cells().mark.store(7, Relaxed);
+        record.fields().mark.store(7, Relaxed);
         other.room().0.u8(other.room().1 + 99).store(9, Relaxed);
-        assert_eq!(other.cells().mark.load(Relaxed), 7);
+        assert_eq!(other.fields().mark.load(Relaxed), 7);
         assert_eq!(record.room().0.u8(record.room().1 + 99).load(Relaxed), 9);
         assert_eq!((record.room_len(), other.room_len()), (100, 100));
     }

@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 ///
 /// # Safety
 /// Only atomics without padding that means something, laid out as in C.
-pub(crate) unsafe trait Cells {}
+pub(crate) unsafe trait AtomicRecord {}
 
 // SAFETY: an atomic.
-unsafe impl Cells for AtomicU32 {}
+unsafe impl AtomicRecord for AtomicU32 {}
 // SAFETY: an atomic.
-unsafe impl Cells for AtomicU64 {}
+unsafe impl AtomicRecord for AtomicU64 {}
 // SAFETY: one after the other, as in C.
-unsafe impl<T: Cells, const N: usize> Cells for [T; N] {}
+unsafe impl<T: AtomicRecord, const N: usize> AtomicRecord for [T; N] {}
 
-/// Defines a record of cells, which begins at a cache line of its own.
-macro_rules! cells {
+/// Defines a record of atomics, which begins at a cache line of its own.
+macro_rules! atomic_record {
     ($(#[$about:meta])* $visible:vis struct $name:ident { $($(#[$what:meta])* $see:vis $field:ident: $type:ty,)* }) => {
         $(#[$about])*
         #[derive(Debug)]
@@ -25,12 +25,12 @@ macro_rules! cells {
 
         #[expect(unsafe_code, reason = "every field is asked whether it is made of atomics")]
         const _: () = {
-            const fn is_made_of_atomics<T: $crate::sys::cells::Cells>() {}
+            const fn is_made_of_atomics<T: $crate::sys::atomic_record::AtomicRecord>() {}
             $(is_made_of_atomics::<$type>();)*
             // SAFETY: laid out as in C, of fields that are all made of atomics, as was just asked.
-            unsafe impl $crate::sys::cells::Cells for $name {}
+            unsafe impl $crate::sys::atomic_record::AtomicRecord for $name {}
         };
     };
 }
 
-pub(crate) use cells;
+pub(crate) use atomic_record;

@@ -14,14 +14,14 @@ use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
 /// Both ends of the socket. Who sends is inside the producers' gate, who receives inside that of receivers.
 #[derive(Debug)]
-pub(super) struct Beside {
+pub(super) struct FdChannel {
     into: Socket<Descriptor>,
     out: Socket<Descriptor>,
 }
 
 const NOT_THERE: &str = "its descriptors are not there";
 
-impl Beside {
+impl FdChannel {
     pub(super) fn new() -> Result<Self, QueueError> {
         let pair =
             with_room(Socket::pair).map_err(QueueError::system("make a queue's socket (socketpair)"))?;
@@ -41,7 +41,7 @@ impl Beside {
     /// Sends what goes beside a message before that is in the ring, with a ticket, if there is room. What its producer had sent when
     /// it died stays in the socket, an orphan: nobody has its ticket.
     pub(super) fn try_send(&self, message: &mut Outgoing, ticket: u32) -> Result<Attempt, QueueError> {
-        let sent = message.try_send_cargo(ticket, &self.into);
+        let sent = message.try_send_attachments(ticket, &self.into);
         sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))
     }
 
@@ -85,13 +85,13 @@ impl Beside {
     }
 }
 
-impl Serialize for Beside {
+impl Serialize for FdChannel {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.into.descriptor(), self.out.descriptor()).serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Beside {
+impl<'de> Deserialize<'de> for FdChannel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Deserialize::deserialize(deserializer).map(|(into, out)| Self::over(into, out))
     }
@@ -106,46 +106,46 @@ mod tests {
         Outgoing::of(tensor, 1000).unwrap()
     }
 
-    fn send(beside: &Beside, message: &mut Outgoing, ticket: u32) {
-        assert_eq!(beside.try_send(message, ticket).unwrap(), Attempt::Sent);
+    fn send(channel: &FdChannel, message: &mut Outgoing, ticket: u32) {
+        assert_eq!(channel.try_send(message, ticket).unwrap(), Attempt::Sent);
     }
 
     #[test]
     fn cargo_of_a_message_that_was_never_finished_is_dropped() {
-        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        let (channel, tensor) = (FdChannel::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
         let file = || Descriptor::from(tempfile::tempfile().unwrap());
         for ticket in [ring::TICKETS - 2, ring::TICKETS - 1] {
             let mut never_finished = Outgoing::of(&(file(), file()), 1000).unwrap();
-            send(&beside, &mut never_finished, ticket);
+            send(&channel, &mut never_finished, ticket);
         }
         for ticket in [0, 1] {
-            send(&beside, &mut message(&tensor), ticket);
+            send(&channel, &mut message(&tensor), ticket);
         }
         // Two came with those.
-        assert_eq!(beside.take(0).unwrap().len(), 1);
-        assert_eq!(beside.take(1).unwrap().len(), 1);
+        assert_eq!(channel.take(0).unwrap().len(), 1);
+        assert_eq!(channel.take(1).unwrap().len(), 1);
     }
 
     #[test]
     fn orphans_are_dropped_up_to_the_first_message_that_is_in_the_ring() {
-        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        let (channel, tensor) = (FdChannel::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
         let first = ring::TICKETS - 1;
         for ticket in [first - 2, first - 1, first, 0] {
-            send(&beside, &mut message(&tensor), ticket);
+            send(&channel, &mut message(&tensor), ticket);
         }
-        beside.drop_orphans(Some(first)).unwrap();
-        beside.drop_orphans(Some(first)).unwrap();
-        assert_eq!(beside.out.peek().unwrap(), Some(first.to_ne_bytes()));
-        beside.drop_orphans(None).unwrap();
-        assert_eq!(beside.out.peek::<4>().unwrap(), None);
+        channel.drop_orphans(Some(first)).unwrap();
+        channel.drop_orphans(Some(first)).unwrap();
+        assert_eq!(channel.out.peek().unwrap(), Some(first.to_ne_bytes()));
+        channel.drop_orphans(None).unwrap();
+        assert_eq!(channel.out.peek::<4>().unwrap(), None);
     }
 
     #[test]
     fn cargo_that_is_not_there_is_an_error_and_that_of_the_next_message_stays() {
-        let (beside, tensor) = (Beside::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
-        assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
-        send(&beside, &mut message(&tensor), 2);
-        assert_eq!(beside.take(1).unwrap_err(), NOT_THERE);
-        assert!(beside.take(2).is_ok());
+        let (channel, tensor) = (FdChannel::new().unwrap(), Tensor::from_slice(&[7], &[1]).unwrap());
+        assert_eq!(channel.take(1).unwrap_err(), NOT_THERE);
+        send(&channel, &mut message(&tensor), 2);
+        assert_eq!(channel.take(1).unwrap_err(), NOT_THERE);
+        assert!(channel.take(2).is_ok());
     }
 }

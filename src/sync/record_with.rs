@@ -1,4 +1,4 @@
-//! Cells with a value behind them, that they guard.
+//! AtomicRecord with a value behind them, that they guard.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,16 +8,16 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::MemoryError;
-use crate::sys::cells::Cells;
-use crate::transfer::record::{Handle, Keeper, Record, TypeTag};
+use crate::sys::atomic_record::AtomicRecord;
+use crate::transfer::record::{Handle, MapPin, Record, TypeTag};
 
-/// A record of cells, and a value that only some may reach, as the cells say.
-pub(super) struct Guarded<C, T> {
+/// A record of atomics and a value, which may be reached as the record says.
+pub(super) struct RecordWith<C, T> {
     shared: Record<C>,
     value: PhantomData<T>,
 }
 
-impl<C: Cells, T: Pod> Guarded<C, T> {
+impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
     pub(super) fn new(kind: &str, value: T) -> Result<Self, MemoryError> {
         const { assert!(align_of::<T>() <= 64, "the value lies at a cache line, and is aligned to no more") }
         let shared = Record::new(TypeTag::of::<T>(kind), size_of::<T>())?;
@@ -27,12 +27,12 @@ impl<C: Cells, T: Pod> Guarded<C, T> {
     }
 
     #[inline]
-    pub(super) fn cells(&self) -> &C {
-        self.shared.cells()
+    pub(super) fn fields(&self) -> &C {
+        self.shared.fields()
     }
 
-    pub(super) fn keeper(&self) -> Keeper {
-        self.shared.lender()
+    pub(super) fn map_pin(&self) -> MapPin {
+        self.shared.lender_pin()
     }
 
     /// Where the value lies, aligned, as long as this lives.
@@ -52,8 +52,8 @@ impl<C: Cells, T: Pod> Guarded<C, T> {
     }
 }
 
-/// Cells with nothing behind them that would have a type, as they arrive.
-pub(super) fn receive<'de, C: Cells, D: Deserializer<'de>>(
+/// AtomicRecord with nothing behind them that would have a type, as they arrive.
+pub(super) fn receive<'de, C: AtomicRecord, D: Deserializer<'de>>(
     kind: &str,
     deserializer: D,
 ) -> Result<Record<C>, D::Error> {
@@ -61,19 +61,19 @@ pub(super) fn receive<'de, C: Cells, D: Deserializer<'de>>(
     Record::receive(handle, TypeTag::of::<()>(kind), 0).map_err(D::Error::custom)
 }
 
-impl<C, T> Clone for Guarded<C, T> {
+impl<C, T> Clone for RecordWith<C, T> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), value: PhantomData }
     }
 }
 
-impl<C, T> fmt::Debug for Guarded<C, T> {
+impl<C, T> fmt::Debug for RecordWith<C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
 }
 
-impl<C, T> Serialize for Guarded<C, T> {
+impl<C, T> Serialize for RecordWith<C, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.shared.serialize(serializer)
     }

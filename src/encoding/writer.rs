@@ -1,0 +1,183 @@
+//! The buffer of a value that is being written: tags, lengths, names, runs of numbers.
+
+use std::cell::Cell;
+
+use super::input::width;
+use super::{LONGEST_KNOWN, RUN_FROM, tag};
+
+/// What is reserved at the most for a run: how many items it has is only what the type says.
+const RESERVE: usize = 16 << 20;
+/// Bytes of the count in the head of a run.
+const COUNT: usize = 8;
+
+/// How many names are looked through for one that was there before.
+const MOST_KNOWN: usize = 1024;
+
+/// Writes values to a buffer.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) out: Vec<u8>,
+    /// Where the message begins.
+    begin: usize,
+    /// The names that were written, and where in the message.
+    names: Vec<(&'static str, usize)>,
+    /// The number of the name that probably comes next.
+    next_name: usize,
+    /// The tag of the run that numbers continue, [`NO_RUN`], or [`READY`].
+    run: u8,
+    /// Where the run's count stands; before it begins, how many items there will probably be.
+    run_at: usize,
+}
+
+thread_local! {
+    /// An empty list of names with room, so that a message with a struct in it does not allocate one.
+    static SPARE: Cell<Vec<(&'static str, usize)>> = const { Cell::new(Vec::new()) };
+}
+
+const NO_RUN: u8 = tag::END;
+/// A long sequence has begun: a number would begin a run.
+const READY: u8 = tag::RUN;
+
+impl Writer {
+    #[inline]
+    pub(super) fn new(out: Vec<u8>) -> Self {
+        Self { begin: out.len(), out, names: Vec::new(), next_name: 0, run: NO_RUN, run_at: 0 }
+    }
+
+    #[inline]
+    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+        if self.names.capacity() > 0 {
+            self.names.clear();
+            // Where it is gone, so is this one.
+            let _ = SPARE.try_with(|spare| spare.set(self.names));
+        }
+        self.out
+    }
+
+    /// Begins what is no number.
+    #[inline]
+    pub(super) fn tag(&mut self, tag: u8) {
+        self.end_run();
+        self.out.push(tag);
+    }
+
+    #[inline]
+    pub(super) fn length(&mut self, length: usize) {
+        varint(&mut self.out, length as u64);
+    }
+
+    #[inline]
+    pub(super) fn bytes(&mut self, tag: u8, bytes: &[u8]) {
+        self.tag(tag);
+        self.length(bytes.len());
+        self.out.extend_from_slice(bytes);
+    }
+
+    #[inline]
+    pub(super) fn name(&mut self, name: &'static str) {
+        // Names come in the same order again.
+        match self.names.get(self.next_name) {
+            Some(&(next, at)) if std::ptr::eq(next, name) => {
+                self.next_name += 1;
+                varint(&mut self.out, 2 * at as u64);
+            }
+            _ => self.other_name(name),
+        }
+    }
+
+    fn other_name(&mut self, name: &'static str) {
+        // The very same string: to compare texts would take longer than it saves.
+        if let Some(number) = self.names.iter().position(|(known, _)| std::ptr::eq(*known, name)) {
+            self.next_name = number + 1;
+            return varint(&mut self.out, 2 * self.names[number].1 as u64);
+        }
+        let at = self.out.len() - self.begin;
+        if self.names.capacity() == 0 {
+            // While a thread ends, its own may be gone already.
+            self.names = SPARE.try_with(Cell::take).unwrap_or_default();
+        }
+        if name.len() <= LONGEST_KNOWN && self.names.len() < MOST_KNOWN {
+            self.names.push((name, at));
+        }
+        varint(&mut self.out, 2 * name.len() as u64 + 1);
+        self.out.extend_from_slice(name.as_bytes());
+    }
+
+    /// A number: in a run its bytes, else what `alone` writes.
+    #[inline]
+    pub(super) fn number<const N: usize>(
+        &mut self,
+        tag: u8,
+        bytes: [u8; N],
+        alone: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if self.run == tag {
+            self.out.extend_from_slice(&bytes);
+        } else if self.run == READY {
+            self.begin_run(tag, &bytes);
+        } else {
+            self.end_run();
+            alone(&mut self.out);
+        }
+    }
+
+    #[cold]
+    fn begin_run(&mut self, tag: u8, first: &[u8]) {
+        self.out.reserve(self.run_at.saturating_mul(first.len()).min(RESERVE));
+        self.out.extend_from_slice(&[tag::RUN, tag]);
+        (self.run, self.run_at) = (tag, self.out.len());
+        self.out.extend_from_slice(&[0; COUNT]);
+        self.out.extend_from_slice(first);
+    }
+
+    #[inline]
+    pub(super) fn end_run(&mut self) {
+        if self.run != NO_RUN {
+            self.count_run();
+        }
+    }
+
+    #[cold]
+    fn count_run(&mut self) {
+        if let Some(width) = width(self.run) {
+            let count = (self.out.len() - self.run_at - COUNT) / width;
+            self.out[self.run_at..self.run_at + COUNT].copy_from_slice(&(count as u64).to_le_bytes());
+        }
+        self.run = NO_RUN;
+    }
+
+    /// Begins a sequence of probably so many items.
+    #[inline]
+    pub(super) fn begin_sequence(&mut self, items: usize) {
+        self.tag(tag::SEQ);
+        self.length(items);
+        if items >= RUN_FROM {
+            (self.run, self.run_at) = (READY, items);
+        }
+    }
+
+    #[inline]
+    pub(super) fn variant(&mut self, name: &'static str) {
+        self.tag(tag::VARIANT);
+        self.name(name);
+    }
+}
+
+/// LEB128.
+#[inline]
+pub(super) fn varint(out: &mut Vec<u8>, number: u64) {
+    if number < 128 {
+        out.push(number as u8);
+    } else {
+        long_varint(out, number);
+    }
+}
+
+#[cold]
+fn long_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 128 {
+        out.push(number as u8 | 128);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
