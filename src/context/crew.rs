@@ -20,6 +20,7 @@ use crate::supervise::child::Child;
 use crate::supervise::stop::{Action, Stop};
 use crate::supervise::watch::{Event, WatchSet};
 use crate::sys::clock::Moment;
+use crate::sys::forks::Here;
 use crate::sys::signal::Signal;
 use crate::wire::abort::{Abort, Blame};
 use crate::wire::result_channel::ResultChannel;
@@ -67,8 +68,8 @@ pub(super) struct Crew {
     loans: Vec<Loan>,
     orders: Orders,
     oom: OomCounts,
-    /// The process that started them: a fork of it has a copy of this, but not the children.
-    owner: u32,
+    /// The process that started them, and its pid for an error. A fork of it has a copy of this, but not the children.
+    owner: (Here, u32),
     running: usize,
     /// Ranks in the order of their ends.
     order: Vec<usize>,
@@ -103,7 +104,7 @@ impl Crew {
         Self {
             orders,
             oom,
-            owner: std::process::id(),
+            owner: (Here::now(), std::process::id()),
             running: workers.len(),
             order: Vec::with_capacity(workers.len()),
             ended: VecDeque::new(),
@@ -239,8 +240,12 @@ impl Crew {
 
     /// Refuses in a fork of the launcher.
     pub(super) fn check_owner(&self) -> Result<(), Error> {
-        let pid = std::process::id();
-        if pid == self.owner { Ok(()) } else { Err(Error::ForeignContext { owner: self.owner, pid }) }
+        let (owner, pid) = self.owner;
+        if owner.is_now() {
+            Ok(())
+        } else {
+            Err(Error::ForeignContext { owner: pid, pid: std::process::id() })
+        }
     }
 
     fn take_in(&mut self, rank: usize) -> Result<(), Error> {
@@ -439,7 +444,7 @@ impl AsFd for Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        if self.owner != std::process::id() {
+        if !self.owner.0.is_now() {
             // In a fork of the launcher: they are not our children, and the epoll is shared with who has them.
             self.workers.iter_mut().filter_map(|worker| worker.child.take()).for_each(Child::leave_behind);
         } else if self.running > 0 {

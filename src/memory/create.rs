@@ -76,7 +76,7 @@ fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     };
     let refused = if plan.huge { no_huge_pages } else { no_memory };
     let fd = with_room(make).map_err(|os| refused(os, reserved))?;
-    // A receiver maps the memfd in full: nobody may cut it short behind the map (SIGBUS), so its size is sealed before it is sent.
+    // A receiver maps the memfd in full: a truncation behind the map would raise SIGBUS, so its size is sealed before it is sent.
     memfd::seal_size(fd.as_fd()).map_err(MemoryError::os("sealing a memfd", size))?;
     Segment::map_known(Backing::Descriptor(fd.into()), SharedMap::new)
         .map_err(MemoryError::os("mapping a memfd", size))

@@ -16,7 +16,7 @@ use crate::sys::memfd;
 /// Device and inode: what tells a file from any other.
 pub(super) type Identity = (u64, u64);
 
-/// Who else has it, in an error.
+/// Another holder, in an error.
 pub(crate) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
 
 /// Memory in a memfd or a file, mapped here once.
@@ -106,7 +106,7 @@ impl Registry {
 }
 
 /// Says that all descriptors were closed that the process had of which this one is a fork. The segments stay mapped, but
-/// their descriptors' numbers are nobody's, or will be another's.
+/// the numbers of their descriptors are free, and will belong to other files.
 pub(crate) fn close_all() {
     registry().clear();
     Generation::end();
@@ -116,7 +116,7 @@ impl Segment {
     /// Takes over one that another process has sent by its descriptor.
     ///
     /// # Errors
-    /// When it is a memfd that somebody could still cut short; when it is no file, or cannot be mapped.
+    /// When it is a memfd whose size is not sealed; when it is no file, or cannot be mapped.
     pub(crate) fn receive(fd: OwnedFd) -> io::Result<Arc<Self>> {
         // The descriptor is asked, not its sender. Files have no seals: those of `Storage::from_file` and named memory.
         if memfd::is_memfd(fd.as_fd()) && !memfd::is_size_sealed(fd.as_fd()) {
@@ -213,7 +213,7 @@ impl Segment {
         }
     }
 
-    /// Whether another process has a name for it, or one is on its way to somebody. Each holder has its own.
+    /// Whether another process or a message holds it: each holder has a hard link of its own.
     pub(crate) fn has_other_names(&self) -> bool {
         let links = |fd: BorrowedFd<'_>| memfd::link_count(fd);
         matches!(&self.backing, Backing::Name(_))
@@ -233,11 +233,11 @@ impl Segment {
             && self.map.as_ref().is_some_and(SharedMap::is_writable)
     }
 
-    /// Seals it against writing by anybody, if nobody can write to it any more: the kernel knows. It comes back, sealed
+    /// Seals it against writing in any process. The kernel refuses while it has a writable map anywhere. It comes back, sealed
     /// or as it was.
     ///
     /// # Errors
-    /// [`MemoryError::StillWritable`] when somebody else has it.
+    /// [`MemoryError::StillWritable`] when another handle or process has it.
     pub(crate) fn seal(this: Arc<Self>) -> (Arc<Self>, Result<(), MemoryError>) {
         let bytes = this.len;
         let mut alone = match Arc::try_unwrap(this) {

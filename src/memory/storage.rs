@@ -16,7 +16,7 @@ use crate::sys::map::SharedMap;
 /// Clones, and the storage of a tensor that arrives in a worker, are the same memory.
 ///
 /// Its memory is reserved when it is made and its size is fixed, so no use of it ends in SIGBUS. (The exception is a
-/// file that somebody cuts short: see [`from_file`](Self::from_file), and docs/memory.md for named memory.)
+/// file that is truncated: see [`from_file`](Self::from_file), and docs/memory.md for named memory.)
 ///
 /// Storages of up to 256 KiB lie together in segments of 8 MiB, so thousands of them cost a few descriptors; a segment
 /// goes with the last of its storages. A larger one has a segment of its own.

@@ -50,7 +50,7 @@ impl Here {
     }
 }
 
-/// `None`: nobody has asked to [`watch`] yet.
+/// `None` before the first [`watch`].
 #[inline]
 pub(super) fn generation() -> Option<u32> {
     let generation = GENERATION.get()?;

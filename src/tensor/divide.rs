@@ -19,12 +19,12 @@ impl<T: Number> Tensor<T> {
     /// as many rows each, but for one more in the first ones; with fewer rows than shards some are empty.
     ///
     /// It is not copied when this is its only handle, it was never sent anywhere, it can be written to, and its elements
-    /// lie one after the other; else its elements are copied into memory of the shards' own, so that whoever has the old memory cannot
+    /// lie one after the other; else its elements are copied into memory of the shards' own, so that a holder of the old memory cannot
     /// reach them.
     ///
     /// # Errors
     /// [`MemoryError::CannotDivide`] when `n` is zero or the tensor has no dimension; [`MemoryError::NotEnough`] when there
-    /// is not the memory for so many shards, each of which needs some 400 bytes of this process's own; as [`Tensor::zeros`] when it has
+    /// is not the memory for them, of which each needs some 400 bytes of this process's own; as [`Tensor::zeros`] when it has
     /// to be copied.
     pub fn into_shards(self, n: usize) -> Result<Vec<Shard<T>>, MemoryError> {
         let refuse = |reason| MemoryError::CannotDivide { shape: self.shape().to_vec(), parts: n, reason };
@@ -60,7 +60,7 @@ impl<T: Number> Tensor<T> {
             Ok(whole) => whole,
             Err(reason) => return Err(Refused::new(shards, reason)),
         };
-        // Claimed, so that none can be used beside the tensor. (They are ours alone: nobody claims one meanwhile.)
+        // Claimed, so that none can be used beside the tensor. (This function owns them, so that no other thread claims one.)
         match shards.iter().try_for_each(|shard| shard.claim().map(|claim| Box::new(claim).keep())) {
             Ok(()) => Ok(Self::over(whole)),
             Err(reason) => Err(Refused::new(shards, reason)),

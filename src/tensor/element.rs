@@ -108,7 +108,7 @@ macro_rules! integer {
     };
 }
 
-/// Floats: their bits in the atomic of their size; an addition is tried until nobody came between.
+/// Floats: their bits in the atomic of their size; an addition is repeated until no other write came between (compare-exchange).
 macro_rules! float {
     ($type:ty, $dtype:ident, $atomic:ident) => {
         number!($type, $dtype, $atomic, |value: $type| value.to_bits(), <$type>::from_bits);

@@ -6,7 +6,7 @@
 // - `views`: other shapes over the same memory
 // - `bytes`: where elements lie, and copies of their bytes
 // - `access`: the elements of a tensor, as values
-// - `frozen`: tensors that nobody can change any more
+// - `frozen`: tensors in sealed memory
 // - `shard`, `divide`: the exclusive parts of a tensor, and how it is divided
 // - `refused`: what could not be done, with what it was to be done to
 // - `formats`: other people's, each a feature that is off by default

@@ -138,7 +138,7 @@ impl<T: Number> Shard<T> {
         Ok(elements)
     }
 
-    /// Its elements, which nobody else can reach. It takes `&mut self`, also to read: a shard is sent by `&self`, and another
+    /// Its elements, which no other process can reach. It takes `&mut self`, also to read: a shard is sent by `&self`, and another
     /// process must not write to what is a slice here.
     ///
     /// # Errors

@@ -71,7 +71,7 @@ mod tests {
         assert!(shared.unwrap_err().to_string().contains("only once"));
         let beyond = provide(rest, || context::receive_descriptor(1)).0.unwrap_err();
         assert_eq!(beyond, "descriptor 1 of 1 does not exist");
-        // What somebody has already is nobody's alone.
+        // A descriptor that was received as a shared one cannot be taken as an exclusive one.
         let alone = provide(arrive(&attachments), || {
             context::receive_descriptor(0).and_then(|_| context::receive_sole_descriptor(0))
         });

@@ -40,7 +40,7 @@ struct ReceivedGrant {
     taken: bool,
 }
 
-/// A descriptor, and who has it.
+/// A descriptor, and whether a value has it.
 #[derive(Debug)]
 enum ReceivedDescriptor {
     Waiting(OwnedFd),

@@ -91,7 +91,7 @@ impl<C: AtomicRecord> Record<C> {
         MapPin::This(self.storage.map_pin())
     }
 
-    /// As [`map_pin`](Self::map_pin), for an owner who has references to what is in the room.
+    /// As [`map_pin`](Self::map_pin), for an owner that holds references into the room.
     pub(crate) fn lender_pin(&self) -> MapPin {
         MapPin::Lender(self.storage.map_pin())
     }

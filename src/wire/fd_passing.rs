@@ -1,7 +1,8 @@
 //! File descriptor passing (unix(7), SCM_RIGHTS): any number of descriptors beside one message.
 //!
 //! The kernel takes 253 of them with a message (SCM_MAX_FD). When there are more, they are queued in socketpairs first, and
-//! the receiving ends of these travel: so a value is one message still, whoever else sends there and whenever its sender dies.
+//! the receiving ends of these travel: so a value is one message still: messages of several senders do not
+//! mix, and a sender that dies leaves no half of one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +13,7 @@ use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
 /// The most descriptors that travel with a message themselves: the sender may add one of its own.
 const DIRECT: usize = MAX_DESCRIPTORS - 1;
-/// How many a socketpair takes that nobody reads meanwhile. It has room for some 270 messages (net.core.wmem_default).
+/// How many a socketpair holds while it is not read. It has room for some 270 messages (net.core.wmem_default).
 const PER_SOCKET: usize = 128 * MAX_DESCRIPTORS;
 
 /// Descriptors that are sent with one message.
@@ -136,7 +137,7 @@ fn empty_sockets(sockets: Vec<OwnedFd>, count: usize) -> Vec<OwnedFd> {
     descriptors
 }
 
-/// What to say when only so many came.
+/// The error of a message of which only `came` descriptors arrived.
 pub(super) fn lost(came: usize, count: usize) -> String {
     let limit = limits::descriptors_text().unwrap_or_default();
     format!("only {came} of its {count} descriptors arrived: {limit}")

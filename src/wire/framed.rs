@@ -108,7 +108,7 @@ impl Frame {
 /// Why there is no message. The one that there was is gone.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveFault {
-    /// Nobody has the other end any more, and all that was sent has been received.
+    /// The other end is closed in all processes, and all that was sent has been received.
     #[error("the other end is gone")]
     Ended,
     /// It had descriptors that did not arrive.
@@ -161,7 +161,7 @@ pub(super) fn open(message: Message<Vec<u8>>) -> Result<Frame, ReceiveFault> {
     Ok(Frame { contents, descriptors })
 }
 
-/// Maps contents, which nobody can change any more.
+/// Maps contents, once they are found to be sealed.
 pub(crate) fn map(fd: OwnedFd) -> Result<SharedMap, ReceiveFault> {
     let (_, size) = memfd::identity(fd.as_fd()).map_err(|error| ReceiveFault::Damaged(error.to_string()))?;
     if !memfd::is_content_sealed(fd.as_fd()) {

@@ -33,7 +33,7 @@ const SIGNAL: u32 = 1;
 const DUMPED: u32 = 2;
 const LOST: u32 = 3;
 
-/// A ledger for some workers, mapped by whoever has it.
+/// A ledger for some workers, mapped in the launcher, the server and the workers.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     map: SharedMap,

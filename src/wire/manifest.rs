@@ -92,7 +92,7 @@ impl Manifest {
     }
 
     /// As [`receive`](Self::receive), of descriptors that were sent in this order, or did not arrive: when some were lost
-    /// nobody knows which the others are.
+    /// it is not known which the others are.
     pub(crate) fn receive_sent(
         &self,
         sent: Result<Vec<OwnedFd>, String>,

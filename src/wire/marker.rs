@@ -26,7 +26,7 @@ impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rank, launcher, job, report, death_signal, worker_dir, lifeline } = self;
         let (death, worker_dir) = (death_signal.map_or(0, Signal::number), worker_dir.unwrap_or(0));
-        // Nobody's lifeline is stdin.
+        // 0 stands for none: no lifeline is stdin.
         let lifeline = lifeline.unwrap_or(0);
         write!(f, "{PROTOCOL} {rank} {launcher} {job} {report} {death} {worker_dir} {lifeline}")
     }

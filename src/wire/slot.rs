@@ -258,7 +258,7 @@ impl Slot {
 
     /// Reads the body, of the length that `account` has.
     pub(crate) fn body(&self, account: &Account) -> Result<Vec<u8>, String> {
-        // The length is the worker's word: it is held against the size of the file before so much memory is asked for.
+        // The length is the worker's word: it is held against the size of the file before memory is allocated for it.
         let room = self.file.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
         if account.body_len > room {
             return Err(format!("{} bytes were announced, but only {room} are there", account.body_len));

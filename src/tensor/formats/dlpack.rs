@@ -1,7 +1,7 @@
 //! DLPack: how the libraries of one process hand each other tensors, by a C struct.
 //!
 //! [`DynTensor::to_dlpack`](crate::DynTensor::to_dlpack) hands out a tensor's own memory,
-//! [`DynTensor::from_dlpack`](crate::DynTensor::from_dlpack) makes a copy of somebody's in memory that workers share.
+//! [`DynTensor::from_dlpack`](crate::DynTensor::from_dlpack) copies a tensor of another library into memory that workers share.
 //! The structs are those of `dlpack.h`, version 1.
 //!
 //! ```
@@ -91,7 +91,7 @@ pub type Deleter = unsafe extern "C" fn(*mut DLManagedTensorVersioned);
 pub struct DLManagedTensorVersioned {
     /// Of what follows. Another major version has the same fields up to `flags`.
     pub version: DLPackVersion,
-    /// The business of whoever made it.
+    /// For the library that made it.
     pub manager_ctx: *mut c_void,
     /// How it is given back; NULL: not at all.
     pub deleter: Option<Deleter>,
@@ -101,7 +101,7 @@ pub struct DLManagedTensorVersioned {
     pub dl_tensor: DLTensor,
 }
 
-/// A tensor in DLPack's form, which is given back to whoever made it when this is dropped.
+/// A tensor in DLPack's form, which is given back to its maker when this is dropped.
 ///
 /// It is not [`Send`]: many a library must get its tensors back on the thread that handed them out.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl DlpackTensor {
     /// # Safety
     /// - `managed` points to what `dlpack.h` says, and the caller gives it away: its deleter may be called here, once.
     /// - Until then shape, strides and, on the [`CPU`], all elements that they reach can be read.
-    /// - While [`from_dlpack`](crate::DynTensor::from_dlpack) reads the elements nobody writes to them, but by atomics
+    /// - While [`from_dlpack`](crate::DynTensor::from_dlpack) reads the elements, they are not written to but by atomics
     ///   of an element's size.
     #[must_use]
     #[expect(unsafe_code, reason = "what a pointer points to only the caller knows")]
@@ -121,7 +121,7 @@ impl DlpackTensor {
         Self(managed)
     }
 
-    /// Gives the tensor away: who gets the pointer calls its deleter, or puts it into [`from_raw`](Self::from_raw).
+    /// Gives the tensor away: the receiver of the pointer calls its deleter, or puts it into [`from_raw`](Self::from_raw).
     #[must_use]
     pub fn into_raw(self) -> NonNull<DLManagedTensorVersioned> {
         let managed = self.0;
@@ -182,7 +182,7 @@ impl Drop for DlpackTensor {
         // SAFETY: the pointer is good, as `from_raw`'s caller promised; this field is there in every version.
         let deleter = unsafe { (*self.as_ptr()).deleter };
         if let Some(deleter) = deleter {
-            // SAFETY: the tensor is this value's, so the deleter was not called, and nobody uses the pointer any more.
+            // SAFETY: the tensor is this value's, so the deleter was not called, and the pointer is not used any more.
             unsafe { deleter(self.0.as_ptr()) };
         }
     }

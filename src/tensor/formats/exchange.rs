@@ -24,8 +24,8 @@ impl DynTensor {
     /// Hands out the tensor's own memory in the form of DLPack, without a copy; it stays mapped until that is given
     /// back. What is frozen or a file's has the flag that it may only be read, and to write there ends in SIGSEGV.
     ///
-    /// Other processes may write to the memory of others at any time, which other libraries do not expect: who gives
-    /// them the tensor sees to it that nobody does. A byte of a bool may be another than 0 and 1, if somebody wrote it.
+    /// Other libraries expect that no other process writes to the memory meanwhile, which the caller has to guarantee. A byte
+    /// of a bool may be another than 0 and 1, if a process wrote that.
     ///
     /// # Errors
     /// [`MemoryError::TooLarge`] when a size does not fit in an `i64`, as only tensors without elements have it.
@@ -59,7 +59,7 @@ impl DynTensor {
         DLTensor {
             data: self.first_element().cast(),
             device: DLDevice { device_type: CPU, device_id: 0 },
-            // Nobody has so many.
+            // No real tensor has so many dimensions.
             ndim: i32::try_from(export.shape.len()).unwrap_or(i32::MAX),
             dtype: to_dlpack_type(self.dtype()),
             shape: export.shape.as_mut_ptr(),
@@ -95,7 +95,7 @@ impl DynTensor {
 unsafe extern "C" fn take_back(managed: *mut DLManagedTensorVersioned) {
     // SAFETY: it was leaked from a box in `to_dlpack`, as the caller promises.
     let managed = unsafe { Box::from_raw(managed) };
-    // SAFETY: likewise, of this type; nobody has put another pointer there.
+    // SAFETY: likewise, of this type; no other code has put another pointer there.
     drop(unsafe { Box::from_raw(managed.manager_ctx.cast::<Export>()) });
 }
 

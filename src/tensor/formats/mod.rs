@@ -2,7 +2,7 @@
 //!
 //! - `safetensors`: a file's tensors in one storage, and back into a file
 //! - `ndarray`: views and copies as arrays of the ndarray crate
-//! - `dlpack`: the C structs of DLPack, and who owns one
+//! - `dlpack`: the C structs of DLPack, and the owner of one
 //! - `exchange`: tensors to DLPack's form and back
 
 #[cfg(feature = "dlpack")]

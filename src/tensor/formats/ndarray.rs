@@ -1,4 +1,4 @@
-//! Tensors as arrays of the `ndarray` crate: views where nobody can write meanwhile, copies elsewhere.
+//! Tensors as arrays of the `ndarray` crate: views of memory that no other process can write to, copies of any other.
 
 use ::ndarray::{
     ArrayD, ArrayRef, ArrayViewD, ArrayViewMutD, Dimension, IxDyn, ShapeBuilder, ShapeError, StrideShape,

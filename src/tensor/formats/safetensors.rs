@@ -56,7 +56,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<BTreeMap<String, DynTensor>, Memor
     source.tensors(&storage)
 }
 
-/// As [`load`], and nobody can change them any more: to [freeze](crate::Tensor::freeze) one costs nothing.
+/// As [`load`], in sealed memory: to [freeze](crate::Tensor::freeze) one costs nothing.
 ///
 /// ```
 /// # phalanx::auto_init!();
