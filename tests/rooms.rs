@@ -29,6 +29,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
 const EXCEPTIONS: [(&str, &str); 2] = [
     // `Value` and `Array` are tensors that order memory.
     ("sync/value.rs", "tensor"),
+    // It is compiled for the tests and the fuzzer alone.
     ("queue/hostile.rs", "tensor"),
 ];
 

@@ -14,7 +14,7 @@ use super::strategy::SharingStrategy;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// In ordinary pages.
+    /// In ordinary pages (4 KiB on x86-64). A storage of up to 256 KiB shares its segment with others only in this case.
     #[default]
     No,
     /// In huge pages where there are enough free ones (and the strategy is

@@ -18,7 +18,8 @@ pub struct Stats {
     pub bytes: usize,
 }
 
-/// Counts the shared memory that this process has mapped.
+/// Counts the shared memory that this process has mapped. A piece counts once, however many tensors lie in it, and no more once
+/// its last tensor is dropped.
 ///
 /// ```
 /// let large = phalanx::Tensor::<f32>::zeros(&[1 << 20])?;
