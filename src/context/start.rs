@@ -188,7 +188,9 @@ impl JobBuilder {
         if reruns_program {
             start::check_executable()?;
         }
-        if let Some(kind) = namespace::of_children_only() {
+        // ForkServer sees it where it looks at this thread anyway.
+        let starts_children = options.method != StartMethod::ForkServer;
+        if let Some(kind) = starts_children.then(namespace::of_children_only).flatten() {
             return Err(Error::ForeignNamespace { kind });
         }
         if signal::children_are_reaped_by_kernel()

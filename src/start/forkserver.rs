@@ -368,9 +368,7 @@ pub(super) fn start_each(
 ) -> Result<(), Error> {
     let nprocs = group.nprocs;
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
-    let failed = Failure::of("asking for this thread's credentials and namespaces (/proc/thread-self)");
-    let mut surroundings =
-        surroundings::of_caller(&group.environment).map_err(|os| failed(os).for_rank(0, nprocs))?;
+    let mut surroundings = surroundings::of_caller(&group.environment)?;
     let mut known = link();
     let link = connected(&mut known)?;
     surroundings.peer = surroundings::peer(link.pid).filter(|_| link.is_open);

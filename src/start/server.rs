@@ -21,7 +21,7 @@ use crate::sys::process::{self, ForkError, SingleThread};
 use crate::sys::signal::{self, ChildSignals, Signal};
 use crate::sys::socket::Socket;
 use crate::sys::standing::Standing;
-use crate::sys::{limits, namespace, prctl};
+use crate::sys::{limits, prctl};
 use crate::transfer::received::Received;
 use crate::wire::codec;
 use crate::wire::framed::{self, Framed};
@@ -181,8 +181,9 @@ impl Server {
         // forked may still have a copy.
         let _ = self.epoll.remove(self.ends.as_fd());
         self.ends = ends.map_err(|os| system(Step::Prepare, &os))?;
-        self.standing = Standing::of_caller().map_err(|os| system(Step::LookAtItself, &os))?.0;
-        done.and_then(|()| match namespace::of_children_only() {
+        let (standing, beside) = Standing::of_caller().map_err(|os| system(Step::LookAtItself, &os))?;
+        self.standing = standing;
+        done.and_then(|()| match beside.entered_by_children {
             Some(kind) => Err(Trouble::Confused(format!(
                 "its preload function has had its children go into another {kind} namespace (unshare, setns), where no \
                  worker can be"

@@ -6,8 +6,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 
+use crate::error::Error;
 use crate::sys::limits::Limits;
-use crate::sys::standing::{self, Difference, Standing};
+use crate::sys::standing::{self, Beside, Difference, Standing};
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{dir, env, fd, process};
 use crate::wire::names::{SERVER, WORKER};
@@ -24,8 +25,16 @@ pub(super) fn environment(changes: &[(String, String)]) -> impl Iterator<Item = 
 }
 
 /// Those of the calling thread, but for what goes as a descriptor.
-pub(super) fn of_caller(changes: &[(String, String)]) -> io::Result<Surroundings> {
-    let (standing, umask) = Standing::of_caller()?;
+///
+/// # Errors
+/// [`Error::ForeignNamespace`] where its children would not be in its namespaces.
+pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Surroundings, Error> {
+    let asked = Standing::of_caller();
+    let (standing, Beside { umask, entered_by_children }) = asked
+        .map_err(Error::system("read the calling thread's credentials and namespaces (/proc/thread-self)"))?;
+    if let Some(kind) = entered_by_children {
+        return Err(Error::ForeignNamespace { kind });
+    }
     Ok(Surroundings {
         environment: environment(changes).map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
         umask,

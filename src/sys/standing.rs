@@ -3,13 +3,15 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
+
+use super::namespace;
 
 /// The lines of /proc/thread-self/status that belong to it, and what they are.
 const STATUS: [(&str, &str); 11] = [
@@ -36,11 +38,22 @@ const NAMESPACES: [(&CStr, &str); 7] = [
     (c"ns/user", "user namespace"),
     (c"ns/uts", "UTS namespace"),
 ];
+/// The place of the time namespace in the table.
+const TIME: usize = 4;
 const OTHERS: [&str; 2] = ["securebits", "root directory (device:inode)"];
 
 /// Credentials, capabilities, filters of system calls, namespaces and root directory of a thread, by their places in the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing(Vec<String>);
+
+/// What the calling thread's files in /proc tell besides its [`Standing`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside {
+    /// The file mode creation mask.
+    pub(crate) umask: u32,
+    /// The kind of a namespace that the thread's children enter, and it does not: see [`namespace::of_children_only`].
+    pub(crate) entered_by_children: Option<&'static str>,
+}
 
 /// One thing in which two threads differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,19 +64,20 @@ pub(crate) struct Difference {
 }
 
 impl Standing {
-    /// That of the calling thread, and its file mode creation mask, which stands in the same file.
-    pub(crate) fn of_caller() -> io::Result<(Self, u32)> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let thread = openat(AT_FDCWD, "/proc/thread-self", flags, Mode::empty())?;
+    /// That of the calling thread, and what stands in the same places of /proc.
+    pub(crate) fn of_caller() -> io::Result<(Self, Beside)> {
+        let thread = namespace::thread_dir()?;
         let status = read_whole(thread.as_fd(), "status")?;
         let (mut values, umask) = parse(&String::from_utf8_lossy(&status));
         for (path, _) in NAMESPACES {
-            values.push(namespace(thread.as_fd(), path)?);
+            values.push(namespace::link(thread.as_fd(), path)?);
         }
+        let time = values[STATUS.len() + TIME].clone();
+        let entered_by_children = namespace::entered_by_children(thread.as_fd(), Ok(time));
         values.push(secure_bits().to_string());
         let root = std::fs::metadata("/")?;
         values.push(format!("{}:{}", root.dev(), root.ino()));
-        Ok((Self(values), umask))
+        Ok((Self(values), Beside { umask, entered_by_children }))
     }
 
     /// The first thing that is not the same `there`.
@@ -117,20 +131,6 @@ fn read_whole(dir: BorrowedFd<'_>, path: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// What the link to a namespace tells, such as `mnt:[4026531832]`; "none" of one that the kernel does not have, or that no
-/// process has entered yet. By the system call: nix takes memory for the longest path there can be.
-fn namespace(thread: BorrowedFd<'_>, path: &CStr) -> io::Result<String> {
-    let mut target = [0_u8; 64];
-    let (at, room) = (target.as_mut_ptr().cast(), target.len());
-    // SAFETY: the path ends with a zero, and the kernel writes into `target` at most as many bytes as it has.
-    let length = unsafe { libc::readlinkat(thread.as_raw_fd(), path.as_ptr(), at, room) };
-    match usize::try_from(length) {
-        Ok(length) => Ok(String::from_utf8_lossy(&target[..length]).into_owned()),
-        Err(_) if Errno::last() == Errno::ENOENT => Ok("none".to_owned()),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
-}
-
 fn secure_bits() -> i32 {
     // SAFETY: takes integers. An error is the same for all.
     unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }
@@ -173,10 +173,14 @@ mod tests {
     fn thread_has_its_own_standing_whatever_its_name_is() {
         // Of which the kernel keeps 15 bytes, which are no whole characters.
         let named = std::thread::Builder::new().name("ääääääääääää".into());
-        let (standing, umask) = named.spawn(Standing::of_caller).unwrap().join().unwrap().unwrap();
+        let (standing, beside) = named.spawn(Standing::of_caller).unwrap().join().unwrap().unwrap();
         assert_eq!(standing.0.len(), STATUS.len() + NAMESPACES.len() + OTHERS.len());
-        assert!(standing.0[0].split(' ').count() == 4 && umask <= 0o777);
+        assert!(standing.0[0].split(' ').count() == 4 && beside.umask <= 0o777);
         assert!(standing.0[STATUS.len() + 2].starts_with("mnt:["), "{standing:?}");
+        assert!(
+            standing.0[STATUS.len() + TIME].starts_with("time:[")
+                || standing.0[STATUS.len() + TIME] == "none"
+        );
         assert_eq!(standing.difference(&Standing::of_caller().unwrap().0), None);
         assert!(may_inspect(std::process::id()));
     }
