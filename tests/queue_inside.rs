@@ -190,3 +190,42 @@ fn timeouts_are_not_cut_short_and_may_be_endless() {
         });
     });
 }
+
+/// Puts a value with a struct, a sequence and a tensor in it when it is destroyed.
+struct PutsAtEnd(Queue<Message>);
+
+#[derive(Serialize, Deserialize)]
+struct Message {
+    numbers: Vec<u64>,
+    tensor: Tensor<u8>,
+}
+
+impl Drop for PutsAtEnd {
+    fn drop(&mut self) {
+        self.0.put(Message { numbers: vec![1, 2], tensor: tensor(3) }).unwrap();
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<Option<PutsAtEnd>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn destructor_of_a_thread_local_may_put_after_what_the_thread_keeps_for_queues_is_gone() {
+    common::watched(|| {
+        let queue = Queue::bounded(8).unwrap();
+        let putter = PutsAtEnd(queue.clone());
+        let thread = std::thread::spawn(move || {
+            // Registered first, so destroyed last.
+            LAST.set(Some(putter));
+            LAST.with_borrow(|last| {
+                let queue = &last.as_ref().unwrap().0;
+                queue.put(Message { numbers: vec![], tensor: tensor(0) }).unwrap();
+                queue.get().unwrap();
+            });
+        });
+        thread.join().unwrap();
+        let Message { numbers, tensor } = queue.get().unwrap();
+        assert_eq!((numbers, tensor.to_vec()), (vec![1, 2], vec![3]));
+    });
+}

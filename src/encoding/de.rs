@@ -4,9 +4,10 @@ use serde::Deserializer;
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, SeqDeserializer};
 use serde::de::{Error as _, Visitor};
 
-use super::access::{Entries, FewItems, Fields, Items, OneEntry, Variant};
+use super::access::{Entries, Fields, OneEntry, Variant};
 use super::error::Error;
 use super::input::{Integer, Names, Reader};
+use super::sequence::{FewItems, Items};
 use super::{RUN_FROM, tag};
 
 /// How deeply values may be nested that a type reads without saying what they are, as in `serde_json::Value` and with

@@ -113,6 +113,27 @@ impl<'de> Reader<'de> {
     /// A name, or the end of names. `expected`: what it mostly is, so that it need not be checked to be text.
     #[inline]
     pub(super) fn name(&mut self, expected: &'static str) -> Result<Option<&'de str>, Error> {
+        const END: u8 = END_OF_NAMES as u8;
+        match self.rest.split_first() {
+            Some((&END, rest)) => {
+                self.rest = rest;
+                return Ok(None);
+            }
+            // The whole name, whose head has one byte.
+            Some((&head @ ..128, rest)) if usize::from(head) == 2 * expected.len() + 1 => {
+                if let Some((name, rest)) = rest.split_at_checked(expected.len())
+                    && name == expected.as_bytes()
+                {
+                    self.rest = rest;
+                    return Ok(Some(expected));
+                }
+            }
+            _ => {}
+        }
+        self.other_name(expected)
+    }
+
+    fn other_name(&mut self, expected: &'static str) -> Result<Option<&'de str>, Error> {
         let head = self.varint()?;
         if head == END_OF_NAMES {
             return Ok(None);

@@ -14,6 +14,7 @@ mod de;
 mod error;
 mod input;
 mod parts;
+mod sequence;
 mod ser;
 #[cfg(test)]
 mod tests;

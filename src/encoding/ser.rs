@@ -218,8 +218,7 @@ impl<'a> ser::Serializer for &'a mut Writer {
 
     #[inline]
     fn serialize_map(self, len: Option<usize>) -> Result<Parts<'a>, Error> {
-        self.tag(tag::MAP);
-        self.length(len.unwrap_or(0));
+        self.begin_map(len.unwrap_or(0));
         Ok(Parts { writer: self, at: 0 })
     }
 

@@ -19,7 +19,9 @@ pub(super) struct Writer {
     pub(super) out: Vec<u8>,
     /// Where the message begins.
     begin: usize,
-    /// The names that were written, and where in the message.
+    /// Whether a sequence or a map has begun: only then do names come more than once, as a rule, and are worth looking for.
+    repeats: bool,
+    /// The names that were written since then, and where in the message.
     names: Vec<(&'static str, usize)>,
     /// The number of the name that probably comes next.
     next_name: usize,
@@ -41,7 +43,15 @@ const READY: u8 = tag::RUN;
 impl Writer {
     #[inline]
     pub(super) fn new(out: Vec<u8>) -> Self {
-        Self { begin: out.len(), out, names: Vec::new(), next_name: 0, run: NO_RUN, run_at: 0 }
+        Self {
+            begin: out.len(),
+            out,
+            repeats: false,
+            names: Vec::new(),
+            next_name: 0,
+            run: NO_RUN,
+            run_at: 0,
+        }
     }
 
     #[inline]
@@ -75,6 +85,9 @@ impl Writer {
 
     #[inline]
     pub(super) fn name(&mut self, name: &'static str) {
+        if !self.repeats {
+            return self.whole_name(name);
+        }
         // Names come in the same order again.
         match self.names.get(self.next_name) {
             Some(&(next, at)) if std::ptr::eq(next, name) => {
@@ -99,6 +112,11 @@ impl Writer {
         if name.len() <= LONGEST_KNOWN && self.names.len() < MOST_KNOWN {
             self.names.push((name, at));
         }
+        self.whole_name(name);
+    }
+
+    #[inline]
+    fn whole_name(&mut self, name: &'static str) {
         varint(&mut self.out, 2 * name.len() as u64 + 1);
         self.out.extend_from_slice(name.as_bytes());
     }
@@ -151,9 +169,18 @@ impl Writer {
     pub(super) fn begin_sequence(&mut self, items: usize) {
         self.tag(tag::SEQ);
         self.length(items);
+        self.repeats = true;
         if items >= RUN_FROM {
             (self.run, self.run_at) = (READY, items);
         }
+    }
+
+    /// Begins a map of probably so many entries.
+    #[inline]
+    pub(super) fn begin_map(&mut self, entries: usize) {
+        self.tag(tag::MAP);
+        self.length(entries);
+        self.repeats = true;
     }
 
     #[inline]

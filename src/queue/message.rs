@@ -10,7 +10,6 @@ use super::ring::{self, Header, Place};
 use crate::sys::limits::with_room;
 use crate::sys::memfd;
 use crate::sys::socket::{Attempt, Socket};
-use crate::transfer::received::Received;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::framed;
 use crate::wire::manifest::{self, OutgoingAttachments};
@@ -109,7 +108,7 @@ impl Incoming {
     pub(super) fn decode<T: DeserializeOwned>(self) -> Result<T, QueueError> {
         let Self { place, bytes, descriptors } = self;
         let value = match place {
-            Place::Ring => codec::decode(&bytes, Received::default()).0,
+            Place::Ring => codec::decode_plain(&bytes),
             Place::Beside => descriptors.and_then(|descriptors| unpack(&bytes, descriptors)),
             Place::Memfd => descriptors.and_then(unpack_memfd),
         };

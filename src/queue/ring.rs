@@ -205,13 +205,14 @@ thread_local! {
 
 /// A buffer that this thread has used before: small messages come often.
 pub(super) fn take_buffer() -> Vec<u8> {
-    BUFFER.take()
+    // While a thread ends, its buffer may be gone already: another thread-local's destructor may put a value.
+    BUFFER.try_with(Cell::take).unwrap_or_default()
 }
 
 /// Keeps it for the next time, unless it is large.
 pub(super) fn keep_buffer(buffer: Vec<u8>) {
     const KEPT: usize = 64 << 10;
     if buffer.capacity() <= KEPT {
-        BUFFER.set(buffer);
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
     }
 }

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::grant::{Cut, Grant, Part};
@@ -108,7 +109,9 @@ enum Table {
 }
 
 thread_local! {
-    static TABLE: RefCell<Option<Table>> = const { RefCell::new(None) };
+    /// Outside of [`with_table`] it holds nothing, so that it needs no destructor: a value can be serialised in the destructor of
+    /// another thread-local too, and the thread's end has nothing to free.
+    static TABLE: RefCell<ManuallyDrop<Option<Table>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 /// Runs `serialise`; returns its result, and the attachments of what it has serialised.
@@ -130,10 +133,20 @@ pub(crate) fn provide<T>(received: Received, deserialise: impl FnOnce() -> T) ->
     }
 }
 
+/// As [`provide`], of a value that came alone.
+pub(crate) fn provide_nothing<T>(deserialise: impl FnOnce() -> T) -> T {
+    with_table(Table::Receiving(None), deserialise).0
+}
+
+#[inline]
 fn with_table<T>(table: Table, run: impl FnOnce() -> T) -> (T, Option<Table>) {
-    let mut before = Restore(Some(TABLE.replace(Some(table))));
+    let mut before = Restore(Some(replace(Some(table))));
     let result = run();
-    (result, TABLE.replace(before.0.take().flatten()))
+    (result, replace(before.0.take().flatten()))
+}
+
+fn replace(table: Option<Table>) -> Option<Table> {
+    ManuallyDrop::into_inner(TABLE.replace(ManuallyDrop::new(table)))
 }
 
 /// Puts the table of an outer call back, also when a type's own serde code panics. (A type may serialise another value while it is
@@ -143,7 +156,7 @@ struct Restore(Option<Option<Table>>);
 impl Drop for Restore {
     fn drop(&mut self) {
         if let Some(before) = self.0.take() {
-            TABLE.set(before);
+            drop(replace(before));
         }
     }
 }
@@ -215,7 +228,7 @@ pub(crate) fn send_sole_descriptor(
 }
 
 fn sending<T>(put: impl FnOnce(&mut Sending) -> Result<T, &'static str>) -> Result<T, &'static str> {
-    TABLE.with_borrow_mut(|table| match table {
+    TABLE.with_borrow_mut(|table| match &mut **table {
         Some(Table::Sending(sending)) => put(sending.get_or_insert_default()),
         _ => Err(ONLY_HERE),
     })
@@ -247,7 +260,7 @@ pub(crate) fn receive_sole_descriptor(number: u32) -> Result<Descriptor, String>
 }
 
 fn receiving<T>(take: impl FnOnce(&mut Received) -> Result<T, String>) -> Result<T, String> {
-    TABLE.with_borrow_mut(|table| match table {
+    TABLE.with_borrow_mut(|table| match &mut **table {
         Some(Table::Receiving(received)) => take(received.get_or_insert_default()),
         _ => Err(ONLY_FROM.to_owned()),
     })

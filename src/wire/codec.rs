@@ -37,7 +37,7 @@ pub(crate) fn encode_plain<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
 
 /// Deserialises a value without attachments.
 pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    decode(bytes, Received::default()).0
+    context::provide_nothing(|| encoding::read(bytes)).map_err(|error| error.of_type::<T>())
 }
 
 /// Deserialises a value, which finds its tensors in `received`; returns what is left of that too.

@@ -1,0 +1,227 @@
+//! Reading the items of a sequence, and the numbers of a run.
+
+use serde::de::{DeserializeSeed, SeqAccess, Visitor};
+use serde::{Deserializer, forward_to_deserialize_any};
+
+use super::access::{goes_on, unread};
+use super::error::{Error, Step};
+use super::input::{Reader, cut_short, width};
+use super::tag;
+
+/// The items of a sequence.
+#[derive(Debug)]
+pub(super) struct Items<'a, 'de> {
+    reader: &'a mut Reader<'de>,
+    /// How many there will probably be.
+    hint: usize,
+    /// How many were read, with all of the run.
+    count: usize,
+    run: Run<'de>,
+    ended: bool,
+}
+
+/// The items of a sequence that is too short for runs.
+#[derive(Debug)]
+pub(super) struct FewItems<'a, 'de> {
+    reader: &'a mut Reader<'de>,
+    hint: usize,
+    count: usize,
+    ended: bool,
+}
+
+impl<'a, 'de> FewItems<'a, 'de> {
+    #[inline]
+    pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
+        Self { reader, hint, count: 0, ended: false }
+    }
+
+    #[inline]
+    fn advance(&mut self) -> Result<bool, Error> {
+        goes_on(self.reader, &mut self.ended)
+    }
+
+    /// Sees that all were read.
+    #[inline]
+    pub(super) fn end(mut self) -> Result<(), Error> {
+        if self.advance()? { Err(unread()) } else { Ok(()) }
+    }
+}
+
+impl<'de> SeqAccess<'de> for &mut FewItems<'_, 'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if !self.advance()? {
+            return Ok(None);
+        }
+        let number = self.count;
+        self.count += 1;
+        let item = seed.deserialize(&mut *self.reader);
+        item.map(Some).map_err(|error| error.within(Step::Item(number)))
+    }
+
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.hint.min(self.reader.rest().len()))
+    }
+}
+
+/// Numbers of one tag, and what is left of them.
+#[derive(Debug)]
+struct Run<'de> {
+    tag: u8,
+    bytes: &'de [u8],
+}
+
+impl<'a, 'de> Items<'a, 'de> {
+    #[inline]
+    pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
+        Self { reader, hint, count: 0, run: Run { tag: tag::U8, bytes: &[] }, ended: false }
+    }
+
+    /// Goes to the next item, if there is one: past the head of a run, or the end.
+    #[inline]
+    fn advance(&mut self) -> Result<bool, Error> {
+        while self.run.bytes.is_empty() && !self.ended {
+            match self.reader.peek()? {
+                tag::END => self.ended = self.reader.byte().is_ok(),
+                tag::RUN => self.begin_run()?,
+                _ => return Ok(true),
+            }
+        }
+        Ok(!self.ended)
+    }
+
+    #[cold]
+    fn begin_run(&mut self) -> Result<(), Error> {
+        let [_, tag] = self.reader.array()?;
+        let count = u64::from_le_bytes(self.reader.array()?);
+        let size =
+            usize::try_from(count).ok().zip(width(tag)).and_then(|(count, width)| count.checked_mul(width));
+        let bytes = size.and_then(|size| self.reader.take(size));
+        let bytes =
+            bytes.ok_or_else(|| Error::new("the bytes are damaged: a run of numbers that is not there"))?;
+        self.run = Run { tag, bytes };
+        self.count += count as usize;
+        Ok(())
+    }
+
+    // Apart, so that the numbers of a run are read in a loop without a call.
+    #[inline(never)]
+    fn next_tagged<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if !self.advance()? {
+            return Ok(None);
+        }
+        if !self.run.bytes.is_empty() {
+            return self.next_bare(seed);
+        }
+        let number = self.count;
+        self.count += 1;
+        let item = seed.deserialize(&mut *self.reader);
+        item.map(Some).map_err(|error| error.within(Step::Item(number)))
+    }
+
+    #[inline]
+    fn next_bare<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        match seed.deserialize(Bare(&mut self.run)) {
+            Ok(item) => Ok(Some(item)),
+            Err(error) => {
+                let after = self.run.bytes.len() / width(self.run.tag).unwrap_or(1);
+                Err(error.within(Step::Item(self.count - after - 1)))
+            }
+        }
+    }
+
+    /// Sees that all were read.
+    #[inline]
+    pub(super) fn end(mut self) -> Result<(), Error> {
+        if self.advance()? { Err(unread()) } else { Ok(()) }
+    }
+}
+
+impl<'de> SeqAccess<'de> for &mut Items<'_, 'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if self.run.bytes.is_empty() { self.next_tagged(seed) } else { self.next_bare(seed) }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
+        // An item has a byte at the least.
+        Some(self.hint.min(self.run.bytes.len() + self.reader.rest().len()))
+    }
+}
+
+/// A number of a run.
+struct Bare<'a, 'de>(&'a mut Run<'de>);
+
+macro_rules! bare {
+    ($($method:ident, $type:ty, $tag:ident, $visit:ident;)*) => {
+        impl<'de> Bare<'_, 'de> {
+            #[inline]
+            fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+                let (&array, rest) = self.0.bytes.split_first_chunk().ok_or_else(cut_short)?;
+                self.0.bytes = rest;
+                Ok(array)
+            }
+
+            fn value<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+                match self.0.tag {
+                    $(tag::$tag => visitor.$visit(<$type>::from_le_bytes(self.array()?)),)*
+                    other => Err(Error::new(format!("the bytes are damaged: no number begins with {other}"))),
+                }
+            }
+        }
+
+        impl<'de> Deserializer<'de> for Bare<'_, 'de> {
+            type Error = Error;
+
+            fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+                self.value(visitor)
+            }
+
+            $(#[inline]
+            fn $method<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+                // Mostly it is read as what it was written.
+                if self.0.tag == tag::$tag {
+                    return visitor.$visit(<$type>::from_le_bytes(self.array()?));
+                }
+                self.value(visitor)
+            })*
+
+            fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+                visitor.visit_some(self)
+            }
+
+            #[inline]
+            fn deserialize_newtype_struct<V: Visitor<'de>>(
+                self,
+                _name: &'static str,
+                visitor: V,
+            ) -> Result<V::Value, Error> {
+                visitor.visit_newtype_struct(self)
+            }
+
+            forward_to_deserialize_any! {
+                bool i128 u128 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct enum
+                identifier ignored_any
+            }
+        }
+    };
+}
+
+bare! {
+    deserialize_u8, u8, U8, visit_u8;
+    deserialize_u16, u16, U16, visit_u16;
+    deserialize_u32, u32, U32, visit_u32;
+    deserialize_u64, u64, U64, visit_u64;
+    deserialize_i8, i8, I8, visit_i8;
+    deserialize_i16, i16, I16, visit_i16;
+    deserialize_i32, i32, I32, visit_i32;
+    deserialize_i64, i64, I64, visit_i64;
+    deserialize_f32, f32, F32, visit_f32;
+    deserialize_f64, f64, F64, visit_f64;
+}
