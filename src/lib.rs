@@ -176,14 +176,12 @@ mod transfer;
 mod wire;
 mod worker;
 
-#[expect(deprecated, reason = "the old name is exported for those who know it")]
-pub use context::SpawnContext;
 pub use context::{
     Options, OutputFile, ProcessContext, RankOptions, spawn, start_processes, start_processes_with,
 };
 pub use error::{
     Cause, Culprit, Error, FailureKind, Frame, MemoryError, OomScope, Outcome, Peer, ProcessExitedException,
-    ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback,
+    ProcessRaisedException, RaisedError, ResourceUsage, Standing, Status, Traceback, WorkerError,
 };
 pub use init::init;
 #[doc(hidden)]

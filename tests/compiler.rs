@@ -65,6 +65,26 @@ fn closure_that_captures_is_refused_with_a_reason() {
 }
 
 #[test]
+fn boxed_error_is_refused_with_its_remedy() {
+    const PROGRAM: &str = r#"
+        fn work(_: usize, _: ()) -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
+        fn main() { let _ = phalanx::spawn(work, (), 1); }
+    "#;
+    common::watched(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = rustc("bin", PROGRAM, dir.path());
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success());
+        assert!(
+            told.contains("error[E0277]: a worker's function cannot return the error type `Box<"),
+            "{told}"
+        );
+        assert!(told.contains("let it return `anyhow::Result<R>`"), "{told}");
+        assert_eq!(told.matches("error[").count(), 1, "{told}");
+    });
+}
+
+#[test]
 fn function_in_a_shared_object_is_an_error() {
     const LIBRARY: &str = r#"
         use std::ffi::{CString, c_char};

@@ -31,10 +31,6 @@ pub struct ProcessContext<R> {
     results: PhantomData<fn() -> R>,
 }
 
-/// The name by which torch once called it.
-#[deprecated(note = "renamed to ProcessContext")]
-pub type SpawnContext<R> = ProcessContext<R>;
-
 impl<R> ProcessContext<R> {
     pub(super) fn new(crew: Crew) -> Self {
         Self { crew, results: PhantomData }

@@ -26,8 +26,6 @@ mod values;
 mod verdict;
 
 pub use join::ProcessContext;
-#[expect(deprecated, reason = "the old name is exported for those who know it")]
-pub use join::SpawnContext;
 pub use options::Options;
 pub use rank::{OutputFile, RankOptions};
 pub use start::{spawn, start_processes, start_processes_with};

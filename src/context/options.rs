@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rank::{RankOptions, check_environment};
-use crate::error::Error;
+use crate::error::{Error, WorkerError};
 use crate::start::StartMethod;
 use crate::sys::limits;
 use crate::sys::signal::Signal;
@@ -190,7 +190,7 @@ impl Options {
     pub fn on_start<F, E>(mut self, hook: F) -> Self
     where
         F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
-        E: Into<anyhow::Error>,
+        E: WorkerError,
     {
         const { entry::assert_plain::<F>() }
         let _ = hook;

@@ -11,7 +11,7 @@ use super::join::ProcessContext;
 use super::oom::OomCounts;
 use super::options::{Hook, Options};
 use super::rank::{self, RankOptions};
-use crate::error::{Callee, Error, limit_met};
+use crate::error::{Callee, Error, WorkerError, limit_met};
 use crate::memory::named::{self, ProcessDir};
 use crate::memory::strategy::Choice;
 use crate::memory::strategy::{SharingStrategy, get_sharing_strategy};
@@ -80,7 +80,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const { entry::assert_plain::<F>() }
     start_processes(f, args, Options::new(nprocs))?.join()
@@ -117,7 +117,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const { entry::assert_plain::<F>() }
     let _ = f;
@@ -157,7 +157,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const { entry::assert_plain::<F>() }
     let _ = f;

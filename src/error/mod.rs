@@ -10,6 +10,7 @@ mod outcome;
 mod peer;
 mod raised;
 mod traceback;
+mod worker_error;
 
 use std::io;
 
@@ -28,6 +29,7 @@ pub(crate) use peer::listed;
 pub(crate) use raised::Raised;
 pub use raised::RaisedError;
 pub use traceback::Traceback;
+pub use worker_error::WorkerError;
 
 use limit::InBrackets;
 

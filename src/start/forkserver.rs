@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::plan::{Failure, Group};
 use super::spawn::Template;
 use super::surroundings;
-use crate::error::{Error, RaisedError, with_limit};
+use crate::error::{Error, RaisedError, WorkerError, with_limit};
 use crate::supervise::child::{Child, Served};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
@@ -101,7 +101,7 @@ impl ForkServer {
     pub fn preload<F, E>(f: F) -> Result<(), Error>
     where
         F: Fn() -> Result<(), E> + Copy + Send + 'static,
-        E: Into<anyhow::Error>,
+        E: WorkerError,
     {
         const { entry::assert_plain::<F>() }
         let _ = f;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::info::{self, WorkerInfo};
-use crate::error::{Callee, Error};
+use crate::error::{Callee, Error, WorkerError};
 use crate::sys::image::Image;
 use crate::transfer::received::Received;
 use crate::wire::codec::{self, Encoded};
@@ -39,7 +39,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
     R: Serialize,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     Record::<F, A, R, E>::ENTRY
 }
@@ -48,7 +48,7 @@ where
 pub(crate) fn of_preload<F, E>() -> &'static Entry
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     Preload::<F, E>::ENTRY
 }
@@ -58,7 +58,7 @@ struct Preload<F, E>(PhantomData<(F, E)>);
 impl<F, E> Preload<F, E>
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const ENTRY: &'static Entry =
         &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_preload::<F, E> };
@@ -68,7 +68,7 @@ where
 fn call_preload<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     conjure::<F>()().map_err(Into::into)?;
     codec::encode(&()).map_err(anyhow::Error::msg)
@@ -78,7 +78,7 @@ where
 pub(crate) fn of_hook<F, E>() -> &'static Entry
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     Hook::<F, E>::ENTRY
 }
@@ -88,7 +88,7 @@ struct Hook<F, E>(PhantomData<(F, E)>);
 impl<F, E> Hook<F, E>
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const ENTRY: &'static Entry =
         &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_hook::<F, E> };
@@ -98,7 +98,7 @@ where
 fn call_hook<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     let info = info::worker_info().ok_or_else(|| anyhow!("this process is no worker"))?;
     conjure::<F>()(&info).map_err(Into::into)?;
@@ -112,7 +112,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
     R: Serialize,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     const ENTRY: &'static Entry =
         &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call::<F, A, R, E> };
@@ -125,7 +125,7 @@ where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
     R: Serialize,
-    E: Into<anyhow::Error>,
+    E: WorkerError,
 {
     // What the arguments did not take is dropped here.
     let (arguments, _) = codec::decode::<A>(arguments, received);
