@@ -160,10 +160,17 @@ fn program_that_a_loader_runs_and_that_nothing_identifies_is_not_run_again() {
 fn init_inside_of_a_runtime_is_told_by_the_worker() {
     // Looks like tokio from the outside: its threads' name, and its paths on the stack.
     const PROGRAM: &str = r#"
-        mod tokio { pub mod runtime {
-            #[inline(never)]
-            pub fn block_on(work: fn()) { work(); std::hint::black_box(()); }
-        } }
+        mod tokio { pub mod runtime { pub mod scheduler {
+            pub mod current_thread {
+                #[inline(never)]
+                pub fn block_on(work: fn()) { work(); std::hint::black_box(()); }
+            }
+            pub mod multi_thread {
+                #[inline(never)]
+                pub fn block_on(work: fn()) { work(); std::hint::black_box(()); }
+            }
+        } } }
+        use tokio::runtime::scheduler::{current_thread, multi_thread};
         fn work(rank: usize, _: ()) -> anyhow::Result<usize> { Ok(rank) }
         fn real_main() {
             phalanx::init();
@@ -172,8 +179,9 @@ fn init_inside_of_a_runtime_is_told_by_the_worker() {
         fn main() {
             let name = std::env::args().nth(1).unwrap();
             std::thread::Builder::new().name(name).spawn(|| loop { std::thread::park() }).unwrap();
-            match std::env::args().nth(2) {
-                Some(_) => tokio::runtime::block_on(real_main),
+            match std::env::args().nth(2).as_deref() {
+                Some("current") => current_thread::block_on(real_main),
+                Some(_) => multi_thread::block_on(real_main),
                 None => real_main(),
             }
         }
@@ -186,11 +194,11 @@ fn init_inside_of_a_runtime_is_told_by_the_worker() {
             let output = Command::new(dir.path().join("program")).args(arguments).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        // A thread of whatever name is no reason to refuse, unless main is inside of the runtime.
-        for fine in [&["profiler"][..], &["profiler", "inside"], &["tokio-rt-worker"]] {
+        // A thread of whatever name is no reason to refuse, unless main is inside of a runtime with several.
+        for fine in [&["profiler"][..], &["profiler", "current"], &["tokio-rt-worker"]] {
             assert_eq!(told(fine), "Ok([0, 1])\n");
         }
-        let refused = told(&["tokio-rt-worker", "inside"]);
+        let refused = told(&["tokio-rt-worker", "multi"]);
         assert!(
             refused.contains("phalanx::init() was called inside of a tokio runtime (2 threads: "),
             "{refused}"

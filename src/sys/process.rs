@@ -225,7 +225,7 @@ fn thread_count() -> io::Result<usize> {
     Ok(usize::try_from(links).map_err(io::Error::other)?.saturating_sub(2))
 }
 
-/// The comm names of this process's threads.
+/// The comm names of this process's threads; none where there is only one.
 pub(crate) fn thread_names() -> io::Result<Vec<String>> {
     if thread_count()? == 1 {
         // Cheaper, and nobody asks for the name of the only one.
@@ -236,6 +236,11 @@ pub(crate) fn thread_names() -> io::Result<Vec<String>> {
         std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
     });
     Ok(names.map(|name| name.trim_end().to_owned()).collect())
+}
+
+/// The comm name of the calling thread.
+pub(crate) fn thread_name() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/thread-self/comm")?.trim_end().to_owned())
 }
 
 /// Why [`fork`] did not.

@@ -6,16 +6,28 @@ use std::io;
 use crate::error::{Callee, Captured, Traceback};
 use crate::sys::{process, trace};
 
+/// In the path of tokio's functions that run a future on its runtime with several threads.
+const MULTI_THREAD: &str = "tokio::runtime::scheduler::multi_thread::";
+
 /// Refuses to begin inside of a runtime. Threads alone are no reason: profilers, allocators and preloaded libraries may have
 /// started some before main.
 pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
+    // Naming the stack takes long, so it is only done where there may be a runtime. A thread names itself when it first runs: until
+    // then it has the name of the thread that made it, as all have that were given none.
     let threads = process::thread_names()?;
-    // Naming the stack takes long, so it is only done where there is a runtime somewhere.
-    if !threads.iter().any(|name| name.starts_with("tokio-")) {
+    if threads.is_empty() {
+        return Ok(());
+    }
+    let own = process::thread_name()?;
+    if threads.iter().filter(|name| **name == own).count() < 2 && !has_tokios(&threads) {
         return Ok(());
     }
     let stack = Traceback::new(Captured::here(trace::here()), Callee::default());
-    if !stack.frames().iter().any(|frame| frame.function.contains("tokio::runtime::")) {
+    let is_on_stack = |path: &str| stack.frames().iter().any(|frame| frame.function.contains(path));
+    // The scheduler on the stack tells without names, unless the compiler has inlined it. New threads have run meanwhile, or not.
+    let threads = process::thread_names()?;
+    let has_threads = is_on_stack(MULTI_THREAD) || has_tokios(&threads);
+    if !has_threads || !is_on_stack("tokio::runtime::") {
         return Ok(());
     }
     Err(io::Error::other(format!(
@@ -24,4 +36,8 @@ pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
         threads.len(),
         threads.join(", ")
     )))
+}
+
+fn has_tokios(threads: &[String]) -> bool {
+    threads.iter().any(|name| name.starts_with("tokio-"))
 }
