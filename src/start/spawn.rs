@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use super::surroundings;
 use crate::error::Error;
 use crate::sys::executable::Executable;
 use crate::sys::limits;
-use crate::sys::spawn::{Blocked, spawn_self};
+use crate::sys::spawn::{Blocked, OWN_EXECUTABLE, Program};
 use crate::wire::lifeline::WorkersEnd;
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::slot::Slot;
@@ -111,7 +111,17 @@ impl Template {
             changes.chain([marker.to_owned()]).filter_map(|text| c_string(text.into())).collect();
         let kept = self.environment.iter().filter(|pair| !changed(pair));
         let environment: Vec<&CStr> = kept.chain(&added).map(CString::as_c_str).collect();
-        spawn_self(&self.arguments, &environment, inherited, blocked)
+        let descriptors: Vec<_> = inherited.map(|fd| (fd, fd.as_raw_fd())).collect();
+        let program = Program {
+            program: OWN_EXECUTABLE,
+            arguments: &self.arguments,
+            environment: &environment,
+            directory: None,
+            descriptors: &descriptors,
+            group: None,
+            blocked,
+        };
+        program.start()
     }
 }
 
