@@ -35,7 +35,7 @@ impl Bell {
     /// Runs `change`, and wakes all who sleep if it says that it has changed the count; says so too. If it changes
     /// something else before it and the thread dies in between, one of those who sleep is woken.
     pub(crate) fn ring_if(&self, change: impl FnOnce(&AtomicU32) -> bool) -> bool {
-        robust::attend(&self.place, || {
+        robust::with_pending(&self.place, || {
             let changed = change(&self.place.mark);
             if changed {
                 futex::wake_all(&self.place.mark);
@@ -54,7 +54,7 @@ impl Bell {
         let word = &self.place.word;
         let own = [(&self.place.mark, seen), (word, word.load(Relaxed))];
         let words: Vec<_> = own.into_iter().chain(others.iter().copied()).collect();
-        robust::attend(&self.place, || {
+        robust::with_pending(&self.place, || {
             let woken = patience.doze(&words)?;
             // By the kernel, for one that died before it had woken all. Others may sleep since an earlier count than this
             // one, which has seen the last, so the count does not say whether there is somebody to wake.

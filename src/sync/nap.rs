@@ -166,7 +166,7 @@ impl Nap {
     /// atomic; then wakes who waits. If this thread dies in between, the kernel wakes it. Only one at a time does, inside a gate.
     #[inline]
     pub(crate) fn tell<T>(&self, change: impl FnOnce() -> T) {
-        robust::attend_alone(&self.bed, || {
+        robust::with_pending_alone(&self.bed, || {
             change();
             call(&self.bed.mark, &self.bed.holder, &Patience::None);
         });

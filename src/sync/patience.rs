@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::word::{Park, Word};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
-use crate::sys::{futex, pending};
+use crate::sys::{futex, robust};
 use crate::wire::abort::{self, Blame};
 
 /// Why a wait is over without what was waited for.
@@ -37,7 +37,7 @@ pub(crate) enum Patience {
 }
 
 /// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only (before
-/// Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`pending::death_wakes`]).
+/// Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 impl Patience {
@@ -83,7 +83,7 @@ impl Patience {
 
     /// Until when to sleep, unless one is woken. `told`: the kernel knows of all words that matter.
     fn next_look(&self, told: bool) -> Option<Moment> {
-        if told && pending::death_wakes() { self.end() } else { self.for_a_moment().end() }
+        if told && robust::death_wakes() { self.end() } else { self.for_a_moment().end() }
     }
 
     /// Sleeps while all words are what is expected of them. It may wake for nothing.

@@ -1,40 +1,16 @@
-//! list_op_pending of get_robust_list(2): the word that a thread is about to take or to free, and what the kernel does with it
-//! when the thread ends meanwhile.
+//! Whether this kernel wakes a waiter of a word when a thread ends that has the word pending: found out once by trying.
 
 use std::io;
-use std::mem::{self, offset_of};
-use std::ptr::NonNull;
+use std::mem;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::thread::{self, Builder};
 use std::time::Duration;
 
-use super::clock::Moment;
-use super::futex;
-use super::robust::{RobustWord, WAITERS};
-use super::roll::{Head, head, read, write};
-
-/// Says to the kernel which word this thread is about to take or to free. They nest: a signal handler may come between, or what
-/// is done while one word is freed may free another; the C library has its own mutexes there.
-pub(super) struct Pending {
-    place: usize,
-    before: usize,
-}
-
-impl Pending {
-    pub(super) fn new(list: NonNull<Head>, word: &RobustWord) -> Self {
-        let place = list.as_ptr().expose_provenance() + offset_of!(Head, pending);
-        let before = read(place);
-        write(place, word.link());
-        Self { place, before }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        write(self.place, self.before);
-    }
-}
+use super::super::clock::Moment;
+use super::super::futex;
+use super::pending::{PendingOp, head};
+use super::word::{RobustWord, WAITERS};
 
 /// How long to look for the sleeper: an emulation of Linux may not count those who sleep.
 const SOON: Duration = Duration::from_secs(1);
@@ -122,7 +98,7 @@ fn try_out(
 /// Leaves the word pending for good.
 fn end_with_pending(word: &RobustWord) {
     if let Ok(list) = head() {
-        mem::forget(Pending::new(list, word));
+        mem::forget(PendingOp::new(list, word));
     }
 }
 

@@ -1,80 +1,121 @@
-//! get_robust_list(2): words in shared memory that a thread owns, which the kernel marks when the thread ends, however
-//! it ends.
-//!
-//! Which words a thread owns is kept in `roll`.
+//! Taking and freeing words as the calling thread: the list is that of the thread, and ends with it.
 
-use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::ptr;
-use std::sync::Arc;
+use std::mem;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Release;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::atomic_record::atomic_record;
-use super::pending::Pending;
-use super::roll::{own, with, with_roll};
+use super::list::{MapPin, Me, RobustList};
+use super::pending::PendingOp;
+use super::word::{RobustWord, WAITERS};
+use super::{exiting, owner_thread};
 
-/// The bits of a word that say whose it is (futex(2)): a thread's id.
-pub(crate) const OWNER: u32 = 0x3fff_ffff;
-/// Set by the kernel, which has taken the owner out: it ended.
-pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
-/// Set by who sleeps: whoever frees the word, the kernel too, wakes one.
-pub(crate) const WAITERS: u32 = 0x8000_0000;
+thread_local! {
+    /// Allocated by this thread, and freed by [`end`] after all destructors of its thread-locals, which may still have guards.
+    static LIST: Cell<Option<NonNull<RefCell<RobustList>>>> = const { Cell::new(None) };
+}
 
-atomic_record! {
-    /// A word that a thread can own.
-    pub(crate) struct RobustWord {
-        pub(crate) word: AtomicU32,
-        /// The process of the owner, once it is inside; 0 before it is and when it begins to leave.
-        pub(crate) holder: AtomicU32,
-        /// For whoever uses it.
-        pub(crate) mark: AtomicU32,
-        /// The [`nonce`](Me::nonce) of the owner, as long as the `holder` is there.
-        pub(crate) nonce: AtomicU32,
-        spare: [AtomicU32; 2],
-        /// Of the anchors: where the C library keeps the link before.
-        pub(super) before: AtomicU64,
-        /// The link that comes next. The kernel reads it.
-        pub(super) next: AtomicU64,
+fn with_own<T>(work: impl FnOnce(&mut RobustList) -> T) -> io::Result<T> {
+    with(own()?, work)
+}
+
+/// # Errors
+/// In a signal handler that came in the middle.
+#[inline]
+fn with<T>(own: NonNull<RefCell<RobustList>>, work: impl FnOnce(&mut RobustList) -> T) -> io::Result<T> {
+    // SAFETY: this thread's own, which lives until the thread has ended (see `end`).
+    let mut list = unsafe { own.as_ref() }.try_borrow_mut().map_err(io::Error::other)?;
+    Ok(work(&mut list))
+}
+
+/// The list of this thread, in this process.
+#[inline]
+fn own() -> io::Result<NonNull<RefCell<RobustList>>> {
+    let Some(own) = LIST.get() else { return begin() };
+    if !with(own, |list| list.is_own())? {
+        let new = RobustList::new()?;
+        // What the parent owns is dropped without being freed.
+        drop(with(own, |list| mem::replace(list, new))?);
+    }
+    Ok(own)
+}
+
+/// Makes the list of this thread.
+#[cold]
+fn begin() -> io::Result<NonNull<RefCell<RobustList>>> {
+    let key = key()?;
+    exiting::forget_read();
+    let list = NonNull::from(Box::leak(Box::new(RefCell::new(RobustList::new()?))));
+    // SAFETY: a key of ours, and a pointer that only `end` will take.
+    let set = unsafe { libc::pthread_setspecific(key, list.as_ptr().cast()) };
+    if set != 0 {
+        // SAFETY: nobody else has it.
+        drop(unsafe { Box::from_raw(list.as_ptr()) });
+        return Err(io::Error::from_raw_os_error(set));
+    }
+    LIST.set(Some(list));
+    Ok(list)
+}
+
+/// The key whose destructor is [`end`]: the C library runs it after the destructors of Rust's thread-locals.
+fn key() -> io::Result<libc::pthread_key_t> {
+    static KEY: OnceLock<Result<libc::pthread_key_t, i32>> = OnceLock::new();
+    let made = KEY.get_or_init(|| {
+        let mut key = 0;
+        // SAFETY: writes a key to where a variable of ours is.
+        match unsafe { libc::pthread_key_create(&raw mut key, Some(end)) } {
+            0 => Ok(key),
+            error => Err(error),
+        }
+    });
+    made.map_err(io::Error::from_raw_os_error)
+}
+
+/// The thread ends.
+unsafe extern "C" fn end(list: *mut libc::c_void) {
+    LIST.set(None);
+    // SAFETY: what `begin` has leaked, which the C library hands out once.
+    let list = unsafe { Box::from_raw(list.cast::<RefCell<RobustList>>()) };
+    give_up(list.into_inner());
+}
+
+/// Ends the list of a thread that ends.
+fn give_up(mut list: RobustList) {
+    if !list.is_own() {
+        // The list is a copy that a fork has made: the words are the parent's.
+        return;
+    }
+    // References from a leaked guard may be used as long as the process lives: the word stays taken, by a thread that lives as long.
+    while let Some(place) = list.find_lent() {
+        let word = list.word(place);
+        // SAFETY: its map pin, which goes with it, keeps it mapped.
+        let pending = PendingOp::new(list.head, unsafe { word.as_ref() });
+        let map_pin = list.leave(place);
+        owner_thread::hand_over(word, map_pin, list.me.tid);
+        drop(pending);
+    }
+    if list.is_empty() {
+        list.take_down();
+    } else {
+        exiting::keep(list.me.tid, list.take_unread());
     }
 }
 
-/// What keeps the memory of a word mapped as long as it is owned.
-pub(crate) enum MapPin {
-    This(#[expect(dead_code, reason = "it is there to be dropped late")] Held),
-    /// As this one; and who owns the word may have references to what it guards, which are used as long as the process lives if
-    /// the owner's guard is leaked. So the word does not go with the thread: see `Roll::bequeath`.
-    Lender(#[expect(dead_code, reason = "as above")] Held),
-    /// Who owns the word borrows its memory until it is freed, and never forgets to free it: it is nothing that a user has.
-    /// That spares the time of counting.
-    Owner,
-}
-
-/// Memory that is held.
-type Held = Arc<dyn Any + Send + Sync>;
-
-/// A thread and its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Me {
-    pub(crate) tid: u32,
-    pub(crate) pid: u32,
-    /// A random number, not 0: threads of two PID namespaces may have the same ids.
-    pub(crate) nonce: u32,
-}
-
-/// Runs `take`, which tries to write our id into the word, and enters it among those that this thread owns. If the thread
-/// ends at any moment meanwhile, the kernel looks whose the word is, and wakes another if it is nobody's.
+/// Runs `take`, which tries to write our id into the word, and adds the word to those that this thread owns.
 pub(crate) fn take<T, E: From<io::Error>>(
     word: &RobustWord,
     keep: impl FnOnce() -> MapPin,
     take: impl FnOnce(Me) -> Result<T, E>,
 ) -> Result<T, E> {
     let own = own()?;
-    let (me, head) = with(own, |roll| roll.check_room().map(|()| (roll.me, roll.head)))??;
-    let _pending = Pending::new(head, word);
+    let (me, head) = with(own, |list| list.check_room().map(|()| (list.me, list.head)))??;
+    // Between the write of the id and the entry in the list the word is known to the kernel by this alone.
+    let _pending = PendingOp::new(head, word);
     let taken = take(me)?;
     let map_pin = keep();
-    with(own, |roll| roll.enter(word, map_pin))?;
+    with(own, |list| list.enter(word, map_pin))?;
     Ok(taken)
 }
 
@@ -82,32 +123,30 @@ pub(crate) fn take<T, E: From<io::Error>>(
 /// the owner; says whether it does.
 pub(crate) fn free(word: &RobustWord, free: impl FnOnce()) -> bool {
     let Ok(own) = own() else { return false };
-    let left = with(own, |roll| roll.find(word).map(|place| (roll.head, place)));
+    let left = with(own, |list| list.find(word).map(|place| (list.head, place)));
     let Ok(Some((head, place))) = left else { return false };
-    let pending = Pending::new(head, word);
-    let kept = with(own, |roll| roll.leave(place));
+    let pending = PendingOp::new(head, word);
+    let kept = with(own, |list| list.leave(place));
     free();
-    // The word may be gone with what kept it, and must not be announced any more.
+    // With its pin the word may be unmapped, so it must not be pending any more.
     drop(pending);
     drop(kept);
     true
 }
 
-/// Runs `work`, which changes something and wakes those who wait for it, or waits itself. If the thread ends meanwhile,
-/// the kernel wakes one of those who sleep on the word, which is nobody's ever.
-pub(crate) fn attend<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
-    // In a signal handler that came between, it is done unattended.
-    let head = with_roll(|roll| roll.head).ok();
-    let _pending = head.map(|head| Pending::new(head, word));
+/// Runs `work` with `word` as this thread's list_op_pending. If the thread ends in it, the kernel does FUTEX_WAKE(1) on the word, because
+/// no thread owns it (handle_futex_death). In a signal handler that has interrupted this module, `work` runs without that protection.
+pub(crate) fn with_pending<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
+    let head = with_own(|list| list.head).ok();
+    let _pending = head.map(|head| PendingOp::new(head, word));
     work()
 }
 
-/// As [`attend`], where only one thread at a time does, which owns the word meanwhile: if it ends, the kernel changes the word, too,
-/// so that one is told who was only about to sleep on it.
-pub(crate) fn attend_alone<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
-    // In a signal handler that came between, it is done unattended.
-    let own = with_roll(|roll| (roll.head, roll.me.tid)).ok();
-    let _pending = own.map(|(head, _)| Pending::new(head, word));
+/// As [`with_pending`], with this thread as the owner of the word, which no other may be meanwhile. If the thread ends in it, the kernel
+/// changes the word too (FUTEX_OWNER_DIED): a waiter that is only about to sleep on the old value then does not.
+pub(crate) fn with_pending_alone<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
+    let own = with_own(|list| (list.head, list.me.tid)).ok();
+    let _pending = own.map(|(head, _)| PendingOp::new(head, word));
     if let Some((_, tid)) = own {
         word.word.store(tid | WAITERS, Release);
     }
@@ -118,26 +157,12 @@ pub(crate) fn attend_alone<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T 
 
 /// Whether this thread owns it.
 pub(crate) fn owns(word: &RobustWord) -> bool {
-    with_roll(|roll| roll.find(word).is_some()).unwrap_or(false)
+    with_own(|list| list.find(word).is_some()).unwrap_or(false)
 }
 
 /// This thread.
 pub(crate) fn me() -> io::Result<Me> {
-    with_roll(|roll| roll.me)
-}
-
-impl RobustWord {
-    pub(super) fn new() -> Self {
-        let zero = || AtomicU32::new(0);
-        let (before, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        let spare = [zero(), zero()];
-        Self { word: zero(), holder: zero(), mark: zero(), nonce: zero(), spare, before, next }
-    }
-
-    /// The address of its link, by which a list knows it.
-    pub(super) fn link(&self) -> usize {
-        ptr::from_ref(&self.next).expose_provenance()
-    }
+    with_own(|list| list.me)
 }
 
 #[cfg(test)]
@@ -150,8 +175,7 @@ pub(crate) mod testing {
         drop(std::thread::spawn(work));
     }
 
-    /// Ends this thread as a signal would that nothing can catch: nothing is unwound or dropped, and the kernel sees to the
-    /// words.
+    /// Ends this thread as SIGKILL would: nothing is unwound or dropped, and the kernel looks at the words that it owns.
     pub(crate) fn die() -> ! {
         // SAFETY: nobody has references to what is on the stack, which stays behind.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
@@ -165,10 +189,12 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::free_word;
     use std::mem;
+    use std::sync::Arc;
     use std::sync::atomic::Ordering::SeqCst;
 
+    use super::super::word::OWNER_DIED;
+    use super::testing::free_word;
     use super::*;
 
     fn word() -> Arc<RobustWord> {
@@ -211,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn word_stays_announced_when_another_was_attended_meanwhile() {
+    fn word_stays_pending_when_another_was_pending_meanwhile() {
         let (taken, attended) = (word(), word());
         let doomed = taken.clone();
         testing::doomed(move || {
@@ -219,9 +245,9 @@ mod tests {
                 &doomed,
                 || MapPin::Owner,
                 |me| -> io::Result<()> {
-                    attend(&attended, || ());
+                    with_pending(&attended, || ());
                     doomed.word.store(me.tid, SeqCst);
-                    // It is on no list yet: the kernel knows of it only by what was announced.
+                    // It is on no list yet: the kernel knows of it only by list_op_pending.
                     testing::die()
                 },
             );

@@ -1,0 +1,208 @@
+//! The words that a thread owns: a chain in the robust list that the C library has registered for the thread.
+//!
+//! The C library has one list for each thread, for its own robust mutexes. Ours is a chain in that list, between two anchors in
+//! private memory. The C library changes only what is before the first anchor or after the second; what is between them is
+//! written by us and read by the kernel alone (exit_robust_list). The offset from a link to its word is the C library's too, hence
+//! the layout of [`RobustWord`].
+
+use std::any::Any;
+use std::io;
+use std::mem::{self, offset_of};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::compiler_fence;
+
+use super::super::{dir, forks};
+use super::pending::{Head, head, read, write};
+use super::word::RobustWord;
+
+/// How many words a thread may own. The kernel follows 2048 links (ROBUST_LIST_LIMIT), some of which are of the C library's mutexes.
+pub(super) const MOST: usize = 1000;
+
+/// From a link to the C library's link before.
+const BEFORE: usize = offset_of!(RobustWord, next) - offset_of!(RobustWord, before);
+
+/// What keeps the memory of a word mapped as long as it is owned.
+pub(crate) enum MapPin {
+    This(#[expect(dead_code, reason = "it is there to be dropped late")] Held),
+    /// As `This`, and the owner's guard gives references to what the word guards. If the guard is leaked, they may be used as long as
+    /// the process lives, so the word must stay taken when the thread ends: the owner thread takes it over.
+    Lender(#[expect(dead_code, reason = "as above")] Held),
+    /// The owner borrows the memory of the word until it frees it, and cannot leak it, since no user has it. This spares a reference
+    /// count.
+    Owner,
+}
+
+/// Memory that is held.
+type Held = Arc<dyn Any + Send + Sync>;
+
+/// A thread and its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Me {
+    pub(crate) tid: u32,
+    pub(crate) pid: u32,
+    /// A random number, not 0: threads of two PID namespaces may have the same ids.
+    pub(crate) nonce: u32,
+}
+
+/// The first and the last of our words in the C library's list. The C library writes their links through pointers of its own, which
+/// the unique ownership of a `Box` would not allow.
+pub(super) struct Anchors(NonNull<[RobustWord; 2]>);
+
+impl Anchors {
+    fn new() -> Self {
+        Self(NonNull::from(Box::leak(Box::new([RobustWord::new(), RobustWord::new()]))))
+    }
+
+    fn both(&self) -> &[RobustWord; 2] {
+        // SAFETY: allocated by `new`, and freed only when this is dropped; what others write are atomics.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Anchors {
+    fn drop(&mut self) {
+        // SAFETY: `new` has allocated it by a box, and nobody frees it twice: this is no copy.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// The words that a thread owns.
+pub(super) struct RobustList {
+    pub(super) me: Me,
+    /// The fork generation of the process: a fork's copy of the list is not the child's.
+    generation: Option<u32>,
+    pub(super) head: NonNull<Head>,
+    anchors: Anchors,
+    /// The last is the first after the front anchor.
+    owned: Vec<(NonNull<RobustWord>, MapPin)>,
+}
+
+impl RobustList {
+    /// An empty list of the calling thread, hung into the C library's.
+    #[cold]
+    pub(super) fn new() -> io::Result<Self> {
+        forks::watch()?;
+        // SAFETY: takes nothing, and cannot fail.
+        let tid = unsafe { libc::gettid() }.unsigned_abs();
+        let nonce = (dir::random()? as u32).max(1);
+        let me = Me { tid, pid: std::process::id(), nonce };
+        let (generation, anchors) = (forks::generation(), Anchors::new());
+        let list = Self { me, generation, head: head()?, anchors, owned: Vec::new() };
+        list.hang_in();
+        Ok(list)
+    }
+
+    /// Whether it is the list of a thread of this process, not a copy that a fork has made.
+    pub(super) fn is_own(&self) -> bool {
+        self.generation == forks::generation()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.owned.is_empty()
+    }
+
+    /// # Errors
+    /// When the thread owns [`MOST`] words.
+    pub(super) fn check_room(&self) -> io::Result<()> {
+        if self.owned.len() < MOST {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "this thread holds {MOST} locks: the kernel would not free more when it dies"
+        )))
+    }
+
+    /// Puts the anchors first in the C library's list.
+    fn hang_in(&self) {
+        let [front, back] = self.anchors.both();
+        let others = read(self.first());
+        back.next.store(others as u64, Relaxed);
+        back.before.store(front.link() as u64, Relaxed);
+        front.next.store(back.link() as u64, Relaxed);
+        front.before.store(self.first() as u64, Relaxed);
+        write(before(others), back.link());
+        write(self.first(), front.link());
+    }
+
+    /// Takes the anchors out of it again, between which there must be nothing.
+    pub(super) fn take_down(&self) {
+        let [front, back] = self.anchors.both();
+        let (earlier, others) = (front.before.load(Relaxed) as usize, back.next.load(Relaxed) as usize);
+        write(earlier, others);
+        write(before(others), earlier);
+    }
+
+    /// The address of the link to the first of the list.
+    fn first(&self) -> usize {
+        self.head.as_ptr().expose_provenance()
+    }
+
+    /// Adds a word, which the thread owns and has pending.
+    pub(super) fn enter(&mut self, word: &RobustWord, kept: MapPin) {
+        let below = self.owned.last().map_or(self.anchors.both()[1].link(), |(top, _)| link_of(*top));
+        word.next.store(below as u64, Relaxed);
+        self.owned.push((NonNull::from(word), kept));
+        // The thread may end after any instruction, and the kernel then walks the list: the new word points on before anything points
+        // to it. A compiler fence is enough, since the kernel walks after this thread's own stores.
+        compiler_fence(SeqCst);
+        self.anchors.both()[0].next.store(word.link() as u64, Relaxed);
+    }
+
+    /// Where a word is among those that this thread owns: mostly the last.
+    pub(super) fn find(&self, word: &RobustWord) -> Option<usize> {
+        self.owned.iter().rposition(|(owned, _)| ptr::eq(owned.as_ptr(), word))
+    }
+
+    /// Takes a word out, which the thread has pending; returns what keeps it mapped.
+    pub(super) fn leave(&mut self, place: usize) -> MapPin {
+        let [front, back] = self.anchors.both();
+        let below = place.checked_sub(1).map_or(back.link(), |below| link_of(self.owned[below].0));
+        match self.owned.get(place + 1) {
+            None => front.next.store(below as u64, Relaxed),
+            // SAFETY: it is mapped: the entry says who sees to that.
+            Some((above, _)) => unsafe { above.as_ref() }.next.store(below as u64, Relaxed),
+        }
+        compiler_fence(SeqCst);
+        if place + 1 == self.owned.len() {
+            return self.owned.pop().map_or(MapPin::Owner, |(_, kept)| kept);
+        }
+        self.owned.remove(place).1
+    }
+
+    /// A word whose owner may have references to what it guards that outlive the thread: see [`MapPin::Lender`].
+    pub(super) fn find_lent(&self) -> Option<usize> {
+        self.owned.iter().rposition(|(_, map_pin)| matches!(map_pin, MapPin::Lender(_)))
+    }
+
+    /// The word at a place.
+    pub(super) fn word(&self, place: usize) -> NonNull<RobustWord> {
+        self.owned[place].0
+    }
+
+    /// Takes all out that the kernel still has to read, when the thread has ended: the links stay as they are.
+    pub(super) fn take_unread(&mut self) -> Unread {
+        let anchors = mem::replace(&mut self.anchors, Anchors::new());
+        Unread { _owned: mem::take(&mut self.owned), _anchors: anchors }
+    }
+}
+
+/// What a thread owned that has ended or is about to, in memory that the kernel reads when the thread is gone.
+pub(super) struct Unread {
+    _owned: Vec<(NonNull<RobustWord>, MapPin)>,
+    _anchors: Anchors,
+}
+
+// SAFETY: nobody uses the pointers any more: it is only there to be dropped, and what the pins hold is `Send`.
+unsafe impl Send for Unread {}
+
+fn link_of(word: NonNull<RobustWord>) -> usize {
+    word.as_ptr().expose_provenance() + offset_of!(RobustWord, next)
+}
+
+/// Where the C library keeps the link before an entry; of the list's head too. The lowest bit of a link is a flag
+/// (FUTEX_PI of linux/futex.h).
+fn before(link: usize) -> usize {
+    (link & !1) - BEFORE
+}

@@ -1,0 +1,45 @@
+//! A robust word: a futex in shared memory that a thread can own, and whose owner the kernel takes out when the thread ends.
+
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use super::super::atomic_record::atomic_record;
+
+/// The bits of a word that hold the owner's thread id (futex(2), FUTEX_TID_MASK).
+pub(crate) const OWNER: u32 = 0x3fff_ffff;
+/// FUTEX_OWNER_DIED: the kernel sets it when it takes out an owner that has ended.
+pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
+/// FUTEX_WAITERS: a waiter sets it before it sleeps. Whoever frees the word, the kernel too, then wakes one waiter.
+pub(crate) const WAITERS: u32 = 0x8000_0000;
+
+atomic_record! {
+    /// A futex that a thread can own, with the links of the owner's robust list.
+    pub(crate) struct RobustWord {
+        pub(crate) word: AtomicU32,
+        /// The owner's process id, from when the owner has entered until it begins to leave; otherwise 0.
+        pub(crate) holder: AtomicU32,
+        /// Free for the primitive that uses the word.
+        pub(crate) mark: AtomicU32,
+        /// The owner's [`nonce`](super::Me::nonce), as long as `holder` is not 0.
+        pub(crate) nonce: AtomicU32,
+        spare: [AtomicU32; 2],
+        /// The link before. Only the C library uses it, and only that of the anchors.
+        pub(in crate::sys) before: AtomicU64,
+        /// The link to the next word of the owner's list, which the kernel follows.
+        pub(in crate::sys) next: AtomicU64,
+    }
+}
+
+impl RobustWord {
+    pub(super) fn new() -> Self {
+        let zero = || AtomicU32::new(0);
+        let (before, next) = (AtomicU64::new(0), AtomicU64::new(0));
+        let spare = [zero(), zero()];
+        Self { word: zero(), holder: zero(), mark: zero(), nonce: zero(), spare, before, next }
+    }
+
+    /// The address of its link, which is what a robust list consists of.
+    pub(super) fn link(&self) -> usize {
+        ptr::from_ref(&self.next).expose_provenance()
+    }
+}
