@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::postmortem::End;
-use super::verdict::{self, Failing, Waits, Weight};
 use crate::error::{Culprit, FailureKind, Outcome, Peer, Standing, Status};
+use crate::supervise::verdict::{self, Failing, Waits, Weight};
 
 /// The workers of a context by rank: their processes, and how they ended, if they have.
 pub(super) struct Ends<'a> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::crew::{Crew, Progress};
+use super::group::{Progress, WorkerGroup};
 use crate::error::{Error, Outcome, Status};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
@@ -27,25 +27,25 @@ use crate::sys::signal::Signal;
 /// ([`Options::grace_period`](crate::Options::grace_period)): then call [`join_timeout`](Self::join_timeout) with zero.
 #[must_use = "dropping it ends its workers"]
 pub struct ProcessContext<R> {
-    crew: Crew,
+    workers: WorkerGroup,
     results: PhantomData<fn() -> R>,
 }
 
 impl<R> ProcessContext<R> {
-    pub(super) fn new(crew: Crew) -> Self {
-        Self { crew, results: PhantomData }
+    pub(super) fn new(workers: WorkerGroup) -> Self {
+        Self { workers, results: PhantomData }
     }
 
     /// How many workers there are.
     #[must_use]
     pub fn nprocs(&self) -> usize {
-        self.crew.nprocs()
+        self.workers.nprocs()
     }
 
     /// Their processes, by rank, also of those that have ended.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
-        self.crew.pids()
+        self.workers.pids()
     }
 
     /// Waits at most `timeout`: true when all workers have succeeded, false when something still runs. Zero asks
@@ -63,8 +63,8 @@ impl<R> ProcessContext<R> {
     }
 
     fn wait(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
-        let progress = self.crew.wait(deadline)?;
-        self.crew.failure().map_or(Ok(progress), Err)
+        let progress = self.workers.wait(deadline)?;
+        self.workers.failure().map_or(Ok(progress), Err)
     }
 
     /// How a worker is now. This looks who has ended, but ends nobody.
@@ -72,8 +72,8 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// [`Error::NoSuchRank`], or when the system refuses to tell.
     pub fn status(&mut self, rank: usize) -> Result<Status, Error> {
-        self.crew.refresh()?;
-        self.crew.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
+        self.workers.refresh()?;
+        self.workers.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
     }
 
     /// How every worker ended or that it still runs, by rank. This looks who has ended, but ends nobody.
@@ -81,8 +81,8 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// When the system refuses to tell.
     pub fn outcomes(&mut self) -> Result<Vec<Outcome>, Error> {
-        self.crew.refresh()?;
-        Ok(self.crew.outcomes())
+        self.workers.refresh()?;
+        Ok(self.workers.outcomes())
     }
 
     /// Sends a signal to a worker; to one that has ended it does nothing.
@@ -91,8 +91,8 @@ impl<R> ProcessContext<R> {
     /// [`Error::NoSuchRank`], or [`Error::Signal`] when the system refuses.
     pub fn signal(&mut self, rank: usize, signal: Signal) -> Result<(), Error> {
         // One that has ended already has not ended of this.
-        self.crew.refresh()?;
-        self.crew.signal(rank, signal)
+        self.workers.refresh()?;
+        self.workers.signal(rank, signal)
     }
 
     /// Sends SIGTERM to all workers that run.
@@ -112,9 +112,9 @@ impl<R> ProcessContext<R> {
     }
 
     fn signal_all(&mut self, signal: Signal) -> Result<(), Error> {
-        self.crew.refresh()?;
+        self.workers.refresh()?;
         // Who may not be signalled keeps no other from it.
-        let refused = (0..self.nprocs()).filter_map(|rank| self.crew.signal(rank, signal).err());
+        let refused = (0..self.nprocs()).filter_map(|rank| self.workers.signal(rank, signal).err());
         let refused: Vec<_> = refused.collect();
         refused.into_iter().next().map_or(Ok(()), Err)
     }
@@ -125,10 +125,10 @@ impl<R> ProcessContext<R> {
     /// # Errors
     /// When that thread cannot be created; the workers are ended then.
     pub fn detach(self) -> Result<(), Error> {
-        let crew = self.crew;
-        crew.check_owner()?;
+        let workers = self.workers;
+        workers.check_owner()?;
         // Nobody is there to hear of an error; the children's own drop reaps them then.
-        let outlast = move || drop(crew.outlast());
+        let outlast = move || drop(workers.outlast());
         let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(outlast);
         thread.map(drop).map_err(Error::system("create the thread that reaps detached workers"))
     }
@@ -151,7 +151,7 @@ impl<R: DeserializeOwned> ProcessContext<R> {
     /// there was one.
     pub fn into_results(mut self) -> Result<Vec<R>, Error> {
         if self.wait(Some(Moment::now()))? == Progress::Running {
-            return Err(Error::StillRunning { running: self.crew.running(), nprocs: self.nprocs() });
+            return Err(Error::StillRunning { running: self.workers.running(), nprocs: self.nprocs() });
         }
         (0..self.nprocs())
             .map(|rank| {
@@ -168,14 +168,14 @@ impl<R: DeserializeOwned> ProcessContext<R> {
     /// # Errors
     /// [`Error::NoSuchRank`], or [`Error::Result`] when the result cannot be read.
     pub fn result(&self, rank: usize) -> Result<Option<R>, Error> {
-        let Some(returned) = self.crew.result(rank)? else { return Ok(None) };
+        let Some(returned) = self.workers.result(rank)? else { return Ok(None) };
         returned.decode().map(Some).map_err(|reason| Error::Result { rank, reason })
     }
 }
 
 impl<R> AsFd for ProcessContext<R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.crew.as_fd()
+        self.workers.as_fd()
     }
 }
 
@@ -188,10 +188,10 @@ impl<R> AsRawFd for ProcessContext<R> {
 
 impl<R> fmt::Debug for ProcessContext<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { crew, results: _ } = self;
+        let Self { workers, results: _ } = self;
         f.debug_struct("ProcessContext")
-            .field("pids", &crew.pids())
-            .field("running", &crew.running())
+            .field("pids", &workers.pids())
+            .field("running", &workers.running())
             .finish()
     }
 }

@@ -3,27 +3,23 @@
 //! - `options`: what can be chosen
 //! - `rank`: what can be chosen for each rank
 //! - `start`: check, build the jobs, start them
-//! - `crew`: the workers of one context, watched, ended and reaped
+//! - `group`: the workers of one context, and what their ends mean
+//! - `worker`: one of them: its report slot, and how it ended
 //! - `blame`: what the ends of the workers tell of one another
 //! - `postmortem`: what a worker left, read
 //! - `returned`: a result, until the program takes it
-//! - `diagnose`: pure: what one exit means
-//! - `verdict`: pure: which failure came first
 //! - `join`: `ProcessContext`, the user's handle
 
 mod blame;
-mod crew;
-mod diagnose;
+mod group;
 mod join;
-mod member;
-mod oom;
 mod options;
 mod postmortem;
 mod rank;
 mod returned;
 mod start;
 mod values;
-mod verdict;
+mod worker;
 
 pub use join::ProcessContext;
 pub use options::Options;

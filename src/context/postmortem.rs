@@ -1,42 +1,18 @@
 //! What a worker left is read, and put together with what the launcher knows.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::diagnose::{self, Evidence};
-use super::oom::OomKills;
 use super::returned::Returned;
-use super::verdict::{self, Sent};
 use crate::error::{Callee, Cause, Ended, FailureKind, OomScope, Raised, RaisedError, ResourceUsage, Status};
-use crate::supervise::child::Remains;
+use crate::supervise::diagnose::{self, Evidence};
+use crate::supervise::group::{EndedChild, LeftBehind};
+use crate::supervise::verdict;
 use crate::sys::clock::Moment;
-use crate::sys::process::ExitStatus;
-use crate::sys::signal::{Signal, Signals};
 use crate::wire::codec;
 use crate::wire::lifecycle::State;
 use crate::wire::slot::{Account, Slot};
-
-/// Whether an end may be a kill for want of memory: of nothing else the kernel is asked.
-pub(super) fn is_kill(status: ExitStatus) -> bool {
-    matches!(status, ExitStatus::Signal { signal: Signal::KILL, .. })
-}
-
-/// What the launcher knows of a worker that has ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    pub(super) started: Moment,
-    /// When the first worker of the context was.
-    pub(super) begin: Moment,
-    /// Until then it had not ended.
-    pub(super) alive: Moment,
-    pub(super) rss_floor_kib: u64,
-    pub(super) sent_by_program: Signals,
-    pub(super) sent_by_teardown: Option<Sent>,
-    pub(super) oom: Option<OomKills>,
-    pub(super) callee: Callee,
-}
 
 /// What is kept of a worker that has ended.
 #[derive(Debug)]
@@ -52,11 +28,18 @@ pub(super) struct End {
     pub(super) result: Option<Returned>,
 }
 
-/// Reads what a worker left and says what it means.
-pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>) -> End {
+/// Reads what a worker left in its slot and says what it means. `times`: when the first worker of its context was started,
+/// and when it was; `descriptors`: what it sent with its result.
+pub(super) fn examine(
+    slot: Slot,
+    known: &EndedChild,
+    times: (Moment, Moment),
+    callee: Callee,
+    descriptors: Vec<OwnedFd>,
+) -> End {
     let seen = Moment::now();
-    let exit = remains.exit;
-    let mut found = Findings::read(&remains.slot);
+    let exit = known.exit;
+    let mut found = Findings::read(&slot);
     let account = found.account.as_ref();
     let fault = account.and_then(|account| account.fault.clone());
     let evidence = Evidence {
@@ -81,13 +64,13 @@ pub(super) fn examine(known: &Known, remains: Remains, descriptors: Vec<OwnedFd>
         recorded: recorded.is_some(),
         cause,
         note: found.note.take().filter(|_| failed && status != Status::Raised),
-        error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, known.callee))),
-        traceback: fault.map(|fault| diagnose::traceback_of(fault, known.callee)),
+        error: found.raised.take().map(|raised| Arc::new(RaisedError::new(raised, callee))),
+        traceback: fault.map(|fault| diagnose::traceback_of(fault, callee)),
         usage,
-        ..bare(status, (known.begin, known.started), at)
+        ..bare(status, times, at)
     };
     let account = found.account.filter(|_| !failed);
-    let result = account.map(|account| Returned::new(remains.slot, account, descriptors));
+    let result = account.map(|account| Returned::new(slot, account, descriptors));
     let killed_with_cgroup = at_once.then(|| usage.peak_memory.unwrap_or(0));
     End { ended, recorded, alive: known.alive, waited_for: found.waited_for, killed_with_cgroup, result }
 }
@@ -98,18 +81,15 @@ impl End {
         self.ended.kind == Some(FailureKind::Own)
     }
 
-    /// Of a worker that SIGKILL did not end, by the start of the first of its context and its own.
-    pub(super) fn survived(times: (Moment, Moment)) -> Self {
-        Self::left_behind(Status::Survived, None, times)
-    }
-
-    /// Of a worker that the launcher may not signal.
-    pub(super) fn abandoned(times: (Moment, Moment), signal: Signal, os: &io::Error) -> Self {
-        let cause = Cause::SignalRefused { signal, errno: os.raw_os_error().unwrap_or(0) };
-        Self::left_behind(Status::Abandoned, Some(cause), times)
-    }
-
-    fn left_behind(status: Status, cause: Option<Cause>, times: (Moment, Moment)) -> Self {
+    /// Of a worker that no signal ended. `times`: when the first worker of its context was started, and when it was.
+    pub(super) fn left_behind(why: &LeftBehind, times: (Moment, Moment)) -> Self {
+        let (status, cause) = match why {
+            LeftBehind::Survived => (Status::Survived, None),
+            LeftBehind::Refused { signal, os } => {
+                let errno = os.raw_os_error().unwrap_or(0);
+                (Status::Abandoned, Some(Cause::SignalRefused { signal: *signal, errno }))
+            }
+        };
         let now = Moment::now();
         let ended = Ended { cause, kind: Some(FailureKind::Own), ..bare(status, times, now) };
         Self {

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::crew::{Crew, Orders};
+use super::group::{GroupConfig, WorkerGroup};
 use super::join::ProcessContext;
-use super::oom::OomCounts;
 use super::options::{Hook, Options};
 use super::rank::{self, RankOptions};
 use crate::error::{Callee, Error, WorkerError, limit_met};
@@ -292,8 +291,6 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     let JobBuilder { callee, result_channel, guards, process_dir, abort, roster, .. } = builder;
-    // Before the start, so that what happens during it counts.
-    let oom = OomCounts::take();
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
     let started = start::start_all(Group {
         method,
@@ -307,6 +304,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,
     })?;
-    let orders = Orders { daemon, grace, callee, abort, roster };
-    Ok(ProcessContext::new(Crew::new(started, orders, oom)))
+    let config = GroupConfig { daemon, grace, callee, abort, roster };
+    Ok(ProcessContext::new(WorkerGroup::new(started, config)))
 }

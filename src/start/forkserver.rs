@@ -11,7 +11,8 @@ use super::plan::{Failure, Group};
 use super::spawn::Template;
 use super::surroundings;
 use crate::error::{Error, RaisedError, WorkerError, with_limit};
-use crate::supervise::child::{Child, Served};
+use crate::supervise::child::Child;
+use crate::supervise::reaper::ServerReaper;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::forks::Here;
@@ -264,7 +265,7 @@ impl Link {
         }
     }
 
-    fn start_portion(&mut self, portion: &Portion<'_>) -> Result<Vec<Child>, Error> {
+    fn start_portion(&mut self, portion: &Portion<'_>) -> Result<Vec<(Child, Slot)>, Error> {
         let started = Moment::now();
         let Portion { group, first, ledger, .. } = *portion;
         let failed = |failure: Failure, rank| failure.for_rank(rank, group.nprocs);
@@ -291,11 +292,11 @@ impl Link {
             );
             return Err(Error::ForkServer { reason });
         }
-        let served =
-            |rank| Served { ledger: ledger.clone(), rank, server: self.pidfd.clone(), server_pid: self.pid };
+        let reaper = |rank| ServerReaper::new(ledger.clone(), rank, (self.pidfd.clone(), self.pid));
         let forked = slots.into_iter().zip(lifelines).zip(reply.pids.iter().zip(pidfds)).zip(first..);
         let children = forked.map(|(((slot, lifeline), (&pid, pidfd)), rank)| {
-            Child::served(pid, pidfd, (slot, started, reply.rss_kib), served(rank), lifeline)
+            let child = Child::of_server((pid, pidfd), (started, reply.rss_kib), reaper(rank), lifeline);
+            (child, slot)
         });
         let children: Vec<_> = children.collect();
         match reply.trouble {
@@ -361,10 +362,10 @@ impl<'a> Portion<'a> {
     }
 }
 
-/// Starts all workers of a group; each is watched by `watch` before any runs its function.
+/// Starts all workers of a group; each is watched, as `add` does, before any runs its function.
 pub(super) fn start_each(
     group: &mut Group,
-    mut watch: impl FnMut(Child, usize) -> Result<(), Error>,
+    mut add: impl FnMut(Child, Slot, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let nprocs = group.nprocs;
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
@@ -379,8 +380,8 @@ pub(super) fn start_each(
         let started = link.start_portion(&portion);
         // From now on what they were given may be with processes of their own too, which their end does not end.
         (first..first + len).for_each(|rank| group.deliver(rank));
-        for (child, rank) in started?.into_iter().zip(first..) {
-            watch(child, rank)?;
+        for ((child, slot), rank) in started?.into_iter().zip(first..) {
+            add(child, slot, rank)?;
         }
     }
     ledger.open_gate();

@@ -1,17 +1,17 @@
 //! Start N workers, all or none.
 
-use std::sync::Arc;
+use std::os::fd::AsFd;
 
 use super::plan::{Failure, Group};
 use super::{StartMethod, fork, forkserver, spawn, starter};
 use crate::error::Error;
 use crate::memory::storage::Loan;
 use crate::supervise::child::Child;
-use crate::supervise::watch::WatchSet;
+use crate::supervise::group::Group as Children;
 use crate::sys::clock::Moment;
-use crate::sys::signal::Signal;
 use crate::sys::{limits, process};
 use crate::wire::result_channel::ResultChannel;
+use crate::wire::slot::Slot;
 
 /// Descriptors of the launcher that a worker costs: its pidfd, its report slot, its lifeline, and its job until it is started.
 const DESCRIPTORS_PER_WORKER: usize = 4;
@@ -23,11 +23,14 @@ pub(crate) fn make_room(nprocs: usize) {
     limits::make_room_for_descriptors(nprocs.saturating_mul(DESCRIPTORS_PER_WORKER) + SPARE_DESCRIPTORS);
 }
 
-/// The workers of a group, each watched under its rank.
+/// The workers of a group.
 #[derive(Debug)]
 pub(crate) struct Started {
-    pub(crate) children: Vec<Child>,
-    pub(crate) watch: WatchSet,
+    /// By rank. Before the slots: a child that is not reaped may still write into its own.
+    pub(crate) children: Children,
+    /// The report slots, by rank.
+    pub(crate) slots: Vec<Slot>,
+    /// Its descriptor is watched with the children.
     pub(crate) result_channel: ResultChannel,
     /// What the workers were given to write to.
     pub(crate) loans: Vec<Loan>,
@@ -45,66 +48,59 @@ pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
 /// The caller may end before its workers, whose parent-death signal is bound to the thread that starts them.
 fn start_by_thread(group: Group) -> Result<Started, Error> {
     let (started, parent) = starter::run(move || start_each(group))?;
-    let (mut started, parent) = (started?, Arc::new(parent));
-    started.children.iter_mut().for_each(|child| child.keep_parent(parent.clone()));
+    let mut started = started?;
+    started.children.keep_parent(parent);
     Ok(started)
 }
 
 fn start_by_server(mut group: Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
-    let watch = watch_for(&group)?;
-    let mut children = KilledTogether(Vec::with_capacity(nprocs));
-    forkserver::start_each(&mut group, |child, rank| {
-        let watched = watch.add(&child, rank).map_err(Failure::of("watching the process (epoll_ctl)"));
-        children.0.push(child);
-        watched.map_err(|failure| failure.for_rank(rank, nprocs))
+    let mut workers = Workers::new(&group)?;
+    forkserver::start_each(&mut group, |child, slot, rank| {
+        workers.add(child, slot).map_err(|failure| failure.for_rank(rank, nprocs))
     })?;
-    Ok(Started::new(group, children, watch))
-}
-
-fn watch_for(group: &Group) -> Result<WatchSet, Error> {
-    WatchSet::new(&group.result_channel)
-        .map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
-}
-
-impl Started {
-    fn new(group: Group, mut children: KilledTogether, watch: WatchSet) -> Self {
-        let Group { result_channel, loans, .. } = group;
-        Self { children: std::mem::take(&mut children.0), watch, result_channel, loans }
-    }
+    Ok(workers.into_started(group))
 }
 
 fn start_each(mut group: Group) -> Result<Started, Error> {
     let nprocs = group.nprocs;
-    let watch = watch_for(&group)?;
+    let mut workers = Workers::new(&group)?;
     let template = spawn::Template::new(&group.environment);
-    let mut children = KilledTogether(Vec::with_capacity(nprocs));
     for rank in 0..nprocs {
-        // Watched before the next one starts: ends come in their order only for those who are watched by then.
-        let child = start_one(&mut group, rank, &template)
-            .and_then(|child| {
-                watch.add(&child, rank).map_err(Failure::of("watching the process (epoll_ctl)"))?;
-                Ok(child)
-            })
-            .map_err(|failure| failure.for_rank(rank, nprocs))?;
-        children.0.push(child);
+        let started =
+            start_one(&mut group, rank, &template).and_then(|(child, slot)| workers.add(child, slot));
+        started.map_err(|failure| failure.for_rank(rank, nprocs))?;
     }
-    Ok(Started::new(group, children, watch))
+    Ok(workers.into_started(group))
 }
 
-/// The first of N workers; if the others cannot follow, they are killed together before each is reaped.
-struct KilledTogether(Vec<Child>);
+/// The first of N workers. If the others cannot follow, these are killed and reaped when they are dropped.
+struct Workers {
+    children: Children,
+    slots: Vec<Slot>,
+}
 
-impl Drop for KilledTogether {
-    fn drop(&mut self) {
-        for child in &self.0 {
-            // Whom this does not reach, the child's own drop tries again.
-            let _ = child.signal(Signal::KILL);
-        }
+impl Workers {
+    fn new(group: &Group) -> Result<Self, Error> {
+        let watched = Children::new().and_then(|children| {
+            children.watch_too(group.result_channel.as_fd(), 0)?;
+            Ok(Self { children, slots: Vec::with_capacity(group.nprocs) })
+        });
+        watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
+    }
+
+    fn add(&mut self, child: Child, slot: Slot) -> Result<(), Failure> {
+        self.slots.push(slot);
+        self.children.add(child).map_err(Failure::of("watching the process (epoll_ctl)"))
+    }
+
+    fn into_started(self, group: Group) -> Started {
+        let Group { result_channel, loans, .. } = group;
+        Started { children: self.children, slots: self.slots, result_channel, loans }
     }
 }
 
-fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Result<Child, Failure> {
+fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Result<(Child, Slot), Failure> {
     let (slot, (lifeline, end)) = (group.slot(rank)?, group.lifeline()?.unzip());
     let started = Moment::now();
     let pid = match group.method {
@@ -113,7 +109,6 @@ fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Resu
     };
     // From now on what it was given may be with a process of its own too, which its end does not end.
     group.deliver(rank);
-    let child = Child::adopt(pid, slot, started, lifeline)
-        .map_err(Failure::of("watching the process (pidfd_open)"))?;
-    Ok(child)
+    let child = Child::adopt(pid, started, lifeline);
+    Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, slot))
 }

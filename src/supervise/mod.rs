@@ -1,9 +1,23 @@
-//! Watching and ending children.
+//! Watching and ending children: those of a context, whatever program they run.
 //!
+//! - `group`: children that are watched, reaped and ended together
+//! - `member`: one of them, and what it was sent
 //! - `child`: one child, reaped exactly once
-//! - `watch`: many children, one epoll
-//! - `stop`: how children are ended, as data
+//! - `reaper`: who reaps it, this process or the fork server
+//! - `watch`: many descriptors, one epoll
+//! - `stop`: pure: how children are ended, as data
+//! - `oom`: kills for want of memory, counted in each child's control group
+//! - `diagnose`: pure: what one exit means
+//! - `verdict`: pure: which failure came first
 
 pub(crate) mod child;
+pub(crate) mod diagnose;
+pub(crate) mod group;
+mod member;
+mod oom;
+pub(crate) mod reaper;
 pub(crate) mod stop;
-pub(crate) mod watch;
+#[cfg(test)]
+mod tests;
+pub(crate) mod verdict;
+mod watch;

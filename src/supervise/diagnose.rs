@@ -2,26 +2,37 @@
 
 use std::time::Duration;
 
-use super::oom::OomKills;
 use crate::error::{Callee, Captured, Cause, OomScope, ResourceUsage, Status, Traceback};
 use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
 use crate::wire::lifecycle::State;
 use crate::wire::slot::FaultRecord;
 
+/// Kills for want of memory that may be the end of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OomKills {
+    pub(crate) count: u64,
+    pub(crate) scope: OomScope,
+}
+
+/// Whether an end may be a kill for want of memory.
+pub(super) fn is_kill(status: ExitStatus) -> bool {
+    matches!(status, ExitStatus::Signal { signal: Signal::KILL, .. })
+}
+
 /// What is known about the end of a worker besides its exit status.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Evidence {
+pub(crate) struct Evidence {
     /// How far it had come; a report that turned out to be damaged counts as not written.
-    pub(super) state: State,
+    pub(crate) state: State,
     /// Of a fatal signal.
-    pub(super) fault: Option<FaultKind>,
+    pub(crate) fault: Option<FaultKind>,
     /// Kills for want of memory that the kernel counted since the start, if a signal may have been one of them.
-    pub(super) oom: Option<OomKills>,
+    pub(crate) oom: Option<OomKills>,
     /// The signals that the program sent it through its context.
-    pub(super) sent_by_program: Signals,
+    pub(crate) sent_by_program: Signals,
     /// The strongest signal that the teardown sent it.
-    pub(super) sent_by_teardown: Option<Signal>,
+    pub(crate) sent_by_teardown: Option<Signal>,
 }
 
 impl Evidence {
@@ -35,7 +46,7 @@ impl Evidence {
 }
 
 /// In one word how it ended, and what probably ended it.
-pub(super) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status, Option<Cause>) {
+pub(crate) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status, Option<Cause>) {
     let status = match (evidence.state, exit) {
         (State::Raised, _) => Status::Raised,
         (State::Returned, None | Some(ExitStatus::Code(0))) => Status::Succeeded,
@@ -92,13 +103,13 @@ const PROBE_REACH: u64 = 64 * 1024;
 
 /// What a fatal signal's address tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FaultKind {
+pub(crate) enum FaultKind {
     StackOverflow,
     InvalidAccess(u64),
 }
 
 /// What the signal handler's record means, if it has an address.
-pub(super) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
+pub(crate) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
     let near = fault.address.abs_diff(fault.stack) <= PROBE_REACH;
     match fault.address {
         NO_ADDRESS => None,
@@ -108,13 +119,13 @@ pub(super) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
 }
 
 /// Where a fatal signal met the worker.
-pub(super) fn traceback_of(fault: FaultRecord, callee: Callee) -> Traceback {
+pub(crate) fn traceback_of(fault: FaultRecord, callee: Callee) -> Traceback {
     Traceback::new(Captured { addresses: fault.frames, modules: fault.modules }, callee)
 }
 
 /// What a worker had used. The worker's own count of its peak is true; the kernel's begins with that of its launcher
 /// (`floor_kib`), since exec passes it on.
-pub(super) fn usage(exit: Option<Exit>, own_peak_kib: u64, floor_kib: u64) -> ResourceUsage {
+pub(crate) fn usage(exit: Option<Exit>, own_peak_kib: u64, floor_kib: u64) -> ResourceUsage {
     let from_kernel = exit.map(|exit| exit.max_rss_kib).filter(|&kib| kib > floor_kib);
     let from_worker = (own_peak_kib > 0).then_some(own_peak_kib);
     ResourceUsage {

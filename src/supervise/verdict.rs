@@ -9,7 +9,7 @@ use crate::sys::signal::Signal;
 /// What a failure tells of its worker. What comes first in this list is reported rather than what comes later, whenever it
 /// happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Weight {
+pub(crate) enum Weight {
     /// The failure is its own.
     Own,
     /// It waited for others, who did not come, were gone, or had failed.
@@ -20,15 +20,15 @@ pub(super) enum Weight {
 
 /// One failed worker, as far as its time goes. A list of them is in the order of their ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Failing {
-    pub(super) rank: usize,
-    pub(super) weight: Weight,
+pub(crate) struct Failing {
+    pub(crate) rank: usize,
+    pub(crate) weight: Weight,
     /// The moment of failure that the worker itself recorded.
-    pub(super) recorded: Option<Moment>,
+    pub(crate) recorded: Option<Moment>,
     /// Until then the launcher knows that it had not ended.
-    pub(super) alive: Moment,
+    pub(crate) alive: Moment,
     /// The most memory it had, in bytes, if the kernel killed its whole cgroup at once for want of memory.
-    pub(super) killed_with_cgroup: Option<u64>,
+    pub(crate) killed_with_cgroup: Option<u64>,
 }
 
 /// The rank whose failure came first in time among those of the greatest weight, of failures in the order of the workers' ends.
@@ -39,7 +39,7 @@ pub(super) struct Failing {
 ///
 /// Those whom the kernel killed with their whole cgroup failed at the same moment: the order of their ends says only who
 /// had less memory to give back. Of them it is the one that had the most.
-pub(super) fn first_failure(failures: &[Failing]) -> Option<Failing> {
+pub(crate) fn first_failure(failures: &[Failing]) -> Option<Failing> {
     let first = first_in_time(failures)?;
     let killed = failures.iter().rev().filter(|failing| failing.killed_with_cgroup.is_some());
     let largest = killed.max_by_key(|failing| failing.killed_with_cgroup);
@@ -61,11 +61,11 @@ fn first_in_time(failures: &[Failing]) -> Option<Failing> {
 }
 
 /// For whom each rank had waited whose wait failed, as far as that is known.
-pub(super) type Waits = BTreeMap<usize, Vec<Peer>>;
+pub(crate) type Waits = BTreeMap<usize, Vec<Peer>>;
 
 /// For whom a rank had waited in the end: those who had not waited themselves, or not for anybody who is known. Nobody when all
 /// waited for one another.
-pub(super) fn roots(rank: usize, waits: &Waits) -> Vec<Peer> {
+pub(crate) fn roots(rank: usize, waits: &Waits) -> Vec<Peer> {
     let (mut seen, mut roots, mut left) = (BTreeSet::from([rank]), BTreeSet::new(), vec![rank]);
     while let Some(waiting) = left.pop() {
         for &peer in waits.get(&waiting).into_iter().flatten() {
@@ -83,14 +83,14 @@ pub(super) fn roots(rank: usize, waits: &Waits) -> Vec<Peer> {
 
 /// What the teardown sent to a worker before it ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    pub(super) at: Moment,
+pub(crate) struct Sent {
+    pub(crate) at: Moment,
     /// SIGTERM, or SIGKILL if that came after it.
-    pub(super) strongest: Signal,
+    pub(crate) strongest: Signal,
 }
 
 /// Whether a failed worker was ended by the teardown, so that it is not to blame.
-pub(super) fn is_victim(status: Status, recorded: Option<Moment>, sent: Option<Sent>) -> bool {
+pub(crate) fn is_victim(status: Status, recorded: Option<Moment>, sent: Option<Sent>) -> bool {
     let Some(sent) = sent else { return false };
     if let Some(moment) = recorded {
         return moment >= sent.at;

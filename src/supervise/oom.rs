@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::diagnose::OomKills;
 use crate::error::OomScope;
 use crate::sys::cgroup::{Group, Hierarchy};
 use crate::sys::memory;
@@ -19,13 +20,6 @@ pub(super) struct OomCounts {
     before: HashMap<PathBuf, (u64, u64)>,
     /// The group in which each worker was seen alive.
     seen: Vec<Option<Group>>,
-}
-
-/// Kills that may be the end of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OomKills {
-    pub(super) count: u64,
-    pub(super) scope: OomScope,
 }
 
 impl OomCounts {

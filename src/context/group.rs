@@ -1,0 +1,347 @@
+//! The workers of one context: a [`Group`] of children, and what their ends mean. The decisions are made in `verdict`,
+//! `diagnose` and `stop`; here they are carried out.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::blame::Ends;
+use super::postmortem::{self, End};
+use super::returned::Returned;
+use super::worker::Worker;
+use crate::error::{Callee, Error, Outcome, Standing, Status, Story};
+use crate::memory::storage::Loan;
+use crate::start::Started;
+use crate::supervise::group::{Group, LeftBehind, Step};
+use crate::supervise::stop::Stop;
+use crate::supervise::verdict::{Failing, Weight};
+use crate::sys::clock::Moment;
+use crate::sys::signal::Signal;
+use crate::wire::abort::{Abort, Blame};
+use crate::wire::result_channel::ResultChannel;
+use crate::wire::roster::Roster;
+
+/// How long ends may be taken in when the caller's time is up already.
+const TAKING_IN: Duration = Duration::from_millis(10);
+
+/// How long a worker may take to exit when its report is whole and no grace period was set.
+const EXIT: Duration = Duration::from_secs(30);
+/// The least that it may take: also with a short grace period its exit handlers are to have their time.
+const LEAST_EXIT: Duration = Duration::from_secs(5);
+
+/// What `Options` asks of a running group.
+#[derive(Debug)]
+pub(super) struct GroupConfig {
+    pub(super) daemon: bool,
+    pub(super) grace: Option<Duration>,
+    /// The user's function.
+    pub(super) callee: Callee,
+    /// The flag by which blocked workers are told that another has failed (`Options::abort_on_failure`).
+    pub(super) abort: Option<Abort>,
+    /// By it this process knows the ranks of the processes it waits for, as long as there is one.
+    #[expect(dead_code, reason = "it is there to be known")]
+    pub(super) roster: Arc<Roster>,
+}
+
+/// Whether workers still run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Running,
+    Finished,
+}
+
+/// How far a group is.
+#[derive(Debug)]
+enum State {
+    /// No worker has failed.
+    Running,
+    /// One has, but nothing was done about that yet: only a call that joins ends the others.
+    Failing,
+    /// The others are being ended. With how all were before, if the failure was that of a worker that had waited for others.
+    Stopping(Vec<Standing>),
+    /// All have ended. With what is reported, the same at every call.
+    Closed(Option<Story>),
+}
+
+#[derive(Debug)]
+pub(super) struct WorkerGroup {
+    /// By rank.
+    workers: Vec<Worker>,
+    children: Group,
+    result_channel: ResultChannel,
+    /// What the workers were given to write to, until all have ended.
+    loans: Vec<Loan>,
+    config: GroupConfig,
+    state: State,
+    /// When to look for workers that have reported but do not exit, of which there is no event.
+    next_look: Option<Moment>,
+}
+
+impl WorkerGroup {
+    pub(super) fn new(started: Started, config: GroupConfig) -> Self {
+        let Started { children, slots, result_channel, loans } = started;
+        let workers = children.pids().zip(slots).map(|(pid, slot)| Worker::new(pid, slot)).collect();
+        Self { workers, children, result_channel, loans, config, state: State::Running, next_look: None }
+    }
+
+    pub(super) fn nprocs(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.children.running()
+    }
+
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.children.pids().collect()
+    }
+
+    pub(super) fn outcomes(&self) -> Vec<Outcome> {
+        let outcomes = self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank));
+        self.ends().tell(outcomes.collect())
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends::new(self.workers.iter().map(|worker| (worker.pid, worker.end.as_ref())).collect())
+    }
+
+    pub(super) fn status(&self, rank: usize) -> Option<Status> {
+        Some(self.workers.get(rank)?.status())
+    }
+
+    /// Waits until all have ended or `deadline` has come, and carries a teardown on meanwhile.
+    pub(super) fn wait(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
+        loop {
+            if self.step(deadline)? == Progress::Finished {
+                return Ok(Progress::Finished);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Moment::now()) {
+                return Ok(Progress::Running);
+            }
+            self.sleep(deadline)?;
+        }
+    }
+
+    fn sleep(&mut self, deadline: Option<Moment>) -> Result<(), Error> {
+        let until = [deadline, self.next_look].into_iter().flatten().min();
+        self.children.wait_until(until).map_err(Error::system("wait for the workers (ppoll)"))
+    }
+
+    /// Does all that can be done now, without waiting.
+    fn step(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
+        let all = self.look(deadline)?;
+        if self.running() == 0 {
+            self.close()?;
+            return Ok(Progress::Finished);
+        }
+        // No worker is ended before all are known that have ended by themselves: they are no victims.
+        if all && matches!(self.state, State::Failing) {
+            self.begin_teardown();
+        }
+        self.watch_exits();
+        for (rank, why) in self.children.carry_on() {
+            self.leave(rank, &why);
+        }
+        if self.running() == 0 {
+            self.close()?;
+            return Ok(Progress::Finished);
+        }
+        // Who polls the descriptor comes back for those that were not taken in yet.
+        self.set_alarm(if all { self.alarm() } else { Some(Moment::now()) })?;
+        Ok(Progress::Running)
+    }
+
+    fn begin_teardown(&mut self) {
+        let first = self.first_failure();
+        let waited = first.is_some_and(|first| first.weight == Weight::Consequence);
+        let standings = if waited { self.workers.iter().map(Worker::standing).collect() } else { Vec::new() };
+        self.abort(first.map(|first| first.rank));
+        self.children.stop(Some(Stop::after_failure(self.config.grace, Moment::now())));
+        self.state = State::Stopping(standings);
+    }
+
+    /// Takes in who has ended, and ends nobody. Who polls the descriptor is woken if there is something to do.
+    pub(super) fn refresh(&mut self) -> Result<(), Error> {
+        self.look(None)?;
+        let due = match self.state {
+            State::Closed(_) => false,
+            State::Failing => true,
+            State::Running | State::Stopping(_) => self.running() == 0,
+        };
+        self.set_alarm(if due { Some(Moment::now()) } else { self.alarm() })
+    }
+
+    /// Takes in who has ended; says whether that were all. With a deadline it may leave some for the next time.
+    fn look(&mut self, deadline: Option<Moment>) -> Result<bool, Error> {
+        self.check_owner()?;
+        let start = Moment::now();
+        let until = deadline.map(|deadline| deadline.max(start.checked_add(TAKING_IN).unwrap_or(deadline)));
+        loop {
+            match self.children.next().map_err(Error::system("ask who has ended (epoll_wait)"))? {
+                Step::Ended(rank) => self.take_in(rank)?,
+                Step::Readable(_) => self.take_returns()?,
+                Step::Idle => return Ok(true),
+            }
+            if until.is_some_and(|until| until <= Moment::now()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn take_returns(&mut self) -> Result<(), Error> {
+        self.result_channel.drain().map_err(Error::system("receive what workers return (recvmsg)"))
+    }
+
+    /// Refuses in a fork of the launcher.
+    pub(super) fn check_owner(&self) -> Result<(), Error> {
+        match self.children.foreign_owner() {
+            Some(owner) => Err(Error::ForeignContext { owner, pid: std::process::id() }),
+            None => Ok(()),
+        }
+    }
+
+    fn take_in(&mut self, rank: usize) -> Result<(), Error> {
+        // What it sent is in the socket by now, whether or not the socket was told of yet. Before it is reaped: an error here
+        // is tried again at the next call, but an end is told only once.
+        self.take_returns()?;
+        let ended = self.children.reap(rank).map_err(Error::system("reap a worker (waitid)"))?;
+        let slot = &mut self.workers[rank].slot;
+        if let Some((ended, slot)) = ended.and_then(|ended| Some((ended, slot.take()?))) {
+            let (times, descriptors) = (self.times(rank), self.result_channel.take(rank));
+            let end = postmortem::examine(slot, &ended, times, self.config.callee, descriptors);
+            self.settle(rank, end);
+        }
+        Ok(())
+    }
+
+    /// When the first worker was started, and when this one was.
+    fn times(&self, rank: usize) -> (Moment, Moment) {
+        (self.children.started(0), self.children.started(rank))
+    }
+
+    fn settle(&mut self, rank: usize, end: End) {
+        if end.has_failed() && matches!(self.state, State::Running) {
+            self.state = State::Failing;
+        }
+        self.workers[rank].end = Some(end);
+    }
+
+    /// Notes the end of a worker that no signal ends.
+    fn leave(&mut self, rank: usize, why: &LeftBehind) {
+        self.workers[rank].slot = None;
+        self.settle(rank, End::left_behind(why, self.times(rank)));
+    }
+
+    /// The failure to report, of those that have ended.
+    fn first_failure(&self) -> Option<Failing> {
+        self.ends().first_failure(self.children.order())
+    }
+
+    /// Now and then looks who has reported but does not exit, and begins to end those.
+    fn watch_exits(&mut self) {
+        let patience = self.config.grace.map_or(EXIT, |grace| grace.max(LEAST_EXIT));
+        let now = Moment::now();
+        let Some(next) = now.checked_add(patience) else { return };
+        if *self.next_look.get_or_insert(next) <= now {
+            for (rank, _) in self.workers.iter().enumerate().filter(|(_, worker)| worker.has_reported()) {
+                self.children.stop_one(rank, Stop::after_failure(Some(patience), now));
+            }
+            self.next_look = Some(next);
+        }
+    }
+
+    /// When something is to be done though nobody ends.
+    fn alarm(&self) -> Option<Moment> {
+        [self.children.alarm(), self.next_look].into_iter().flatten().min()
+    }
+
+    fn set_alarm(&mut self, at: Option<Moment>) -> Result<(), Error> {
+        self.children.set_alarm(at).map_err(Error::system("set the alarm of a context (timerfd_settime)"))
+    }
+
+    /// Ends the waiting of those who run.
+    fn abort(&self, blame: Blame) {
+        if let Some(abort) = &self.config.abort {
+            abort.say(blame);
+        }
+    }
+
+    /// When all have ended: decides which failure to report, once.
+    fn close(&mut self) -> Result<(), Error> {
+        let standings = match &mut self.state {
+            State::Closed(_) => return Ok(()),
+            State::Stopping(standings) => std::mem::take(standings),
+            State::Running | State::Failing => Vec::new(),
+        };
+        self.loans.clear();
+        let ends = self.ends();
+        let story =
+            |first: Failing| Story::new(first.rank, ends.culprits(&first, &standings), self.outcomes());
+        self.state = State::Closed(ends.first_failure(self.children.order()).map(story));
+        self.set_alarm(None)
+    }
+
+    /// The failure to report once all have ended; the same at every call.
+    pub(super) fn failure(&self) -> Option<Error> {
+        match &self.state {
+            State::Closed(failure) => failure.clone().map(Error::from),
+            State::Running | State::Failing | State::Stopping(_) => None,
+        }
+    }
+
+    /// What a rank returned; `None` while there is nothing.
+    pub(super) fn result(&self, rank: usize) -> Result<Option<&Returned>, Error> {
+        let nprocs = self.nprocs();
+        let worker = self.workers.get(rank).ok_or(Error::NoSuchRank { rank, nprocs })?;
+        Ok(worker.end.as_ref().and_then(|end| end.result.as_ref()))
+    }
+
+    /// Sends a signal of the program's own to a worker; for one that has ended this does nothing.
+    pub(super) fn signal(&mut self, rank: usize, signal: Signal) -> Result<(), Error> {
+        self.check_owner()?;
+        let nprocs = self.nprocs();
+        let pid = self.workers.get(rank).ok_or(Error::NoSuchRank { rank, nprocs })?.pid;
+        self.children.signal(rank, signal).map_err(|os| Error::Signal { signal, rank, pid, os })
+    }
+
+    /// Ends all who run and waits for them.
+    fn end(&mut self) -> Result<(), Error> {
+        let now = Moment::now();
+        self.abort(self.first_failure().map(|first| first.rank));
+        self.children.stop(Some(match self.children.stopping() {
+            _ if self.config.daemon || std::thread::panicking() => Stop::at_once(now),
+            Some(under_way) => under_way.hurry(now),
+            None => Stop::on_drop(self.config.grace, now),
+        }));
+        self.state = State::Stopping(Vec::new());
+        self.wait(None).map(drop)
+    }
+
+    /// Waits for all, ends none: whoever fails, the others go on.
+    pub(super) fn outlast(mut self) -> Result<(), Error> {
+        self.children.stop(None);
+        self.next_look = None;
+        self.set_alarm(None)?;
+        while self.running() > 0 {
+            self.sleep(None)?;
+            self.look(None)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for WorkerGroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.children.as_fd()
+    }
+}
+
+impl Drop for WorkerGroup {
+    fn drop(&mut self) {
+        // In a fork of the launcher the workers are not this process's children.
+        if self.children.foreign_owner().is_none() && self.running() > 0 {
+            // If the system refuses to let us wait, the drop of the group kills and reaps them.
+            let _ = self.end();
+        }
+    }
+}
