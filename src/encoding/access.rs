@@ -1,4 +1,11 @@
-//! Reading what is in a map, a struct or a variant.
+//! Reading what is in a map, a struct or a variant: serde's MapAccess, EnumAccess and VariantAccess.
+//!
+//! A map is keys and values in turn up to `END`; a key may be any value. A struct is names and values in turn up to the end of
+//! names. A variant is its name and one value.
+//!
+//! Each reader here remembers that it has met the end, because visitors may ask again after it: without that the second question
+//! would read into what follows. And each has an `end`, which its owner calls when the visitor is done: a visitor that stops
+//! early would leave parts unread, and the next value would be read from the middle of this one.
 
 use serde::Deserializer;
 use serde::de::value::BorrowedStrDeserializer;
@@ -27,8 +34,9 @@ pub(super) fn unread() -> Error {
 #[derive(Debug)]
 pub(super) struct Entries<'a, 'de> {
     reader: &'a mut Reader<'de>,
+    /// How many entries the sender expected to write.
     hint: usize,
-    /// Begins with the last key.
+    /// The message from the last key on. Its text is made only for an error: a key may be long, and errors are rare.
     key: &'de [u8],
     ended: bool,
 }
@@ -79,9 +87,11 @@ impl<'de> MapAccess<'de> for &mut Entries<'_, 'de> {
 #[derive(Debug)]
 pub(super) struct Fields<'a, 'de> {
     reader: &'a mut Reader<'de>,
-    /// Those that are expected.
+    /// The names of the type's fields that have not come yet, if the fields come in the type's order. They do, unless some
+    /// were skipped or have aliases, which stand among the names too. Then each later name is checked to be UTF-8, and nothing else
+    /// depends on the order.
     names: Names,
-    /// Of the last one.
+    /// The name of the last field, for errors.
     name: &'de str,
     ended: bool,
 }
@@ -167,6 +177,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
 impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
 
+    // Reads a unit, rather than nothing: the writer has put a value here, and the type took it for a variant without one.
     #[inline]
     fn unit_variant(self) -> Result<(), Error> {
         self.hold(|reader| Deserialize::deserialize(reader))

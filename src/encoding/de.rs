@@ -1,4 +1,8 @@
-//! Bytes to values. Whatever the bytes are, they are an error at worst.
+//! Bytes to values: serde's Deserializer. Whatever the bytes are, they are an error at worst.
+//!
+//! The tag, not the type, decides what is read. A method such as `deserialize_u32` first tries what is usual for it, without a
+//! detour; for any other tag [`Reader::value`] shows the visitor what is there, and the visitor accepts it or says what it
+//! expected. That is how JSON readers work, and why types written for them work here.
 
 use serde::Deserializer;
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, SeqDeserializer};
@@ -49,7 +53,8 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// Reads what is nested in a value of which the type does not say what it is.
+    /// Reads what is nested in a value of which the type does not say what it is. Only such values are counted: those that a type
+    /// itself nests, as in a linked list, are as deep as the sender made them.
     fn within<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.nested == MOST_NESTED {
             return Err(Error::new(format!(
@@ -65,6 +70,8 @@ impl<'de> Reader<'de> {
     #[inline]
     fn items<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
         let hint = self.length()?;
+        // The writer begins runs by the same rule, so a short sequence has none. One that has some all the same is damaged, and
+        // `RUN` begins no value.
         if hint < RUN_FROM {
             let mut items = FewItems::of(self, hint);
             let value = visitor.visit_seq(&mut items)?;
@@ -113,7 +120,8 @@ macro_rules! integers {
                 return visitor.$visit(tag as $type);
             }
             let Some(integer) = self.integer(tag)? else { return self.value(tag, visitor) };
-            // A visitor that knows this type alone is asked for this type; to others it is all the same.
+            // An integer is written in as few bytes as it fits into, so its tag tells nothing of its type. A visitor may know
+            // one `visit_` method alone, which is that of the type it asked for: it gets that one wherever the number fits.
             match integer {
                 Integer::Unsigned(number) => match <$type>::try_from(number) {
                     Ok(number) => visitor.$visit(number),
@@ -128,7 +136,7 @@ macro_rules! integers {
     )*};
 }
 
-/// What it mostly is comes first: the others are a long way.
+/// The usual tag comes first and is inlined into the type's code; `value`, with its branch for each tag, is not.
 macro_rules! by_tag {
     ($($method:ident, $tag:pat, |$reader:ident, $visitor:ident| $usual:expr;)*) => {$(
         #[inline]
@@ -200,7 +208,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         match self.peek()? {
             tag::NONE | tag::UNIT => self.byte().and_then(|_| visitor.visit_none()),
             tag::SOME => self.byte().and_then(|_| visitor.visit_some(self)),
-            // Its type writes it without, when it is there.
+            // No tag for `Some`: what wrote this was no `Option`, as with a field that `Serialize` writes bare when it is there.
             _ => visitor.visit_some(self),
         }
     }

@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Display};
 
-/// What serde or a type said, and the way to the field that it was said of, which is only put together when there is an error.
+/// What serde or a type said, and the path to the field of which it was said. The path grows on the error's way out, a step for
+/// each value that contains the last: a reader without errors keeps no path. Boxed, so that every `Result` stays small.
 #[derive(Debug)]
 pub(crate) struct Error(Box<Told>);
 

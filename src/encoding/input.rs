@@ -1,4 +1,7 @@
-//! What values are made of, out of bytes.
+//! Reading what values are made of: tags, lengths, integers, texts and names.
+//!
+//! Each function takes its bytes off the front of what is left, and is an error where there are too few. None indexes and none
+//! allocates for what it reads: texts, names and runs are slices of the message.
 
 use serde::de::Error as _;
 
@@ -11,8 +14,11 @@ pub(super) type Names = &'static [&'static str];
 /// Reads values from bytes.
 #[derive(Debug)]
 pub(super) struct Reader<'de> {
+    /// The message from its first byte, in which names are found again.
     whole: &'de [u8],
+    /// What was not read yet.
     rest: &'de [u8],
+    /// How deep the reader is in values of types that read whatever there is; see `within`.
     pub(super) nested: usize,
 }
 
@@ -28,6 +34,7 @@ pub(super) fn width(tag: u8) -> Option<usize> {
     }
 }
 
+/// An integer of at most 64 bits as it was written: signed only where it is negative.
 #[derive(Clone, Copy)]
 pub(super) enum Integer {
     Unsigned(u64),
@@ -110,7 +117,7 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(self.slice()?).map_err(Error::custom)
     }
 
-    /// A name, or the end of names. `expected`: what it mostly is, so that it need not be checked to be text.
+    /// A name, or the end of names. `expected` is what it mostly is: a name that equals it need not be checked to be UTF-8.
     #[inline]
     pub(super) fn name(&mut self, expected: &'static str) -> Result<Option<&'de str>, Error> {
         const END: u8 = END_OF_NAMES as u8;
@@ -119,7 +126,7 @@ impl<'de> Reader<'de> {
                 self.rest = rest;
                 return Ok(None);
             }
-            // The whole name, whose head has one byte.
+            // The whole name, whose head is one byte: then one comparison of head and name does for the usual case.
             Some((&head @ ..128, rest)) if usize::from(head) == 2 * expected.len() + 1 => {
                 if let Some((name, rest)) = rest.split_at_checked(expected.len())
                     && name == expected.as_bytes()
@@ -147,6 +154,9 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(name).map(Some).map_err(Error::custom)
     }
 
+    /// The name that stands at this place of the message. A damaged place may point at any byte, also at one that begins no name:
+    /// then the result is some other name or none, never a slice outside of the message. A reference is never followed to
+    /// another reference (even heads are refused), so references cannot form a circle.
     #[inline]
     fn known_name(&self, at: usize) -> Option<&'de [u8]> {
         let (&head, name) = self.whole.get(at..)?.split_first()?;
@@ -159,7 +169,8 @@ impl<'de> Reader<'de> {
         self.name("")?.ok_or_else(|| Error::new("the bytes are damaged: a variant without a name"))
     }
 
-    /// The tag of a value, past those that say that it is `Some`.
+    /// The tag of a value, past those that say that it is `Some`: a type that asks for a number where `Some` of one was written
+    /// gets the number, as with JSON. A loop, since a recursion would let hostile bytes exhaust the stack.
     #[inline]
     pub(super) fn value_tag(&mut self) -> Result<u8, Error> {
         loop {

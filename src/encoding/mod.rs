@@ -7,7 +7,23 @@
 //!
 //! A value is a tag (a byte, see [`tag`]) and what belongs to it; an integer below 128 is its own tag. Integers and floats are
 //! little-endian, lengths are in LEB128. Fields and variants go by name, because their numbers differ
-//! between `Serialize` and `Deserialize` where some are skipped; a name is written once, and later ones refer to it. Many numbers of one type in a row have one tag for all (a *run*).
+//! between `Serialize` and `Deserialize` where some are skipped; a name that comes again refers to where it stood before. Many
+//! numbers of one type in a row have one tag for all (a *run*).
+//!
+//! `Point { x: 5, y: 300 }` is 10 bytes, and `vec![1.5_f32; 1000]` is 4,014:
+//!
+//! ```text
+//! STRUCT  3 'x'  5            3 'y'  U16 2C 01  0
+//!         name   itself       name   300        end of names
+//!
+//! SEQ  E8 07   RUN F32  E8 03 00 00 00 00 00 00   00 00 C0 3F ...   END
+//!      about   of this  1,000 (the count is        the numbers,
+//!      1,000   tag      filled in at the end)      without tags
+//! ```
+//!
+//! Two rules hold everywhere. A length or count *before* parts is a hint, since a type may say one number and write another: the
+//! parts end at an end mark, and a reader reserves no more for a hint than there are bytes left. And a reader takes nothing on
+//! trust, since bytes come from other processes: whatever they are, it returns a value or an [`Error`].
 
 mod access;
 mod de;
@@ -74,7 +90,8 @@ const END_OF_NAMES: u64 = 0;
 /// How many items a sequence has at the least whose numbers become a run: the head of one has 10 bytes.
 const RUN_FROM: usize = 8;
 
-/// Only names that begin with one byte are referred to, so that nobody can make a reader go over a long name again and again.
+/// Bytes of the longest name that is referred to. With 63 its head is one byte (2 * 63 + 1 = 127). The limit also bounds the
+/// work for hostile bytes: a message of references to one name of a megabyte would make the reader check that name each time.
 const LONGEST_KNOWN: usize = 63;
 
 /// The bytes of a value.

@@ -1,4 +1,7 @@
-//! The parts of a value to bytes.
+//! The parts of a value to bytes: serde's SerializeSeq, SerializeStruct and the like.
+//!
+//! Items, and the keys and values of a map, are written one after the other and end with `END`; fields are a name and a value
+//! each and end with the end of names.
 
 use serde::ser::{self, Serialize};
 
@@ -35,6 +38,7 @@ impl Parts<'_> {
 
     #[inline]
     fn end_fields(self) {
+        // No run can be open here: a long sequence in the last field has ended its own with `END`.
         varint(&mut self.writer.out, END_OF_NAMES);
     }
 }

@@ -1,4 +1,8 @@
 //! Reading the items of a sequence, and the numbers of a run.
+//!
+//! A sequence is a hint of its length, items, and `END`. A long one may begin with a run: `RUN`, the tag that all its numbers have,
+//! their count in 8 bytes, and their bytes. Items that do not fit into the run follow it, each with its tag. The reader takes
+//! runs anywhere in the sequence. A short sequence has none, and a reader of its own, which has less to look at.
 
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
@@ -12,9 +16,9 @@ use super::tag;
 #[derive(Debug)]
 pub(super) struct Items<'a, 'de> {
     reader: &'a mut Reader<'de>,
-    /// How many there will probably be.
+    /// How many items the sender expected to write.
     hint: usize,
-    /// How many were read, with all of the run.
+    /// How many items were read, counting a run as a whole when it begins.
     count: usize,
     run: Run<'de>,
     ended: bool,
@@ -67,7 +71,7 @@ impl<'de> SeqAccess<'de> for &mut FewItems<'_, 'de> {
     }
 }
 
-/// Numbers of one tag, and what is left of them.
+/// What is left of a run: the tag that its numbers have, and their bytes.
 #[derive(Debug)]
 struct Run<'de> {
     tag: u8,
@@ -83,6 +87,7 @@ impl<'a, 'de> Items<'a, 'de> {
     /// Goes to the next item, if there is one: past the head of a run, or the end.
     #[inline]
     fn advance(&mut self) -> Result<bool, Error> {
+        // A loop, since damaged bytes may have runs of no numbers.
         while self.run.bytes.is_empty() && !self.ended {
             match self.reader.peek()? {
                 tag::END => self.ended = self.reader.byte().is_ok(),
@@ -93,6 +98,8 @@ impl<'a, 'de> Items<'a, 'de> {
         Ok(!self.ended)
     }
 
+    /// Reads the head of a run. Its bytes are cut out of the message here, so a count that is too high is an error before a
+    /// visitor could allocate for it.
     #[cold]
     fn begin_run(&mut self) -> Result<(), Error> {
         let [_, tag] = self.reader.array()?;
@@ -127,6 +134,7 @@ impl<'a, 'de> Items<'a, 'de> {
         match seed.deserialize(Bare(&mut self.run)) {
             Ok(item) => Ok(Some(item)),
             Err(error) => {
+                // `count` has the whole run already: less the numbers after this one, and this one.
                 let after = self.run.bytes.len() / width(self.run.tag).unwrap_or(1);
                 Err(error.within(Step::Item(self.count - after - 1)))
             }
@@ -155,7 +163,8 @@ impl<'de> SeqAccess<'de> for &mut Items<'_, 'de> {
     }
 }
 
-/// A number of a run.
+/// The next number of a run. It has no tag of its own, so it can be read as a number only, or as a newtype or `Some` of one;
+/// anything else is an error of the visitor, which is shown the number.
 struct Bare<'a, 'de>(&'a mut Run<'de>);
 
 macro_rules! bare {

@@ -1,4 +1,8 @@
 //! Values to bytes: serde's Serializer.
+//!
+//! Each method writes a tag and what belongs to it (see [`tag`]). A newtype struct is what it holds, as in JSON; a tuple is a
+//! sequence. Whatever is no number goes through [`Writer::tag`], which ends a run: a method that pushed its tag past it would
+//! put the tag among the run's numbers.
 
 use serde::ser::{self, Serialize};
 
@@ -91,6 +95,7 @@ impl<'a> ser::Serializer for &'a mut Writer {
     }
 
     fn serialize_u128(self, number: u128) -> Result<(), Error> {
+        // Numbers of 128 bits have no runs.
         self.end_run();
         // What fits is written as any other integer, which types without a number of 128 bits can read too.
         match u64::try_from(number) {

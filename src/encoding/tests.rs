@@ -38,6 +38,25 @@ struct Unit;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct New(Vec<f32>);
 
+#[test]
+fn bytes_are_those_that_the_documentation_shows() {
+    #[derive(Serialize)]
+    struct Point {
+        x: u8,
+        y: u16,
+    }
+    let point = [tag::STRUCT, 3, b'x', 5, 3, b'y', tag::U16, 0x2C, 0x01, 0];
+    assert_eq!(write(&Point { x: 5, y: 300 }).unwrap(), point);
+    let head = [&[tag::SEQ, 0xE8, 7, tag::RUN, tag::F32][..], &1000_u64.to_le_bytes()].concat();
+    let bytes = write(&vec![1.5_f32; 1000]).unwrap();
+    assert!(bytes.starts_with(&head) && bytes.len() == 4014, "{bytes:?}");
+    // What does not continue the run ends it, and later numbers stand alone.
+    let mut mixed = vec![tag::SEQ, 9, tag::RUN, tag::U8, 8, 0, 0, 0, 0, 0, 0, 0];
+    mixed.extend([7; 8]);
+    mixed.extend([1, tag::END]);
+    assert_eq!(write(&(7_u8, 7_u8, 7_u8, 7_u8, 7_u8, 7_u8, 7_u8, 7_u8, 1_u16)).unwrap(), mixed);
+}
+
 /// Bytes as serde has them.
 #[derive(Clone, Debug, PartialEq)]
 struct Bytes(Vec<u8>);

@@ -1,4 +1,12 @@
 //! The buffer of a value that is being written: tags, lengths, names, runs of numbers.
+//!
+//! **Names.** A name is `2 * length + 1` and its bytes, or `2 * place` where it stood before in the message. Places count from
+//! the message's first byte, since the buffer may have other bytes before it. Two names are the same if their pointers and
+//! lengths are: derived code has one constant for each field, and two copies of a text cost only its bytes once more.
+//!
+//! **Runs.** If the first item of a sequence of at least [`RUN_FROM`] is a number, it begins a run, with a count of zero in its
+//! head. Numbers of the same tag continue the run with their bytes alone; whatever else is written fills in the count and
+//! ends it. The count is taken from what was written: the length that a sequence states before its items need not be true.
 
 use std::cell::Cell;
 
@@ -10,7 +18,8 @@ const RESERVE: usize = 16 << 20;
 /// Bytes of the count in the head of a run.
 const COUNT: usize = 8;
 
-/// How many names are looked through for one that was there before.
+/// How many names are looked through for one that was there before. A type with more different ones has the others written whole:
+/// to search all of them for each name would take time by the square of their number.
 const MOST_KNOWN: usize = 1024;
 
 /// Writes values to a buffer.
@@ -58,7 +67,7 @@ impl Writer {
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         if self.names.capacity() > 0 {
             self.names.clear();
-            // Where it is gone, so is this one.
+            // While a thread ends, its spare may be gone: then this list is freed, too.
             let _ = SPARE.try_with(|spare| spare.set(self.names));
         }
         self.out
@@ -88,7 +97,7 @@ impl Writer {
         if !self.repeats {
             return self.whole_name(name);
         }
-        // Names come in the same order again.
+        // In a sequence of structs the names come in the same order again, so the next one is mostly the one after the last.
         match self.names.get(self.next_name) {
             Some(&(next, at)) if std::ptr::eq(next, name) => {
                 self.next_name += 1;
