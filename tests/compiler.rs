@@ -84,6 +84,27 @@ fn boxed_error_is_refused_with_its_remedy() {
     });
 }
 
+/// These messages are serde's own, which name the type and the remedy.
+#[test]
+fn argument_and_result_without_serde_are_refused_with_their_remedy() {
+    const FUNCTIONS: [(&str, &str); 2] = [
+        ("Plain", "fn work(_: usize, _: Plain) -> std::io::Result<()> { Ok(()) }"),
+        ("()", "fn work(_: usize, _: ()) -> std::io::Result<Plain> { Ok(Plain) }"),
+    ];
+    common::watched(|| {
+        for (argument, function) in FUNCTIONS {
+            let dir = tempfile::tempdir().unwrap();
+            let program = format!(
+                "struct Plain; {function} fn main() {{ let _ = phalanx::spawn(work, {argument}, 1); }}"
+            );
+            let told = rustc("bin", &program, dir.path()).stderr;
+            let told = String::from_utf8_lossy(&told);
+            assert!(told.contains("`Plain: serde::Serialize` is not satisfied"), "{told}");
+            assert!(told.contains("#[derive(serde::Serialize)]"), "{told}");
+        }
+    });
+}
+
 #[test]
 fn function_in_a_shared_object_is_an_error() {
     const LIBRARY: &str = r#"

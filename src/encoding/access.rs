@@ -15,14 +15,42 @@ use super::error::{Error, Step};
 use super::input::{Names, Reader};
 use super::tag;
 
-/// Whether another part comes; goes past the end if it does not.
-#[inline]
-pub(super) fn goes_on(reader: &mut Reader<'_>, ended: &mut bool) -> Result<bool, Error> {
-    if !*ended && reader.peek()? == tag::END {
-        reader.byte()?;
-        *ended = true;
+/// What comes up to `END`: the items of a sequence without runs, or the entries of a map.
+#[derive(Debug)]
+pub(super) struct UntilEnd<'a, 'de> {
+    pub(super) reader: &'a mut Reader<'de>,
+    /// How many the sender expected to write.
+    hint: usize,
+    ended: bool,
+}
+
+impl<'a, 'de> UntilEnd<'a, 'de> {
+    #[inline]
+    pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
+        Self { reader, hint, ended: false }
     }
-    Ok(!*ended)
+
+    /// Whether another one comes; goes past the end if none does.
+    #[inline]
+    pub(super) fn goes_on(&mut self) -> Result<bool, Error> {
+        if !self.ended && self.reader.peek()? == tag::END {
+            self.reader.byte()?;
+            self.ended = true;
+        }
+        Ok(!self.ended)
+    }
+
+    /// Sees that all were read.
+    #[inline]
+    pub(super) fn end(mut self) -> Result<(), Error> {
+        if self.goes_on()? { Err(unread()) } else { Ok(()) }
+    }
+
+    /// What a visitor may reserve: each part has a byte at the least.
+    #[inline]
+    pub(super) fn size_hint(&self) -> Option<usize> {
+        Some(self.hint.min(self.reader.rest().len()))
+    }
 }
 
 #[cold]
@@ -33,29 +61,21 @@ pub(super) fn unread() -> Error {
 /// The entries of a map.
 #[derive(Debug)]
 pub(super) struct Entries<'a, 'de> {
-    reader: &'a mut Reader<'de>,
-    /// How many entries the sender expected to write.
-    hint: usize,
+    parts: UntilEnd<'a, 'de>,
     /// The message from the last key on. Its text is made only for an error: a key may be long, and errors are rare.
     key: &'de [u8],
-    ended: bool,
 }
 
 impl<'a, 'de> Entries<'a, 'de> {
     #[inline]
     pub(super) fn of(reader: &'a mut Reader<'de>) -> Result<Self, Error> {
         let hint = reader.length()?;
-        Ok(Self { reader, hint, key: &[], ended: false })
+        Ok(Self { parts: UntilEnd::of(reader, hint), key: &[] })
     }
 
     #[inline]
-    fn advance(&mut self) -> Result<bool, Error> {
-        goes_on(self.reader, &mut self.ended)
-    }
-
-    #[inline]
-    pub(super) fn end(mut self) -> Result<(), Error> {
-        if self.advance()? { Err(unread()) } else { Ok(()) }
+    pub(super) fn end(self) -> Result<(), Error> {
+        self.parts.end()
     }
 }
 
@@ -64,22 +84,22 @@ impl<'de> MapAccess<'de> for &mut Entries<'_, 'de> {
 
     #[inline]
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        if !self.advance()? {
+        if !self.parts.goes_on()? {
             return Ok(None);
         }
-        self.key = self.reader.rest();
-        let key = seed.deserialize(&mut *self.reader);
+        self.key = self.parts.reader.rest();
+        let key = seed.deserialize(&mut *self.parts.reader);
         key.map(Some).map_err(|error| error.within(Step::key(self.key)))
     }
 
     #[inline]
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        seed.deserialize(&mut *self.reader).map_err(|error| error.within(Step::key(self.key)))
+        seed.deserialize(&mut *self.parts.reader).map_err(|error| error.within(Step::key(self.key)))
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some(self.hint.min(self.reader.rest().len()))
+        self.parts.size_hint()
     }
 }
 

@@ -7,7 +7,7 @@
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 
-use super::access::{goes_on, unread};
+use super::access::{UntilEnd, unread};
 use super::error::{Error, Step};
 use super::input::{Reader, cut_short, width};
 use super::tag;
@@ -27,27 +27,20 @@ pub(super) struct Items<'a, 'de> {
 /// The items of a sequence that is too short for runs.
 #[derive(Debug)]
 pub(super) struct FewItems<'a, 'de> {
-    reader: &'a mut Reader<'de>,
-    hint: usize,
+    parts: UntilEnd<'a, 'de>,
+    /// How many were read, for errors.
     count: usize,
-    ended: bool,
 }
 
 impl<'a, 'de> FewItems<'a, 'de> {
     #[inline]
     pub(super) fn of(reader: &'a mut Reader<'de>, hint: usize) -> Self {
-        Self { reader, hint, count: 0, ended: false }
+        Self { parts: UntilEnd::of(reader, hint), count: 0 }
     }
 
     #[inline]
-    fn advance(&mut self) -> Result<bool, Error> {
-        goes_on(self.reader, &mut self.ended)
-    }
-
-    /// Sees that all were read.
-    #[inline]
-    pub(super) fn end(mut self) -> Result<(), Error> {
-        if self.advance()? { Err(unread()) } else { Ok(()) }
+    pub(super) fn end(self) -> Result<(), Error> {
+        self.parts.end()
     }
 }
 
@@ -56,18 +49,18 @@ impl<'de> SeqAccess<'de> for &mut FewItems<'_, 'de> {
 
     #[inline]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        if !self.advance()? {
+        if !self.parts.goes_on()? {
             return Ok(None);
         }
         let number = self.count;
         self.count += 1;
-        let item = seed.deserialize(&mut *self.reader);
+        let item = seed.deserialize(&mut *self.parts.reader);
         item.map(Some).map_err(|error| error.within(Step::Item(number)))
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some(self.hint.min(self.reader.rest().len()))
+        self.parts.size_hint()
     }
 }
 
