@@ -5,7 +5,10 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{SOON, await_post, await_that, board, by, exited, post, skipped, wait_for_ever, watched};
+use common::{
+    SOON, await_post, await_that, board, by, exited, left_by_ended_processes, own_name, post, skipped,
+    wait_for_ever, watched,
+};
 use phalanx::{Cause, Error, ForkServer, OomScope, Options, StartMethod, Status, Tensor, start_processes};
 
 phalanx::auto_init!();
@@ -25,7 +28,14 @@ impl Group {
         if is_v2 && !fs::read_to_string(base.join("cgroup.subtree_control")).ok()?.contains(controller) {
             return None;
         }
-        Self::at(base.join(format!("phalanx-test-{}", std::process::id())), is_v2)
+        // A test process that a signal has ended could not remove its groups.
+        for left in left_by_ended_processes(&base) {
+            for inner in fs::read_dir(&left).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(inner.path());
+            }
+            let _ = fs::remove_dir(left);
+        }
+        Self::at(base.join(own_name()), is_v2)
     }
 
     /// A group inside.

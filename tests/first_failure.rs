@@ -15,11 +15,13 @@ use phalanx::{Cause, Error, Options, ProcessContext, Signal, Status, Tensor, sta
 
 phalanx::auto_init!();
 
-/// Rank 0 dies when rank 1 is gone, and rank 1 at once: in the order opposite to their ranks.
-fn die_after_the_next(rank: usize, pids: Tensor<i64>) -> anyhow::Result<()> {
+/// Each rank dies when the next one is gone, and the last one when it is told to: in the order opposite to their ranks.
+fn die_after_the_next(rank: usize, (pids, told): (Tensor<i64>, Tensor<i64>)) -> anyhow::Result<()> {
     post(&pids, rank, std::process::id());
     if rank + 1 < pids.len() {
         await_end(await_post(&pids, rank + 1));
+    } else {
+        await_post(&told, 0);
     }
     kill_self()
 }
@@ -27,8 +29,11 @@ fn die_after_the_next(rank: usize, pids: Tensor<i64>) -> anyhow::Result<()> {
 #[test]
 fn first_of_silent_deaths_is_reported_though_nobody_was_waiting() {
     watched(|| {
-        let pids = board(4);
-        let mut context = start_processes(die_after_the_next, pids.clone(), Options::new(4)).unwrap();
+        let (pids, told) = (board(4), board(1));
+        let mut context = start_processes(die_after_the_next, (pids, told.clone()), Options::new(4)).unwrap();
+        // By now the launcher watches all of them. A worker is watched a moment after its start: if the last one died before
+        // that, the one before it could die before that too, and would be the first of which the launcher hears.
+        post(&told, 0, 1);
         // Nobody asks until all are dead.
         await_that(|| context.pids().into_iter().all(|pid| state_of(pid) == Some('Z')));
         let exception = exited(poll_join(&mut context).unwrap_err());

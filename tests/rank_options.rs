@@ -50,6 +50,26 @@ fn worker_knows_which_it_is_and_nobody_else_does() {
     assert_eq!(worker_info(), None);
 }
 
+#[test]
+#[expect(unsafe_code, reason = "fork(2) is unsafe")]
+fn fork_of_a_worker_is_no_worker() {
+    by_each_method(|_, method| {
+        let fork = |_: usize, _: ()| {
+            // SAFETY: the child only asks what it is, which allocates nothing where it is no worker, and ends.
+            let child = unsafe { nix::unistd::fork() }?;
+            let nix::unistd::ForkResult::Parent { child } = child else {
+                // SAFETY: takes an integer.
+                unsafe { libc::_exit(i32::from(worker_info().is_some())) }
+            };
+            let ended = nix::sys::wait::waitpid(child, None)?;
+            anyhow::ensure!(ended == nix::sys::wait::WaitStatus::Exited(child, 0), "{ended:?}");
+            Ok(())
+        };
+        start_processes(fork, (), by(method, 1))?.join()?;
+        Ok(())
+    });
+}
+
 static SET_UP: Mutex<Option<WorkerInfo>> = Mutex::new(None);
 
 fn set_up(worker: &WorkerInfo) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use super::{parent_of, processes, slowness};
+use super::{parent_of, processes, slowness, state_of};
 
 /// How long a test waits for what goes by itself a moment after its owner: what a thread had when it was joined.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
@@ -111,7 +111,6 @@ fn temporary() -> BTreeSet<String> {
 #[expect(unsafe_code, reason = "atexit(3) is unsafe")]
 pub(super) fn take_own_directory() {
     extern "C" fn remove() {
-        // Of a process that a signal ends it stays, for the next look of who reads the failure.
         let _ = fs::remove_dir(own_directory());
     }
     static TAKEN: Once = Once::new();
@@ -119,6 +118,11 @@ pub(super) fn take_own_directory() {
         // A worker that is a test's launcher has that test's directory.
         if phalanx::shm::get_sharing_directory() != Path::new("/dev/shm") {
             return;
+        }
+        // A test process that a signal has ended, as the watchdog does, could not remove its directory.
+        for left in left_by_ended_processes(Path::new("/dev/shm")) {
+            // Another test process may remove it in the same moment.
+            let _ = fs::remove_dir_all(left);
         }
         fs::create_dir(own_directory()).unwrap();
         fs::set_permissions(own_directory(), PermissionsExt::from_mode(0o1777)).unwrap();
@@ -129,5 +133,23 @@ pub(super) fn take_own_directory() {
 }
 
 fn own_directory() -> PathBuf {
-    format!("/dev/shm/phalanx-test-{}", std::process::id()).into()
+    Path::new("/dev/shm").join(own_name())
+}
+
+const PREFIX: &str = "phalanx-test-";
+
+/// The name of a directory that this process makes and removes when it exits.
+pub(crate) fn own_name() -> String {
+    format!("{PREFIX}{}", std::process::id())
+}
+
+/// The directories in `parent` that were made under such names, and never removed: their processes have ended, or this process
+/// has the id of the one that did.
+pub(crate) fn left_by_ended_processes(parent: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let pid = name.and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+        pid.is_some_and(|pid| pid == std::process::id() || state_of(pid).is_none())
+    })
 }
