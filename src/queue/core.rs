@@ -340,7 +340,8 @@ impl Core {
 mod tests {
     use super::*;
     use crate::Tensor;
-    use crate::sys::robust;
+    use crate::sync::gate::{IN_THE_MIDDLE, Inside};
+    use crate::sys::robust::{self, MapPin};
 
     fn core() -> Core {
         Core::new(TypeTag::of::<u8>("test"), 4).unwrap()
@@ -360,6 +361,27 @@ mod tests {
             assert!(matches!(put, Err(QueueError::Corrupt { .. } | QueueError::Full)), "{word}: {put:?}");
             assert!(matches!(got, Err(QueueError::Corrupt { .. } | QueueError::Empty)), "{word}: {got:?}");
         }
+    }
+
+    #[test]
+    fn call_that_does_not_wait_gives_up_on_a_process_that_is_stopped_inside_a_gate() {
+        let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
+        // What goes beside the message takes the consumer through the gate of the socket too.
+        core.put(message(&tensor), &Patience::None).unwrap();
+        let fields = core.fields();
+        for gate in [&fields.put.gate, &fields.get.gate, &fields.receive] {
+            let _stopped = Inside::enter(gate, || MapPin::Owner, &Patience::Endless).unwrap();
+            let in_another_thread = || match std::ptr::eq(gate, &raw const fields.put.gate) {
+                true => core.put(message(&tensor), &Patience::None),
+                false => core.get(&Patience::None).map(drop),
+            };
+            let refused = std::thread::scope(|scope| scope.spawn(in_another_thread).join().unwrap());
+            assert!(
+                matches!(refused, Err(QueueError::TimedOut { waited, .. }) if waited == IN_THE_MIDDLE),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(core.get(&Patience::None).unwrap().decode::<Tensor<u8>>().unwrap().to_vec(), [7]);
     }
 
     fn put_bytes(core: &Core, bytes: &[u8]) -> Result<(), QueueError> {
