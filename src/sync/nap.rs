@@ -6,7 +6,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use crossbeam::utils::Backoff;
+use crossbeam_utils::Backoff;
 
 use super::patience::{Patience, Stop};
 use super::word::{Park, Word};

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
-use crossbeam::utils::Backoff;
+use crossbeam_utils::Backoff;
 
 use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 
