@@ -1,9 +1,9 @@
-//! What all queues are: a ring in shared memory, a gate at either side of it, and a socket, with a gate of its own, for what goes
+//! What all queues are: a ring in shared memory, a mutex at either side of it, and a socket, with a mutex of its own, for what goes
 //! beside messages.
 //!
-//! A producer is inside the one gate while it waits for room and writes; a consumer is inside the other while it waits for
+//! A producer is inside the one mutex while it waits for room and writes; a consumer is inside the other while it waits for
 //! a message and copies it out. A message is in the queue, and out of it, by one store. So whoever dies, and whenever:
-//! the next one in the gate finds a ring in order, and who sleeps there is one, whose place the next one takes.
+//! the next one in the mutex finds a ring in order, and who sleeps there is one, whose place the next one takes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU32;
@@ -18,9 +18,9 @@ use super::message::{Incoming, Outgoing};
 use super::ring::{self, Header, Place, Position, Ring};
 use super::side::Side;
 use crate::memory::descriptor::Descriptor;
-use crate::sync::nap::Nap;
-use crate::sync::patience::Patience;
-use crate::sync::word::Word;
+use crate::sync::futex_lock::AtomicWord;
+use crate::sync::parker::Parker;
+use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
@@ -33,9 +33,9 @@ atomic_record! {
         put: Side,
         pub(super) get: Side,
         /// A producer's, who waits for room.
-        pub(super) no_room: Nap,
+        pub(super) no_room: Parker,
         /// A consumer's, who waits for a message.
-        no_message: Nap,
+        no_message: Parker,
         /// Who receives from the socket is inside, from before the message is out of the ring until what came beside it is out of the
         /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's. Nobody waits for
         /// anything inside.
@@ -90,7 +90,7 @@ impl Core {
         self.shared.fields()
     }
 
-    pub(super) fn ring(&self) -> Ring<'_> {
+    pub(super) fn notify_all(&self) -> Ring<'_> {
         let (map, begin) = self.shared.room();
         Ring { map, begin, size: self.size, most: self.most }
     }
@@ -126,7 +126,7 @@ impl Core {
 
     pub(super) fn is_full(&self) -> bool {
         let (head, tail) = self.positions();
-        !self.ring().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
+        !self.notify_all().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -150,34 +150,34 @@ impl Core {
     }
 
     /// Puts a message, for whose room it waits.
-    pub(super) fn put(&self, mut message: Outgoing, patience: &Patience) -> Result<(), QueueError> {
+    pub(super) fn put(&self, mut message: Outgoing, policy: &WaitPolicy) -> Result<(), QueueError> {
         self.check_here()?;
         let fields = self.fields();
         let header = message.header();
         let has_room = || {
             let (head, tail) = self.positions();
-            self.is_closed() || self.ring().fits(head, tail, header)
+            self.is_closed() || self.notify_all().fits(head, tail, header)
         };
-        let inside = fields.put.enter(&fields.no_room, patience, || !has_room());
+        let inside = fields.put.enter(&fields.no_room, policy, || !has_room());
         let producer =
             || fields.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
-        let tail = self.await_room(header, patience)?;
+        let tail = self.await_room(header, policy)?;
         if message.has_attachments() {
-            self.send_beside(&mut message, tail, patience)?;
+            self.send_beside(&mut message, tail, policy)?;
         }
-        self.ring().write(tail, message.header(), message.bytes());
+        self.notify_all().write(tail, message.header(), message.bytes());
         let end = tail.after(header).to_word();
-        fields.no_message.tell(|| fields.put.at.swap(end, AcqRel));
+        fields.no_message.publish(|| fields.put.at.swap(end, AcqRel));
         drop(inside);
         message.deliver();
         self.ring_event(false);
         Ok(())
     }
 
-    /// Waits, inside the gate, until there is room; returns where.
-    fn await_room(&self, header: Header, patience: &Patience) -> Result<Position, QueueError> {
-        let (fields, ring) = (self.fields(), self.ring());
+    /// Waits, inside the mutex, until there is room; returns where.
+    fn await_room(&self, header: Header, policy: &WaitPolicy) -> Result<Position, QueueError> {
+        let (fields, ring) = (self.fields(), self.notify_all());
         let tail = Position::from_word(fields.put.at.load(Relaxed));
         if self.is_closed() {
             return Err(QueueError::Closed);
@@ -196,38 +196,38 @@ impl Core {
                 Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
             }
         };
-        fields.no_room.until(patience, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
+        fields.no_room.park(policy, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
     }
 
     /// Takes the next message, for which it waits.
-    pub(super) fn get(&self, patience: &Patience) -> Result<Incoming, QueueError> {
-        self.get_noted(patience, || ())
+    pub(super) fn get(&self, policy: &WaitPolicy) -> Result<Incoming, QueueError> {
+        self.get_noted(policy, || ())
     }
 
     /// As [`get`](Self::get). `taking` is run before the message is out of the queue, which it will be unless this thread dies.
     pub(super) fn get_noted(
         &self,
-        patience: &Patience,
+        policy: &WaitPolicy,
         taking: impl FnOnce(),
     ) -> Result<Incoming, QueueError> {
         self.check_here()?;
         let fields = self.fields();
         let is_empty = || self.len() == 0 && !self.is_closed();
-        let inside = fields.get.enter(&fields.no_message, patience, is_empty);
+        let inside = fields.get.enter(&fields.no_message, policy, is_empty);
         let consumer =
             || fields.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
-        let (head, tail) = self.await_message(patience)?;
-        let header = self.ring().header(head, tail)?;
+        let (head, tail) = self.await_message(policy)?;
+        let header = self.notify_all().header(head, tail)?;
         let receiving = match header.place {
             Place::Ring => None,
-            Place::Beside | Place::Memfd => Some(self.enter_to_receive(patience, QueueError::Empty)?),
+            Place::Beside | Place::Memfd => Some(self.enter_to_receive(policy, QueueError::Empty)?),
         };
         let mut bytes = ring::take_buffer();
-        self.ring().read(head, header, &mut bytes);
+        self.notify_all().read(head, header, &mut bytes);
         taking();
         let end = head.after(header).to_word();
-        fields.no_room.tell(|| fields.get.at.swap(end, AcqRel));
+        fields.no_room.publish(|| fields.get.at.swap(end, AcqRel));
         let descriptors = match header.place {
             Place::Ring => Ok(Vec::new()),
             Place::Beside | Place::Memfd => self.fd_channel.take(header.ticket),
@@ -237,8 +237,8 @@ impl Core {
         Ok(Incoming { place: header.place, bytes, descriptors })
     }
 
-    /// Waits, inside the gate, until there is a message; returns where it begins, and where the last one ends.
-    fn await_message(&self, patience: &Patience) -> Result<(Position, Position), QueueError> {
+    /// Waits, inside the mutex, until there is a message; returns where it begins, and where the last one ends.
+    fn await_message(&self, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
         let fields = self.fields();
         let head = Position::from_word(fields.get.at.load(Relaxed));
         let known = Position::from_word(fields.get.other.load(Relaxed));
@@ -252,18 +252,18 @@ impl Core {
             let tail = Position::from_word(tail);
             if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
         };
-        match fields.no_message.until(patience, &fields.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
+        match fields.no_message.park(policy, &fields.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
             Some(tail) => Ok((head, tail)),
-            None => self.await_last(head, patience),
+            None => self.await_last(head, policy),
         }
     }
 
     /// It was closed, but who was inside to put something may not have finished.
-    fn await_last(&self, head: Position, patience: &Patience) -> Result<(Position, Position), QueueError> {
+    fn await_last(&self, head: Position, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
         let fields = self.fields();
         let producer =
             || fields.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
-        let inside = fields.put.enter(&fields.no_room, patience, || false);
+        let inside = fields.put.enter(&fields.no_room, policy, || false);
         drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
         let tail = Position::from_word(fields.put.at.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
@@ -340,7 +340,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::Tensor;
-    use crate::sync::gate::{IN_THE_MIDDLE, Inside};
+    use crate::sync::robust_mutex::{IN_THE_MIDDLE, Locked};
     use crate::sys::robust::{self, MapPin};
 
     fn core() -> Core {
@@ -356,24 +356,24 @@ mod tests {
         let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
         for word in [1_u64, 1 << 40, u64::MAX] {
             core.fields().put.at.store(word, Relaxed);
-            let put = core.put(message(&tensor), &Patience::None);
-            let got = core.get(&Patience::None);
+            let put = core.put(message(&tensor), &WaitPolicy::Never);
+            let got = core.get(&WaitPolicy::Never);
             assert!(matches!(put, Err(QueueError::Corrupt { .. } | QueueError::Full)), "{word}: {put:?}");
             assert!(matches!(got, Err(QueueError::Corrupt { .. } | QueueError::Empty)), "{word}: {got:?}");
         }
     }
 
     #[test]
-    fn call_that_does_not_wait_gives_up_on_a_process_that_is_stopped_inside_a_gate() {
+    fn call_that_does_not_wait_gives_up_on_a_process_that_is_stopped_with_a_mutex() {
         let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
-        // What goes beside the message takes the consumer through the gate of the socket too.
-        core.put(message(&tensor), &Patience::None).unwrap();
+        // What goes beside the message takes the consumer through the mutex of the socket too.
+        core.put(message(&tensor), &WaitPolicy::Never).unwrap();
         let fields = core.fields();
-        for gate in [&fields.put.gate, &fields.get.gate, &fields.receive] {
-            let _stopped = Inside::enter(gate, || MapPin::Owner, &Patience::Endless).unwrap();
-            let in_another_thread = || match std::ptr::eq(gate, &raw const fields.put.gate) {
-                true => core.put(message(&tensor), &Patience::None),
-                false => core.get(&Patience::None).map(drop),
+        for mutex in [&fields.put.mutex, &fields.get.mutex, &fields.receive] {
+            let _stopped = Locked::lock(mutex, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
+            let in_another_thread = || match std::ptr::eq(mutex, &raw const fields.put.mutex) {
+                true => core.put(message(&tensor), &WaitPolicy::Never),
+                false => core.get(&WaitPolicy::Never).map(drop),
             };
             let refused = std::thread::scope(|scope| scope.spawn(in_another_thread).join().unwrap());
             assert!(
@@ -381,11 +381,11 @@ mod tests {
                 "{refused:?}"
             );
         }
-        assert_eq!(core.get(&Patience::None).unwrap().decode::<Tensor<u8>>().unwrap().to_vec(), [7]);
+        assert_eq!(core.get(&WaitPolicy::Never).unwrap().decode::<Tensor<u8>>().unwrap().to_vec(), [7]);
     }
 
     fn put_bytes(core: &Core, bytes: &[u8]) -> Result<(), QueueError> {
-        core.put(Outgoing::of(&bytes, core.inline())?, &Patience::None)
+        core.put(Outgoing::of(&bytes, core.inline())?, &WaitPolicy::Never)
     }
 
     #[test]
@@ -408,9 +408,9 @@ mod tests {
                 }
                 assert!(put > 0 && core.len() == put, "{length} {put}");
                 for _ in 0..put {
-                    assert_eq!(core.get(&Patience::None).unwrap().decode::<Vec<u8>>().unwrap(), bytes);
+                    assert_eq!(core.get(&WaitPolicy::Never).unwrap().decode::<Vec<u8>>().unwrap(), bytes);
                 }
-                assert!(matches!(core.get(&Patience::None), Err(QueueError::Empty)));
+                assert!(matches!(core.get(&WaitPolicy::Never), Err(QueueError::Empty)));
             }
         }
     }
@@ -421,7 +421,7 @@ mod tests {
         std::thread::scope(|scope| {
             let consumer = scope.spawn(|| {
                 tid.store(robust::me().unwrap().tid, SeqCst);
-                core.get(&Patience::Endless)
+                core.get(&WaitPolicy::Forever)
             });
             futex::tests::await_asleep(&tid);
             // As one that dies then: it has not rung.

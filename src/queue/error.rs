@@ -7,7 +7,7 @@ use super::ring::Corrupt;
 use crate::error::{MemoryError, consequence, with_hint};
 use crate::sync::awaited::{Awaited, named};
 use crate::sync::error::{Aborter, aborters};
-use crate::sync::patience::Stop;
+use crate::sync::wait_policy::Interrupted;
 
 /// The most messages that a queue may have.
 pub(super) const MOST: u32 = 1 << 28;
@@ -135,28 +135,28 @@ impl QueueError {
     }
 
     /// For `map_err` of a wait for room: says what nobody did meanwhile.
-    pub(super) fn not_put(what: &'static str) -> impl FnOnce(Stop) -> Self {
+    pub(super) fn not_put(what: &'static str) -> impl FnOnce(Interrupted) -> Self {
         move |stop| Self::stopped(stop, Self::Full, || Awaited::Anybody { what })
     }
 
     /// As [`not_put`](Self::not_put), of a wait for a value.
-    pub(super) fn not_got(what: &'static str) -> impl FnOnce(Stop) -> Self {
+    pub(super) fn not_got(what: &'static str) -> impl FnOnce(Interrupted) -> Self {
         move |stop| Self::stopped(stop, Self::Empty, || Awaited::Anybody { what })
     }
 
     /// The error of a wait for these, which is `at_once` for a call that does not wait.
-    pub(super) fn stopped(stop: Stop, at_once: Self, awaited: impl FnOnce() -> Awaited) -> Self {
+    pub(super) fn stopped(stop: Interrupted, at_once: Self, awaited: impl FnOnce() -> Awaited) -> Self {
         let doing = "wait for a queue or pipe";
         match stop {
-            Stop::TimedOut(waited) => {
+            Interrupted::TimedOut(waited) => {
                 let awaited = awaited();
                 let pids = awaited.pids();
                 Self::TimedOut { waited, awaited }.noted(&pids)
             }
-            Stop::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
-            Stop::System(os) => Self::System { doing, os },
-            Stop::WouldBlock => at_once,
-            Stop::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
+            Interrupted::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
+            Interrupted::System(os) => Self::System { doing, os },
+            Interrupted::WouldBlock => at_once,
+            Interrupted::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
         }
     }
 

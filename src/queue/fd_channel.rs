@@ -12,7 +12,7 @@ use crate::memory::descriptor::Descriptor;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
-/// Both ends of the socket. Who sends is inside the producers' gate, who receives inside that of receivers.
+/// Both ends of the socket. Who sends is inside the producers' mutex, who receives inside that of receivers.
 #[derive(Debug)]
 pub(super) struct FdChannel {
     into: Socket<Descriptor>,
@@ -46,7 +46,7 @@ impl FdChannel {
     }
 
     /// Drops the orphans that stand before what has the ticket `first`, of the first message in the ring that has one; all there are
-    /// if none has. Inside the gates of producers and of receivers.
+    /// if none has. Locked the gates of producers and of receivers.
     pub(super) fn drop_orphans(&self, first: Option<u32>) -> Result<(), QueueError> {
         let failed = || QueueError::system("drop what a dead producer has sent (recvmsg)");
         loop {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::core::Core;
 use super::error::{MOST, QueueError};
 use super::message::Outgoing;
-use crate::sync::patience::Patience;
+use crate::sync::wait_policy::WaitPolicy;
 use crate::transfer::record::TypeTag;
 
 /// A queue of values, from many producers to many consumers in any processes.
@@ -131,7 +131,7 @@ impl<T: Serialize> Queue<T> {
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
     /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
     pub fn put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
-        self.put_by(value.borrow(), &Patience::Endless)
+        self.put_by(value.borrow(), &WaitPolicy::Forever)
     }
 
     /// As [`put`](Self::put), but does not wait for room.
@@ -141,7 +141,7 @@ impl<T: Serialize> Queue<T> {
     /// putting something for a second, as one that is stopped there.
     #[doc(alias = "put_nowait")]
     pub fn try_put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
-        self.put_by(value.borrow(), &Patience::None)
+        self.put_by(value.borrow(), &WaitPolicy::Never)
     }
 
     /// As [`put`](Self::put), but waits for room no longer than `timeout`.
@@ -149,11 +149,11 @@ impl<T: Serialize> Queue<T> {
     /// # Errors
     /// As [`put`](Self::put), and [`QueueError::TimedOut`].
     pub fn put_timeout(&self, value: impl Borrow<T>, timeout: Duration) -> Result<(), QueueError> {
-        self.put_by(value.borrow(), &Patience::of(timeout))
+        self.put_by(value.borrow(), &WaitPolicy::of(timeout))
     }
 
-    fn put_by(&self, value: &T, patience: &Patience) -> Result<(), QueueError> {
-        self.core.put(Outgoing::of(value, self.core.inline())?, patience)
+    fn put_by(&self, value: &T, policy: &WaitPolicy) -> Result<(), QueueError> {
+        self.core.put(Outgoing::of(value, self.core.inline())?, policy)
     }
 }
 
@@ -168,7 +168,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
     /// - [`QueueError::System`] when the system refuses
     pub fn get(&self) -> Result<T, QueueError> {
-        self.core.get(&Patience::Endless)?.decode()
+        self.core.get(&WaitPolicy::Forever)?.decode()
     }
 
     /// As [`get`](Self::get), but does not wait for a value.
@@ -178,7 +178,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// taking something for a second, as one that is stopped there.
     #[doc(alias = "get_nowait")]
     pub fn try_get(&self) -> Result<T, QueueError> {
-        self.core.get(&Patience::None)?.decode()
+        self.core.get(&WaitPolicy::Never)?.decode()
     }
 
     /// As [`get`](Self::get), but waits no longer than `timeout`.
@@ -186,7 +186,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// # Errors
     /// As [`get`](Self::get), and [`QueueError::TimedOut`].
     pub fn get_timeout(&self, timeout: Duration) -> Result<T, QueueError> {
-        self.core.get(&Patience::of(timeout))?.decode()
+        self.core.get(&WaitPolicy::of(timeout))?.decode()
     }
 
     /// The values that are there now: ends when nothing is in it, without waiting. An error in between is an item, which

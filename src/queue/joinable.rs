@@ -10,7 +10,7 @@ use super::core::Core;
 use super::error::QueueError;
 use super::fifo::{Queue, until_closed, until_empty};
 use super::tasks::{Seat, Tasks};
-use crate::sync::patience::Patience;
+use crate::sync::wait_policy::WaitPolicy;
 
 /// A [`Queue`] of tasks: whoever takes one says by [`task_done`](Self::task_done) that it is done, and
 /// [`join`](Self::join) waits until all are.
@@ -91,7 +91,7 @@ impl<T> JoinableQueue<T> {
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::System`] when the system refuses
     pub fn join(&self) -> Result<(), QueueError> {
-        self.tasks.join(self.core(), &Patience::Endless)
+        self.tasks.join(self.core(), &WaitPolicy::Forever)
     }
 
     /// As [`join`](Self::join), but waits no longer than `timeout`.
@@ -99,7 +99,7 @@ impl<T> JoinableQueue<T> {
     /// # Errors
     /// As [`join`](Self::join), and [`QueueError::TimedOut`].
     pub fn join_timeout(&self, timeout: Duration) -> Result<(), QueueError> {
-        self.tasks.join(self.core(), &Patience::of(timeout))
+        self.tasks.join(self.core(), &WaitPolicy::of(timeout))
     }
 
     /// As [`Queue::len`]: how many tasks nobody has taken yet.
@@ -169,7 +169,7 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
     /// # Errors
     /// As [`Queue::get`]. A task that cannot be read, [`QueueError::Decode`], counts as done.
     pub fn get(&self) -> Result<T, QueueError> {
-        self.get_by(&Patience::Endless)
+        self.get_by(&WaitPolicy::Forever)
     }
 
     /// As [`Queue::try_get`].
@@ -178,7 +178,7 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
     /// As [`Queue::try_get`].
     #[doc(alias = "get_nowait")]
     pub fn try_get(&self) -> Result<T, QueueError> {
-        self.get_by(&Patience::None)
+        self.get_by(&WaitPolicy::Never)
     }
 
     /// As [`Queue::get_timeout`].
@@ -186,13 +186,13 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
     /// # Errors
     /// As [`Queue::get_timeout`].
     pub fn get_timeout(&self, timeout: Duration) -> Result<T, QueueError> {
-        self.get_by(&Patience::of(timeout))
+        self.get_by(&WaitPolicy::of(timeout))
     }
 
-    fn get_by(&self, patience: &Patience) -> Result<T, QueueError> {
+    fn get_by(&self, policy: &WaitPolicy) -> Result<T, QueueError> {
         let seat = self.tasks.sit_down()?;
         let hold = || seat.iter().for_each(Seat::hold);
-        let task = self.core().get_noted(patience, hold)?.decode();
+        let task = self.core().get_noted(policy, hold)?.decode();
         if let Err(QueueError::Decode { .. }) = &task {
             // Nobody can do it.
             self.task_done()?;

@@ -4,8 +4,8 @@
 //! - `joinable`: queues of tasks that are to be done, and the plain one
 //! - `tasks`: how many tasks are done, and who has the others
 //! - `wait`: waiting for several things at once
-//! - `core`: what all of them are: a ring with a gate at either side, and a socket
-//! - `side`: the producers or the consumers, of whom one is in the gate
+//! - `core`: what all of them are: a ring with a mutex at either side, and a socket
+//! - `side`: the producers or the consumers, of whom one is in the mutex
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `fd_channel`: what goes beside messages
 //! - `sending`: sending that, past what dead producers have left

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::end::End;
 use super::error::QueueError;
-use crate::sync::patience::{Patience, Stop};
+use crate::sync::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::limits::with_room;
 use crate::sys::socket::{Attempt, CROWDED_RETRY, Socket};
@@ -132,7 +132,7 @@ impl<S: Serialize, R> Connection<S, R> {
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
     pub fn send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
-        self.send_by(value.borrow(), &Patience::Endless)
+        self.send_by(value.borrow(), &WaitPolicy::Forever)
     }
 
     /// As [`send`](Self::send), but waits for nothing.
@@ -140,7 +140,7 @@ impl<S: Serialize, R> Connection<S, R> {
     /// # Errors
     /// As [`send`](Self::send), and [`QueueError::Full`] when there is no room.
     pub fn try_send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
-        self.send_by(value.borrow(), &Patience::None)
+        self.send_by(value.borrow(), &WaitPolicy::Never)
     }
 
     /// As [`send`](Self::send), but waits for room no longer than `timeout`.
@@ -148,11 +148,11 @@ impl<S: Serialize, R> Connection<S, R> {
     /// # Errors
     /// As [`send`](Self::send), and [`QueueError::TimedOut`].
     pub fn send_timeout(&self, value: impl Borrow<S>, timeout: Duration) -> Result<(), QueueError> {
-        self.send_by(value.borrow(), &Patience::of(timeout))
+        self.send_by(value.borrow(), &WaitPolicy::of(timeout))
     }
 
     /// Sends a value, which is ready before anything is waited for.
-    fn send_by(&self, value: &S, patience: &Patience) -> Result<(), QueueError> {
+    fn send_by(&self, value: &S, policy: &WaitPolicy) -> Result<(), QueueError> {
         let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
         let mut value_message =
             ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
@@ -160,9 +160,9 @@ impl<S: Serialize, R> Connection<S, R> {
         loop {
             let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
-                Attempt::Full => patience.await_descriptor(end.socket().as_fd(), Readiness::Writable),
+                Attempt::Full => policy.await_descriptor(end.socket().as_fd(), Readiness::Writable),
                 // The kernel has no event for it.
-                Attempt::Crowded => patience.pause(CROWDED_RETRY),
+                Attempt::Crowded => policy.pause(CROWDED_RETRY),
             };
             waited.map_err(QueueError::not_put("the other end received nothing"))?;
         }
@@ -188,7 +188,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::Corrupt`] and [`QueueError::System`] when something else is wrong
     pub fn recv(&self) -> Result<R, QueueError> {
-        self.recv_by(&Patience::Endless)
+        self.recv_by(&WaitPolicy::Forever)
     }
 
     /// As [`recv`](Self::recv), but waits for nothing.
@@ -196,7 +196,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// # Errors
     /// As [`recv`](Self::recv), and [`QueueError::Empty`] when there is no message.
     pub fn try_recv(&self) -> Result<R, QueueError> {
-        self.recv_by(&Patience::None)
+        self.recv_by(&WaitPolicy::Never)
     }
 
     /// As [`recv`](Self::recv), but waits no longer than `timeout`.
@@ -204,7 +204,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// # Errors
     /// As [`recv`](Self::recv), and [`QueueError::TimedOut`].
     pub fn recv_timeout(&self, timeout: Duration) -> Result<R, QueueError> {
-        self.recv_by(&Patience::of(timeout))
+        self.recv_by(&WaitPolicy::of(timeout))
     }
 
     /// Waits, no longer than `timeout`, until there is something to be received; says whether there is. The end of the
@@ -215,32 +215,32 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// because another worker has failed, [`QueueError::System`] when the system refuses.
     pub fn poll(&self, timeout: Duration) -> Result<bool, QueueError> {
         let end = self.end.enter()?;
-        let patience = Patience::of(timeout);
+        let policy = WaitPolicy::of(timeout);
         loop {
             let ready = epoll::poll_now(&[(end.socket().as_fd(), Readiness::Readable)]);
             if ready.map_err(QueueError::system("ask whether there is a message (ppoll)"))?.contains(&true) {
                 return Ok(true);
             }
-            match patience.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
+            match policy.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
                 Ok(()) => {}
-                Err(Stop::TimedOut(_)) => return Ok(false),
+                Err(Interrupted::TimedOut(_)) => return Ok(false),
                 Err(stop) => return Err(QueueError::not_got("the other end sent nothing")(stop)),
             }
         }
     }
 
-    fn recv_by(&self, patience: &Patience) -> Result<R, QueueError> {
+    fn recv_by(&self, policy: &WaitPolicy) -> Result<R, QueueError> {
         // Not while this end is in use: decoding runs the type's own code.
-        self.next(patience)?.decode().map_err(|reason| QueueError::Decode { reason })
+        self.next(policy)?.decode().map_err(|reason| QueueError::Decode { reason })
     }
 
-    fn next(&self, patience: &Patience) -> Result<ReceivedMessage, QueueError> {
+    fn next(&self, policy: &WaitPolicy) -> Result<ReceivedMessage, QueueError> {
         let end = self.end.enter()?;
         loop {
             if let Some(arrived) = value_message::try_receive(end.socket()).map_err(not_received)? {
                 return Ok(arrived);
             }
-            let waited = patience.await_descriptor(end.socket().as_fd(), Readiness::Readable);
+            let waited = policy.await_descriptor(end.socket().as_fd(), Readiness::Readable);
             waited.map_err(QueueError::not_got("the other end sent nothing"))?;
         }
     }

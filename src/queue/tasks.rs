@@ -14,9 +14,9 @@ use super::core::Core;
 use super::error::QueueError;
 use crate::error::MemoryError;
 use crate::sync::awaited::Awaited;
-use crate::sync::bell::Bell;
-use crate::sync::patience::{Patience, Stop};
-use crate::sync::{places, word};
+use crate::sync::event_count::EventCount;
+use crate::sync::owner_table::{self, OwnerTable};
+use crate::sync::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 use crate::transfer::record::{Handle, Record, TypeTag};
@@ -24,8 +24,8 @@ use crate::transfer::record::{Handle, Record, TypeTag};
 atomic_record! {
     struct TaskFields {
         /// Counts the tasks that are done.
-        done: Bell,
-        /// How many places, from the first on, have ever been taken.
+        done: EventCount,
+        /// Of the table of threads that have tasks: see [`OwnerTable`].
         used: AtomicU32,
         /// Set when a thread found no place: what it holds is not known.
         crowded: AtomicU32,
@@ -53,18 +53,12 @@ impl Tasks {
         self.shared.fields()
     }
 
-    fn place(&self, number: usize) -> &RobustWord {
-        self.shared.beside(number * size_of::<RobustWord>())
-    }
-
-    fn used(&self) -> impl Iterator<Item = &RobustWord> {
-        let used = (self.fields().used.load(Acquire) as usize).min(PLACES);
-        (0..used).map(|number| self.place(number))
+    fn table(&self) -> OwnerTable<'_> {
+        OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
     fn own(&self) -> Option<&RobustWord> {
-        let me = robust::me().ok()?;
-        self.used().find(|place| places::is_mine(place, me))
+        self.table().own(robust::me().ok()?)
     }
 
     /// The place of this thread; takes one if it has none. It is given up with the last task in it, so that a thread which has
@@ -73,34 +67,24 @@ impl Tasks {
         if let Some(place) = self.own() {
             return Ok(Some(Seat(place)));
         }
-        for number in 0..PLACES {
-            if self.take(number).map_err(QueueError::not_got("no place for its tasks became free"))? {
-                return Ok(Some(Seat(self.place(number))));
+        // A slot with tasks is that of a dead thread whose loss was not reported yet.
+        let is_free = |slot: &RobustWord| !owner_table::is_owned(slot) && slot.mark.load(Relaxed) == 0;
+        while let Some(number) = self.table().first(is_free) {
+            match self.table().take(number, || self.shared.map_pin()) {
+                Ok(slot) => return Ok(Some(Seat(slot))),
+                // Another thread was faster.
+                Err(Interrupted::WouldBlock) => {}
+                Err(stop) => return Err(QueueError::not_got("no place for its tasks became free")(stop)),
             }
         }
         self.fields().crowded.store(1, Release);
         Ok(None)
     }
 
-    /// Takes a place if it is free. What a dead one held in it is to be told first.
-    fn take(&self, number: usize) -> Result<bool, Stop> {
-        let place = self.place(number);
-        if places::is_taken(place) || place.mark.load(Relaxed) > 0 {
-            return Ok(false);
-        }
-        match places::take(place, || self.shared.map_pin()) {
-            // Another was faster.
-            Err(Stop::WouldBlock) => return Ok(false),
-            taken => taken?,
-        }
-        self.fields().used.fetch_max(number as u32 + 1, AcqRel);
-        Ok(true)
-    }
-
     /// Says that one more task is done.
     pub(super) fn task_done(&self, queue: &Core) -> Result<(), QueueError> {
         let (put, mut too_many) = (queue.put_count(), false);
-        self.fields().done.ring_if(|done| {
+        self.fields().done.notify_if(|done| {
             let next = |done: u32| (done != put).then(|| done.wrapping_add(1));
             match done.fetch_update(AcqRel, Relaxed, next) {
                 // Who joins is woken by the last one.
@@ -122,10 +106,10 @@ impl Tasks {
     fn hold_one_less(&self) {
         let _seat = self.own().map(Seat);
         let pid = std::process::id();
-        let of_process = self.used().filter(|place| place.holder.load(Relaxed) == pid);
+        let of_process = self.table().used().iter().filter(|slot| slot.holder.load(Relaxed) == pid);
         for place in self.own().into_iter().chain(of_process) {
             let less = |held: u32| held.checked_sub(1);
-            if places::is_taken(place) && place.mark.fetch_update(Release, Relaxed, less).is_ok() {
+            if owner_table::is_owned(place) && place.mark.fetch_update(Release, Relaxed, less).is_ok() {
                 return;
             }
         }
@@ -133,18 +117,18 @@ impl Tasks {
 
     /// How many tasks were put and are not done.
     pub(super) fn unfinished(&self, queue: &Core) -> u32 {
-        let done = self.fields().done.count();
+        let done = self.fields().done.epoch();
         queue.put_count().wrapping_sub(done)
     }
 
     /// Waits until all tasks that were put are done, or some never will be.
-    pub(super) fn join(&self, queue: &Core, patience: &Patience) -> Result<(), QueueError> {
+    pub(super) fn join(&self, queue: &Core, policy: &WaitPolicy) -> Result<(), QueueError> {
         loop {
             // Watched from now on: who dies after the count changes a word.
-            let watched: Vec<_> = self.used().filter_map(places::watch).collect();
+            let watched: Vec<_> = self.table().used().iter().filter_map(owner_table::watch).collect();
             let taken = queue.taken_count();
             let (held, dead) = self.hands();
-            let done = self.fields().done.count();
+            let done = self.fields().done.epoch();
             if queue.put_count() == done {
                 return Ok(());
             }
@@ -152,8 +136,8 @@ impl Tasks {
             if lost <= 0 || self.fields().crowded.load(Acquire) != 0 {
                 // Not all that matters wakes it: who sits down from now on is not watched, one that was about to take a task when
                 // it was counted may hide a loss, and of several who join the one that a death wakes may be killed itself.
-                let moment = patience.for_a_moment();
-                let heard = self.fields().done.hear(done, &watched, &moment);
+                let moment = policy.for_a_moment();
+                let heard = self.fields().done.wait_once(done, &watched, &moment);
                 heard.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, || self.holders()))?;
             } else if self.count_as_done(done, lost.cast_unsigned()) {
                 return Err(told(lost.cast_unsigned(), &dead));
@@ -164,8 +148,8 @@ impl Tasks {
     /// How many tasks living threads hold, and the places of those that have died with some.
     fn hands(&self) -> (u32, Vec<&RobustWord>) {
         let (mut held, mut dead) = (0_u32, Vec::new());
-        for place in self.used() {
-            if places::is_taken(place) {
+        for place in self.table().used() {
+            if owner_table::is_owned(place) {
                 held = held.wrapping_add(place.mark.load(Acquire));
             } else if place.mark.load(Acquire) > 0 {
                 dead.push(place);
@@ -176,17 +160,17 @@ impl Tasks {
 
     /// Those who have taken tasks that are not done.
     fn holders(&self) -> Awaited {
-        let busy = |place: &&RobustWord| places::is_taken(place) && place.mark.load(Acquire) > 0;
+        let busy = |place: &&RobustWord| owner_table::is_owned(place) && place.mark.load(Acquire) > 0;
         Awaited::holders(
             "unfinished tasks are",
-            self.used().filter(busy).map(|place| place.holder.load(Relaxed)),
+            self.table().used().iter().filter(busy).map(|place| place.holder.load(Relaxed)),
         )
     }
 
     /// Says whether it could, so that lost tasks are told once.
     fn count_as_done(&self, done: u32, count: u32) -> bool {
         let next = done.wrapping_add(count);
-        self.fields().done.ring_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
+        self.fields().done.notify_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
     }
 }
 
@@ -225,7 +209,7 @@ impl Seat<'_> {
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         if self.0.mark.load(Relaxed) == 0 {
-            robust::free(self.0, || word::free(&self.0.word, &Patience::None));
+            owner_table::free(self.0);
         }
     }
 }
@@ -241,14 +225,14 @@ mod tests {
     fn queue(tasks: u8) -> (Core, Tasks) {
         let queue = (Core::new(TypeTag::of::<u8>("test"), 4).unwrap(), Tasks::new().unwrap());
         for task in 0..tasks {
-            queue.0.put(Outgoing::of(&task, queue.0.inline()).unwrap(), &Patience::Endless).unwrap();
+            queue.0.put(Outgoing::of(&task, queue.0.inline()).unwrap(), &WaitPolicy::Forever).unwrap();
         }
         queue
     }
 
     fn take(queue: &Core, tasks: &Tasks) {
         let seat = tasks.sit_down().unwrap().unwrap();
-        queue.get_noted(&Patience::Endless, || seat.hold()).unwrap();
+        queue.get_noted(&WaitPolicy::Forever, || seat.hold()).unwrap();
     }
 
     /// Joins on a thread of its own; returns when that sleeps.
@@ -259,7 +243,7 @@ mod tests {
     ) -> ScopedJoinHandle<'scope, Result<(), QueueError>> {
         let joiner = scope.spawn(move || {
             tid.store(robust::me().unwrap().tid, Release);
-            tasks.join(queue, &Patience::Endless)
+            tasks.join(queue, &WaitPolicy::Forever)
         });
         futex::tests::await_asleep(tid);
         joiner
@@ -288,7 +272,7 @@ mod tests {
             let seat = tasks.sit_down().unwrap().unwrap();
             seat.hold();
             let joiner = begin_to_join(scope, (&queue, &tasks), &tid);
-            queue.get(&Patience::Endless).unwrap();
+            queue.get(&WaitPolicy::Forever).unwrap();
             tasks.task_done(&queue).unwrap();
             // This thread lives on.
             assert_one_lost(&joiner.join().unwrap());

@@ -8,7 +8,7 @@ use super::core::Core;
 use super::error::QueueError;
 use super::fifo::Queue;
 use super::joinable::{JoinableQueue, SimpleQueue};
-use crate::sync::patience::{Patience, Stop};
+use crate::sync::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::epoll::{self, Epoll, Readiness};
 use crate::sys::limits::with_room;
 
@@ -105,7 +105,7 @@ impl<T> sealed::Source for JoinableQueue<T> {
 /// [`QueueError::Aborted`] when the wait is ended because another worker has failed; [`QueueError::System`] when the system
 /// refuses, as for want of a descriptor.
 pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<usize>, QueueError> {
-    let patience = timeout.map_or(Patience::Endless, Patience::of);
+    let policy = timeout.map_or(WaitPolicy::Forever, WaitPolicy::of);
     let sources: Vec<_> = sources.iter().map(|source| source.source()).collect();
     let rings = rings(&sources)?;
     loop {
@@ -116,9 +116,9 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
         let descriptors = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable));
         let all: Vec<_> =
             descriptors.chain(rings.as_ref().map(|rings| (rings.as_fd(), Readiness::Readable))).collect();
-        match patience.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
+        match policy.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
             Ok(()) => {}
-            Err(Stop::TimedOut(_)) => return Ok(Vec::new()),
+            Err(Interrupted::TimedOut(_)) => return Ok(Vec::new()),
             Err(stop) => return Err(QueueError::not_got("nothing happened")(stop)),
         }
         if let Some(rings) = &rings {
@@ -128,7 +128,7 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
 }
 
 /// How often it looks for what nobody has rung for: a process that was killed in the middle of a `put` or `close`, of which
-/// there may be no other. The kernel rings no bell for it.
+/// there may be no other. The kernel rings no changed for it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 const WAITING: &str = "wait for several things (epoll)";

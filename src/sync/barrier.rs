@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{BrokenBy, SyncError};
 use super::members::Members;
-use super::patience::Patience;
 use super::round::State;
+use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me};
 
@@ -116,7 +116,7 @@ impl Barrier {
     /// [`SyncError::Broken`]; [`SyncError::Full`] when there are too many members; [`SyncError::Aborted`], which breaks it
     /// for the others.
     pub fn wait(&self) -> Result<BarrierWaitResult, SyncError> {
-        self.wait_for(&Patience::Endless)
+        self.wait_for(&WaitPolicy::Forever)
     }
 
     /// As [`wait`](Self::wait), at most so long: who gives up breaks the barrier for the others.
@@ -124,7 +124,7 @@ impl Barrier {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult, SyncError> {
-        self.wait_for(&Patience::of(timeout))
+        self.wait_for(&WaitPolicy::of(timeout))
     }
 
     /// Breaks the barrier: all who wait, and who come, are told.
@@ -176,22 +176,22 @@ impl Barrier {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for(&self, patience: &Patience) -> Result<BarrierWaitResult, SyncError> {
-        let arrival = self.arrive(patience).inspect_err(|error| {
+    fn wait_for(&self, policy: &WaitPolicy) -> Result<BarrierWaitResult, SyncError> {
+        let arrival = self.arrive(policy).inspect_err(|error| {
             if matches!(error, SyncError::TimedOut { .. } | SyncError::Aborted { .. }) {
                 self.break_by(BrokenBy::GivingUp);
             }
         })?;
         if !arrival.is_last {
-            self.await_others(&arrival, patience)?;
+            self.await_others(&arrival, policy)?;
         }
         Ok(BarrierWaitResult { index: arrival.index, is_leader: arrival.is_last })
     }
 
     /// Comes in and says so; the last one lets all go.
-    fn arrive(&self, patience: &Patience) -> Result<Arrival, SyncError> {
+    fn arrive(&self, policy: &WaitPolicy) -> Result<Arrival, SyncError> {
         let members = &self.members;
-        let _inside = members.enter(patience)?;
+        let _inside = members.enter(policy)?;
         let state = members.state();
         members.check(state)?;
         let place = self.join()?;
@@ -207,7 +207,7 @@ impl Barrier {
         Ok(Arrival { place, state, index, is_last })
     }
 
-    /// This thread's place, inside the gate.
+    /// This thread's place, inside the mutex.
     fn join(&self) -> Result<usize, SyncError> {
         let me = robust::me()?;
         let mut taken = self.taken();
@@ -220,11 +220,11 @@ impl Barrier {
         Ok(place)
     }
 
-    fn await_others(&self, arrival: &Arrival, patience: &Patience) -> Result<(), SyncError> {
-        let bell = self.members.bell();
+    fn await_others(&self, arrival: &Arrival, policy: &WaitPolicy) -> Result<(), SyncError> {
+        let changed = self.members.changed();
         let mut slept_at = None;
         loop {
-            let seen = bell.count();
+            let seen = changed.epoch();
             if self.members.state() != arrival.state {
                 self.pass_on(slept_at, seen);
                 return self.leave(arrival);
@@ -234,7 +234,7 @@ impl Barrier {
                 continue;
             }
             slept_at = Some(seen);
-            if let Err(stop) = bell.hear(seen, &words, patience)
+            if let Err(stop) = changed.wait_once(seen, &words, policy)
                 && self.give_up(arrival)
             {
                 return Err(stop.awaiting(|| self.members.awaited(arrival.state.round)));
@@ -250,7 +250,7 @@ impl Barrier {
         }
         // Who changed the state may have died before it told anybody.
         if slept_at == Some(seen) {
-            self.members.bell().ring();
+            self.members.changed().notify_all();
         }
     }
 
@@ -424,7 +424,7 @@ mod tests {
             }
             let doomed = barrier.clone();
             robust::testing::doomed(move || {
-                std::mem::forget(doomed.members.enter(&Patience::Endless).unwrap());
+                std::mem::forget(doomed.members.enter(&WaitPolicy::Forever).unwrap());
                 doomed.members.occupy(robust::me().unwrap()).unwrap();
                 robust::testing::die();
             });

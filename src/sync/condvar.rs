@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::bell::Bell;
 use super::error::SyncError;
+use super::event_count::EventCount;
 use super::lock::LockGuard;
-use super::patience::{Patience, Stop};
 use super::record_with;
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
@@ -42,7 +42,7 @@ use crate::transfer::record::{Record, TypeTag};
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Condvar {
-    shared: Record<Bell>,
+    shared: Record<EventCount>,
 }
 
 const KIND: &str = "Condvar";
@@ -61,7 +61,7 @@ impl Condvar {
     /// # Errors
     /// [`SyncError::Aborted`], and as [`Lock::lock`](super::Lock::lock). With an error the lock is not held any more.
     pub fn wait<'a, T: Pod>(&self, guard: LockGuard<'a, T>) -> Result<LockGuard<'a, T>, SyncError> {
-        self.wait_for(guard, &Patience::Endless).map(|(guard, _)| guard)
+        self.wait_for(guard, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
     /// Waits as long as the condition holds, with the lock held whenever it is asked.
@@ -73,7 +73,7 @@ impl Condvar {
         guard: LockGuard<'a, T>,
         condition: impl FnMut(&mut T) -> bool,
     ) -> Result<LockGuard<'a, T>, SyncError> {
-        self.wait_while_for(guard, condition, &Patience::Endless).map(|(guard, _)| guard)
+        self.wait_while_for(guard, condition, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
     /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the time
@@ -86,7 +86,7 @@ impl Condvar {
         guard: LockGuard<'a, T>,
         timeout: Duration,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
-        self.wait_for(guard, &Patience::of(timeout))
+        self.wait_for(guard, &WaitPolicy::of(timeout))
     }
 
     /// As [`wait_while`](Self::wait_while), at most so long, and then as long as it takes to have the lock again. Says
@@ -100,7 +100,7 @@ impl Condvar {
         timeout: Duration,
         condition: impl FnMut(&mut T) -> bool,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
-        self.wait_while_for(guard, condition, &Patience::of(timeout))
+        self.wait_while_for(guard, condition, &WaitPolicy::of(timeout))
     }
 
     /// Wakes whoever waits: at least one goes on.
@@ -114,17 +114,17 @@ impl Condvar {
 
     /// Wakes all who wait.
     pub fn notify_all(&self) {
-        self.shared.fields().ring();
+        self.shared.fields().notify_all();
     }
 
     fn wait_while_for<'a, T: Pod>(
         &self,
         mut guard: LockGuard<'a, T>,
         mut condition: impl FnMut(&mut T) -> bool,
-        patience: &Patience,
+        policy: &WaitPolicy,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
         while condition(&mut guard) {
-            let (again, is_over) = self.wait_for(guard, patience)?;
+            let (again, is_over) = self.wait_for(guard, policy)?;
             guard = again;
             if is_over {
                 let still = condition(&mut guard);
@@ -137,15 +137,15 @@ impl Condvar {
     fn wait_for<'a, T: Pod>(
         &self,
         guard: LockGuard<'a, T>,
-        patience: &Patience,
+        policy: &WaitPolicy,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
-        let (lock, bell) = (guard.lock(), self.shared.fields());
+        let (lock, changed) = (guard.lock(), self.shared.fields());
         // While the lock is held: whoever changes what it guards notifies later, and so changes this.
-        let seen = bell.count();
+        let seen = changed.epoch();
         drop(guard);
-        let is_over = match bell.wait(seen, patience) {
+        let is_over = match changed.wait(seen, policy) {
             Ok(()) => false,
-            Err(Stop::TimedOut(_)) => true,
+            Err(Interrupted::TimedOut(_)) => true,
             Err(stop) => return Err(stop.into()),
         };
         Ok((lock.lock()?, is_over))

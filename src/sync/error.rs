@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::awaited::{Awaited, named};
-use super::patience::Stop;
+use super::wait_policy::Interrupted;
 use crate::error::{MemoryError, consequence, with_hint};
 use crate::wire::abort::Blame;
 use crate::wire::roster;
@@ -133,7 +133,7 @@ impl SyncError {
     }
 }
 
-impl Stop {
+impl Interrupted {
     /// The error of a wait for these.
     pub(super) fn awaiting(self, awaited: impl FnOnce() -> Awaited) -> SyncError {
         match self {
@@ -146,8 +146,8 @@ impl Stop {
     }
 }
 
-impl From<Stop> for SyncError {
-    fn from(stop: Stop) -> Self {
+impl From<Interrupted> for SyncError {
+    fn from(stop: Interrupted) -> Self {
         stop.awaiting(|| Awaited::holders("", []))
     }
 }
@@ -210,7 +210,7 @@ mod tests {
             told(SyncError::timed_out(waited, holder)),
             "timed out after 3s: the lock is held by process 7"
         );
-        let aborted = |rank| told(Stop::Aborted(rank).into());
+        let aborted = |rank| told(Interrupted::Aborted(rank).into());
         assert_eq!(aborted(Some(2)), "the wait was aborted: rank 2 has failed");
         assert_eq!(aborted(None), "the wait was aborted: the launcher ends its workers");
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::awaited::Awaited;
-use super::bell::Bell;
 use super::error::SyncError;
-use super::patience::Patience;
+use super::event_count::EventCount;
 use super::record_with;
+use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
@@ -42,7 +42,7 @@ use crate::transfer::record::{Record, TypeTag};
 #[serde(transparent)]
 pub struct Event {
     /// It is set when the count is odd.
-    shared: Record<Bell>,
+    shared: Record<EventCount>,
 }
 
 const KIND: &str = "Event";
@@ -59,13 +59,13 @@ impl Event {
     /// Sets it, and lets all pass that wait.
     pub fn set(&self) {
         // Also when it is set already: who waits is to see what was done before this call too.
-        self.bell().ring_if(|count| !is_odd(count.fetch_or(1, Release)));
+        self.changed().notify_if(|count| !is_odd(count.fetch_or(1, Release)));
     }
 
     /// Clears it: who comes now waits.
     pub fn clear(&self) {
         // Nobody waits for that, so nobody is woken.
-        self.bell().ring_if(|count| {
+        self.changed().notify_if(|count| {
             let _ =
                 count.fetch_update(Relaxed, Relaxed, |count| is_odd(count).then(|| count.wrapping_add(1)));
             false
@@ -76,7 +76,7 @@ impl Event {
     #[must_use]
     #[inline]
     pub fn is_set(&self) -> bool {
-        is_odd(self.bell().count())
+        is_odd(self.changed().epoch())
     }
 
     /// Waits until it is set.
@@ -84,7 +84,7 @@ impl Event {
     /// # Errors
     /// [`SyncError::Aborted`].
     pub fn wait(&self) -> Result<(), SyncError> {
-        self.wait_for(&Patience::Endless)
+        self.wait_for(&WaitPolicy::Forever)
     }
 
     /// Waits until it is set, at most so long.
@@ -92,21 +92,21 @@ impl Event {
     /// # Errors
     /// [`SyncError::TimedOut`], [`SyncError::Aborted`].
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), SyncError> {
-        self.wait_for(&Patience::of(timeout))
+        self.wait_for(&WaitPolicy::of(timeout))
     }
 
-    fn wait_for(&self, patience: &Patience) -> Result<(), SyncError> {
-        let seen = self.bell().count();
+    fn wait_for(&self, policy: &WaitPolicy) -> Result<(), SyncError> {
+        let seen = self.changed().epoch();
         // From an even count on, the next change is that it is set.
         if is_odd(seen) {
             return Ok(());
         }
-        let waited = self.bell().wait(seen, patience);
+        let waited = self.changed().wait(seen, policy);
         waited.map_err(|stop| stop.awaiting(|| Awaited::Anybody { what: "nobody set the event" }))
     }
 
     #[inline]
-    fn bell(&self) -> &Bell {
+    fn changed(&self) -> &EventCount {
         self.shared.fields()
     }
 }
@@ -151,9 +151,9 @@ mod tests {
     #[test]
     fn who_waited_passes_though_it_is_cleared_at_once() {
         let event = Event::new().unwrap();
-        let seen = event.bell().count();
+        let seen = event.changed().epoch();
         event.set();
         event.clear();
-        assert!(!event.is_set() && event.bell().wait(seen, &Patience::None).is_ok());
+        assert!(!event.is_set() && event.changed().wait(seen, &WaitPolicy::Never).is_ok());
     }
 }

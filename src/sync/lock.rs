@@ -13,9 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::awaited::Awaited;
 use super::error::SyncError;
-use super::gate::{self, Found, OfThread};
-use super::patience::Patience;
 use super::record_with::RecordWith;
+use super::robust_mutex::{self, Acquired, OfThread};
+use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::RobustWord;
 
@@ -64,7 +64,7 @@ impl<T: Pod> Lock<T> {
     /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
     /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
     pub fn lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
-        self.take(&Patience::Endless)
+        self.take(&WaitPolicy::Forever)
     }
 
     /// Takes it if that is possible at once.
@@ -72,7 +72,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::WouldBlock`] when somebody holds it, else as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
-        self.take(&Patience::None)
+        self.take(&WaitPolicy::Never)
     }
 
     /// Takes it, for which it waits at most so long.
@@ -80,7 +80,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
     pub fn lock_timeout(&self, timeout: Duration) -> Result<LockGuard<'_, T>, SyncError> {
-        self.take(&Patience::of(timeout))
+        self.take(&WaitPolicy::of(timeout))
     }
 
     /// Takes it whatever its last holder has left, and clears that: for who can put the value right. With it comes the
@@ -89,7 +89,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
     pub fn recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::Endless)
+        self.recover_for(&WaitPolicy::Forever)
     }
 
     /// As [`recover`](Self::recover), if that is possible at once.
@@ -97,7 +97,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::WouldBlock`] when somebody holds it, else as [`recover`](Self::recover).
     pub fn try_recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::None)
+        self.recover_for(&WaitPolicy::Never)
     }
 
     /// As [`recover`](Self::recover), for which it waits at most so long.
@@ -117,7 +117,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
     pub fn recover_timeout(&self, timeout: Duration) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::of(timeout))
+        self.recover_for(&WaitPolicy::of(timeout))
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
@@ -129,7 +129,7 @@ impl<T: Pod> Lock<T> {
     /// Whether somebody holds it at this moment.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        gate::is_taken(&self.word().word)
+        robust_mutex::is_locked(&self.word().word)
     }
 
     #[inline]
@@ -138,26 +138,26 @@ impl<T: Pod> Lock<T> {
     }
 
     #[inline]
-    fn take(&self, patience: &Patience) -> Result<LockGuard<'_, T>, SyncError> {
-        match self.enter(patience)? {
+    fn take(&self, policy: &WaitPolicy) -> Result<LockGuard<'_, T>, SyncError> {
+        match self.enter(policy)? {
             (guard, None) => Ok(guard),
             (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
     }
 
-    fn recover_for(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        let (guard, poison) = self.enter(patience)?;
+    fn recover_for(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        let (guard, poison) = self.enter(policy)?;
         self.word().mark.store(0, Relaxed);
         Ok((guard, poison))
     }
 
     /// Takes it; says which process left it in disorder.
     #[inline]
-    fn enter(&self, patience: &Patience) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+    fn enter(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         let word = self.word();
-        let holder = || Awaited::holders("the lock is", [gate::holder(word)]);
-        let entered = gate::enter(word, || self.place.map_pin(), patience);
-        if let Found::Mess { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
+        let holder = || Awaited::holders("the lock is", [robust_mutex::holder(word)]);
+        let entered = robust_mutex::lock(word, || self.place.map_pin(), policy);
+        if let Acquired::OwnerDied { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
             word.mark.store(pid, Relaxed);
         }
         let panicking = std::thread::panicking();
@@ -232,10 +232,10 @@ impl<T: Pod> Drop for LockGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         let word = self.lock.word();
-        if std::thread::panicking() && !self.panicking && gate::is_inside(word) {
+        if std::thread::panicking() && !self.panicking && robust_mutex::is_locked_here(word) {
             word.mark.store(word.holder.load(Relaxed), Relaxed);
         }
-        gate::leave(word);
+        robust_mutex::unlock(word);
     }
 }
 

@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserializer, Serialize};
 
 use super::awaited::{Awaited, distinct};
-use super::bell::Bell;
 use super::error::{BrokenBy, SyncError};
-use super::gate::{self, Found, Inside};
-use super::patience::{Patience, Stop};
+use super::event_count::EventCount;
+use super::owner_table::{self, OwnerTable};
 use super::record_with;
+use super::robust_mutex::{self, Acquired, Locked};
 use super::round::State;
-use super::{places, word};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex;
@@ -25,13 +25,13 @@ use crate::wire::abort;
 atomic_record! {
     pub(super) struct BarrierFields {
         /// One at a time joins or arrives.
-        gate: RobustWord,
+        mutex: RobustWord,
         /// Rung at every change: somebody joins, the round is over, it is broken or reset.
-        bell: Bell,
+        changed: EventCount,
         /// A [`State`], which changes in one step.
         state: AtomicU64,
         parties: AtomicU32,
-        /// How many places, from the first on, have ever been taken.
+        /// Of the table of members: see [`OwnerTable`].
         used: AtomicU32,
     }
 }
@@ -49,7 +49,7 @@ fn arrived(round: u32) -> u32 {
 }
 
 /// The members of a barrier: threads, each with a place, whose `holder` is its process. What changes the places stands inside
-/// the gate, but for what their owners do with their own.
+/// the mutex, but for what their owners do with their own.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Members {
@@ -81,7 +81,7 @@ fn clear_out(me: Me) {
     vacancies.retain(|vacated| vacated.is_owned());
     for Vacated { members, number, .. } in vacancies.extract_if(.., |vacated| vacated.owner == me) {
         let place = members.place(number);
-        robust::free(place, || word::free(&place.word, &Patience::None));
+        owner_table::free(place);
     }
 }
 
@@ -104,8 +104,8 @@ impl Members {
         self.shared.fields()
     }
 
-    pub(super) fn bell(&self) -> &Bell {
-        &self.fields().bell
+    pub(super) fn changed(&self) -> &EventCount {
+        &self.fields().changed
     }
 
     pub(super) fn parties(&self) -> usize {
@@ -117,44 +117,38 @@ impl Members {
     }
 
     pub(super) fn place(&self, number: usize) -> &RobustWord {
-        self.shared.beside(number * size_of::<RobustWord>())
+        self.table().slot(number)
     }
 
-    fn capacity(&self) -> usize {
-        self.shared.room_len() / size_of::<RobustWord>()
-    }
-
-    /// The places that have ever been taken.
-    fn used(&self) -> impl Iterator<Item = &RobustWord> {
-        let used = self.fields().used.load(Acquire) as usize;
-        (0..used.min(self.capacity())).map(|number| self.place(number))
+    fn table(&self) -> OwnerTable<'_> {
+        OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
     /// Comes in, and breaks the barrier if somebody has died.
-    pub(super) fn enter(&self, patience: &Patience) -> Result<Inside<'_>, SyncError> {
-        self.look_around(Inside::enter(&self.fields().gate, || self.shared.map_pin(), patience))
+    pub(super) fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, SyncError> {
+        self.look_around(Locked::lock(&self.fields().mutex, || self.shared.map_pin(), policy))
     }
 
-    /// As [`enter`](Self::enter), where nobody expects to wait: see [`Inside::enter_soon`].
-    pub(super) fn enter_soon(&self) -> Result<Inside<'_>, SyncError> {
-        self.look_around(Inside::enter_soon(&self.fields().gate, || self.shared.map_pin(), || false))
+    /// As [`enter`](Self::enter), where nobody expects to wait: see [`Locked::lock_soon`].
+    pub(super) fn enter_soon(&self) -> Result<Locked<'_>, SyncError> {
+        self.look_around(Locked::lock_soon(&self.fields().mutex, || self.shared.map_pin(), || false))
     }
 
     fn look_around<'a>(
         &'a self,
-        entered: Result<(Inside<'a>, Found), Stop>,
-    ) -> Result<Inside<'a>, SyncError> {
-        let gate = &self.fields().gate;
-        let holder = || Awaited::holders("the barrier's own lock is", [gate::holder(gate)]);
+        entered: Result<(Locked<'a>, Acquired), Interrupted>,
+    ) -> Result<Locked<'a>, SyncError> {
+        let mutex = &self.fields().mutex;
+        let holder = || Awaited::holders("the barrier's own lock is", [robust_mutex::holder(mutex)]);
         let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
-        if let Found::Mess { pid } = found {
+        if let Acquired::OwnerDied { pid } = found {
             self.break_by(BrokenBy::Death, pid);
         }
-        self.used().for_each(|place| self.bury(place));
+        self.table().used().iter().for_each(|place| self.bury(place));
         Ok(inside)
     }
 
-    /// Makes the place of a thread that has ended one that nobody has, inside the gate.
+    /// Makes the place of a thread that has ended one that nobody has, inside the mutex.
     fn bury(&self, place: &RobustWord) {
         let seen = place.word.load(Acquire);
         if seen & OWNER_DIED != 0 {
@@ -168,42 +162,35 @@ impl Members {
         }
     }
 
-    /// Takes a place for this thread, inside the gate; returns its number.
+    /// Takes a place for this thread, inside the mutex; returns its number.
     pub(super) fn join(&self, me: Me) -> Result<usize, SyncError> {
         clear_out(me);
         let number = self.occupy(me)?;
         // Those who wait are to see to this member too.
-        self.bell().ring();
+        self.changed().notify_all();
         Ok(number)
     }
 
-    /// The first place with a word such as that, or the first that has never been taken.
-    fn first(&self, is_such: impl Fn(u32) -> bool) -> Option<usize> {
-        let used = self.used().count();
-        let number = self.used().position(|place| is_such(place.word.load(Acquire))).unwrap_or(used);
-        Some(number).filter(|&number| number < self.capacity())
-    }
-
-    /// Takes a place for this thread, inside the gate; tells nobody.
+    /// Takes a place for this thread, inside the mutex; tells nobody.
     pub(super) fn occupy(&self, me: Me) -> Result<usize, SyncError> {
-        let full = SyncError::Full { what: "the members of a barrier", capacity: self.capacity() };
-        let number = self.first(|word| word & (OWNER | OWNER_DIED) == 0).ok_or(full)?;
+        let full = SyncError::Full { what: "the members of a barrier", capacity: self.table().capacity() };
+        let is_free = |slot: &RobustWord| slot.word.load(Acquire) & (OWNER | OWNER_DIED) == 0;
+        let number = self.table().first(is_free).ok_or(full)?;
         let place = self.place(number);
-        self.fields().used.fetch_max(number as u32 + 1, AcqRel);
         // Before it is owned: whoever finds that its owner has died reads this.
         place.holder.store(me.pid, Release);
         place.mark.store(IDLE, Release);
-        places::take(place, || self.shared.map_pin())?;
+        self.table().take(number, || self.shared.map_pin())?;
         Ok(number)
     }
 
     /// Gives up the place that `owner` has taken, on whichever thread. If that is another one than the owner, and a process is
-    /// stopped inside the gate, the owner stays a member until its thread ends.
+    /// stopped inside the mutex, the owner stays a member until its thread ends.
     pub(super) fn part(&self, number: usize, owner: Me) {
         let place = self.place(number);
         // The owner may have ended, and its place be another's: this thread's too.
         if robust::me().is_ok_and(|me| me == owner) && robust::owns(place) {
-            robust::free(place, || word::free(&place.word, &Patience::None));
+            owner_table::free(place);
         } else if let Ok(_inside) = self.enter_soon() {
             // Only a thread can take a word off its list: the place stays its own until it joins something the next time,
             // but its end means nothing any more.
@@ -215,7 +202,7 @@ impl Members {
         }
     }
 
-    /// Says that the owner of a place, which is inside the gate, has arrived in this round; returns how many had before.
+    /// Says that the owner of a place, which is inside the mutex, has arrived in this round; returns how many had before.
     pub(super) fn arrive(&self, number: usize, round: u32) -> usize {
         self.place(number).mark.store(IDLE, Release);
         let before = self.waiting(round);
@@ -226,8 +213,8 @@ impl Members {
     /// How many have arrived in this round.
     pub(super) fn waiting(&self, round: u32) -> usize {
         let waits =
-            |place: &&RobustWord| place.mark.load(Acquire) == arrived(round) && places::is_taken(place);
-        self.used().filter(waits).count()
+            |place: &&RobustWord| place.mark.load(Acquire) == arrived(round) && owner_table::is_owned(place);
+        self.table().used().iter().filter(waits).count()
     }
 
     /// Says that the owner of a place does not wait any more; returns whether the barrier was reset meanwhile. Of a round that
@@ -241,9 +228,9 @@ impl Members {
     /// Who has not come in this round.
     pub(super) fn awaited(&self, round: u32) -> Awaited {
         let (mut came, mut missing, mut left) = (0, Vec::new(), Vec::new());
-        for place in self.used() {
+        for place in self.table().used() {
             let (mark, pid) = (place.mark.load(Acquire), place.holder.load(Acquire));
-            match (mark == arrived(round), places::is_taken(place) && mark != VACATED) {
+            match (mark == arrived(round), owner_table::is_owned(place) && mark != VACATED) {
                 (true, _) => came += 1,
                 (false, true) => missing.push(pid),
                 (false, false) => left.push(pid),
@@ -266,7 +253,7 @@ impl Members {
         }
         // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to blame.
         if let Some(blame) = abort::told() {
-            return Err(Stop::Aborted(blame).into());
+            return Err(Interrupted::Aborted(blame).into());
         }
         let missing = self.awaited(state.round).pids().into_iter().filter(|&other| other != pid);
         Err(SyncError::broken(pid, by, missing.collect()))
@@ -287,10 +274,10 @@ impl Members {
         self.change(|now| (!now.is_broken()).then(|| now.broken(by, pid)));
     }
 
-    /// Begins another round; those who have arrived in this one are told, inside the gate.
+    /// Begins another round; those who have arrived in this one are told, inside the mutex.
     pub(super) fn reset(&self) {
         let waits = arrived(self.state().round);
-        for place in self.used() {
+        for place in self.table().used() {
             let _ = place.mark.compare_exchange(waits, CANCELLED, AcqRel, Relaxed);
         }
         self.change(|now| Some(now.next()));
@@ -298,7 +285,7 @@ impl Members {
 
     /// Changes the state, and wakes all; says whether it did.
     fn change(&self, change: impl Fn(State) -> Option<State>) -> bool {
-        self.bell().ring_if(|count| {
+        self.changed().notify_if(|count| {
             let next = |bits| change(State::of(bits)).map(State::bits);
             let changed = self.fields().state.fetch_update(AcqRel, Acquire, next).is_ok();
             count.fetch_add(changed.into(), AcqRel);
@@ -314,7 +301,7 @@ impl Members {
             if state.is_broken() {
                 return true;
             }
-            match self.used().find_map(death) {
+            match self.table().used().iter().find_map(death) {
                 Some(pid) if self.break_in(state, BrokenBy::Death, pid) => return true,
                 Some(_) => {}
                 None => return false,
@@ -326,9 +313,13 @@ impl Members {
     /// when one of them dies, and of the next: it may die before it has said that it is one.
     pub(super) fn watch(&self, state: State) -> Vec<(&AtomicU32, u32)> {
         let state = futex::halves(&self.fields().state, state.bits());
-        let next = self.first(|word| word & OWNER == 0);
-        let next = next.and_then(|number| places::watch_free(self.place(number)));
-        state.into_iter().chain(self.used().filter_map(places::watch)).chain(next).collect()
+        let next = self.table().first(|slot| !owner_table::is_owned(slot));
+        let next = next.and_then(|number| owner_table::watch_free(self.place(number)));
+        state
+            .into_iter()
+            .chain(self.table().used().iter().filter_map(owner_table::watch))
+            .chain(next)
+            .collect()
     }
 }
 
@@ -390,7 +381,7 @@ mod tests {
     #[test]
     fn death_that_a_reset_has_forgotten_breaks_nothing() {
         let members = Members::new(2).unwrap();
-        let (before, inside) = (members.state(), members.enter(&Patience::None).unwrap());
+        let (before, inside) = (members.state(), members.enter(&WaitPolicy::Never).unwrap());
         members.reset();
         drop(inside);
         let by = BrokenBy::Death;
@@ -405,7 +396,7 @@ mod tests {
         let members = Members::new(2).unwrap();
         let doomed = members.clone();
         robust::testing::doomed(move || {
-            let inside = doomed.enter(&Patience::Endless).unwrap();
+            let inside = doomed.enter(&WaitPolicy::Forever).unwrap();
             doomed.join(robust::me().unwrap()).unwrap();
             std::mem::forget(inside);
             robust::testing::die();
@@ -413,10 +404,10 @@ mod tests {
         while !members.look_for_deaths() {
             std::thread::yield_now();
         }
-        let inside = members.enter(&Patience::Endless).unwrap();
+        let inside = members.enter(&WaitPolicy::Forever).unwrap();
         members.reset();
         drop(inside);
-        assert!(!members.look_for_deaths() && members.used().all(|place| !places::is_taken(place)));
+        assert!(!members.look_for_deaths() && members.table().owned().next().is_none());
     }
 
     #[test]

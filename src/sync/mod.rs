@@ -5,9 +5,9 @@
 // - `word`: the algorithm of a word that a thread can own, apart from memory and kernel
 // - `nap`: how a sleeper is woken once, and only when there is one
 // - `model`: a futex as loom has it, for the tests of these two
-// - `patience`: how a blocking call waits
-// - `gate`: a robust word as a lock that tells who died inside
-// - `bell`: a count that is waited for
+// - `policy`: how a blocking call waits
+// - `mutex`: a robust word as a lock that tells who died inside
+// - `changed`: a count that is waited for
 // - `places`: robust words in a table
 // - `record_with`: a record with a value behind it
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
@@ -18,28 +18,28 @@
 
 pub(crate) mod awaited;
 mod barrier;
-pub(crate) mod bell;
 mod condvar;
 pub(crate) mod error;
 mod event;
-pub(crate) mod gate;
+pub(crate) mod event_count;
+pub(crate) mod futex_lock;
 mod lock;
 mod members;
 #[cfg(all(test, loom))]
 mod model;
-pub(crate) mod nap;
 mod once;
-pub(crate) mod patience;
+pub(crate) mod owner_table;
+pub(crate) mod parker;
 mod permits;
-pub(crate) mod places;
 mod readers;
 mod record_with;
 mod rlock;
+pub(crate) mod robust_mutex;
 mod round;
 mod rwlock;
 mod semaphore;
 mod value;
-pub(crate) mod word;
+pub(crate) mod wait_policy;
 
 pub use awaited::Awaited;
 pub use barrier::{Barrier, BarrierWaitResult};

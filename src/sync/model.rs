@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use loom::sync::atomic::AtomicU32;
 use loom::sync::{Condvar, Mutex};
 
-use super::word::{Park, Word};
+use super::futex_lock::{AtomicWord, Futex};
 use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 
 /// Tries the orders in which threads may run. More switches than that take hours, and find nothing.
@@ -21,7 +21,7 @@ pub(super) fn check_switches(most: usize, model: impl Fn() + Sync + Send + 'stat
     builder.check(model);
 }
 
-impl Word for AtomicU32 {
+impl AtomicWord for AtomicU32 {
     fn load(&self, ordering: Ordering) -> u32 {
         Self::load(self, ordering)
     }
@@ -58,10 +58,10 @@ pub(super) const KERNELS: [Kernel; 3] = [Kernel::WakesNever, Kernel::WakesAtZero
 
 /// The kernel's queue of one word: asking for the value and falling asleep are one step.
 #[derive(Clone)]
-pub(super) struct Futex {
+pub(super) struct FutexModel {
     kernel: Kernel,
     queue: Arc<Queue>,
-    /// Sleeps no longer than a moment, as `Patience` where the kernel does not wake of all pending words.
+    /// Sleeps no longer than a moment, as `WaitPolicy` where the kernel does not wake of all pending words.
     looks_again: bool,
     /// Wakes by itself, and gives up.
     gives_up: bool,
@@ -85,7 +85,7 @@ struct Threads {
     done: usize,
 }
 
-impl Futex {
+impl FutexModel {
     pub(super) fn on(kernel: Kernel) -> Self {
         let looks_again = kernel != Kernel::WakesWithoutOwner;
         Self { kernel, queue: Arc::default(), looks_again, gives_up: false }
@@ -141,8 +141,8 @@ impl Futex {
     }
 }
 
-impl Park<AtomicU32> for Futex {
-    type Stop = ();
+impl Futex<AtomicU32> for FutexModel {
+    type Interrupted = ();
 
     fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
         let mut threads = self.queue.threads.lock().unwrap();
@@ -182,12 +182,12 @@ impl Park<AtomicU32> for Futex {
 
 /// How a thread waits that is killed as soon as it is woken, or was to sleep.
 pub(super) struct Doomed {
-    pub(super) futex: Futex,
+    pub(super) futex: FutexModel,
     pub(super) tid: u32,
 }
 
-impl Park<AtomicU32> for Doomed {
-    type Stop = ();
+impl Futex<AtomicU32> for Doomed {
+    type Interrupted = ();
 
     fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
         let _ = self.futex.wait(words);

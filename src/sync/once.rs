@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::awaited::Awaited;
 use super::error::SyncError;
-use super::gate::{self, Inside};
-use super::patience::{Patience, Stop};
 use super::record_with;
+use super::robust_mutex::{self, Locked};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
@@ -20,7 +20,7 @@ use crate::transfer::record::{Record, TypeTag};
 atomic_record! {
     struct OnceFields {
         /// Who runs is inside. The `mark`: which process began and did not end.
-        gate: RobustWord,
+        mutex: RobustWord,
         /// The process that runs.
         running: AtomicU32,
         done: AtomicU32,
@@ -75,7 +75,7 @@ impl Once {
     /// # Panics
     /// When `f` does, and leaves it poisoned.
     pub fn call_once(&self, f: impl FnOnce()) -> Result<(), SyncError> {
-        self.call(f, &Patience::Endless)
+        self.call(f, &WaitPolicy::Forever)
     }
 
     /// As [`call_once`](Self::call_once), and waits at most so long for another that does it.
@@ -86,7 +86,7 @@ impl Once {
     /// # Panics
     /// As [`call_once`](Self::call_once).
     pub fn call_once_timeout(&self, timeout: Duration, f: impl FnOnce()) -> Result<(), SyncError> {
-        self.call(f, &Patience::of(timeout))
+        self.call(f, &WaitPolicy::of(timeout))
     }
 
     /// As [`call_once`](Self::call_once), also when one that did it died or panicked, whose process `f` is told.
@@ -100,7 +100,7 @@ impl Once {
         if self.is_completed() {
             return Ok(());
         }
-        let _inside = self.enter(&Patience::Endless)?;
+        let _inside = self.enter(&WaitPolicy::Forever)?;
         if !self.is_completed() {
             self.run(|| f(self.poisoned()))?;
         }
@@ -117,7 +117,7 @@ impl Once {
     /// The process that began it and died or panicked, unless it has been made good.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.fields().gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.fields().mutex.mark.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     #[inline]
@@ -126,12 +126,12 @@ impl Once {
     }
 
     #[inline]
-    fn call(&self, f: impl FnOnce(), patience: &Patience) -> Result<(), SyncError> {
+    fn call(&self, f: impl FnOnce(), policy: &WaitPolicy) -> Result<(), SyncError> {
         if self.is_completed() {
             return Ok(());
         }
-        let runner = || Awaited::holders("the Once is", [gate::holder(&self.fields().gate)]);
-        let _inside = self.enter(patience).map_err(|stop| stop.awaiting(runner))?;
+        let runner = || Awaited::holders("the Once is", [robust_mutex::holder(&self.fields().mutex)]);
+        let _inside = self.enter(policy).map_err(|stop| stop.awaiting(runner))?;
         match (self.is_completed(), self.poisoned()) {
             (true, _) => Ok(()),
             (false, Some(pid)) => Err(SyncError::poisoned(pid)),
@@ -140,26 +140,26 @@ impl Once {
     }
 
     #[cold]
-    fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
+    fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
         let fields = self.fields();
-        let (inside, _) = Inside::enter(&fields.gate, || self.shared.map_pin(), patience)?;
+        let (inside, _) = Locked::lock(&fields.mutex, || self.shared.map_pin(), policy)?;
         // Who died inside without running it has done no harm.
         match fields.running.swap(0, Relaxed) {
             0 => {}
-            pid => fields.gate.mark.store(pid, Relaxed),
+            pid => fields.mutex.mark.store(pid, Relaxed),
         }
         Ok(inside)
     }
 
-    /// Runs it, inside the gate.
-    fn run(&self, f: impl FnOnce()) -> Result<(), Stop> {
+    /// Runs it, inside the mutex.
+    fn run(&self, f: impl FnOnce()) -> Result<(), Interrupted> {
         let fields = self.fields();
         fields.running.store(robust::me()?.pid, Relaxed);
         let running = Running(fields);
         f();
         // A process that was forked in there is not the one that runs it.
-        if gate::is_inside(&fields.gate) {
-            fields.gate.mark.store(0, Relaxed);
+        if robust_mutex::is_locked_here(&fields.mutex) {
+            fields.mutex.mark.store(0, Relaxed);
             fields.done.store(1, Release);
         }
         drop(running);
@@ -173,11 +173,11 @@ struct Running<'a>(&'a OnceFields);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let Self(fields) = self;
-        if !gate::is_inside(&fields.gate) {
+        if !robust_mutex::is_locked_here(&fields.mutex) {
             return;
         }
         if fields.done.load(Relaxed) == 0 {
-            fields.gate.mark.store(fields.running.load(Relaxed), Relaxed);
+            fields.mutex.mark.store(fields.running.load(Relaxed), Relaxed);
         }
         fields.running.store(0, Relaxed);
     }

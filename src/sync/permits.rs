@@ -1,4 +1,4 @@
-//! What semaphores are made of: a total, and a place for each permit that is held.
+//! What semaphores are made of: a total of permits, and an owner table of their holders.
 
 use std::fmt;
 use std::sync::atomic::AtomicU32;
@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use serde::{Deserializer, Serialize};
 
 use super::awaited::Awaited;
-use super::bell::Bell;
 use super::error::SyncError;
-use super::gate::{Found, Inside};
-use super::patience::{Patience, Stop};
-use super::places;
+use super::event_count::EventCount;
+use super::owner_table::{self, OwnerTable};
 use super::record_with;
+use super::robust_mutex::{Acquired, Locked};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord, WAITERS};
@@ -20,16 +20,16 @@ use crate::transfer::record::{Record, TypeTag};
 
 atomic_record! {
     pub(super) struct PermitFields {
-        /// Who wants a permit is inside until it has one. So one at a time sleeps for a permit, and all others for the
-        /// gate, which the kernel hands on when that one dies: it cannot take its wake-up with it.
-        gate: RobustWord,
-        /// Rung when a permit is given back or added.
-        bell: Bell,
-        /// How many there are, held or not.
+        /// The thread that waits for a permit owns it until it has one. So one thread at a time sleeps for a permit, and all others
+        /// for the mutex, which the kernel hands on when that one dies: its wakeup is not lost with it.
+        mutex: RobustWord,
+        /// Notified when a permit is given back or added.
+        changed: EventCount,
+        /// How many permits there are, held or not.
         total: AtomicU32,
-        /// How many there may be.
+        /// How many permits there may be.
         most: AtomicU32,
-        /// How many places, from the first on, have ever been taken.
+        /// Of the table of holders: see [`OwnerTable`].
         used: AtomicU32,
     }
 }
@@ -37,18 +37,18 @@ atomic_record! {
 /// The fewest and the most places; never more than there can be permits.
 const PLACES: (u32, u32) = (64, 1024);
 
-/// Permits. As many are free as the total is more than the places that living threads own.
+/// Permits, of which the total less the slots that living threads own are free.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Permits {
     shared: Record<PermitFields>,
 }
 
-/// What one who wants a permit finds.
-enum Sight {
+/// What a thread finds that looks for a permit.
+enum Availability {
     Free(usize),
     NoneFree,
-    NoPlace,
+    NoSlot,
 }
 
 impl Permits {
@@ -65,33 +65,36 @@ impl Permits {
     }
 
     /// Takes a permit; returns its place.
-    pub(super) fn take(&self, patience: &Patience) -> Result<usize, SyncError> {
-        let _inside = self.enter(patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
+    pub(super) fn take(&self, policy: &WaitPolicy) -> Result<usize, SyncError> {
+        let _inside = self.enter(policy).map_err(|stop| stop.awaiting(|| self.awaited()))?;
         loop {
-            let seen = self.fields().bell.count();
+            let seen = self.fields().changed.epoch();
             match self.look() {
-                Sight::Free(place) => return self.occupy(place),
-                Sight::NoPlace => return Err(self.full()),
-                Sight::NoneFree => {
-                    self.sleep(seen, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
+                Availability::Free(number) => {
+                    self.holders().take(number, || self.shared.map_pin())?;
+                    return Ok(number);
+                }
+                Availability::NoSlot => return Err(self.full()),
+                Availability::NoneFree => {
+                    self.sleep(seen, policy).map_err(|stop| stop.awaiting(|| self.awaited()))?;
                 }
             }
         }
     }
 
     /// Gives back the permit of a place, unless this is a fork of its holder.
-    pub(super) fn give_back(&self, place: usize) {
-        let (place, bell) = (self.place(place), &self.fields().bell);
+    pub(super) fn give_back(&self, slot: usize) {
+        let (place, changed) = (self.holders().slot(slot), &self.fields().changed);
         robust::free(place, || {
             if place.word.swap(0, Release) & WAITERS != 0 {
-                bell.ring();
+                changed.notify_all();
             }
         });
     }
 
     /// Removes a permit from the total, whose place is then to be given back.
-    pub(super) fn remove(&self, place: usize) {
-        if robust::owns(self.place(place)) {
+    pub(super) fn remove(&self, slot: usize) {
+        if robust::owns(self.holders().slot(slot)) {
             let _ = self.fields().total.fetch_update(AcqRel, Relaxed, |total| total.checked_sub(1));
         }
     }
@@ -101,7 +104,7 @@ impl Permits {
         let fields = self.fields();
         let most = fields.most.load(Relaxed);
         let mut before = 0;
-        let added = fields.bell.ring_if(|count| {
+        let added = fields.changed.notify_if(|count| {
             let sum = |total: u32| total.checked_add(permits).filter(|&sum| sum <= most);
             let added = fields.total.fetch_update(AcqRel, Relaxed, sum);
             before = added.unwrap_or_else(|total| total);
@@ -113,7 +116,7 @@ impl Permits {
 
     /// How many are free.
     pub(super) fn free(&self) -> u32 {
-        let held = self.used().filter(|place| places::is_taken(place)).count();
+        let held = self.holders().owned().count();
         let held = u32::try_from(held).unwrap_or(u32::MAX);
         self.fields().total.load(Acquire).saturating_sub(held)
     }
@@ -122,78 +125,51 @@ impl Permits {
         self.shared.fields()
     }
 
-    fn capacity(&self) -> usize {
-        self.shared.room_len() / size_of::<RobustWord>()
-    }
-
-    fn place(&self, number: usize) -> &RobustWord {
-        self.shared.beside(number * size_of::<RobustWord>())
-    }
-
-    /// The places that have ever been taken.
-    fn used(&self) -> impl Iterator<Item = &RobustWord> {
-        let used = self.fields().used.load(Acquire) as usize;
-        (0..used.min(self.capacity())).map(|number| self.place(number))
+    fn holders(&self) -> OwnerTable<'_> {
+        OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
     /// Nothing that somebody who died inside can have left is to be put right.
-    fn enter(&self, patience: &Patience) -> Result<Inside<'_>, Stop> {
-        let (gate, keep) = (&self.fields().gate, || self.shared.map_pin());
-        let entered: Result<(_, Found), _> = match patience {
-            Patience::None => Inside::enter_soon(gate, keep, || self.free() == 0),
-            patience => Inside::enter(gate, keep, patience),
+    fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
+        let (mutex, keep) = (&self.fields().mutex, || self.shared.map_pin());
+        let entered: Result<(_, Acquired), _> = match policy {
+            WaitPolicy::Never => Locked::lock_soon(mutex, keep, || self.free() == 0),
+            policy => Locked::lock(mutex, keep, policy),
         };
         entered.map(|(inside, _)| inside)
     }
 
-    /// Looks for a permit, inside the gate.
-    fn look(&self) -> Sight {
-        let (mut held, mut used, mut free) = (0, 0, None);
-        for (number, place) in self.used().enumerate() {
-            used = number + 1;
-            if places::is_taken(place) {
-                held += 1;
-            } else {
-                free = free.or(Some(number));
-            }
+    /// Looks for a permit, inside the mutex.
+    fn look(&self) -> Availability {
+        let holders = self.holders();
+        if holders.owned().count() >= self.fields().total.load(Acquire) as usize {
+            return Availability::NoneFree;
         }
-        match free.unwrap_or(used) {
-            _ if held >= self.fields().total.load(Acquire) => Sight::NoneFree,
-            number if number < self.capacity() => Sight::Free(number),
-            _ => Sight::NoPlace,
-        }
-    }
-
-    /// Takes a place, and so the permit, inside the gate.
-    fn occupy(&self, number: usize) -> Result<usize, SyncError> {
-        self.fields().used.fetch_max(number as u32 + 1, AcqRel);
-        places::take(self.place(number), || self.shared.map_pin())?;
-        Ok(number)
+        holders.first(|slot| !owner_table::is_owned(slot)).map_or(Availability::NoSlot, Availability::Free)
     }
 
     fn full(&self) -> SyncError {
-        SyncError::Full { what: "the holders of a semaphore's permits", capacity: self.capacity() }
+        SyncError::Full { what: "the holders of a semaphore's permits", capacity: self.holders().capacity() }
     }
 
-    /// Those who hold permits. One that is inside the gate waits for these itself.
-    fn holders(&self) -> Awaited {
-        let taken = self.used().filter(|place| places::is_taken(place));
-        Awaited::holders("all permits are", taken.map(|place| place.holder.load(Relaxed)))
+    /// The processes that hold permits. A waiter inside the mutex waits for these itself.
+    fn awaited(&self) -> Awaited {
+        Awaited::holders("all permits are", self.holders().holders())
     }
 
-    /// Sleeps, inside the gate, until there may be a permit.
-    fn sleep(&self, seen: u32, patience: &Patience) -> Result<(), Stop> {
-        // Who does not wait leaves nothing for which a holder would have to wake somebody.
-        patience.check()?;
+    /// Sleeps, inside the mutex, until there may be a permit.
+    fn sleep(&self, seen: u32, policy: &WaitPolicy) -> Result<(), Interrupted> {
+        // A caller that does not wait must not set WAITERS: it would cost a holder a system call for nothing.
+        policy.check()?;
         let total = self.fields().total.load(Acquire);
-        // It may change though the one that adds dies before it rings.
+        // On the total too: it changes although the thread that adds permits dies before it notifies.
         let mut words = vec![(&self.fields().total, total)];
-        words.extend(self.used().filter_map(places::watch));
-        // One has given up or died between the look and this.
+        words.extend(self.holders().used().iter().filter_map(owner_table::watch));
+        // Fewer slots are owned than there are permits: a holder has freed one or died since the look.
         if words.len() <= total as usize {
             return Ok(());
         }
-        self.fields().bell.hear(seen, &words, patience)
+        self.fields().changed.wait_once(seen, &words, policy)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Who reads what an `RwLock` guards, and who writes it.
 
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::awaited::Awaited;
 use super::error::SyncError;
-use super::gate::{self, Inside};
-use super::patience::{Patience, Stop};
-use super::{places, word};
+use super::owner_table::{self, OwnerTable};
+use super::robust_mutex::{self, Locked};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex::MOST_WORDS;
 use crate::sys::robust::{self, MapPin, Me, RobustWord};
@@ -22,12 +22,12 @@ atomic_record! {
     pub(super) struct RwFields {
         /// A writer is inside from when it comes until it has written, a reader until it has a place. So new readers stand
         /// behind a writer that waits. The `mark`: which process left the value in disorder.
-        gate: RobustWord,
+        mutex: RobustWord,
         /// The process of the writer that is inside, and whether it is [`ALONE`].
         writer: AtomicU32,
-        /// How many places, from the first on, have ever been taken.
+        /// Of the table of readers: see [`OwnerTable`].
         used: AtomicU32,
-        /// Each is a thread that reads; its `mark`: how many times.
+        /// Each is owned by a thread that reads; its `mark` is how many times.
         readers: [RobustWord; READERS],
     }
 }
@@ -37,16 +37,16 @@ impl RwFields {
     pub(super) fn read(
         &self,
         keep: impl Fn() -> MapPin,
-        patience: &Patience,
+        policy: &WaitPolicy,
     ) -> Result<&RobustWord, SyncError> {
-        if let Some(place) = self.own_place(robust::me()?) {
+        if let Some(place) = self.table().own(robust::me()?) {
             return read_again(place);
         }
-        let _inside = self.enter(&keep, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
+        let _inside = self.enter(&keep, policy).map_err(|stop| stop.awaiting(|| self.holders()))?;
         self.check_order()?;
-        let place = self.await_place(patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
-        // Nobody else takes it, since this thread is inside.
-        places::take(place, keep)?;
+        let number = self.await_slot(policy).map_err(|stop| stop.awaiting(|| self.holders()))?;
+        // No other thread takes it meanwhile, since this one owns the mutex.
+        let place = self.table().take(number, keep)?;
         place.mark.store(1, Relaxed);
         Ok(place)
     }
@@ -56,24 +56,24 @@ impl RwFields {
         &self,
         me: Me,
         keep: impl Fn() -> MapPin,
-        patience: &Patience,
-    ) -> Result<Inside<'_>, SyncError> {
-        if self.own_place(me).is_some() {
+        policy: &WaitPolicy,
+    ) -> Result<Locked<'_>, SyncError> {
+        if self.table().own(me).is_some() {
             return Err(SyncError::Deadlock);
         }
-        let inside = self.enter(keep, patience).map_err(|stop| stop.awaiting(|| self.holders()))?;
+        let inside = self.enter(keep, policy).map_err(|stop| stop.awaiting(|| self.holders()))?;
         self.writer.store(me.pid, Relaxed);
         Ok(inside)
     }
 
     /// Waits until this writer, which is inside, is alone.
-    pub(super) fn await_readers(&self, me: Me, patience: &Patience) -> Result<(), SyncError> {
-        for place in self.used() {
-            while places::is_taken(place) {
+    pub(super) fn await_readers(&self, me: Me, policy: &WaitPolicy) -> Result<(), SyncError> {
+        for place in self.table().used() {
+            while owner_table::is_owned(place) {
                 // Who does not wait leaves nothing for which the reader would have to wake somebody.
-                let slept = patience
-                    .check()
-                    .and_then(|()| places::watch(place).map_or(Ok(()), |reader| patience.sleep(&[reader])));
+                let slept = policy.check().and_then(|()| {
+                    owner_table::watch(place).map_or(Ok(()), |reader| policy.sleep(&[reader]))
+                });
                 slept.map_err(|stop| stop.awaiting(|| self.holders()))?;
             }
         }
@@ -83,33 +83,32 @@ impl RwFields {
 
     /// Says that the writer is about to go out, in a panic perhaps. In a fork of the writer nothing happens.
     pub(super) fn end_to_write(&self, panicking: bool) {
-        if !gate::is_inside(&self.gate) {
+        if !robust_mutex::is_locked_here(&self.mutex) {
             return;
         }
         let writer = self.writer.load(Relaxed);
         if panicking && writer & ALONE != 0 {
-            self.gate.mark.store(writer & !ALONE, Relaxed);
+            self.mutex.mark.store(writer & !ALONE, Relaxed);
         }
         self.writer.store(0, Relaxed);
     }
 
-    /// Those who write or read. One that is inside the gate and does neither waits for these itself.
+    /// Those who write or read. One that is inside the mutex and does neither waits for these itself.
     fn holders(&self) -> Awaited {
         let writer = self.writer.load(Relaxed);
-        let reading = self.used().iter().filter(|place| places::is_taken(place));
-        let readers = || reading.map(|place| place.holder.load(Relaxed)).collect();
+        let readers = || self.table().holders().collect();
         let holders = if writer & ALONE != 0 { vec![writer & !ALONE] } else { readers() };
-        let inside = if holders.is_empty() { gate::holder(&self.gate) } else { 0 };
+        let inside = if holders.is_empty() { robust_mutex::holder(&self.mutex) } else { 0 };
         Awaited::holders("the lock is", holders.into_iter().chain([inside]))
     }
 
     /// Which process left the value in disorder.
     pub(super) fn poisoned(&self) -> Option<u32> {
-        Some(self.gate.mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.mutex.mark.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     pub(super) fn clear_poison(&self) {
-        self.gate.mark.store(0, Relaxed);
+        self.mutex.mark.store(0, Relaxed);
     }
 
     /// # Errors
@@ -120,7 +119,7 @@ impl RwFields {
 
     /// How many threads read.
     pub(super) fn count(&self) -> usize {
-        self.used().iter().filter(|place| places::is_taken(place)).count()
+        self.table().owned().count()
     }
 
     /// Whether one writes, or waits to.
@@ -132,46 +131,37 @@ impl RwFields {
         self.count() == READERS
     }
 
-    /// The places that have ever been taken.
     #[inline]
-    fn used(&self) -> &[RobustWord] {
-        let used = self.used.load(Acquire) as usize;
-        &self.readers[..used.min(READERS)]
+    fn table(&self) -> OwnerTable<'_> {
+        OwnerTable::new(&self.readers, &self.used)
     }
 
-    /// Where this thread reads already.
-    #[inline]
-    fn own_place(&self, me: Me) -> Option<&RobustWord> {
-        self.used().iter().find(|place| places::is_mine(place, me))
-    }
-
-    fn enter(&self, keep: impl Fn() -> MapPin, patience: &Patience) -> Result<Inside<'_>, Stop> {
-        let entered = match patience {
-            Patience::None => Inside::enter_soon(&self.gate, keep, || self.has_writer() || self.is_full()),
-            patience => Inside::enter(&self.gate, keep, patience),
+    fn enter(&self, keep: impl Fn() -> MapPin, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
+        let entered = match policy {
+            WaitPolicy::Never => Locked::lock_soon(&self.mutex, keep, || self.has_writer() || self.is_full()),
+            policy => Locked::lock(&self.mutex, keep, policy),
         };
         let (inside, _) = entered?;
         // Of those who died inside only a writer that was alone has changed anything.
         match self.writer.load(Relaxed) {
             0 => return Ok(inside),
-            writer if writer & ALONE != 0 => self.gate.mark.store(writer & !ALONE, Relaxed),
+            writer if writer & ALONE != 0 => self.mutex.mark.store(writer & !ALONE, Relaxed),
             _ => {}
         }
         self.writer.store(0, Relaxed);
         Ok(inside)
     }
 
-    /// A free place, inside the gate.
-    fn await_place(&self, patience: &Patience) -> Result<&RobustWord, Stop> {
+    /// Waits for a slot without an owner, inside the mutex.
+    fn await_slot(&self, policy: &WaitPolicy) -> Result<usize, Interrupted> {
         loop {
-            if let Some(number) = self.readers.iter().position(|place| !places::is_taken(place)) {
-                self.used.fetch_max(number as u32 + 1, AcqRel);
-                return Ok(&self.readers[number]);
+            if let Some(number) = self.table().first(|slot| !owner_table::is_owned(slot)) {
+                return Ok(number);
             }
-            patience.check()?;
-            let all: Vec<_> = self.readers.iter().filter_map(places::watch).collect();
+            policy.check()?;
+            let all: Vec<_> = self.readers.iter().filter_map(owner_table::watch).collect();
             if all.len() == READERS {
-                patience.sleep(&all)?;
+                policy.sleep(&all)?;
             }
         }
     }
@@ -190,9 +180,7 @@ pub(super) fn end_to_read(place: &RobustWord) {
         return;
     }
     match place.mark.load(Relaxed).saturating_sub(1) {
-        0 => {
-            robust::free(place, || word::free(&place.word, &Patience::None));
-        }
+        0 => owner_table::free(place),
         less => place.mark.store(less, Relaxed),
     }
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::awaited::Awaited;
 use super::error::SyncError;
-use super::gate::{self, Found, OfThread};
-use super::patience::{Patience, Stop};
 use super::record_with;
+use super::robust_mutex::{self, Acquired, OfThread};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::RobustWord;
@@ -21,7 +21,7 @@ use crate::transfer::record::{Record, TypeTag};
 atomic_record! {
     struct RLockFields {
         /// The `mark`: which process left it in disorder.
-        gate: RobustWord,
+        mutex: RobustWord,
         /// How many times its holder has taken it.
         depth: AtomicU32,
     }
@@ -80,7 +80,7 @@ impl RLock {
     /// [`SyncError::Aborted`]; [`SyncError::Full`] when this thread has taken it 4 294 967 295 times;
     /// [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone.
     pub fn lock(&self) -> Result<RLockGuard<'_>, SyncError> {
-        self.take(&Patience::Endless)
+        self.take(&WaitPolicy::Forever)
     }
 
     /// Takes it if that is possible at once.
@@ -88,7 +88,7 @@ impl RLock {
     /// # Errors
     /// [`SyncError::WouldBlock`] when another thread holds it, else as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<RLockGuard<'_>, SyncError> {
-        self.take(&Patience::None)
+        self.take(&WaitPolicy::Never)
     }
 
     /// Takes it, for which it waits at most so long.
@@ -96,7 +96,7 @@ impl RLock {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
     pub fn lock_timeout(&self, timeout: Duration) -> Result<RLockGuard<'_>, SyncError> {
-        self.take(&Patience::of(timeout))
+        self.take(&WaitPolicy::of(timeout))
     }
 
     /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if one
@@ -105,7 +105,7 @@ impl RLock {
     /// # Errors
     /// [`SyncError::Aborted`], [`SyncError::Full`].
     pub fn recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::Endless)
+        self.recover_for(&WaitPolicy::Forever)
     }
 
     /// As [`recover`](Self::recover), if that is possible at once.
@@ -113,7 +113,7 @@ impl RLock {
     /// # Errors
     /// [`SyncError::WouldBlock`] when another thread holds it, else as [`recover`](Self::recover).
     pub fn try_recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::None)
+        self.recover_for(&WaitPolicy::Never)
     }
 
     /// As [`recover`](Self::recover), for which it waits at most so long.
@@ -121,55 +121,55 @@ impl RLock {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
     pub fn recover_timeout(&self, timeout: Duration) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::of(timeout))
+        self.recover_for(&WaitPolicy::of(timeout))
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.gate().mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.mutex().mark.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     /// Whether somebody holds it at this moment.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        gate::is_taken(&self.gate().word)
+        robust_mutex::is_locked(&self.mutex().word)
     }
 
     /// How many times this thread holds it.
     #[must_use]
     pub fn depth(&self) -> u32 {
-        if gate::is_inside(self.gate()) { self.fields().depth.load(Relaxed) } else { 0 }
+        if robust_mutex::is_locked_here(self.mutex()) { self.fields().depth.load(Relaxed) } else { 0 }
     }
 
     fn fields(&self) -> &RLockFields {
         self.shared.fields()
     }
 
-    fn gate(&self) -> &RobustWord {
-        &self.fields().gate
+    fn mutex(&self) -> &RobustWord {
+        &self.fields().mutex
     }
 
-    fn take(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
-        let guard = self.enter(patience)?;
+    fn take(&self, policy: &WaitPolicy) -> Result<RLockGuard<'_>, SyncError> {
+        let guard = self.enter(policy)?;
         match self.poisoned() {
             Some(pid) => Err(SyncError::poisoned(pid)),
             None => Ok(guard),
         }
     }
 
-    fn recover_for(&self, patience: &Patience) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
-        let guard = self.enter(patience)?;
+    fn recover_for(&self, policy: &WaitPolicy) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
+        let guard = self.enter(policy)?;
         let poison = self.poisoned();
-        self.gate().mark.store(0, Relaxed);
+        self.mutex().mark.store(0, Relaxed);
         Ok((guard, poison))
     }
 
-    fn enter(&self, patience: &Patience) -> Result<RLockGuard<'_>, SyncError> {
+    fn enter(&self, policy: &WaitPolicy) -> Result<RLockGuard<'_>, SyncError> {
         let depth = self.depth();
         if depth == 0 {
-            let holder = || Awaited::holders("the lock is", [gate::holder(self.gate())]);
-            self.come_in(patience).map_err(|stop| stop.awaiting(holder))?;
+            let holder = || Awaited::holders("the lock is", [robust_mutex::holder(self.mutex())]);
+            self.come_in(policy).map_err(|stop| stop.awaiting(holder))?;
         }
         let full =
             SyncError::Full { what: "the times that a thread holds a lock", capacity: u32::MAX as usize };
@@ -177,9 +177,11 @@ impl RLock {
         Ok(RLockGuard { lock: self, panicking: std::thread::panicking(), of_thread: PhantomData })
     }
 
-    fn come_in(&self, patience: &Patience) -> Result<(), Stop> {
-        if let Found::Mess { pid } = gate::enter(self.gate(), || self.shared.map_pin(), patience)? {
-            self.gate().mark.store(pid, Relaxed);
+    fn come_in(&self, policy: &WaitPolicy) -> Result<(), Interrupted> {
+        if let Acquired::OwnerDied { pid } =
+            robust_mutex::lock(self.mutex(), || self.shared.map_pin(), policy)?
+        {
+            self.mutex().mark.store(pid, Relaxed);
         }
         Ok(())
     }
@@ -211,16 +213,16 @@ pub struct RLockGuard<'a> {
 
 impl Drop for RLockGuard<'_> {
     fn drop(&mut self) {
-        let (gate, depth) = (self.lock.gate(), &self.lock.fields().depth);
+        let (mutex, depth) = (self.lock.mutex(), &self.lock.fields().depth);
         // A fork of the holder has a copy of the guard, which means nothing.
-        if !gate::is_inside(gate) {
+        if !robust_mutex::is_locked_here(mutex) {
             return;
         }
         if std::thread::panicking() && !self.panicking {
-            gate.mark.store(gate.holder.load(Relaxed), Relaxed);
+            mutex.mark.store(mutex.holder.load(Relaxed), Relaxed);
         }
         match depth.load(Relaxed).saturating_sub(1) {
-            0 => gate::leave(gate),
+            0 => robust_mutex::unlock(mutex),
             less => depth.store(less, Relaxed),
         }
     }

@@ -11,10 +11,10 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::SyncError;
-use super::gate::{Inside, OfThread};
-use super::patience::Patience;
 use super::readers::{self, RwFields};
 use super::record_with::RecordWith;
+use super::robust_mutex::{Locked, OfThread};
+use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me, RobustWord};
 
@@ -69,7 +69,7 @@ impl<T: Pod> RwLock<T> {
     /// [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since;
     /// [`SyncError::Deadlock`] when this thread writes; [`SyncError::Aborted`].
     pub fn read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        self.enter_to_read(&Patience::Endless)
+        self.enter_to_read(&WaitPolicy::Forever)
     }
 
     /// Takes it to read if that is possible at once.
@@ -78,7 +78,7 @@ impl<T: Pod> RwLock<T> {
     /// [`SyncError::WouldBlock`]; [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a second, as
     /// a process that is stopped there; else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        self.enter_to_read(&Patience::None)
+        self.enter_to_read(&WaitPolicy::Never)
     }
 
     /// Takes it to read, for which it waits at most so long.
@@ -86,7 +86,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`read`](Self::read).
     pub fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        self.enter_to_read(&Patience::of(timeout))
+        self.enter_to_read(&WaitPolicy::of(timeout))
     }
 
     /// Takes it to write, for which it waits while anybody has it.
@@ -95,7 +95,7 @@ impl<T: Pod> RwLock<T> {
     /// [`SyncError::Poisoned`] as [`read`](Self::read); [`SyncError::Deadlock`] when this thread reads or writes;
     /// [`SyncError::Aborted`].
     pub fn write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
-        self.enter_to_write(&Patience::Endless)
+        self.enter_to_write(&WaitPolicy::Forever)
     }
 
     /// Takes it to write if that is possible at once.
@@ -104,7 +104,7 @@ impl<T: Pod> RwLock<T> {
     /// [`SyncError::WouldBlock`] when anybody has it, [`SyncError::TimedOut`] as [`try_read`](Self::try_read), else as
     /// [`write`](Self::write).
     pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
-        self.enter_to_write(&Patience::None)
+        self.enter_to_write(&WaitPolicy::Never)
     }
 
     /// Takes it to write, for which it waits at most so long.
@@ -112,7 +112,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`write`](Self::write).
     pub fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
-        self.enter_to_write(&Patience::of(timeout))
+        self.enter_to_write(&WaitPolicy::of(timeout))
     }
 
     /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it comes
@@ -121,7 +121,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// [`SyncError::Deadlock`] when this thread reads or writes; [`SyncError::Aborted`].
     pub fn recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::Endless)
+        self.recover_for(&WaitPolicy::Forever)
     }
 
     /// As [`recover`](Self::recover), if that is possible at once.
@@ -129,7 +129,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// As [`try_write`](Self::try_write), but never [`SyncError::Poisoned`].
     pub fn try_recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::None)
+        self.recover_for(&WaitPolicy::Never)
     }
 
     /// As [`recover`](Self::recover), for which it waits at most so long.
@@ -140,7 +140,7 @@ impl<T: Pod> RwLock<T> {
         &self,
         timeout: Duration,
     ) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        self.recover_for(&Patience::of(timeout))
+        self.recover_for(&WaitPolicy::of(timeout))
     }
 
     /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
@@ -154,30 +154,30 @@ impl<T: Pod> RwLock<T> {
         self.table.fields()
     }
 
-    fn enter_to_read(&self, patience: &Patience) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        let place = self.fields().read(|| self.table.map_pin(), patience)?;
+    fn enter_to_read(&self, policy: &WaitPolicy) -> Result<RwLockReadGuard<'_, T>, SyncError> {
+        let place = self.fields().read(|| self.table.map_pin(), policy)?;
         Ok(RwLockReadGuard { lock: self, place, of_thread: PhantomData })
     }
 
-    fn enter_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
-        let guard = self.begin_to_write(patience)?;
+    fn enter_to_write(&self, policy: &WaitPolicy) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        let guard = self.begin_to_write(policy)?;
         self.fields().check_order()?;
-        self.fields().await_readers(guard.me, patience)?;
+        self.fields().await_readers(guard.me, policy)?;
         Ok(guard)
     }
 
-    fn recover_for(&self, patience: &Patience) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        let guard = self.begin_to_write(patience)?;
-        self.fields().await_readers(guard.me, patience)?;
+    fn recover_for(&self, policy: &WaitPolicy) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        let guard = self.begin_to_write(policy)?;
+        self.fields().await_readers(guard.me, policy)?;
         let poison = self.poisoned();
         self.fields().clear_poison();
         Ok((guard, poison))
     }
 
     /// Comes in as a writer. No new reader does from now on.
-    fn begin_to_write(&self, patience: &Patience) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+    fn begin_to_write(&self, policy: &WaitPolicy) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         let me = robust::me()?;
-        let inside = self.fields().begin_to_write(me, || self.table.map_pin(), patience)?;
+        let inside = self.fields().begin_to_write(me, || self.table.map_pin(), policy)?;
         let panicking = std::thread::panicking();
         Ok(RwLockWriteGuard { lock: self, inside, me, panicking, of_thread: PhantomData })
     }
@@ -254,7 +254,7 @@ pub struct RwLockWriteGuard<'a, T: Pod> {
     of_thread: OfThread,
     /// Left last.
     #[expect(dead_code, reason = "it is there to be dropped")]
-    inside: Inside<'a>,
+    inside: Locked<'a>,
 }
 
 impl<T: Pod> Deref for RwLockWriteGuard<'_, T> {
@@ -262,7 +262,7 @@ impl<T: Pod> Deref for RwLockWriteGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this thread is inside the gate and has waited for all readers, so nobody writes to the value as long as
+        // SAFETY: this thread is inside the mutex and has waited for all readers, so nobody writes to the value as long as
         // the guard lives; any bytes are a T.
         unsafe { &*self.lock.table.value() }
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::SyncError;
-use super::gate::OfThread;
-use super::patience::Patience;
 use super::permits::Permits;
+use super::robust_mutex::OfThread;
+use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 
 /// A number of permits, of which each holder has one.
@@ -84,7 +84,7 @@ macro_rules! semaphore {
             /// [`SyncError::Full`] when there are permits, but too many are held to note one more holder;
             /// [`SyncError::System`] when this thread holds too much already; [`SyncError::Aborted`].
             pub fn acquire(&self) -> Result<Permit<'_>, SyncError> {
-                self.take(&Patience::Endless)
+                self.take(&WaitPolicy::Forever)
             }
 
             /// Takes a permit if there is one.
@@ -93,7 +93,7 @@ macro_rules! semaphore {
             /// [`SyncError::WouldBlock`] when there is none; [`SyncError::TimedOut`] when there seems to be one, but another has been
             /// in the middle of taking it for a second, as a process that is stopped there; else as [`acquire`](Self::acquire).
             pub fn try_acquire(&self) -> Result<Permit<'_>, SyncError> {
-                self.take(&Patience::None)
+                self.take(&WaitPolicy::Never)
             }
 
             /// Takes a permit, for which it waits at most so long.
@@ -101,7 +101,7 @@ macro_rules! semaphore {
             /// # Errors
             /// [`SyncError::TimedOut`], else as [`acquire`](Self::acquire).
             pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, SyncError> {
-                self.take(&Patience::of(timeout))
+                self.take(&WaitPolicy::of(timeout))
             }
 
             /// Adds permits that nobody holds. A [`Permit`] gives itself back: this is for more of them, and for those that
@@ -119,8 +119,8 @@ macro_rules! semaphore {
                 self.permits.free()
             }
 
-            fn take(&self, patience: &Patience) -> Result<Permit<'_>, SyncError> {
-                let place = self.permits.take(patience)?;
+            fn take(&self, policy: &WaitPolicy) -> Result<Permit<'_>, SyncError> {
+                let place = self.permits.take(policy)?;
                 Ok(Permit { permits: &self.permits, place, of_thread: PhantomData })
             }
         }

@@ -163,6 +163,19 @@ impl SharedMap {
         unsafe { &*record }
     }
 
+    /// As [`record`](Self::record), of `count` records one behind the other.
+    ///
+    /// # Panics
+    /// As [`writable_at`](Self::writable_at).
+    #[inline]
+    pub(crate) fn records<C: AtomicRecord>(&self, offset: usize, count: usize) -> &[C] {
+        // A count whose product overflows does not fit into any map.
+        let size = count.saturating_mul(size_of::<C>());
+        let first = self.writable_at(offset, size, align_of::<C>()).cast::<C>();
+        // SAFETY: as in `record`, for all of them.
+        unsafe { std::slice::from_raw_parts(first, count) }
+    }
+
     /// Copies `bytes` to `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
     ///
     /// # Panics

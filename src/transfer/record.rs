@@ -79,11 +79,11 @@ impl<C: AtomicRecord> Record<C> {
         self.storage.len() - HEADER - size_of::<C>()
     }
 
-    /// A record that lies in the room, `offset` bytes from its beginning.
+    /// The room as records, as many as it has.
     #[inline]
-    pub(crate) fn beside<D: AtomicRecord>(&self, offset: usize) -> &D {
+    pub(crate) fn beside<D: AtomicRecord>(&self) -> &[D] {
         let (map, at) = self.room();
-        map.record(at + offset)
+        map.records(at, self.room_len() / size_of::<D>())
     }
 
     /// Keeps the memory mapped.

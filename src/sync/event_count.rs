@@ -1,40 +1,41 @@
-//! A count that is waited for. Whoever is to be woken is woken, though the one that counts, or who is woken before, is
-//! killed.
+//! An eventcount: many waiters, one condition. No waiter stays asleep, whichever process is killed.
+//!
+//! A notifier changes the epoch and wakes all waiters. Both it and each waiter have the eventcount's robust word pending meanwhile. If one
+//! of them is killed, the kernel wakes one waiter through that word, and a waiter that was woken so wakes all the others.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use super::patience::{Patience, Stop};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex;
 use crate::sys::robust::{self, RobustWord};
 
 atomic_record! {
-    /// The count is the `mark`. The `word` is nobody's ever: the kernel wakes one who sleeps on it when a thread dies that
-    /// was counting or sleeping, and that one passes it on.
-    pub(crate) struct Bell {
+    /// `mark` is the epoch. `word` is never owned: it is there to be pending, and waiters sleep on it beside the epoch.
+    pub(crate) struct EventCount {
         place: RobustWord,
     }
 }
 
-impl Bell {
-    /// What it has come to. Changes before it are seen.
+impl EventCount {
+    /// The epoch, to be read before the condition. What its notifier changed before is visible after this (Acquire).
     #[inline]
-    pub(crate) fn count(&self) -> u32 {
+    pub(crate) fn epoch(&self) -> u32 {
         self.place.mark.load(Acquire)
     }
 
-    /// Counts on, and wakes all who sleep.
-    pub(crate) fn ring(&self) {
-        self.ring_if(|count| {
-            count.fetch_add(1, AcqRel);
+    /// Advances the epoch and wakes all waiters.
+    pub(crate) fn notify_all(&self) {
+        self.notify_if(|epoch| {
+            epoch.fetch_add(1, AcqRel);
             true
         });
     }
 
-    /// Runs `change`, and wakes all who sleep if it says that it has changed the count; says so too. If it changes
-    /// something else before it and the thread dies in between, one of those who sleep is woken.
-    pub(crate) fn ring_if(&self, change: impl FnOnce(&AtomicU32) -> bool) -> bool {
+    /// Runs `change`, which is given the epoch, and wakes all waiters if it returns that it has advanced it; returns the same. If `change`
+    /// changes something else before the epoch and the thread dies in between, the kernel wakes one waiter.
+    pub(crate) fn notify_if(&self, change: impl FnOnce(&AtomicU32) -> bool) -> bool {
         robust::with_pending(&self.place, || {
             let changed = change(&self.place.mark);
             if changed {
@@ -44,20 +45,21 @@ impl Bell {
         })
     }
 
-    /// Sleeps while the count is `seen` and the other words are what is expected of them. It may wake for nothing.
-    pub(crate) fn hear(
+    /// Sleeps while the epoch is `seen` and the other words have the expected values. It may return spuriously.
+    pub(crate) fn wait_once(
         &self,
         seen: u32,
         others: &[(&AtomicU32, u32)],
-        patience: &Patience,
-    ) -> Result<(), Stop> {
+        policy: &WaitPolicy,
+    ) -> Result<(), Interrupted> {
         let word = &self.place.word;
         let own = [(&self.place.mark, seen), (word, word.load(Relaxed))];
         let words: Vec<_> = own.into_iter().chain(others.iter().copied()).collect();
         robust::with_pending(&self.place, || {
-            let woken = patience.doze(&words)?;
-            // By the kernel, for one that died before it had woken all. Others may sleep since an earlier count than this
-            // one, which has seen the last, so the count does not say whether there is somebody to wake.
+            let woken = policy.sleep_any(&words)?;
+            // Woken through the robust word: by the kernel, for a notifier that died before it had woken all, or for a waiter that died
+            // as it was woken. Others may sleep since an earlier epoch than `seen`, so an unchanged epoch does not say that there is
+            // nobody to wake.
             if woken.is_some_and(|which| which > 0) {
                 futex::wake_all(&self.place.mark);
             }
@@ -65,10 +67,10 @@ impl Bell {
         })
     }
 
-    /// Waits until the count is not `seen` any more.
-    pub(crate) fn wait(&self, seen: u32, patience: &Patience) -> Result<(), Stop> {
-        while self.count() == seen {
-            self.hear(seen, &[], patience)?;
+    /// Waits until the epoch is not `seen` any more.
+    pub(crate) fn wait(&self, seen: u32, policy: &WaitPolicy) -> Result<(), Interrupted> {
+        while self.epoch() == seen {
+            self.wait_once(seen, &[], policy)?;
         }
         Ok(())
     }
@@ -82,12 +84,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_who_wait_are_woken_by_one_ring() {
-        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
-        let (bell, ready) = (bell.fields(), AtomicU32::new(0));
+    fn all_waiters_are_woken_by_one_notification() {
+        let changed = RecordWith::<EventCount, ()>::new("test", ()).unwrap();
+        let (changed, ready) = (changed.fields(), AtomicU32::new(0));
         let wait = |seen| {
             ready.fetch_add(1, AcqRel);
-            bell.wait(seen, &Patience::Endless).unwrap();
+            changed.wait(seen, &WaitPolicy::Forever).unwrap();
         };
         let wait = &wait;
         std::thread::scope(|scope| {
@@ -96,19 +98,19 @@ mod tests {
                 while ready.load(Acquire) < 3 * (round + 1) {
                     std::thread::yield_now();
                 }
-                bell.ring();
+                changed.notify_all();
                 waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
             }
         });
     }
 
     #[test]
-    fn one_that_the_kernel_woke_wakes_the_others() {
-        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
-        let (bell, tids) = (bell.fields(), [(); 3].map(|()| AtomicU32::new(0)));
+    fn waiter_that_the_kernel_woke_wakes_the_others() {
+        let changed = RecordWith::<EventCount, ()>::new("test", ()).unwrap();
+        let (changed, tids) = (changed.fields(), [(); 3].map(|()| AtomicU32::new(0)));
         let wait = |tid: &AtomicU32| {
             tid.store(robust::me().unwrap().tid, Release);
-            bell.wait(0, &Patience::Endless)
+            changed.wait(0, &WaitPolicy::Forever)
         };
         let wait = &wait;
         std::thread::scope(|scope| {
@@ -116,8 +118,9 @@ mod tests {
             tids.iter().for_each(futex::tests::await_asleep);
             // As one that dies after it has counted and before it has woken anybody. Where nobody can sleep on the word that the
             // kernel wakes (before Linux 5.16), each looks for itself.
-            bell.place.mark.fetch_add(1, AcqRel);
-            while futex::wake(&bell.place.word, 1) == 0 && waiters.iter().any(|waiter| !waiter.is_finished())
+            changed.place.mark.fetch_add(1, AcqRel);
+            while futex::wake(&changed.place.word, 1) == 0
+                && waiters.iter().any(|waiter| !waiter.is_finished())
             {
                 std::thread::yield_now();
             }
@@ -126,23 +129,23 @@ mod tests {
     }
 
     #[test]
-    fn one_that_dies_between_the_change_and_the_wake_leaves_nobody_asleep() {
-        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
+    fn notifier_that_dies_between_the_change_and_the_wake_leaves_no_waiter_asleep() {
+        let changed = RecordWith::<EventCount, ()>::new("test", ()).unwrap();
         for round in 0..50 {
             let ready = AtomicU32::new(0);
             std::thread::scope(|scope| {
                 let wait = || {
                     ready.fetch_add(1, AcqRel);
-                    bell.fields().wait(round, &Patience::Endless)
+                    changed.fields().wait(round, &WaitPolicy::Forever)
                 };
                 let waiters = [(); 3].map(|()| scope.spawn(wait));
                 while ready.load(Acquire) < 3 {
                     std::thread::yield_now();
                 }
-                let doomed = bell.clone();
+                let doomed = changed.clone();
                 robust::testing::doomed(move || {
-                    doomed.fields().ring_if(|count| {
-                        count.fetch_add(1, AcqRel);
+                    doomed.fields().notify_if(|epoch| {
+                        epoch.fetch_add(1, AcqRel);
                         robust::testing::die()
                     });
                 });
@@ -152,31 +155,31 @@ mod tests {
     }
 
     #[test]
-    fn newcomer_whom_the_kernel_woke_wakes_those_who_slept_before_the_change() {
-        let bell = RecordWith::<Bell, ()>::new("test", ()).unwrap();
-        let bell = bell.fields();
+    fn new_waiter_that_the_kernel_woke_wakes_those_that_slept_before_the_change() {
+        let changed = RecordWith::<EventCount, ()>::new("test", ()).unwrap();
+        let changed = changed.fields();
         let can_wait_for_several = futex::tests::can_wait_for_several();
         let sleep = &|seen| {
             if !can_wait_for_several {
                 // Before Linux 5.16 nobody is woken for a dead one: who sleeps looks for itself.
-                return bell.wait(seen, &Patience::Endless).unwrap();
+                return changed.wait(seen, &WaitPolicy::Forever).unwrap();
             }
             // As one that the kernel would wake later, by its priority.
-            while bell.count() == seen {
-                futex::wait(&bell.place.mark, seen, None).unwrap();
+            while changed.epoch() == seen {
+                futex::wait(&changed.place.mark, seen, None).unwrap();
             }
         };
         std::thread::scope(|scope| {
             for round in 0..50 {
                 let sleeper = scope.spawn(move || sleep(round));
-                while futex::wake(&bell.place.mark, 1) == 0 {
+                while futex::wake(&changed.place.mark, 1) == 0 {
                     std::thread::yield_now();
                 }
                 // It sleeps again, soon. Who counts dies before it wakes anybody.
                 (0..50).for_each(|_| std::thread::yield_now());
-                bell.place.mark.fetch_add(1, AcqRel);
-                let newcomer = scope.spawn(move || bell.hear(round + 1, &[], &Patience::Endless));
-                while futex::wake(&bell.place.word, 1) == 0 && !newcomer.is_finished() {
+                changed.place.mark.fetch_add(1, AcqRel);
+                let newcomer = scope.spawn(move || changed.wait_once(round + 1, &[], &WaitPolicy::Forever));
+                while futex::wake(&changed.place.word, 1) == 0 && !newcomer.is_finished() {
                     std::thread::yield_now();
                 }
                 newcomer.join().unwrap().unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{self, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, compiler_fence, fence};
 use std::time::Duration;
 
-use super::word::{Park, Word};
+use super::futex_lock::{AtomicWord, Futex};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::{futex, robust};
@@ -14,7 +14,7 @@ use crate::wire::abort::{self, Blame};
 
 /// Why a wait is over without what was waited for.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum Interrupted {
     WouldBlock,
     TimedOut(Duration),
     Aborted(Blame),
@@ -25,47 +25,47 @@ pub(crate) enum Stop {
 
 /// How long one waits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
+pub(crate) enum WaitPolicy {
     /// Not at all.
-    None,
+    Never,
     /// For so long, which is over at that moment. `None`: never.
-    Until {
-        timeout: Duration,
-        end: Option<Moment>,
-    },
-    Endless,
+    Until { timeout: Duration, end: Option<Moment> },
+    /// However long it takes.
+    Forever,
 }
 
 /// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only (before
 /// Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
-impl Patience {
+impl WaitPolicy {
     pub(crate) fn of(timeout: Duration) -> Self {
         Self::Until { timeout, end: Moment::now().checked_add(timeout) }
     }
 
     /// Whether one waits at all.
     pub(crate) fn waits(&self) -> bool {
-        !matches!(self, Self::None)
+        !matches!(self, Self::Never)
     }
 
     pub(crate) fn end(&self) -> Option<Moment> {
         match *self {
-            Self::None | Self::Endless => None,
+            Self::Never | Self::Forever => None,
             Self::Until { end, .. } => end,
         }
     }
 
     /// Whether there is nothing left of it.
-    pub(crate) fn check(&self) -> Result<(), Stop> {
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
         if let Some(blame) = abort::told() {
-            return Err(Stop::Aborted(blame));
+            return Err(Interrupted::Aborted(blame));
         }
         match *self {
-            Self::None => Err(Stop::WouldBlock),
-            Self::Until { timeout, end: Some(end) } if end <= Moment::now() => Err(Stop::TimedOut(timeout)),
-            Self::Until { .. } | Self::Endless => Ok(()),
+            Self::Never => Err(Interrupted::WouldBlock),
+            Self::Until { timeout, end: Some(end) } if end <= Moment::now() => {
+                Err(Interrupted::TimedOut(timeout))
+            }
+            Self::Until { .. } | Self::Forever => Ok(()),
         }
     }
 
@@ -73,7 +73,7 @@ impl Patience {
     pub(crate) fn for_a_moment(&self) -> Self {
         let timeout = match *self {
             Self::Until { timeout, .. } => timeout,
-            Self::None | Self::Endless => LOOK_AROUND,
+            Self::Never | Self::Forever => LOOK_AROUND,
         };
         Self::Until {
             timeout,
@@ -87,28 +87,32 @@ impl Patience {
     }
 
     /// Sleeps while all words are what is expected of them. It may wake for nothing.
-    pub(crate) fn sleep(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
-        self.doze(words).map(drop)
+    pub(crate) fn sleep(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Interrupted> {
+        self.sleep_any(words).map(drop)
     }
 
     /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by none, or
     /// nobody knows.
-    pub(crate) fn doze(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Stop> {
+    pub(crate) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
         self.check()?;
         let slept = match (words, abort::word()) {
             (&[(word, expected)], None) => futex::wait(word, expected, self.next_look(true)).map(|()| None),
             (_, abort) => self.sleep_on_many(words, abort),
         };
-        slept.map_err(Stop::System)
+        slept.map_err(Interrupted::System)
     }
 
     /// Sleeps until a descriptor is ready. It may wake for nothing.
-    pub(crate) fn await_descriptor(&self, fd: BorrowedFd<'_>, readiness: Readiness) -> Result<(), Stop> {
+    pub(crate) fn await_descriptor(
+        &self,
+        fd: BorrowedFd<'_>,
+        readiness: Readiness,
+    ) -> Result<(), Interrupted> {
         self.await_any(&[(fd, readiness)], None)
     }
 
     /// Sleeps for a moment, where the kernel has no event for what is waited for.
-    pub(crate) fn pause(&self, time: Duration) -> Result<(), Stop> {
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), Interrupted> {
         self.await_any(&[], Some(time))
     }
 
@@ -117,13 +121,13 @@ impl Patience {
         &self,
         fds: &[(BorrowedFd<'_>, Readiness)],
         most: Option<Duration>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Interrupted> {
         self.check()?;
         let abort = abort::descriptor().map(|fd| (fd, Readiness::Readable));
         let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
         let soon = most.and_then(|most| Moment::now().checked_add(most));
         let end = self.end().into_iter().chain(soon).min();
-        epoll::wait_any(&fds, end).map(drop).map_err(Stop::System)
+        epoll::wait_any(&fds, end).map(drop).map_err(Interrupted::System)
     }
 
     fn sleep_on_many(
@@ -143,7 +147,7 @@ impl Patience {
     }
 }
 
-impl Word for AtomicU32 {
+impl AtomicWord for AtomicU32 {
     #[inline]
     fn load(&self, ordering: Ordering) -> u32 {
         Self::load(self, ordering)
@@ -175,10 +179,10 @@ impl Word for AtomicU32 {
     }
 }
 
-impl Park<AtomicU32> for Patience {
-    type Stop = Stop;
+impl Futex<AtomicU32> for WaitPolicy {
+    type Interrupted = Interrupted;
 
-    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Stop> {
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Interrupted> {
         self.sleep(words)
     }
 
@@ -186,7 +190,7 @@ impl Park<AtomicU32> for Patience {
         futex::wake(word, count)
     }
 
-    fn check(&self) -> Result<(), Stop> {
+    fn check(&self) -> Result<(), Interrupted> {
         Self::check(self)
     }
 
@@ -199,7 +203,7 @@ impl Park<AtomicU32> for Patience {
     }
 }
 
-impl From<io::Error> for Stop {
+impl From<io::Error> for Interrupted {
     fn from(os: io::Error) -> Self {
         Self::System(os)
     }

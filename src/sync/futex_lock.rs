@@ -1,51 +1,50 @@
-//! The algorithm of a word that a thread can own, apart from the memory that it lies in and the kernel that it sleeps in, so
-//! that loom can try it out.
+//! The futex lock algorithm of a robust word, generic over memory and kernel, so that loom can try all orders of its steps.
 
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
-use crossbeam_utils::Backoff;
+use crossbeam::utils::Backoff;
 
 use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 
 /// An atomic word.
-pub(crate) trait Word {
+pub(crate) trait AtomicWord {
     fn load(&self, ordering: Ordering) -> u32;
     fn swap(&self, new: u32, ordering: Ordering) -> u32;
-    /// With failure ordering Relaxed.
+    /// compare_exchange, with failure ordering Relaxed.
     fn replace(&self, old: u32, new: u32, ordering: Ordering) -> Result<u32, u32>;
-    /// Wraps around; returns what there was.
+    /// fetch_add: wraps around and returns the old value.
     fn add(&self, by: u32, ordering: Ordering) -> u32;
-    /// A full barrier, after an operation that has read, changed and written an atomic.
+    /// A full barrier, directly after an operation that has read and written an atomic.
     fn barrier_after_change();
 }
 
-/// How to sleep until a word changes, and to wake who does.
-pub(crate) trait Park<W> {
-    /// Why the wait is over without what was waited for.
-    type Stop;
-    /// Sleeps while all words are as expected. It may wake for nothing.
-    fn wait(&self, words: &[(&W, u32)]) -> Result<(), Self::Stop>;
-    /// Wakes at most so many who sleep; says how many.
+/// How to sleep until a word changes, and how to wake sleepers: futex(2), or loom's model of it.
+pub(crate) trait Futex<W> {
+    /// Why a wait ended without success.
+    type Interrupted;
+    /// Sleeps while all words have the expected values. It may return spuriously.
+    fn wait(&self, words: &[(&W, u32)]) -> Result<(), Self::Interrupted>;
+    /// Wakes at most `count` sleepers; returns how many it has woken.
     fn wake(&self, word: &W, count: i32) -> usize;
-    /// Whether to wait at all, or any more.
-    fn check(&self) -> Result<(), Self::Stop>;
-    /// Whether to try for a while before the first sleep.
+    /// An error when the caller does not wait, or not any longer.
+    fn check(&self) -> Result<(), Self::Interrupted>;
+    /// Whether to spin before the first sleep.
     fn spins(&self) -> bool;
-    /// What time it is, in nanoseconds.
+    /// The monotonic clock, in nanoseconds.
     fn nanos(&self) -> u64;
 }
 
 /// How a word was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// From nobody.
+    /// It had no owner.
     Free,
-    /// From one that had died.
+    /// Its owner had died.
     FromDead,
 }
 
-/// Takes the word if it is nobody's. `keep`: WAITERS, if others may sleep; 0 if what the word says of them is right.
-fn try_take<W: Word>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
+/// Takes the word if no thread owns it. `keep`: WAITERS if others may sleep although the word does not say so, else 0.
+fn try_take<W: AtomicWord>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
     let mut seen = word.load(Relaxed);
     loop {
         if seen & OWNER != 0 {
@@ -59,9 +58,13 @@ fn try_take<W: Word>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
     }
 }
 
-/// Takes the word for thread `tid`, for which it waits. Who does not wait leaves nothing in the word, by which others would have to
-/// look for one that sleeps.
-pub(crate) fn take<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Stop> {
+/// Waits for the word and takes it for thread `tid`. A caller that does not wait leaves the word as it is: WAITERS would cost the owner a
+/// system call for nothing.
+pub(crate) fn take<W: AtomicWord, P: Futex<W>>(
+    word: &W,
+    tid: u32,
+    park: &P,
+) -> Result<Taken, P::Interrupted> {
     if let Ok(taken) = try_take(word, tid, 0) {
         return Ok(taken);
     }
@@ -77,8 +80,8 @@ pub(crate) fn take<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<
 }
 
 #[cold]
-fn take_sleeping<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Stop> {
-    // Once it has slept it does not know whether others still do.
+fn take_sleeping<W: AtomicWord, P: Futex<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Interrupted> {
+    // After a sleep this thread cannot know whether it was the only sleeper, so it keeps WAITERS from then on.
     let mut others = 0;
     loop {
         let seen = match try_take(word, tid, others) {
@@ -90,7 +93,7 @@ fn take_sleeping<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Ta
             continue;
         }
         if let Err(stop) = park.wait(&[(word, asleep)]) {
-            // It may have been woken to take it, in the same moment: then another has to be.
+            // The owner may have chosen this sleeper for its one wake in the same moment: then another sleeper has to be woken.
             if word.load(Relaxed) & OWNER == 0 {
                 park.wake(word, 1);
             }
@@ -100,20 +103,19 @@ fn take_sleeping<W: Word, P: Park<W>>(word: &W, tid: u32, park: &P) -> Result<Ta
     }
 }
 
-/// Gives the word up, and wakes one of those who sleep.
-///
-/// It goes on saying that some sleep until nobody is found who does: this thread may be killed before it has woken one, or that
-/// one as it wakes, and then a third that was faster to take the word has to wake another when it frees it.
-pub(crate) fn free<W: Word, P: Park<W>>(word: &W, park: &P) {
+/// Frees the word and wakes one sleeper.
+pub(crate) fn free<W: AtomicWord, P: Futex<W>>(word: &W, park: &P) {
+    // WAITERS stays until no sleeper is found. This thread may be killed before it has woken one, or that one as it wakes: then a third
+    // thread, which was faster to take the word, still knows that it has to wake a sleeper when it frees the word.
     let freed = let_go(word);
     if freed & WAITERS != 0 && park.wake(word, 1) == 0 {
-        // Unless somebody has taken it meanwhile.
+        // Fails if a thread has taken it meanwhile: WAITERS then stays, which costs one wake at most.
         let _ = word.replace(freed, 0, Relaxed);
     }
 }
 
 /// Takes the owner out; returns what is left.
-fn let_go<W: Word>(word: &W) -> u32 {
+fn let_go<W: AtomicWord>(word: &W) -> u32 {
     let mut seen = word.load(Relaxed);
     loop {
         let freed = seen & WAITERS;
@@ -131,17 +133,17 @@ mod tests {
     use loom::sync::atomic::{AtomicU32, AtomicUsize};
     use loom::thread;
 
-    use super::super::model::{Doomed, Futex, KERNELS, Kernel, check, check_switches};
+    use super::super::model::{Doomed, FutexModel, KERNELS, Kernel, check, check_switches};
     use super::*;
 
     /// For what depends on no pending word of a dead thread.
     const NEWEST: Kernel = Kernel::WakesWithoutOwner;
 
     /// How the thread ends that holds a word.
-    type End = fn(&AtomicU32, &Futex);
+    type End = fn(&AtomicU32, &FutexModel);
 
     /// Two threads take a word that a third, 1, holds when the model begins, which then ends in some way.
-    fn race(futex: impl Fn() -> Futex + Sync + Send + 'static, end: End, expected_dead: usize) {
+    fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End, expected_dead: usize) {
         check(move || {
             let word = Arc::new(AtomicU32::new(1));
             let inside = Arc::new(AtomicUsize::new(0));
@@ -180,31 +182,31 @@ mod tests {
 
     #[test]
     fn loom_word_is_one_threads_at_a_time_and_nobody_sleeps_for_ever() {
-        race(|| Futex::on(NEWEST), |word, park| free(word, park), 0);
+        race(|| FutexModel::on(NEWEST), |word, park| free(word, park), 0);
     }
 
     #[test]
     fn loom_death_of_the_holder_is_told_to_exactly_one() {
-        race(|| Futex::on(NEWEST), DIES, 1);
+        race(|| FutexModel::on(NEWEST), DIES, 1);
     }
 
     #[test]
     fn loom_holder_that_dies_between_freeing_and_waking_leaves_nobody_asleep() {
-        KERNELS.iter().for_each(|&kernel| race(move || Futex::on(kernel), DIES_BEFORE_IT_WAKES, 0));
+        KERNELS.iter().for_each(|&kernel| race(move || FutexModel::on(kernel), DIES_BEFORE_IT_WAKES, 0));
     }
 
-    /// What `Patience` is for that looks again from time to time.
+    /// What `WaitPolicy` is for that looks again from time to time.
     #[test]
     #[should_panic(expected = "deadlock")]
     fn loom_finds_who_sleeps_for_ever_on_an_older_kernel_that_is_trusted() {
-        race(|| Futex::on(Kernel::WakesAtZero).trusting(), DIES_BEFORE_IT_WAKES, 0);
+        race(|| FutexModel::on(Kernel::WakesAtZero).trusting(), DIES_BEFORE_IT_WAKES, 0);
     }
 
     /// Which differ for one that is woken and dies: it leaves the bit for sleepers.
     const OF_WAITERS: [Kernel; 2] = [Kernel::WakesAtZero, NEWEST];
 
     /// The holder ends in some way, one that sleeps for the word is killed as it wakes, and a third sleeps on.
-    fn race_with_doomed(futex: impl Fn() -> Futex + Sync + Send + 'static, end: End) {
+    fn race_with_doomed(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End) {
         // Three threads that each do much: with one more it takes a quarter of an hour.
         check_switches(2, move || {
             let (word, futex) = (Arc::new(AtomicU32::new(1)), futex());
@@ -244,24 +246,24 @@ mod tests {
     fn loom_waiter_that_dies_as_it_is_woken_leaves_nobody_asleep_though_a_third_is_faster() {
         OF_WAITERS
             .iter()
-            .for_each(|&kernel| race_with_doomed(move || Futex::on(kernel), FREES_AND_IS_FASTER));
+            .for_each(|&kernel| race_with_doomed(move || FutexModel::on(kernel), FREES_AND_IS_FASTER));
     }
 
     #[test]
     fn loom_waiter_that_dies_as_it_is_woken_for_a_dead_holder_leaves_nobody_asleep() {
-        OF_WAITERS.iter().for_each(|&kernel| race_with_doomed(move || Futex::on(kernel), DIES));
+        OF_WAITERS.iter().for_each(|&kernel| race_with_doomed(move || FutexModel::on(kernel), DIES));
     }
 
     #[test]
     #[should_panic(expected = "deadlock")]
     fn loom_finds_who_sleeps_for_ever_after_two_deaths_on_an_older_kernel_that_is_trusted() {
-        race_with_doomed(|| Futex::on(Kernel::WakesAtZero).trusting(), DIES);
+        race_with_doomed(|| FutexModel::on(Kernel::WakesAtZero).trusting(), DIES);
     }
 
     #[test]
     fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
         check(|| {
-            let (word, park) = (Arc::new(AtomicU32::new(1)), Futex::on(NEWEST));
+            let (word, park) = (Arc::new(AtomicU32::new(1)), FutexModel::on(NEWEST));
             let patient = {
                 let (word, park) = (word.clone(), park.clone());
                 thread::spawn(move || {

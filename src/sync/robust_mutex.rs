@@ -1,4 +1,5 @@
-//! A robust word as a lock: one thread at a time is inside, and the next one learns when it died there.
+//! A robust mutex: a word that one thread at a time owns, and whose next owner learns that the last one died (EOWNERDEAD), and in which
+//! process.
 
 use std::marker::PhantomData;
 use std::sync::MutexGuard;
@@ -6,73 +7,74 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::patience::{Patience, Stop};
-use super::word::{self, Taken};
+use super::futex_lock::{self, Taken};
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::robust::{self, MapPin, OWNER, RobustWord};
 
-/// How long a call that is not to wait gives one that is in the middle of something: that needs microseconds, unless its process is
-/// stopped (SIGSTOP).
+/// How long a call that must not block waits for an owner that is in the middle of something. An owner needs microseconds, unless its
+/// process is stopped (SIGSTOP).
 pub(crate) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
-/// How often it looks meanwhile whether that one waits itself.
+/// How often it looks meanwhile whether that owner waits itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// Of a guard, which must not leave its thread, though others may look at it.
+/// Makes a guard `Sync` but not `Send`: the kernel frees the word of the thread that has taken it.
 pub(super) type OfThread = PhantomData<MutexGuard<'static, ()>>;
 
-/// What somebody finds who comes in.
+/// How the mutex was acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// Nobody died inside.
-    Order,
-    /// This process did, in the middle of something.
-    Mess { pid: u32 },
+pub(crate) enum Acquired {
+    /// The last owner has freed it.
+    Clean,
+    /// EOWNERDEAD: the last owner, a thread of this process, died in the middle of something.
+    OwnerDied { pid: u32 },
 }
 
-/// Comes in, for which it waits.
+/// Waits for the mutex and takes it.
 ///
 /// # Errors
-/// [`Stop::Deadlock`] when this thread is inside already.
+/// [`Interrupted::Deadlock`] when this thread owns it already.
 #[inline]
-pub(crate) fn enter(
-    gate: &RobustWord,
+pub(crate) fn lock(
+    mutex: &RobustWord,
     keep: impl FnOnce() -> MapPin,
-    patience: &Patience,
-) -> Result<Found, Stop> {
-    robust::take(gate, keep, |me| {
+    policy: &WaitPolicy,
+) -> Result<Acquired, Interrupted> {
+    robust::take(mutex, keep, |me| {
         // The id alone may be that of a thread of another PID namespace. Whether the word is on the list of this thread does not
         // tell either: a fork may have mapped it twice.
-        if gate.word.load(Relaxed) & OWNER == me.tid && gate.nonce.load(Relaxed) == me.nonce {
-            return Err(Stop::Deadlock);
+        if mutex.word.load(Relaxed) & OWNER == me.tid && mutex.nonce.load(Relaxed) == me.nonce {
+            return Err(Interrupted::Deadlock);
         }
-        let taken = word::take(&gate.word, me.tid, patience)?;
-        // Who died before it was inside has done nothing. This must be read before it is overwritten.
-        let found = match (taken, gate.holder.load(Relaxed)) {
-            (Taken::FromDead, pid) if pid != 0 => Found::Mess { pid },
-            _ => Found::Order,
+        let taken = futex_lock::take(&mutex.word, me.tid, policy)?;
+        // The dead owner's process is 0 if it died before it had entered, or when it was about to leave: then it has left nothing in
+        // disorder. It must be read before it is overwritten.
+        let acquired = match (taken, mutex.holder.load(Relaxed)) {
+            (Taken::FromDead, pid) if pid != 0 => Acquired::OwnerDied { pid },
+            _ => Acquired::Clean,
         };
-        gate.holder.store(me.pid, Relaxed);
-        gate.nonce.store(me.nonce, Relaxed);
-        Ok(found)
+        mutex.holder.store(me.pid, Relaxed);
+        mutex.nonce.store(me.nonce, Relaxed);
+        Ok(acquired)
     })
 }
 
-/// Goes out. In a fork of the process that is inside, nothing happens.
+/// Frees the mutex. In a fork of the owner nothing happens.
 #[inline]
-pub(crate) fn leave(gate: &RobustWord) {
-    robust::free(gate, || {
-        gate.nonce.store(0, Relaxed);
-        gate.holder.store(0, Relaxed);
-        word::free(&gate.word, &Patience::None);
+pub(crate) fn unlock(mutex: &RobustWord) {
+    robust::free(mutex, || {
+        mutex.nonce.store(0, Relaxed);
+        mutex.holder.store(0, Relaxed);
+        futex_lock::free(&mutex.word, &WaitPolicy::Never);
     });
 }
 
-/// Whether this thread is inside.
-pub(crate) fn is_inside(gate: &RobustWord) -> bool {
-    robust::owns(gate)
+/// Whether this thread owns it.
+pub(crate) fn is_locked_here(mutex: &RobustWord) -> bool {
+    robust::owns(mutex)
 }
 
-/// Whether anybody is.
-pub(crate) fn is_taken(word: &AtomicU32) -> bool {
+/// Whether any thread owns it.
+pub(crate) fn is_locked(word: &AtomicU32) -> bool {
     owner(word) != 0
 }
 
@@ -80,57 +82,58 @@ fn owner(word: &AtomicU32) -> u32 {
     word.load(Relaxed) & OWNER
 }
 
-/// The process of the thread that is inside, 0 if there is none.
-pub(crate) fn holder(gate: &RobustWord) -> u32 {
-    gate.holder.load(Relaxed)
+/// The owner's process id; 0 without an owner.
+pub(crate) fn holder(mutex: &RobustWord) -> u32 {
+    mutex.holder.load(Relaxed)
 }
 
-/// Is inside as long as it lives.
+/// Owns the mutex until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Inside<'a>(&'a RobustWord);
+pub(crate) struct Locked<'a>(&'a RobustWord);
 
-impl<'a> Inside<'a> {
-    /// As [`enter`](enter()).
-    pub(crate) fn enter(
-        gate: &'a RobustWord,
+impl<'a> Locked<'a> {
+    /// As [`lock`](lock()).
+    pub(crate) fn lock(
+        mutex: &'a RobustWord,
         keep: impl FnOnce() -> MapPin,
-        patience: &Patience,
-    ) -> Result<(Self, Found), Stop> {
-        let found = enter(gate, keep, patience)?;
-        Ok((Self(gate), found))
+        policy: &WaitPolicy,
+    ) -> Result<(Self, Acquired), Interrupted> {
+        let acquired = lock(mutex, keep, policy)?;
+        Ok((Self(mutex), acquired))
     }
 
-    /// As [`enter`](Self::enter), for a call that is not to wait: past those who are inside only for a moment. `is_hopeless`:
-    /// whether there would be nothing to do inside.
+    /// As [`lock`](Self::lock), for a call that must not block: it waits only for owners that hold the mutex for a moment.
+    /// `is_hopeless`: whether the caller could do nothing with the mutex anyway.
     ///
     /// # Errors
-    /// [`Stop::WouldBlock`] when it is hopeless; [`Stop::TimedOut`] when the same thread has been inside for [`IN_THE_MIDDLE`].
-    pub(crate) fn enter_soon(
-        gate: &'a RobustWord,
+    /// [`Interrupted::WouldBlock`] when it is hopeless; [`Interrupted::TimedOut`] when one thread has owned the mutex for
+    /// [`IN_THE_MIDDLE`].
+    pub(crate) fn lock_soon(
+        mutex: &'a RobustWord,
         keep: impl Fn() -> MapPin,
         is_hopeless: impl Fn() -> bool,
-    ) -> Result<(Self, Found), Stop> {
-        let mut entered = Self::enter(gate, &keep, &Patience::None);
-        let (mut seen, mut middle) = (owner(&gate.word), Patience::of(IN_THE_MIDDLE));
-        while let Err(Stop::WouldBlock | Stop::TimedOut(_)) = entered {
+    ) -> Result<(Self, Acquired), Interrupted> {
+        let mut locked = Self::lock(mutex, &keep, &WaitPolicy::Never);
+        let (mut seen, mut middle) = (owner(&mutex.word), WaitPolicy::of(IN_THE_MIDDLE));
+        while let Err(Interrupted::WouldBlock | Interrupted::TimedOut(_)) = locked {
             if is_hopeless() {
-                return Err(Stop::WouldBlock);
+                return Err(Interrupted::WouldBlock);
             }
-            // However many stand before this one, as long as they come and go none of them is stopped.
-            let now = owner(&gate.word);
+            // As long as owners come and go, none of them is stopped, however many there are: the time begins anew.
+            let now = owner(&mutex.word);
             if now != seen {
-                (seen, middle) = (now, Patience::of(IN_THE_MIDDLE));
+                (seen, middle) = (now, WaitPolicy::of(IN_THE_MIDDLE));
             }
             middle.check()?;
-            entered = Self::enter(gate, &keep, &Patience::of(LOOK_AGAIN));
+            locked = Self::lock(mutex, &keep, &WaitPolicy::of(LOOK_AGAIN));
         }
-        entered
+        locked
     }
 }
 
-impl Drop for Inside<'_> {
+impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        leave(self.0);
+        unlock(self.0);
     }
 }
 
@@ -152,30 +155,33 @@ mod tests {
     #[test]
     fn calls_that_do_not_wait_leave_nothing_by_which_the_holder_would_have_to_wake_somebody() {
         let word = robust::testing::free_word();
-        enter(&word, || MapPin::Owner, &Patience::Endless).unwrap();
+        lock(&word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = enter(&word, || MapPin::Owner, &Patience::None);
-                assert!(matches!(refused, Err(Stop::WouldBlock)), "{refused:?}");
-                let refused = enter(&word, || MapPin::Owner, &Patience::of(Duration::ZERO));
-                assert!(matches!(refused, Err(Stop::TimedOut(_))), "{refused:?}");
+                let refused = lock(&word, || MapPin::Owner, &WaitPolicy::Never);
+                assert!(matches!(refused, Err(Interrupted::WouldBlock)), "{refused:?}");
+                let refused = lock(&word, || MapPin::Owner, &WaitPolicy::of(Duration::ZERO));
+                assert!(matches!(refused, Err(Interrupted::TimedOut(_))), "{refused:?}");
             });
         });
         assert_eq!(word.word.load(SeqCst) & WAITERS, 0);
-        leave(&word);
+        unlock(&word);
     }
 
     #[test]
     fn call_that_is_not_to_wait_waits_for_one_in_the_middle_but_not_for_ever_nor_without_hope() {
         let (word, keep) = (robust::testing::free_word(), || MapPin::Owner);
-        let (asked, _inside) = (AtomicU32::new(0), Inside::enter(&word, keep, &Patience::Endless).unwrap());
+        let (asked, _inside) = (AtomicU32::new(0), Locked::lock(&word, keep, &WaitPolicy::Forever).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let stuck = Inside::enter_soon(&word, keep, || false);
-                assert!(matches!(stuck, Err(Stop::TimedOut(waited)) if waited == IN_THE_MIDDLE), "{stuck:?}");
+                let stuck = Locked::lock_soon(&word, keep, || false);
+                assert!(
+                    matches!(stuck, Err(Interrupted::TimedOut(waited)) if waited == IN_THE_MIDDLE),
+                    "{stuck:?}"
+                );
                 let is_hopeless = || asked.fetch_add(1, SeqCst) == 3;
-                let refused = Inside::enter_soon(&word, keep, is_hopeless);
-                assert!(matches!(refused, Err(Stop::WouldBlock)), "{refused:?}");
+                let refused = Locked::lock_soon(&word, keep, is_hopeless);
+                assert!(matches!(refused, Err(Interrupted::WouldBlock)), "{refused:?}");
             });
         });
         assert_eq!(asked.load(SeqCst), 4);
@@ -188,7 +194,7 @@ mod tests {
         assert_eq!(value_message.try_send(&there).unwrap(), Attempt::Sent);
         let (barrier, own) = (Barrier::over(members.clone()), Barrier::over(members.clone()));
         std::thread::scope(|scope| _ = scope.spawn(|| assert!(own.wait_timeout(Duration::ZERO).is_err())));
-        let _stopped = members.enter(&Patience::Endless).unwrap();
+        let _stopped = members.enter(&WaitPolicy::Forever).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let refused = value_message::try_receive(&here).unwrap().unwrap().decode::<Barrier>().unwrap_err();
@@ -205,13 +211,13 @@ mod tests {
     #[test]
     fn thread_of_another_pid_namespace_with_the_same_id_is_another() {
         let (word, me) = (robust::testing::free_word(), robust::me().unwrap());
-        let enter = || enter(&word, || MapPin::Owner, &Patience::None);
+        let try_lock = || lock(&word, || MapPin::Owner, &WaitPolicy::Never);
         word.word.store(me.tid, SeqCst);
         word.nonce.store(me.nonce ^ 1, SeqCst);
-        assert!(matches!(enter(), Err(Stop::WouldBlock)));
+        assert!(matches!(try_lock(), Err(Interrupted::WouldBlock)));
         // Through another mapping of the same memory.
         word.nonce.store(me.nonce, SeqCst);
-        assert!(matches!(enter(), Err(Stop::Deadlock)));
+        assert!(matches!(try_lock(), Err(Interrupted::Deadlock)));
     }
 
     /// On a kernel that wakes nobody then, the sleeper looks again.
@@ -219,7 +225,7 @@ mod tests {
     fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes() {
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
         doomed(move || {
-            enter(word, || MapPin::Owner, &Patience::Endless).unwrap();
+            lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
             let asleep = owner(&word.word) | WAITERS;
             while !futex::sleepers(&word.word, asleep).is_ok_and(|count| count > 0) {
                 std::thread::yield_now();
@@ -234,8 +240,8 @@ mod tests {
         while owner(&word.word) == 0 {
             std::thread::yield_now();
         }
-        assert_eq!(enter(word, || MapPin::Owner, &Patience::Endless).unwrap(), Found::Order);
-        leave(word);
+        assert_eq!(lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap(), Acquired::Clean);
+        unlock(word);
     }
 
     /// The thread that frees a word is gone before it has woken anybody, and another has taken the word meanwhile.
@@ -244,7 +250,7 @@ mod tests {
         static FREES: AtomicU32 = AtomicU32::new(0);
         static SLEEPS: AtomicU32 = AtomicU32::new(0);
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
-        let come_in = move || enter(word, || MapPin::Owner, &Patience::Endless).unwrap();
+        let come_in = move || lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
         let spin_until = |done: &dyn Fn() -> bool| {
             while !done() {
                 std::thread::yield_now();
@@ -262,7 +268,7 @@ mod tests {
                     come_in();
                     let gone = format!("/proc/self/task/{}", FREES.load(SeqCst));
                     spin_until(&|| !std::path::Path::new(&gone).exists());
-                    leave(word);
+                    unlock(word);
                 });
                 spin_until(&|| word.word.load(SeqCst) & OWNER != 0);
                 die()
@@ -272,7 +278,7 @@ mod tests {
         let sleeper = std::thread::spawn(move || {
             SLEEPS.store(robust::me().unwrap().tid, SeqCst);
             come_in();
-            leave(word);
+            unlock(word);
         });
         sleeper.join().unwrap();
     }

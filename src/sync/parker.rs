@@ -1,0 +1,369 @@
+//! A parker: the waiter lets wakers know that it sleeps, so that they make the system call once, and only when it does.
+//!
+//! One thread at a time waits, since it holds a robust mutex meanwhile. If it dies, the next owner of that mutex clears its bit. If a
+//! waker dies between its change and the wake, the kernel wakes the waiter: no wakeup is lost.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use crossbeam::utils::Backoff;
+
+use super::futex_lock::{AtomicWord, Futex};
+use super::wait_policy::{Interrupted, WaitPolicy};
+use crate::sys::atomic_record::atomic_record;
+use crate::sys::robust::{self, RobustWord};
+
+atomic_record! {
+    /// A parking place for one waiter in shared memory. `mark` is the futex that it sleeps on: [`PARKED`] is set while it is parked or
+    /// about to park, the other bits are a sequence number that every park and every wake advances. `holder` is the sequence
+    /// number of the last wake, so that a second waker need not make the system call. `word` is owned by the waker from before its
+    /// change until it has woken the waiter, so that the kernel changes the word and wakes if the waker is killed in between.
+    pub(crate) struct Parker {
+        place: RobustWord,
+        /// 1 if the last wait was longer than [`SHORT`]: the next one does not spin.
+        skip_spin: AtomicU32,
+    }
+}
+
+/// Set while the waiter sleeps or is about to.
+const PARKED: u32 = 1;
+/// One step of the sequence number.
+const STEP: u32 = 2;
+
+/// Announces that the waiter is about to park; returns the value on which it then sleeps. The waiter looks once more for what it waits
+/// for between the two.
+fn prepare<W: AtomicWord>(word: &W) -> u32 {
+    let ticket = word.add(STEP + PARKED, Relaxed).wrapping_add(STEP + PARKED);
+    // The waiter stores its bit and then loads the condition; the waker stores the condition and then loads the bit (`unpark`). With a
+    // full barrier between the two on either side at least one sees the other's store. Without it both could miss (a lost wakeup).
+    W::barrier_after_change();
+    ticket
+}
+
+/// The waiter is not parked any more.
+fn finish<W: AtomicWord>(word: &W) {
+    word.add(PARKED.wrapping_neg(), Relaxed);
+}
+
+/// Wakes the waiter if it is parked and was not woken since it parked. The condition was changed before, by an operation that reads and
+/// writes an atomic.
+#[inline]
+fn unpark<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
+    // The other side of the barrier in `prepare`.
+    W::barrier_after_change();
+    let seen = word.load(Relaxed);
+    // An equal number says that a waker has woken this very park: the waiter is on its way.
+    if seen & PARKED != 0 && last_wake.load(Relaxed) != seen {
+        wake_sleeper(word, last_wake, park);
+    }
+}
+
+#[cold]
+fn wake_sleeper<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
+    // A waiter that is not asleep yet then finds another value than its ticket, and does not fall asleep (EAGAIN of FUTEX_WAIT).
+    let now = word.add(STEP, Relaxed).wrapping_add(STEP);
+    park.wake(word, 1);
+    // After the wake: a waker that is killed before leaves the number as it was, and the next one wakes again.
+    last_wake.swap(now, Relaxed);
+}
+
+/// Nanoseconds for which a waiter spins before it parks: about the time of a wake and its answer. Where the last wait was longer, the spin
+/// gained nothing and kept a processor from the process that was waited for, so the next wait parks at once.
+const SHORT: u64 = 25_000;
+
+/// Calls `look` until it finds something or the clock reads `until`.
+fn spin<W: AtomicWord, P: Futex<W>, T>(
+    park: &P,
+    until: u64,
+    mut look: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let backoff = Backoff::new();
+    loop {
+        backoff.snooze();
+        match look() {
+            None if park.nanos() < until => {}
+            found => return found,
+        }
+    }
+}
+
+/// Waits until `look` finds something.
+fn wait<W: AtomicWord, P: Futex<W>, T>(
+    (word, waker, skip_spin): (&W, &W, &W),
+    park: &P,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, P::Interrupted> {
+    if let Some(found) = look() {
+        return Ok(found);
+    }
+    // A caller that does not wait must not set the bit: wakers would make system calls for nothing.
+    park.check()?;
+    let short = park.nanos() + SHORT;
+    if park.spins()
+        && skip_spin.load(Relaxed) == 0
+        && let Some(found) = spin(park, short, &mut look)
+    {
+        return Ok(found);
+    }
+    let waited = sleep_until_found((word, waker), park, look);
+    skip_spin.swap((park.nanos() > short).into(), Relaxed);
+    waited
+}
+
+/// Parks until `look` finds something.
+fn sleep_until_found<W: AtomicWord, P: Futex<W>, T>(
+    (word, waker): (&W, &W),
+    park: &P,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, P::Interrupted> {
+    loop {
+        let ticket = prepare(word);
+        // Before the look: the word of a waker that dies after the look changes (FUTEX_OWNER_DIED), so that the waiter is woken, or does
+        // not fall asleep.
+        let seen_waker = waker.load(Acquire);
+        let slept = match look() {
+            Some(found) => Ok(Some(found)),
+            None => park.wait(&[(word, ticket), (waker, seen_waker)]).map(|()| None),
+        };
+        finish(word);
+        match slept.map(|found| found.or_else(&mut look)) {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(stop) => return look().ok_or(stop),
+        }
+    }
+}
+
+/// A waiter that also wakes when `end` is not 0 any more.
+struct Sleeper<'a> {
+    policy: &'a WaitPolicy,
+    end: &'a AtomicU32,
+}
+
+impl Futex<AtomicU32> for Sleeper<'_> {
+    type Interrupted = Interrupted;
+
+    fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Interrupted> {
+        let all: Vec<_> = words.iter().copied().chain([(self.end, 0)]).collect();
+        self.policy.sleep(&all)
+    }
+
+    fn wake(&self, word: &AtomicU32, count: i32) -> usize {
+        self.policy.wake(word, count)
+    }
+
+    fn check(&self) -> Result<(), Interrupted> {
+        self.policy.check()
+    }
+
+    fn spins(&self) -> bool {
+        self.policy.spins()
+    }
+
+    fn nanos(&self) -> u64 {
+        self.policy.nanos()
+    }
+}
+
+impl Parker {
+    /// Waits until `look` finds something, as it does when `end` is not 0 any more. The caller holds the mutex of the waiting side.
+    pub(crate) fn park<T>(
+        &self,
+        policy: &WaitPolicy,
+        end: &AtomicU32,
+        look: impl FnMut() -> Option<T>,
+    ) -> Result<T, Interrupted> {
+        wait((&self.place.mark, &self.place.word, &self.skip_spin), &Sleeper { policy, end }, look)
+    }
+
+    /// Runs `change`, which ends with an operation that reads and writes the atomic that the waiter looks at, then wakes the waiter. If
+    /// this thread dies in between, the kernel wakes it. The caller holds the mutex of the waking side.
+    #[inline]
+    pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) {
+        robust::with_pending_alone(&self.place, || {
+            change();
+            unpark(&self.place.mark, &self.place.holder, &WaitPolicy::Never);
+        });
+    }
+
+    /// Clears the bit of a waiter that has died. The caller holds the mutex of the waiting side.
+    pub(crate) fn reset_after_death(&self) {
+        if self.place.mark.load(Relaxed) & PARKED != 0 {
+            finish(&self.place.mark);
+        }
+    }
+}
+
+#[cfg(test)]
+mod kernel_tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use super::super::record_with::RecordWith;
+    use super::*;
+    use crate::sys::robust::OWNER_DIED;
+
+    /// A waiter, and a waker that dies between the change and the wake when `is_time` says so of the parker.
+    fn race(is_time: impl Fn(&Parker) -> bool + Send + 'static) {
+        let parker = RecordWith::<Parker, ()>::new("test", ()).unwrap();
+        let (waker, happened) = (parker.clone(), Arc::new(AtomicBool::new(false)));
+        let happens = happened.clone();
+        robust::testing::doomed(move || {
+            waker.fields().publish(|| {
+                while !is_time(waker.fields()) {
+                    std::thread::yield_now();
+                }
+                happens.store(true, SeqCst);
+                robust::testing::die()
+            });
+        });
+        let look = || happened.load(SeqCst).then_some(());
+        parker.fields().park(&WaitPolicy::Forever, &AtomicU32::new(0), look).unwrap();
+        assert_eq!(parker.fields().place.mark.load(SeqCst) & PARKED, 0);
+    }
+
+    #[test]
+    fn sleeper_finds_what_happened_though_the_waker_died_before_it_woke_anybody() {
+        (0..200).for_each(|_| race(|parker| parker.place.mark.load(SeqCst) & PARKED != 0));
+    }
+
+    #[test]
+    fn sleeper_finds_what_happened_though_the_waker_died_before_it_was_asleep() {
+        let (parker, happened) =
+            (RecordWith::<Parker, ()>::new("test", ()).unwrap(), Arc::new(AtomicBool::new(false)));
+        let mut is_first = true;
+        let look = || {
+            if !std::mem::take(&mut is_first) {
+                return happened.load(SeqCst).then_some(());
+            }
+            // All that happens now comes too late for this look, which is the last before the sleep.
+            let (waker, happens) = (parker.clone(), happened.clone());
+            robust::testing::doomed(move || {
+                waker.fields().publish(|| {
+                    happens.store(true, SeqCst);
+                    robust::testing::die()
+                });
+            });
+            while parker.fields().place.word.load(SeqCst) & OWNER_DIED == 0 {
+                std::thread::yield_now();
+            }
+            None
+        };
+        let (place, end) = (&parker.fields().place, AtomicU32::new(0));
+        let sleeper = Sleeper { policy: &WaitPolicy::Forever, end: &end };
+        super::sleep_until_found((&place.mark, &place.word), &sleeper, look).unwrap();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::Release;
+
+    use loom::sync::atomic::AtomicU32;
+    use loom::thread;
+
+    use super::super::model::{FutexModel, KERNELS, Kernel, check};
+    use super::*;
+    use crate::sys::robust::WAITERS;
+
+    #[derive(Default)]
+    struct Words {
+        word: AtomicU32,
+        waker: AtomicU32,
+        last_wake: AtomicU32,
+        skip_spin: AtomicU32,
+        messages: AtomicU32,
+    }
+
+    /// One waits for a message, and then for another, as the inside of a mutex does.
+    fn receive(place: &Words, futex: &FutexModel) {
+        for wanted in 1..=2 {
+            let look = || (place.messages.load(Acquire) >= wanted).then_some(());
+            wait((&place.word, &place.waker, &place.skip_spin), futex, look).unwrap();
+        }
+    }
+
+    fn put(place: &Words) {
+        place.messages.fetch_add(1, Release);
+    }
+
+    /// One waits for two messages, and another thread puts them in some way.
+    fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, producer: fn(&Words, &FutexModel)) {
+        check(move || {
+            let (place, futex) = (Arc::new(Words::default()), futex());
+            let sleeper = {
+                let (place, futex) = (place.clone(), futex.clone());
+                thread::spawn(move || {
+                    receive(&place, &futex);
+                    futex.done();
+                })
+            };
+            producer(&place, &futex);
+            futex.await_done(1);
+            sleeper.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_sleeper_is_woken_for_each_message() {
+        for kernel in KERNELS {
+            race(
+                move || FutexModel::on(kernel),
+                |place, futex| {
+                    for _ in 0..2 {
+                        put(place);
+                        unpark(&place.word, &place.last_wake, futex);
+                    }
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() {
+        for kernel in KERNELS {
+            race(
+                move || FutexModel::on(kernel),
+                |place, futex| {
+                    put(place);
+                    // It dies in `wake`, after its first step, and the kernel has not noticed yet.
+                    AtomicU32::barrier_after_change();
+                    if place.word.load(Relaxed) & PARKED != 0 {
+                        place.word.add(STEP, Relaxed);
+                    }
+                    put(place);
+                    unpark(&place.word, &place.last_wake, futex);
+                },
+            );
+        }
+    }
+
+    /// The last producer of all dies as soon as its messages are there, as the owner of a word that is pending.
+    const DIES: fn(&Words, &FutexModel) = |place, futex| {
+        place.waker.store(1 | WAITERS, Release);
+        put(place);
+        put(place);
+        futex.bury(&place.waker, 1);
+    };
+
+    #[test]
+    fn loom_producer_that_dies_before_it_calls_leaves_nobody_asleep() {
+        // Of a word with an owner every kernel tells.
+        KERNELS.iter().for_each(|&kernel| race(move || FutexModel::on(kernel).trusting(), DIES));
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn loom_finds_who_sleeps_for_ever_if_the_word_that_is_pending_does_not_change() {
+        race(
+            || FutexModel::on(Kernel::WakesWithoutOwner).trusting(),
+            |place, futex| {
+                put(place);
+                put(place);
+                futex.bury(&place.waker, 1);
+            },
+        );
+    }
+}
