@@ -98,7 +98,7 @@ impl<'de> Reader<'de> {
         usize::try_from(self.varint()?).map_err(Error::custom)
     }
 
-    /// So many bytes, if they are there.
+    /// The next `length` bytes, if they are there.
     #[inline]
     pub(super) fn take(&mut self, length: usize) -> Option<&'de [u8]> {
         let (slice, rest) = self.rest.split_at_checked(length)?;

@@ -173,7 +173,7 @@ impl Writer {
         self.run = NO_RUN;
     }
 
-    /// Begins a sequence of probably so many items.
+    /// Begins a sequence of probably `items` items.
     #[inline]
     pub(super) fn begin_sequence(&mut self, items: usize) {
         self.tag(tag::SEQ);
@@ -184,7 +184,7 @@ impl Writer {
         }
     }
 
-    /// Begins a map of probably so many entries.
+    /// Begins a map of probably `entries` entries.
     #[inline]
     pub(super) fn begin_map(&mut self, entries: usize) {
         self.tag(tag::MAP);

@@ -33,7 +33,7 @@ pub enum MemoryError {
         directory: Option<PathBuf>,
     },
 
-    /// Huge pages were required, and there are not so many.
+    /// Huge pages were required, and the system has too few.
     #[error(
         "cannot get {} in huge pages of {}: only {free} are free; reserve more in /proc/sys/vm/nr_hugepages, or ask for \
          HugePages::Preferred",
@@ -244,12 +244,12 @@ impl MemoryError {
         }
     }
 
-    /// For `map_err`: names what was being done to so many bytes when the system refused.
+    /// For `map_err`: names what was being done to that number of bytes when the system refused.
     pub(crate) fn os(doing: &'static str, bytes: u64) -> impl FnOnce(io::Error) -> Self {
         move |os| Self::Os { doing, bytes, hint: hint(&os), os }
     }
 
-    /// Says that less than so many bytes can be had.
+    /// Says that fewer bytes than that can be allocated.
     pub(crate) fn not_enough(asked: u64, available: Option<&Available>) -> Self {
         let limit = available.and_then(Available::limit);
         Self::NotEnough {

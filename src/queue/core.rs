@@ -32,11 +32,11 @@ atomic_record! {
     pub(super) struct QueueFields {
         put: Side,
         pub(super) get: Side,
-        /// A producer's, who waits for room.
+        /// Where a producer waits for room.
         pub(super) no_room: Parker,
-        /// A consumer's, who waits for a message.
+        /// Where a consumer waits for a message.
         no_message: Parker,
-        /// Who receives from the socket is inside, from before the message is out of the ring until what came beside it is out of the
+        /// Owned by a receiver from the socket, from before the message is out of the ring until what came beside it is out of the
         /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's. Nobody waits for
         /// anything inside.
         pub(super) receive: RobustWord,
@@ -60,7 +60,7 @@ pub(super) struct Core {
     most: u32,
     /// Where the descriptors go.
     pub(super) fd_channel: FdChannel,
-    /// Tells who waits for other things too.
+    /// Writes the event for waiters that wait for other things too.
     event: EventFd<Descriptor>,
 }
 
@@ -139,7 +139,7 @@ impl Core {
         if self.fd_channel.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
     }
 
-    /// Nothing can be put any more; who waits is told.
+    /// From now on nothing can be put; all waiters are woken.
     pub(super) fn close(&self) -> Result<(), QueueError> {
         self.check_here()?;
         // In one step for both sides.

@@ -46,7 +46,7 @@ pub enum QueueError {
     /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
     #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// Who has failed; `None`: the launcher ends its workers.
+        /// The failed rank; `None`: the launcher ends its workers.
         rank: Option<usize>,
     },
 
@@ -97,7 +97,7 @@ pub enum QueueError {
         pids: Vec<u32>,
     },
 
-    /// A queue cannot have room for so many values.
+    /// A queue cannot have room for that number of values.
     #[error("cannot make a queue for {capacity} values: it can be for 1 to {MOST}")]
     Bound {
         /// How many were asked for.

@@ -12,7 +12,7 @@ use crate::memory::descriptor::Descriptor;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
-/// Both ends of the socket. Who sends is inside the producers' mutex, who receives inside that of receivers.
+/// Both ends of the socket. The sender owns the producers' mutex, the receiver that of receivers.
 #[derive(Debug)]
 pub(super) struct FdChannel {
     into: Socket<Descriptor>,

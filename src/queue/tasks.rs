@@ -87,7 +87,7 @@ impl Tasks {
         self.fields().done.notify_if(|done| {
             let next = |done: u32| (done != put).then(|| done.wrapping_add(1));
             match done.fetch_update(AcqRel, Relaxed, next) {
-                // Who joins is woken by the last one.
+                // The last task wakes the joiners.
                 Ok(before) => before.wrapping_add(1) == put,
                 Err(_) => {
                     too_many = true;
@@ -174,7 +174,7 @@ impl Tasks {
     }
 }
 
-/// So many tasks are lost: they are out of the hands of the dead from now on.
+/// The error for lost tasks. It takes them out of the slots of the dead, so that they are reported once.
 fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
     let (mut left, mut pids) = (count, Vec::new());
     for place in dead {

@@ -20,7 +20,7 @@ enum Phase {
     Terminating,
     /// They were sent SIGKILL.
     Killing,
-    /// Who is left now is left behind.
+    /// Children that still run are left behind.
     Over,
 }
 

@@ -102,7 +102,7 @@ struct Arrival {
 }
 
 impl Barrier {
-    /// A barrier for so many parties; none at all are like one.
+    /// A barrier for `parties` members; 0 is taken as 1.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
@@ -320,7 +320,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `work` on so many threads, each with a clone of its own.
+    /// Runs `work` on `threads` threads, each with a clone of its own.
     fn each(barrier: &Barrier, threads: usize, work: impl Fn(&Barrier) + Sync) {
         std::thread::scope(|scope| {
             for own in std::iter::repeat_with(|| barrier.clone()).take(threads) {

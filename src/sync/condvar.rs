@@ -16,7 +16,7 @@ use crate::transfer::record::{Record, TypeTag};
 
 /// Waits, without the lock, until another process has changed what a [`Lock`](super::Lock) guards.
 ///
-/// Who waits may be woken for nothing, and has to look again: [`wait_while`](Self::wait_while) does. Clones, and what
+/// A waiter may be woken spuriously, and has to look again: [`wait_while`](Self::wait_while) does. Clones, and what
 /// arrives in another process, are the same condition. It may be used with several locks.
 ///
 /// ```

@@ -45,7 +45,7 @@ pub enum SyncError {
     /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
     #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// Who has failed; `None`: the launcher ends its workers.
+        /// The failed rank; `None`: the launcher ends its workers.
         rank: Option<usize>,
     },
 
@@ -157,7 +157,7 @@ pub(crate) fn aborters(rank: Blame) -> Vec<u32> {
     rank.map_or_else(roster::launcher, roster::pid_of).into_iter().collect()
 }
 
-/// Who has failed, so that a wait is aborted.
+/// The failed rank for which a wait is aborted.
 pub(crate) struct Aborter(pub(crate) Blame);
 
 impl fmt::Display for Aborter {

@@ -58,7 +58,7 @@ impl Event {
 
     /// Sets it, and lets all pass that wait.
     pub fn set(&self) {
-        // Also when it is set already: who waits is to see what was done before this call too.
+        // Also when it is set already: waiters shall see what was done before this call too.
         self.changed().notify_if(|count| !is_odd(count.fetch_or(1, Release)));
     }
 

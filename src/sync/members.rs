@@ -1,4 +1,4 @@
-//! Who takes part in a barrier, and which round it is in.
+//! The members of a barrier, and its round.
 
 use std::fmt;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -225,7 +225,7 @@ impl Members {
         seen == CANCELLED
     }
 
-    /// Who has not come in this round.
+    /// The members that have not arrived in this round.
     pub(super) fn awaited(&self, round: u32) -> Awaited {
         let (mut came, mut missing, mut left) = (0, Vec::new(), Vec::new());
         for place in self.table().used() {

@@ -19,7 +19,7 @@ use crate::transfer::record::{Record, TypeTag};
 
 atomic_record! {
     struct OnceFields {
-        /// Who runs is inside. The `mark`: which process began and did not end.
+        /// The thread that runs the function owns it. The `mark` is the process that began and did not end.
         mutex: RobustWord,
         /// The process that runs.
         running: AtomicU32,

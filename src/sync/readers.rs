@@ -1,4 +1,4 @@
-//! Who reads what an `RwLock` guards, and who writes it.
+//! The readers and the writer of an `RwLock`.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +12,7 @@ use crate::sys::atomic_record::atomic_record;
 use crate::sys::futex::MOST_WORDS;
 use crate::sys::robust::{self, MapPin, Me, RobustWord};
 
-/// How many threads can read at a time: who waits for one of them to end can sleep on all.
+/// How many threads can read at a time: a writer that waits for them sleeps on all their words at once (futex_waitv).
 pub(super) const READERS: usize = MOST_WORDS - 8;
 
 /// No reader is left: the value may be half written.
@@ -70,7 +70,7 @@ impl RwFields {
     pub(super) fn await_readers(&self, me: Me, policy: &WaitPolicy) -> Result<(), SyncError> {
         for place in self.table().used() {
             while owner_table::is_owned(place) {
-                // Who does not wait leaves nothing for which the reader would have to wake somebody.
+                // A caller that does not wait must not set WAITERS: it would cost the reader a system call for nothing.
                 let slept = policy.check().and_then(|()| {
                     owner_table::watch(place).map_or(Ok(()), |reader| policy.sleep(&[reader]))
                 });

@@ -1,4 +1,4 @@
-//! `Semaphore`: so many at a time.
+//! `Semaphore`: at most a number of holders at a time.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -69,7 +69,7 @@ pub struct BoundedSemaphore {
 macro_rules! semaphore {
     ($name:ident, $most:expr, $release_fails:literal) => {
         impl $name {
-            /// A semaphore with so many permits, which may be none.
+            /// A semaphore with that number of permits, which may be 0.
             ///
             /// # Errors
             /// [`MemoryError`] when there is no memory for it.

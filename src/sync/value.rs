@@ -168,7 +168,7 @@ pub struct Array<T: Element> {
 }
 
 impl<T: Element> Array<T> {
-    /// An array of so many zeros.
+    /// An array of `len` zeros.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.

@@ -103,7 +103,7 @@ fn woken(returned: libc::c_long) -> io::Result<()> {
         return Ok(());
     }
     match io::Error::last_os_error() {
-        // It has changed, time is up, or a signal came: who waits looks again.
+        // It has changed, time is up, or a signal came: the waiter looks again.
         error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ETIMEDOUT | libc::EINTR)) => Ok(()),
         // Some containers forbid what they have not heard of.
         error if error.raw_os_error() == Some(libc::EPERM) => Err(io::ErrorKind::Unsupported.into()),

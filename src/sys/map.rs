@@ -192,7 +192,7 @@ impl SharedMap {
     /// Fills `bytes` from `offset`, in elements of `unit` bytes (1, 2, 4 or 8).
     ///
     /// # Panics
-    /// When there are not so many, or they are not whole and aligned elements.
+    /// When the map has fewer, or they are not whole and aligned elements.
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8], unit: usize) {
         assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let source = self.at(offset, bytes.len(), unit);
@@ -237,7 +237,7 @@ impl SharedMap {
     /// When the file is shorter, or cannot be read.
     ///
     /// # Panics
-    /// When there are not so many bytes in the map, or it is read-only.
+    /// When the map has fewer bytes, or it is read-only.
     #[cfg_attr(not(feature = "safetensors"), expect(dead_code, reason = "only files are read so"))]
     pub(crate) fn fill_from(&self, file: &File, from: u64, offset: usize, len: usize) -> io::Result<()> {
         let start = self.writable_at(offset, len, 1);

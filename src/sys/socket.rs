@@ -38,7 +38,7 @@ pub(crate) enum Attempt {
     Sent,
     /// The other end has no room: until this one is writable.
     Full,
-    /// So many of this user's descriptors are on their way already (unix(7)). That changes when somebody receives, of
+    /// Too many of this user's descriptors are on their way already (unix(7), ETOOMANYREFS). That changes when somebody receives, of
     /// which nobody tells us.
     Crowded,
 }
@@ -138,12 +138,12 @@ impl<F: AsFd> Socket<F> {
         let mut bytes = Vec::with_capacity(limit);
         let room = &mut bytes.spare_capacity_mut()[..limit];
         let Some((length, descriptors)) = self.try_receive_into(room)? else { return Ok(None) };
-        // SAFETY: the kernel has written so many, which are no more than there is room for.
+        // SAFETY: the kernel has written that number, which is no more than there is room for.
         unsafe { bytes.set_len(length) };
         Ok(Some(Message { bytes, descriptors }))
     }
 
-    /// The first bytes of the next message, if one is there, and zeros where it has not so many. It stays there, with its
+    /// The first bytes of the next message, if one is there, and zeros where it has fewer. It stays there, with its
     /// descriptors.
     ///
     /// # Errors

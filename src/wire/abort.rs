@@ -95,7 +95,7 @@ pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
     OWN.get().map(|abort| abort.event.as_fd())
 }
 
-/// Who is to blame, once this worker's waits are to end.
+/// The failed rank, once this worker's waits are to end.
 pub(crate) fn told() -> Option<Blame> {
     match OWN.get()?.word().load(Acquire) {
         NOTHING => None,

@@ -73,7 +73,7 @@ fn current() -> io::Result<&'static OwnerThread> {
             return Ok(owner);
         }
         let new = start()?;
-        // Of two threads that end at one time, the one that comes second may have made one in vain, which sleeps for ever.
+        // Two threads that end at one time may both have made one: the second is not used, and sleeps for ever.
         let _ = CURRENT.compare_exchange(seen, ptr::from_ref(new).cast_mut(), AcqRel, Relaxed);
     }
 }

@@ -59,7 +59,7 @@ impl DynTensor {
         DLTensor {
             data: self.first_element().cast(),
             device: DLDevice { device_type: CPU, device_id: 0 },
-            // No real tensor has so many dimensions.
+            // No real tensor has that number of dimensions.
             ndim: i32::try_from(export.shape.len()).unwrap_or(i32::MAX),
             dtype: to_dlpack_type(self.dtype()),
             shape: export.shape.as_mut_ptr(),
