@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::start;
 use crate::sys::image::Image;
-use crate::sys::{env, process};
+use crate::sys::{env, thread};
 use crate::wire::marker::Marker;
 use crate::wire::names::{EXIT_REFUSED, SERVER, WORKER};
 use crate::wire::service::ServerMarker;
@@ -23,7 +23,7 @@ use crate::worker::{self, Origin};
 /// // only the launcher comes here
 /// ```
 pub fn init() {
-    if !process::is_main_thread() {
+    if !thread::is_main() {
         return;
     }
     // A worker may start workers too, so this comes before it runs.

@@ -46,7 +46,7 @@ const UNSAFE_OUTSIDE_SYS: [&str; 8] = [
 ];
 
 /// Where the process may be ended.
-const MAY_EXIT: [&str; 4] = ["worker/run.rs", "start/server.rs", "init.rs", "sys/process.rs"];
+const MAY_EXIT: [&str; 4] = ["worker/run.rs", "start/server.rs", "init.rs", "sys/fork.rs"];
 
 struct Source {
     path: String,

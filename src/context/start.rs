@@ -14,7 +14,7 @@ use crate::error::{Callee, Error, WorkerError, limit_met};
 use crate::memory::named::{self, ProcessDir};
 use crate::memory::strategy::Choice;
 use crate::memory::strategy::{SharingStrategy, get_sharing_strategy};
-use crate::start::{self, Group, StartMethod};
+use crate::start::{self, Jobs, Plan, StartMethod};
 use crate::sys::image::Image;
 use crate::sys::limits::with_room;
 use crate::sys::namespace;
@@ -258,7 +258,7 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, job: &Job, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        let file = JobFile::new(job, encoded).map(|file| file.with_crew(&self.roster, self.abort.as_ref()));
+        let file = JobFile::new(job, encoded).map(|file| file.with_group(&self.roster, self.abort.as_ref()));
         file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
@@ -292,14 +292,13 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     let JobBuilder { callee, result_channel, guards, process_dir, abort, roster, .. } = builder;
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
-    let started = start::start_all(Group {
+    let started = start::start_all(Plan {
         method,
         nprocs,
-        jobs,
+        jobs: Jobs::new(jobs),
         result_channel,
         guards,
         process_dir,
-        loans: Vec::new(),
         environment,
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,

@@ -2,7 +2,7 @@
 
 use super::postmortem::End;
 use crate::error::{Outcome, Standing, Status};
-use crate::sys::process;
+use crate::sys::wait;
 use crate::wire::slot::Slot;
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Worker {
     pub(super) fn standing(&self) -> Standing {
         match self.status() {
             Status::Succeeded | Status::Exiting => Standing::Returned,
-            Status::Running if process::is_stopped(self.pid) => Standing::Stopped,
+            Status::Running if wait::is_stopped(self.pid) => Standing::Stopped,
             _ => Standing::Running,
         }
     }

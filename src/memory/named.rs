@@ -27,7 +27,7 @@ use super::strategy::{choose_directory, get_sharing_directory};
 use crate::error::{MemoryError, with_hint};
 use crate::sys::dir::{self, Dir};
 use crate::sys::forks::Here;
-use crate::sys::{fd, limits, process};
+use crate::sys::{fd, fork, limits};
 
 /// The directory of every tree has a name that begins so.
 const PREFIX: &str = "phalanx-";
@@ -157,7 +157,7 @@ impl ProcessDir {
             let made = make_locked(&dir, &name);
             // A directory that could not be locked is removed here: its mode may keep a later sweep from opening it.
             let Some(tree) = made.inspect_err(|_| drop(dir.remove_dir(&name)))? else { continue };
-            process::at_exit(leave)?;
+            fork::at_exit(leave)?;
             return Ok(Self {
                 tree,
                 base: base.to_owned(),

@@ -2,35 +2,32 @@
 
 use std::io::{self, Write};
 
-use super::plan::{Failure, Group};
+use super::plan::{Failure, Plan, Prepared};
 use crate::memory::storage;
 use crate::sys::env;
-use crate::sys::process::{self, ForkError};
-use crate::wire::lifeline::WorkersEnd;
-use crate::wire::slot::Slot;
+use crate::sys::fork::{self, ForkError};
 use crate::worker::{self, Origin};
 
 /// Forks one worker, which never comes back here.
-pub(super) fn start(
-    group: &Group,
-    rank: usize,
-    slot: &Slot,
-    lifeline: Option<&WorkersEnd>,
-) -> Result<u32, Failure> {
-    let marker = group.marker(rank, slot, lifeline);
+pub(super) fn start(plan: &Plan, worker: &Prepared) -> Result<u32, Failure> {
+    // Before the fork: its numbers are the same in the child, but the launcher's pid is this process's.
+    let marker = plan.marker(worker);
     // What is buffered would be written by both. A closed stdout has lost it anyway.
     let _ = io::stdout().flush();
     storage::expect_fork();
-    let alone = process::single_thread().map_err(failure)?;
-    let forked = process::fork(&alone, || {
-        for (key, value) in &group.environment {
+    // Asked for each worker: a library may have started a thread since the one before. A fork has no other thread than the
+    // caller's, but every lock as it was, so what another thread had locked would stay locked (fork(2)).
+    let alone = fork::single_thread().map_err(failure)?;
+    let forked = fork::fork(&alone, || {
+        for (key, value) in &plan.environment {
             env::set(key, value);
         }
         worker::run(&marker, &Origin::Fork)
     });
     let pid = forked.map_err(failure)?;
-    // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
-    let _ = process::lead_own_group(pid);
+    // The worker does so too. If only it did, a signal to its group could come before; if only this process did, the worker
+    // could have children in ours before. An error means that it has ended or done it (setpgid(2)).
+    let _ = fork::lead_own_group(pid);
     Ok(pid)
 }
 

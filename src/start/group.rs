@@ -2,14 +2,14 @@
 
 use std::os::fd::AsFd;
 
-use super::plan::{Failure, Group};
-use super::{StartMethod, fork, forkserver, spawn, starter};
+use super::plan::{Failure, Plan};
+use super::{StartMethod, fork, fork_batch, spawn, spawner};
 use crate::error::Error;
 use crate::memory::storage::Loan;
 use crate::supervise::child::Child;
-use crate::supervise::group::Group as Children;
+use crate::supervise::group::Group;
 use crate::sys::clock::Moment;
-use crate::sys::{limits, process};
+use crate::sys::{limits, thread};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::slot::Slot;
 
@@ -18,16 +18,18 @@ const DESCRIPTORS_PER_WORKER: usize = 4;
 /// Descriptors that starting needs besides.
 const SPARE_DESCRIPTORS: usize = 16;
 
-/// Sees to it that as many workers do not fail for want of descriptors, as far as the hard limit goes.
+/// Raises the soft limit of descriptors to what that many workers need, as far as the hard limit goes.
 pub(crate) fn make_room(nprocs: usize) {
-    limits::make_room_for_descriptors(nprocs.saturating_mul(DESCRIPTORS_PER_WORKER) + SPARE_DESCRIPTORS);
+    limits::make_room_for_descriptors(
+        nprocs.saturating_mul(DESCRIPTORS_PER_WORKER).saturating_add(SPARE_DESCRIPTORS),
+    );
 }
 
-/// The workers of a group.
+/// The workers of a plan.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// By rank. Before the slots: a child that is not reaped may still write into its own.
-    pub(crate) children: Children,
+    /// By rank. They are dropped before the slots: a child that is not reaped may still write into its own.
+    pub(crate) children: Group,
     /// The report slots, by rank.
     pub(crate) slots: Vec<Slot>,
     /// Its descriptor is watched with the children.
@@ -36,55 +38,68 @@ pub(crate) struct Started {
     pub(crate) loans: Vec<Loan>,
 }
 
-/// Starts all workers of `group`. When one cannot be started, those before it are dead and reaped on return.
-pub(crate) fn start_all(group: Group) -> Result<Started, Error> {
-    match group.method {
-        StartMethod::Spawn if !process::is_main_thread() => start_by_thread(group),
-        StartMethod::Spawn | StartMethod::Fork => start_each(group),
-        StartMethod::ForkServer => start_by_server(group),
+/// Starts all workers of `plan`. When one cannot be started, those before it are dead and reaped on return.
+pub(crate) fn start_all(plan: Plan) -> Result<Started, Error> {
+    match plan.method {
+        // The caller's thread may end before its workers. Their parent-death signal is bound to the thread that starts them
+        // (prctl(2)), so it is started from one that does not.
+        StartMethod::Spawn if !thread::is_main() => {
+            let (started, parent) = spawner::run(move || start_each(plan))?;
+            let mut started = started?;
+            started.children.keep_parent(parent);
+            Ok(started)
+        }
+        // A fork has only the thread that calls, and there is no other one that could end before the process does.
+        StartMethod::Spawn | StartMethod::Fork => start_each(plan),
+        StartMethod::ForkServer => start_by_server(plan),
     }
 }
 
-/// The caller may end before its workers, whose parent-death signal is bound to the thread that starts them.
-fn start_by_thread(group: Group) -> Result<Started, Error> {
-    let (started, parent) = starter::run(move || start_each(group))?;
-    let mut started = started?;
-    started.children.keep_parent(parent);
-    Ok(started)
-}
-
-fn start_by_server(mut group: Group) -> Result<Started, Error> {
-    let nprocs = group.nprocs;
-    let mut workers = Workers::new(&group)?;
-    forkserver::start_each(&mut group, |child, slot, rank| {
-        workers.add(child, slot).map_err(|failure| failure.for_rank(rank, nprocs))
-    })?;
-    Ok(workers.into_started(group))
-}
-
-fn start_each(mut group: Group) -> Result<Started, Error> {
-    let nprocs = group.nprocs;
-    let mut workers = Workers::new(&group)?;
-    let template = spawn::Template::new(&group.environment);
+fn start_each(mut plan: Plan) -> Result<Started, Error> {
+    let nprocs = plan.nprocs;
+    let mut workers = Workers::new(&plan)?;
+    let template = spawn::Template::new(&plan.environment);
     for rank in 0..nprocs {
+        // Watched before the next one starts: epoll has ends in their order only for those that are watched by then.
         let started =
-            start_one(&mut group, rank, &template).and_then(|(child, slot)| workers.add(child, slot));
+            start_one(&mut plan, rank, &template).and_then(|(child, slot)| workers.add(child, slot));
         started.map_err(|failure| failure.for_rank(rank, nprocs))?;
     }
-    Ok(workers.into_started(group))
+    Ok(workers.into_started(plan))
 }
 
-/// The first of N workers. If the others cannot follow, these are killed and reaped when they are dropped.
+fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result<(Child, Slot), Failure> {
+    let worker = plan.prepare(rank)?;
+    let started = Moment::now();
+    let pid = match plan.method {
+        StartMethod::Fork => fork::start(plan, &worker)?,
+        StartMethod::Spawn | StartMethod::ForkServer => template.start(plan, &worker)?,
+    };
+    plan.jobs.deliver(rank..rank + 1);
+    let child = Child::adopt(pid, started, worker.lifeline);
+    Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, worker.slot))
+}
+
+fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
+    let nprocs = plan.nprocs;
+    let mut workers = Workers::new(&plan)?;
+    fork_batch::start_each(&mut plan, |rank, child, slot| {
+        workers.add(child, slot).map_err(|failure| failure.for_rank(rank, nprocs))
+    })?;
+    Ok(workers.into_started(plan))
+}
+
+/// The first of N workers. If the others cannot follow, the drop of the group kills them together, and reaps each.
 struct Workers {
-    children: Children,
+    children: Group,
     slots: Vec<Slot>,
 }
 
 impl Workers {
-    fn new(group: &Group) -> Result<Self, Error> {
-        let watched = Children::new().and_then(|children| {
-            children.watch_too(group.result_channel.as_fd(), 0)?;
-            Ok(Self { children, slots: Vec::with_capacity(group.nprocs) })
+    fn new(plan: &Plan) -> Result<Self, Error> {
+        let watched = Group::new().and_then(|children| {
+            children.watch_too(plan.result_channel.as_fd(), 0)?;
+            Ok(Self { children, slots: Vec::with_capacity(plan.nprocs) })
         });
         watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
     }
@@ -94,21 +109,8 @@ impl Workers {
         self.children.add(child).map_err(Failure::of("watching the process (epoll_ctl)"))
     }
 
-    fn into_started(self, group: Group) -> Started {
-        let Group { result_channel, loans, .. } = group;
-        Started { children: self.children, slots: self.slots, result_channel, loans }
+    fn into_started(self, plan: Plan) -> Started {
+        let Plan { result_channel, jobs, .. } = plan;
+        Started { children: self.children, slots: self.slots, result_channel, loans: jobs.into_loans() }
     }
-}
-
-fn start_one(group: &mut Group, rank: usize, template: &spawn::Template) -> Result<(Child, Slot), Failure> {
-    let (slot, (lifeline, end)) = (group.slot(rank)?, group.lifeline()?.unzip());
-    let started = Moment::now();
-    let pid = match group.method {
-        StartMethod::Fork => fork::start(group, rank, &slot, end.as_ref())?,
-        StartMethod::Spawn | StartMethod::ForkServer => template.start(group, rank, &slot, end.as_ref())?,
-    };
-    // From now on what it was given may be with a process of its own too, which its end does not end.
-    group.deliver(rank);
-    let child = Child::adopt(pid, started, lifeline);
-    Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, slot))
 }

@@ -10,7 +10,7 @@ use crate::sys::epoll::Epoll;
 use crate::sys::epoll::wait_readable;
 use crate::sys::group::HeldGroup;
 use crate::sys::socket::{Message, Socket};
-use crate::sys::{limits, process};
+use crate::sys::{limits, pidfd};
 use crate::wire::service::GuardRequest;
 
 pub(super) struct Guardian {
@@ -114,7 +114,7 @@ impl Guarded {
             Some(group) => group.kill(),
             // While it has not ended its number is its own. After that only the pidfd is.
             None => {
-                process::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)))
+                pidfd::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)))
             }
         }
     }
@@ -154,7 +154,7 @@ mod tests {
             let command = command.arg("1000").process_group(0);
             let child =
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            let pidfd = process::pidfd_open(child.id()).unwrap();
+            let pidfd = pidfd::open(child.id()).unwrap();
             Self(child, pidfd)
         }
 

@@ -1,6 +1,7 @@
-//! N workers to be started, and why one of them was not.
+//! N workers to be started, what is made for each of them before, and why one was not started.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -19,19 +20,16 @@ use crate::wire::slot::Slot;
 
 /// N workers to be started.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct Plan {
     pub(crate) method: StartMethod,
     pub(crate) nprocs: usize,
-    /// One for each rank, or one for all.
-    pub(crate) jobs: Vec<JobFile>,
+    pub(crate) jobs: Jobs,
     /// Where the workers send what goes beside their results.
     pub(crate) result_channel: ResultChannel,
     /// Where workers ask for the guard of the fork server, if they are to.
     pub(crate) guards: Option<Arc<OwnedFd>>,
     /// This process's directory of named memory, if it has one.
     pub(crate) process_dir: Option<Arc<ProcessDir>>,
-    /// What was given to those that have been started.
-    pub(crate) loans: Vec<Loan>,
     /// Changes of the environment.
     pub(crate) environment: Vec<(String, String)>,
     /// Further ones by rank; empty: there are none.
@@ -39,36 +37,78 @@ pub(crate) struct Group {
     pub(crate) death_signal: Option<Signal>,
 }
 
-impl Group {
-    pub(super) fn job(&self, rank: usize) -> &JobFile {
-        &self.jobs[rank.min(self.jobs.len() - 1)]
+/// The jobs of a plan, and what has been lent with them.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    /// One for each rank, or one for all.
+    files: Vec<JobFile>,
+    loans: Vec<Loan>,
+}
+
+impl Jobs {
+    /// `files` has one job for each rank, or one for all.
+    pub(crate) fn new(files: Vec<JobFile>) -> Self {
+        Self { files, loans: Vec::new() }
     }
 
-    /// Says that the worker of a rank has been started with its job.
-    pub(super) fn deliver(&mut self, rank: usize) {
-        let last = self.jobs.len() - 1;
-        self.loans.extend(self.jobs[rank.min(last)].deliver());
+    pub(super) fn of(&self, rank: usize) -> &JobFile {
+        &self.files[rank.min(self.files.len() - 1)]
     }
 
-    pub(super) fn marker(&self, rank: usize, slot: &Slot, lifeline: Option<&WorkersEnd>) -> Marker {
-        Marker {
-            rank,
-            launcher: std::process::id(),
-            job: self.job(rank).as_fd().as_raw_fd(),
-            report: slot.as_fd().as_raw_fd(),
-            death_signal: self.death_signal,
-            worker_dir: slot.worker_dir().map(WorkerDir::number),
-            lifeline: lifeline.map(|end| end.as_fd().as_raw_fd()),
+    /// Those of some ranks: one for all of them, or one for each.
+    pub(super) fn of_ranks(&self, ranks: Range<usize>) -> &[JobFile] {
+        match &self.files[..] {
+            one @ [_] => one,
+            each => &each[ranks],
         }
     }
 
-    /// The report slot of a rank, and its directory with the named memory of its arguments.
-    pub(super) fn slot(&self, rank: usize) -> Result<Slot, Failure> {
+    /// Notes that the workers of some ranks may have been given their jobs, so that these are not given back.
+    ///
+    /// Called also where the start then fails: from the moment at which a worker exists, what it was given may be with a
+    /// process of its own too, which the worker's end does not end.
+    pub(super) fn deliver(&mut self, ranks: Range<usize>) {
+        let last = self.files.len().saturating_sub(1);
+        self.loans.extend(ranks.flat_map(|rank| self.files[rank.min(last)].deliver()));
+    }
+
+    /// What the workers were given to write to.
+    pub(super) fn into_loans(self) -> Vec<Loan> {
+        self.loans
+    }
+}
+
+/// What a worker needs before it is started.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) rank: usize,
+    pub(super) slot: Slot,
+    /// Both ends, if it has one.
+    pub(super) lifeline: Option<Lifeline>,
+    pub(super) workers_end: Option<WorkersEnd>,
+}
+
+impl Plan {
+    /// Makes the report slot of a rank, its directory with the named memory of its arguments, and its lifeline.
+    pub(super) fn prepare(&self, rank: usize) -> Result<Prepared, Failure> {
+        let slot = self.slot(rank)?;
+        // A worker that is to get another signal than SIGKILL when this process dies, or none, has no lifeline: its signal
+        // is always SIGKILL.
+        let dies_with_us = self.death_signal == Some(Signal::KILL);
+        let lifeline = dies_with_us.then(Lifeline::new).transpose();
+        let (lifeline, workers_end) =
+            lifeline.map_err(Failure::of("making its lifeline (socketpair)"))?.unzip();
+        Ok(Prepared { rank, slot, lifeline, workers_end })
+    }
+
+    fn slot(&self, rank: usize) -> Result<Slot, Failure> {
         let worker_dir = self.process_dir.as_ref().map(WorkerDir::make).transpose();
         let worker_dir =
             worker_dir.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
         if let Some(worker_dir) = &worker_dir {
-            let linked = self.job(rank).link_into(worker_dir);
+            // The links are made here, by a process that surely holds the memory. Were the worker to make them, the names could
+            // be gone by the time at which it comes to that.
+            let linked = self.jobs.of(rank).link_into(worker_dir);
             linked.map_err(self.of_names("naming the memory of its arguments (linkat)"))?;
         }
         Slot::new(worker_dir).map_err(Failure::of("creating the report slot (memfd_create)"))
@@ -76,34 +116,37 @@ impl Group {
 
     /// For `map_err`, of what was refused in the directory of named memory.
     fn of_names(&self, call: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        // ENOSPC and EDQUOT do not say of which file system: the directory knows how much room there is in its own.
         move |os| match self.process_dir.as_ref().filter(|_| Shortage::of(&os) == Some(Shortage::Space)) {
             Some(process_dir) => Failure::Limited { call, limit: process_dir.room_text(), os },
             None => Failure::of(call)(os),
         }
     }
 
-    /// Both ends of a rank's lifeline. Those have none that are to get another signal, or none: they would get it twice.
-    pub(super) fn lifeline(&self) -> Result<Option<(Lifeline, WorkersEnd)>, Failure> {
-        let dies_with_us = self.death_signal == Some(Signal::KILL);
-        let lifeline = dies_with_us.then(Lifeline::new).transpose();
-        lifeline.map_err(Failure::of("making its lifeline (socketpair)"))
+    /// The line by which a worker knows itself, with the numbers that descriptors have in this process.
+    pub(super) fn marker(&self, worker: &Prepared) -> Marker {
+        Marker {
+            rank: worker.rank,
+            launcher: std::process::id(),
+            job: self.jobs.of(worker.rank).as_fd().as_raw_fd(),
+            report: worker.slot.as_fd().as_raw_fd(),
+            death_signal: self.death_signal,
+            worker_dir: worker.slot.worker_dir().map(WorkerDir::number),
+            lifeline: worker.workers_end.as_ref().map(|end| end.as_fd().as_raw_fd()),
+        }
     }
 
-    /// What a rank inherits.
-    pub(super) fn inherited<'a>(
-        &'a self,
-        rank: usize,
-        slot: &'a Slot,
-        lifeline: Option<&'a WorkersEnd>,
-    ) -> impl Iterator<Item = BorrowedFd<'a>> {
+    /// What a worker inherits.
+    pub(super) fn inherited<'a>(&'a self, worker: &'a Prepared) -> impl Iterator<Item = BorrowedFd<'a>> {
         let process_dir = self.process_dir.as_ref().map(|process_dir| process_dir.as_fd());
         let guards = self.guards.as_ref().map(|guards| guards.as_fd());
-        self.job(rank)
+        self.jobs
+            .of(worker.rank)
             .descriptors()
-            .chain([slot.as_fd(), self.result_channel.sender()])
+            .chain([worker.slot.as_fd(), self.result_channel.sender()])
             .chain(process_dir)
             .chain(guards)
-            .chain(lifeline.map(AsFd::as_fd))
+            .chain(worker.workers_end.as_ref().map(AsFd::as_fd))
     }
 }
 
@@ -135,6 +178,7 @@ impl Failure {
         match self {
             Self::Threads(threads) => Error::ForkWithThreads { threads },
             Self::Server(error) => error,
+            // The limit is looked for now, before what was started is ended and makes room again.
             Self::System { call, os } => Error::Start { rank, nprocs, call, limit: limit_met(&os), os },
             Self::Limited { call, limit, os } => Error::Start { rank, nprocs, call, limit: Some(limit), os },
         }

@@ -6,35 +6,35 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::attributes;
+use super::fork_request::OpenRequest;
 use super::guardian::{Guardian, complain, is_readable};
-use super::surroundings;
 use crate::error::Raised;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
 use crate::sys::fd::{self, Inherited};
+use crate::sys::fork::{self, ForkError, SingleThread};
 use crate::sys::image::Image;
-use crate::sys::process::{self, ForkError, SingleThread};
 use crate::sys::signal::{self, ChildSignals, Signal};
 use crate::sys::socket::Socket;
 use crate::sys::standing::Standing;
-use crate::sys::{limits, prctl};
+use crate::sys::{limits, pidfd, prctl, wait};
 use crate::transfer::received::Received;
 use crate::wire::codec;
 use crate::wire::framed::{self, Framed};
 use crate::wire::ledger::Ledger;
-use crate::wire::marker::Marker;
 use crate::wire::names::EXIT_REFUSED;
-use crate::wire::service::{BEFORE_JOBS, Order, Reply, Request, ServerMarker, Step, Trouble};
-use crate::worker::{self, Changes, Origin, Served, entry, report};
+use crate::wire::service::{ForkRequest, Reply, Request, ServerMarker, Step, Trouble};
+use crate::worker::{self, Origin, entry, report};
 
 /// How long a message may take, to come or to go.
 const MESSAGE: Duration = Duration::from_secs(10);
 
-// What is waited for; a guarded worker has a number behind these.
+// The tokens of the epoll; a guarded worker has one behind these.
 const REQUESTS: u64 = 0;
 const GUARDS: u64 = 1;
 const LAUNCHER: u64 = 2;
@@ -43,10 +43,10 @@ const FIRST_GUARDED: u64 = 4;
 
 /// Lives the life of a fork server.
 pub(crate) fn run(marker: &ServerMarker) -> ! {
-    let _no_way_back = process::AbortOnUnwind;
+    let _no_way_back = fork::AbortOnUnwind;
     let served = Server::begin(marker).and_then(|mut server| {
         let served = server.serve();
-        // However it came to an end: nobody else will do it.
+        // However the serving came to an end: without the server, no other process ends the workers.
         server.end_all();
         served
     });
@@ -87,19 +87,22 @@ struct Forked {
 
 impl Server {
     fn begin(marker: &ServerMarker) -> io::Result<Self> {
-        // Should somebody have stopped us, the launcher's death wakes us.
+        // Should somebody have stopped this process, the launcher's death wakes it. SIGKILL would be wrong: the server has to
+        // end the workers first.
         prctl::set_death_signal(Some(Signal::CONT))?;
-        // When it is gone already, there may be workers that have asked for our guard.
-        let launcher = process::pidfd_open(marker.launcher).ok();
-        let launcher = launcher.filter(|_| process::parent_id() == marker.launcher);
+        // A launcher that is gone already is no error: there may be workers that have asked to be guarded. Its pid may be
+        // another process's by now; this process's parent tells which (prctl(2), PR_SET_PDEATHSIG).
+        let launcher = pidfd::open(marker.launcher).ok();
+        let launcher = launcher.filter(|_| fork::parent_id() == marker.launcher);
         let requests = Socket::from_descriptor(fd::adopt(marker.requests)?);
         let guards = Socket::from_descriptor(fd::adopt(marker.guards)?);
         let guardian = Guardian::new(guards, FIRST_GUARDED);
         fd::close_inherited(Inherited::ThroughExec, &[marker.requests, marker.guards])?;
         fd::settle_stdio()?;
-        // All that there may be: what finds no room is lost on its way. Workers get the launcher's limit back.
+        // All that there may be: a descriptor for which there is no room is lost on its way (recvmsg(2), MSG_CTRUNC). Workers
+        // get the launcher's limit back.
         limits::make_room_for_descriptors(usize::MAX);
-        // For who looks at it; nothing depends on it.
+        // For people who look at the process list; nothing depends on it.
         let _ = prctl::set_name("fork-server");
         let (epoll, ends) = (Epoll::new()?, prepare()?);
         epoll.add(requests.as_fd(), REQUESTS)?;
@@ -115,6 +118,7 @@ impl Server {
         while self.launcher.is_some() {
             self.epoll.wait_until(None)?;
             let ready = self.epoll.ready()?;
+            // Before all others: no request matters any more, and answering one would let the workers live longer.
             if ready.contains(&LAUNCHER) {
                 break;
             }
@@ -133,19 +137,23 @@ impl Server {
         Ok(())
     }
 
-    /// Ends all who are to end with the launcher, and what they have started.
+    /// Ends all workers that are to end with the launcher, and what they have started.
     fn end_all(&mut self) {
+        // Requests that came since the last look: a worker asks before it can have children, so none is missed.
         self.guardian.take(&self.epoll);
         let forked = self.forked.iter().filter(|(_, forked)| forked.ends_with_launcher);
-        forked.for_each(|(&pid, _)| process::kill_group_of_child(pid));
+        forked.for_each(|(&pid, _)| pidfd::kill_group_of_child(pid));
         self.guardian.end_all();
     }
 
     fn reap(&mut self) -> io::Result<()> {
+        // First: an end that comes after this is told again, and an end that came before it is found below.
         self.ends.clear()?;
-        while let Some(pid) = process::next_ended()? {
-            let exit = process::sweep_and_reap(pid)?;
-            // Others are children of the preload function, whom nobody waits for any more.
+        while let Some(pid) = wait::next_ended()? {
+            // The group first: once the child is reaped, its number may be another group's.
+            pidfd::kill_group_of_child(pid);
+            let exit = wait::reap_ended(pid)?;
+            // The others are children of the preload function, for which nobody waits any more.
             if let Some(Forked { ledger, rank, .. }) = self.forked.remove(&pid) {
                 ledger.record(rank, exit);
             }
@@ -161,8 +169,8 @@ impl Server {
             Ok(Some((Request::Preload { image, entry, function }, _))) => {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
             }
-            Ok(Some((Request::Fork(order), descriptors))) => self.fork(&order, &descriptors),
-            // It was one packet, which is gone: only this one request fails.
+            Ok(Some((Request::Fork(request), descriptors))) => self.fork(&request, &descriptors),
+            // A message is one packet, which is gone: the next one begins where it should, so only this request fails.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 (Reply::of(Some(Trouble::Confused(error.to_string()))), Vec::new())
             }
@@ -192,16 +200,17 @@ impl Server {
         })
     }
 
-    fn fork(&mut self, order: &Order<'_>, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
+    fn fork(&mut self, request: &ForkRequest<'_>, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
         let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
-        let done = Parts::of(order, descriptors).and_then(|parts| {
+        let done = OpenRequest::of(request, descriptors).and_then(|open| {
             // Before the environment is changed too. From here on it is only our own code that runs, and that has no
             // thread.
-            let alone = process::single_thread().map_err(trouble)?;
-            surroundings::compare(&order.surroundings, &self.standing)?;
-            parts.surround()?;
-            self.fork_each(&alone, &parts, &mut reply.pids, &mut pidfds)
+            let alone = fork::single_thread().map_err(trouble)?;
+            attributes::compare(&request.attributes, &self.standing)?;
+            open.apply_attributes().map_err(|os| system(Step::ApplyAttributes, &os))?;
+            self.fork_each(&alone, &open, &mut reply.pids, &mut pidfds)
         });
+        // Those that were forked before the trouble go with the answer: the launcher ends them by their pidfds.
         reply.trouble = done.err();
         (reply, pidfds)
     }
@@ -209,31 +218,32 @@ impl Server {
     fn fork_each(
         &mut self,
         alone: &SingleThread,
-        parts: &Parts<'_>,
+        open: &OpenRequest<'_>,
         pids: &mut Vec<u32>,
         pidfds: &mut Vec<OwnedFd>,
     ) -> Result<(), Trouble> {
-        let (death_signal, server) = (Signal::new(parts.order.death_signal), std::process::id());
-        for (number, slot) in parts.slots.iter().enumerate() {
-            // Many forks of much memory take their time: nobody else must wait for us so long.
+        let (death_signal, server) = (open.death_signal(), std::process::id());
+        for (number, slot) in open.slots.iter().enumerate() {
+            // A fork of much memory takes milliseconds, and a batch is 64 of them: workers that end meanwhile are reaped in
+            // between, and those that ask for the guard are answered.
             self.reap().map_err(|os| system(Step::Reap, &os))?;
             self.guardian.take(&self.epoll);
             if self.launcher.as_ref().is_some_and(is_readable) {
                 return Err(Trouble::Confused("its launcher is gone".to_owned()));
             }
-            let rank = parts.order.first + number;
-            let marker = parts.marker(number, slot.as_raw_fd(), death_signal);
-            let pid = process::fork(alone, || worker::run(&marker, &Origin::Served(parts.served(server))))
+            let marker = open.marker(number, slot.as_raw_fd());
+            let pid = fork::fork(alone, || worker::run(&marker, &Origin::Served(open.served(server))))
                 .map_err(trouble)?;
-            let ledger = parts.ledger.clone();
+            let (ledger, rank) = (open.ledger.clone(), marker.rank);
             let ends_with_launcher = death_signal == Some(Signal::KILL);
             self.forked.insert(pid, Forked { ledger, rank, ends_with_launcher });
-            // The worker does so too; whoever comes first, the group is there when either goes on. It can have ended.
-            let _ = process::lead_own_group(pid);
-            let pidfd = process::pidfd_open(pid).map_err(|os| {
-                // The launcher will not hear of it.
+            // The worker does so too: whichever process comes first, the group is there when either goes on. An error means
+            // that the worker has ended.
+            let _ = fork::lead_own_group(pid);
+            let pidfd = pidfd::open(pid).map_err(|os| {
+                // The launcher has no pidfd of it and so cannot end it.
                 self.forked.remove(&pid);
-                process::kill_unwatched(pid);
+                wait::kill_unwatched(pid);
                 system(Step::Watch, &os)
             })?;
             pidfds.push(pidfd);
@@ -245,63 +255,7 @@ impl Server {
 
 impl Reply {
     fn of(trouble: Option<Trouble>) -> Self {
-        Self { pids: Vec::new(), rss_kib: process::max_rss_kib(), trouble }
-    }
-}
-
-/// An order with its descriptors, each in its place.
-struct Parts<'a> {
-    order: &'a Order<'a>,
-    ledger: Rc<Ledger>,
-    dir: BorrowedFd<'a>,
-    output: [BorrowedFd<'a>; 2],
-    jobs: &'a [OwnedFd],
-    numbers: HashMap<RawFd, RawFd>,
-    slots: &'a [OwnedFd],
-    lifelines: &'a [OwnedFd],
-    changes: Changes,
-}
-
-impl<'a> Parts<'a> {
-    fn of(order: &'a Order<'a>, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
-        let expected =
-            BEFORE_JOBS + order.jobs + order.numbers.len() + order.worker_dirs.len() + order.lifelines;
-        if descriptors.len() != expected || order.jobs == 0 {
-            let came = descriptors.len();
-            return Err(Trouble::Confused(format!("{came} descriptors came with an order, not {expected}")));
-        }
-        let (before, rest) = descriptors.split_at(BEFORE_JOBS);
-        let (jobs, rest) = rest.split_at(order.jobs);
-        let (named, rest) = rest.split_at(order.numbers.len());
-        let (slots, lifelines) = rest.split_at(order.worker_dirs.len());
-        let numbers = order.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
-        let ledger = Ledger::open(before[0].as_fd(), order.nprocs);
-        let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
-        let output = [before[2].as_fd(), before[3].as_fd()];
-        let (dir, changes) = (before[1].as_fd(), surroundings::changes(&order.surroundings));
-        Ok(Self { order, ledger, dir, output, jobs, numbers, slots, lifelines, changes })
-    }
-
-    fn marker(&self, number: usize, report: RawFd, death_signal: Option<Signal>) -> Marker {
-        Marker {
-            rank: self.order.first + number,
-            launcher: std::process::id(),
-            job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
-            report,
-            death_signal,
-            worker_dir: self.order.worker_dirs[number],
-            lifeline: self.lifelines.get(number).map(AsRawFd::as_raw_fd),
-        }
-    }
-
-    /// Takes on what all workers are to have from their launcher.
-    fn surround(&self) -> Result<(), Trouble> {
-        let taken = surroundings::take_on(&self.order.surroundings, self.dir, self.output);
-        taken.map_err(|os| system(Step::TakeOnSurroundings, &os))
-    }
-
-    fn served(&self, server: u32) -> Served<'_> {
-        Served { numbers: &self.numbers, ledger: &self.ledger, changes: &self.changes, server }
+        Self { pids: Vec::new(), rss_kib: wait::max_rss_kib(), trouble }
     }
 }
 
@@ -336,18 +290,21 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     let own = Image::main().map_err(|error| confused(error.to_string()))?;
     let entry = entry::find_at(image, entry, function, own).map_err(confused)?;
     let unit = codec::encode_plain(&()).map_err(confused)?;
-    // It may take long, and we look after nobody meanwhile; but there is nobody yet to look after.
-    let launcher = process::parent_id();
+    // The function may take long, and the server looks after no process meanwhile: it has none to look after yet. So it may
+    // die at once with the launcher.
+    let launcher = fork::parent_id();
     die_with_launcher(Signal::KILL)?;
-    if process::parent_id() != launcher {
+    // Only a death after the line above sends the signal.
+    if fork::parent_id() != launcher {
         return Err(Trouble::Confused("its launcher is gone".to_owned()));
     }
-    // What the function starts must not inherit our mask.
+    // What the function starts must not inherit this process's mask, nor that signals are ignored: a handler that does
+    // nothing is reset by exec.
     signal::outlive_all();
     signal::unblock_all().map_err(|os| system(Step::Prepare, &os))?;
     let done = report::call_in_server(|| entry.call(0, &unit, Received::default()).map(drop));
     die_with_launcher(Signal::CONT)?;
-    // What it printed is not to be printed by every worker again.
+    // What it printed would be in the buffer of every worker, and be printed by each again.
     let _ = io::stdout().flush();
     done.map_err(|raised: Raised| Trouble::Preload(raised))
 }

@@ -6,15 +6,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::plan::{Failure, Group};
-use super::surroundings;
+use super::attributes;
+use super::plan::{Failure, Plan, Prepared};
 use crate::error::Error;
 use crate::sys::executable::Executable;
 use crate::sys::limits;
 use crate::sys::spawn::{Blocked, OWN_EXECUTABLE, Program};
-use crate::wire::lifeline::WorkersEnd;
 use crate::wire::names::{SERVER, WORKER};
-use crate::wire::slot::Slot;
 
 /// Whether `init` has run here: a program in which it does not would start programs that start programs.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
@@ -48,7 +46,8 @@ pub(crate) fn check_executable() -> Result<(), Error> {
     }
 }
 
-/// What all workers of a group have in common: our own arguments, behind those of the loader if one was run, and our environment with its changes.
+/// What all workers of a plan have in common: this process's arguments, behind those of the loader if one was run, and its
+/// environment with changes.
 pub(super) struct Template {
     arguments: Vec<CString>,
     environment: Vec<CString>,
@@ -56,13 +55,14 @@ pub(super) struct Template {
 
 impl Template {
     pub(super) fn new(changes: &[(String, String)]) -> Self {
-        let pairs = surroundings::environment(changes).filter_map(|(mut key, value)| {
+        let pairs = attributes::environment(changes).filter_map(|(mut key, value)| {
             key.push("=");
             key.push(value);
             c_string(key)
         });
         let ours = std::env::args_os().filter_map(c_string);
         let arguments = match Executable::of_this_process() {
+            // `ld.so program`: the kernel runs the loader again, which finds the program as its first argument.
             Ok(Executable::Loader(before)) => before.iter().cloned().chain(ours.skip(1)).collect(),
             // That it is known was checked before.
             Ok(Executable::Own | Executable::Other) | Err(_) => ours.collect(),
@@ -70,17 +70,12 @@ impl Template {
         Self { environment: pairs.collect(), arguments }
     }
 
-    pub(super) fn start(
-        &self,
-        group: &Group,
-        rank: usize,
-        slot: &Slot,
-        lifeline: Option<&WorkersEnd>,
-    ) -> Result<u32, Failure> {
-        let marker = format!("{WORKER}={}", group.marker(rank, slot, lifeline));
+    /// Runs this executable as a worker.
+    pub(super) fn start(&self, plan: &Plan, worker: &Prepared) -> Result<u32, Failure> {
+        let marker = format!("{WORKER}={}", plan.marker(worker));
         const CALL: &str = "running /proc/self/exe again (posix_spawn)";
-        let own = group.rank_environments.get(rank).map(Vec::as_slice).unwrap_or_default();
-        let pid = self.run(&marker, own, group.inherited(rank, slot, lifeline), Blocked::Nothing);
+        let own = plan.rank_environments.get(worker.rank).map(Vec::as_slice).unwrap_or_default();
+        let pid = self.run(&marker, own, plan.inherited(worker), Blocked::Nothing);
         pid.map_err(|os| match self.limit_met(&os, own) {
             Some(limit) => Failure::Limited { call: CALL, limit, os },
             None => Failure::of(CALL)(os),
@@ -94,7 +89,7 @@ impl Template {
         limits::of_program(os, &all.chain(own.iter().map(String::as_bytes)).collect::<Vec<_>>())
     }
 
-    /// Runs our executable with a marker, by which it knows what it is, and further changes of the environment.
+    /// Runs this executable with a marker, by which it knows what it is, and further changes of the environment.
     pub(super) fn run<'a>(
         &self,
         marker: &str,
@@ -102,30 +97,72 @@ impl Template {
         inherited: impl Iterator<Item = BorrowedFd<'a>>,
         blocked: Blocked,
     ) -> io::Result<u32> {
-        let changed = |pair: &CString| {
-            let key = pair.as_bytes().split(|&byte| byte == b'=').next();
-            changes.iter().any(|(changed, _)| Some(changed.as_bytes()) == key)
-        };
-        let changes = changes.iter().map(|(key, value)| format!("{key}={value}"));
-        let added: Vec<_> =
-            changes.chain([marker.to_owned()]).filter_map(|text| c_string(text.into())).collect();
-        let kept = self.environment.iter().filter(|pair| !changed(pair));
-        let environment: Vec<&CStr> = kept.chain(&added).map(CString::as_c_str).collect();
+        let added = added(marker, changes);
+        // At the numbers that they have here: the marker and the job speak of them by these.
         let descriptors: Vec<_> = inherited.map(|fd| (fd, fd.as_raw_fd())).collect();
         let program = Program {
             program: OWN_EXECUTABLE,
             arguments: &self.arguments,
-            environment: &environment,
+            environment: &self.environment_with(changes, &added),
             directory: None,
             descriptors: &descriptors,
+            // One of its own: the terminal's signals miss it, and what it starts can be ended with it.
             group: None,
             blocked,
         };
         program.start()
     }
+
+    /// The whole environment, with `added` for what `changes` replaces.
+    fn environment_with<'a>(&'a self, changes: &[(String, String)], added: &'a [CString]) -> Vec<&'a CStr> {
+        let changed = |pair: &CString| {
+            let key = pair.as_bytes().split(|&byte| byte == b'=').next();
+            changes.iter().any(|(changed, _)| Some(changed.as_bytes()) == key)
+        };
+        // Left out rather than followed by the new one: getenv(3) finds the first of two.
+        let kept = self.environment.iter().filter(|pair| !changed(pair));
+        kept.chain(added).map(CString::as_c_str).collect()
+    }
+}
+
+fn added(marker: &str, changes: &[(String, String)]) -> Vec<CString> {
+    let changes = changes.iter().map(|(key, value)| format!("{key}={value}"));
+    changes.chain([marker.to_owned()]).filter_map(|text| c_string(text.into())).collect()
 }
 
 /// `None` for a string with a NUL byte, which neither the system's strings nor the checked options have.
 fn c_string(text: OsString) -> Option<CString> {
     CString::new(text.into_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(key: &str, value: &str) -> (String, String) {
+        (key.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn changes_of_a_rank_replace_those_of_all_and_the_marker_comes_beside() {
+        let template = Template::new(&[pair("SPAWN_TEST", "all"), pair("SPAWN_TEST_2", "all")]);
+        let own = [pair("SPAWN_TEST", "own"), pair("SPAWN_TEST_3", "")];
+        let added = added("MARKER=1", &own);
+        let environment = template.environment_with(&own, &added);
+        let with = |start: &str| -> Vec<_> {
+            let all = environment.iter().map(|pair| pair.to_str().unwrap());
+            all.filter(|pair| pair.starts_with(start)).collect()
+        };
+        assert_eq!(with("SPAWN_TEST"), ["SPAWN_TEST_2=all", "SPAWN_TEST=own", "SPAWN_TEST_3="]);
+        assert_eq!(with("MARKER"), ["MARKER=1"]);
+    }
+
+    #[test]
+    fn program_that_is_given_too_much_is_told_its_limit() {
+        let template = Template::new(&[pair("SPAWN_TEST", &"x".repeat(200 * 1024))]);
+        // E2BIG.
+        let limit = template.limit_met(&io::Error::from_raw_os_error(7), &[]).unwrap();
+        assert!(limit.starts_with("SPAWN_TEST has 204812 bytes"), "{limit}");
+        assert_eq!(template.limit_met(&io::Error::from_raw_os_error(limits::NO_DESCRIPTORS), &[]), None);
+    }
 }

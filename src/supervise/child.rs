@@ -8,8 +8,9 @@ use super::reaper::{Reaper, ServerReaper};
 use super::stop::DEATH_THROES;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
-use crate::sys::process::{self, ExitStatus, Reaped};
+use crate::sys::pidfd;
 use crate::sys::signal::Signal;
+use crate::sys::wait::{self, ExitStatus, Reaped};
 use crate::wire::lifeline::Lifeline;
 
 /// A child process that has not been reaped. Dropping it kills and reaps it.
@@ -32,13 +33,13 @@ impl Child {
     /// # Errors
     /// When there is no pidfd of it. The child is dead and reaped then, or was reaped by somebody else.
     pub(crate) fn adopt(pid: u32, started: Moment, lifeline: Option<Lifeline>) -> io::Result<Self> {
-        let pidfd = process::pidfd_open(pid).inspect_err(|error| {
+        let pidfd = pidfd::open(pid).inspect_err(|error| {
             // ESRCH: somebody's waitpid(-1) was faster, and the number may be another process's by now.
-            if error.raw_os_error() != Some(process::NO_SUCH_PROCESS) {
-                process::kill_unwatched(pid);
+            if error.raw_os_error() != Some(pidfd::NO_SUCH_PROCESS) {
+                wait::kill_unwatched(pid);
             }
         })?;
-        let rss_floor_kib = process::max_rss_kib();
+        let rss_floor_kib = wait::max_rss_kib();
         Ok(Self { pid, pidfd, started, rss_floor_kib, reaper: Reaper::Own, lifeline, is_reaped: false })
     }
 
@@ -69,9 +70,9 @@ impl Child {
 
     /// Sends a signal to the process, and to no other if it has ended meanwhile; says whether it was there.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<bool> {
-        match process::send_signal(self.pidfd.as_fd(), self.pid, signal) {
+        match pidfd::send_signal(self.pidfd.as_fd(), self.pid, signal) {
             Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(process::NO_SUCH_PROCESS) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(pidfd::NO_SUCH_PROCESS) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -94,12 +95,12 @@ impl Child {
                 // The group first: once the child is reaped, its number, which before Linux 6.9 is the only handle of the
                 // group, may be another group's.
                 let before = |status| {
-                    process::kill_group(pidfd, Some(self.pid));
+                    pidfd::kill_group(pidfd, Some(self.pid));
                     look(status);
                 };
-                let found = process::reap(pidfd, before)?;
+                let found = wait::reap(pidfd, before)?;
                 if found == Reaped::ByOthers {
-                    process::kill_group(pidfd, None);
+                    pidfd::kill_group(pidfd, None);
                 }
                 found
             }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Callee, Captured, Cause, OomScope, ResourceUsage, Status, Traceback};
-use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::{NO_ADDRESS, Signal, Signals};
+use crate::sys::wait::{Exit, ExitStatus};
 use crate::wire::lifecycle::State;
 use crate::wire::slot::FaultRecord;
 

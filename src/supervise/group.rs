@@ -21,8 +21,8 @@ use super::verdict::Sent;
 use super::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::forks::Here;
-use crate::sys::process::{Exit, Reaped};
 use crate::sys::signal::{Signal, Signals};
+use crate::sys::wait::{Exit, Reaped};
 
 /// When to ask again after a child that has ended but cannot be reaped yet, since a debugger holds it: there is no event for
 /// that.

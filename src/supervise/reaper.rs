@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::stop::DEATH_THROES;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
-use crate::sys::process::{self, Exit, Reaped};
+use crate::sys::pidfd;
 use crate::sys::signal::Signal;
+use crate::sys::wait::{self, Exit, Reaped};
 use crate::wire::ledger::Ledger;
 
 /// How long one look waits for the fork server to record an end, before other children are looked after.
@@ -57,7 +58,7 @@ impl ServerReaper {
         }
         // Somebody may have stopped the server. If it cannot be woken, the status is lost when DEATH_THROES is over.
         let (server, pid) = &self.server;
-        let _ = process::send_signal(server.as_fd(), *pid, Signal::CONT);
+        let _ = pidfd::send_signal(server.as_fd(), *pid, Signal::CONT);
         Ok(Reaped::Running)
     }
 
@@ -70,9 +71,9 @@ impl ServerReaper {
         // The record may be the server's last act. It comes before the kill, so that a whole record is not missed.
         let last = self.ledger.await_record(self.rank, now)?.flatten();
         // The child is this process's to reap if this is the subreaper of orphans, as the first process of a container is.
-        let reaped = process::reap(child, |_| ())?;
+        let reaped = wait::reap(child, |_| ())?;
         // Only this process is left to end the child's group; its number is not known to be its own any more.
-        process::kill_group(child, None);
+        pidfd::kill_group(child, None);
         Ok(match reaped {
             Reaped::Exit(exit) => Reaped::Exit(exit),
             Reaped::Running | Reaped::ByOthers => found(last),

@@ -11,9 +11,10 @@ use super::group::{EndedChild, Group, Step};
 use super::stop::Stop;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
-use crate::sys::process::{self, ExitStatus};
+use crate::sys::pidfd;
 use crate::sys::signal::Signal;
 use crate::sys::spawn::{Blocked, Program};
+use crate::sys::wait::{self, ExitStatus};
 
 /// A shell in a group, with the other ends of its stdin and stdout.
 struct Shell {
@@ -55,7 +56,7 @@ impl Shell {
     }
 
     fn await_end(&self) {
-        let pidfd = process::pidfd_open(self.pid).unwrap();
+        let pidfd = pidfd::open(self.pid).unwrap();
         wait_readable(pidfd.as_fd(), None).unwrap();
     }
 }
@@ -167,7 +168,7 @@ fn one_child_is_stopped_and_the_other_goes_on() {
 fn what_a_child_has_started_is_killed_when_it_is_reaped() {
     let mut group = Group::new().unwrap();
     let mut shell = Shell::start(&mut group, "sleep 1000 & echo $!; read x");
-    let sleeper = process::pidfd_open(shell.hear().parse().unwrap()).unwrap();
+    let sleeper = pidfd::open(shell.hear().parse().unwrap()).unwrap();
     assert!(!wait_readable(sleeper.as_fd(), Some(Moment::now())).unwrap());
     shell.tell("end");
     run_to_the_end(&mut group);
@@ -178,7 +179,7 @@ fn what_a_child_has_started_is_killed_when_it_is_reaped() {
 fn status_that_somebody_else_took_is_missing_and_signals_of_the_program_are_noted() {
     let mut group = Group::new().unwrap();
     let (first, _second) = (Shell::start(&mut group, "read x"), Shell::start(&mut group, "read x"));
-    process::kill_unwatched(first.pid);
+    wait::kill_unwatched(first.pid);
     group.signal(1, Signal::KILL).unwrap();
     let mut ended = run_to_the_end(&mut group);
     ended.sort_by_key(|(number, _)| *number);
@@ -218,10 +219,10 @@ fn alarm_makes_the_descriptor_readable_and_is_no_step() {
 fn dropped_group_leaves_no_child_and_no_zombie() {
     let mut group = Group::new().unwrap();
     let shells = ["trap '' TERM; read x", "exit 0"].map(|script| Shell::start(&mut group, script));
-    let pidfds = shells.each_ref().map(|shell| process::pidfd_open(shell.pid).unwrap());
+    let pidfds = shells.each_ref().map(|shell| pidfd::open(shell.pid).unwrap());
     drop(group);
     for (pidfd, shell) in pidfds.iter().zip(shells) {
-        let error = process::send_signal(pidfd.as_fd(), shell.pid, Signal::CONT).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(process::NO_SUCH_PROCESS));
+        let error = pidfd::send_signal(pidfd.as_fd(), shell.pid, Signal::CONT).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(pidfd::NO_SUCH_PROCESS));
     }
 }

@@ -1,4 +1,4 @@
-//! environ(7): the few changes of a worker's own environment.
+//! environ(7), umask(2): the few changes of what a worker has inherited.
 
 use std::ffi::OsStr;
 
@@ -16,4 +16,9 @@ pub(crate) fn remove(key: impl AsRef<OsStr>) {
 pub(crate) fn set(key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
     // SAFETY: called while this process has a single thread (see `remove`).
     unsafe { std::env::set_var(key, value) }
+}
+
+/// umask(2).
+pub(crate) fn set_umask(mask: u32) {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
 }

@@ -202,7 +202,7 @@ pub(crate) mod tests {
         let (word, tid) = (AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                tid.store(crate::sys::process::thread_id(), Release);
+                tid.store(crate::sys::thread::id(), Release);
                 while word.load(Acquire) == 0 {
                     wait(&word, 0, None).unwrap();
                 }

@@ -27,7 +27,7 @@ impl HeldGroup {
         let mut joining = Joining { group: leader as i32, error: None };
         let mut stack = vec![0_u128; STACK_WORDS];
         // The child shares our memory, so that its cost does not grow with that, and we sleep until it has ended. With no
-        // signal for its end it is no child that is waited for without __WCLONE: `process::next_ended` does not find it.
+        // signal for its end it is no child that is waited for without __WCLONE: `wait::next_ended` does not find it.
         let flags = libc::CLONE_VM | libc::CLONE_VFORK;
         let top = stack.as_mut_ptr_range().end.cast();
         // SAFETY: the stack and `joining` are the child's alone until this returns, which is after its end.
@@ -41,7 +41,7 @@ impl HeldGroup {
 
     /// Kills all who are in it.
     pub(crate) fn kill(&self) {
-        super::process::kill_group_of_child(self.leader);
+        super::pidfd::kill_group_of_child(self.leader);
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) mod epoll;
 pub(crate) mod event;
 pub(crate) mod executable;
 pub(crate) mod fd;
+pub(crate) mod fork;
 pub(crate) mod forks;
 pub(crate) mod futex;
 pub(crate) mod global;
@@ -36,8 +37,8 @@ pub(crate) mod map;
 pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod namespace;
+pub(crate) mod pidfd;
 pub(crate) mod prctl;
-pub(crate) mod process;
 #[cfg(feature = "safetensors")]
 pub(crate) mod replace;
 pub(crate) mod robust;
@@ -48,7 +49,9 @@ pub(crate) mod spawn;
 pub(crate) mod standing;
 pub(crate) mod stdio;
 pub(crate) mod symbols;
+pub(crate) mod thread;
 pub(crate) mod thread_state;
 pub(crate) mod trace;
+pub(crate) mod wait;
 #[cfg(test)]
 mod watchdog;

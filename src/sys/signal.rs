@@ -315,3 +315,11 @@ fn registers(context: &libc::ucontext_t) -> (u64, u64) {
 fn registers(context: &libc::ucontext_t) -> (u64, u64) {
     (context.uc_mcontext.pc, context.uc_mcontext.sp)
 }
+
+/// pause(2): waits for the signal that ends the process. Async-signal-safe.
+pub(crate) fn await_death() -> ! {
+    loop {
+        // SAFETY: takes nothing.
+        unsafe { libc::pause() };
+    }
+}

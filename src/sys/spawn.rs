@@ -111,7 +111,8 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
-    use crate::sys::process::{self, ExitStatus, Reaped};
+    use crate::sys::pidfd;
+    use crate::sys::wait::{self, ExitStatus, Reaped};
 
     fn shell<'a>(arguments: &'a [CString], environment: &'a [&'a CStr]) -> Program<'a> {
         Program {
@@ -131,9 +132,9 @@ mod tests {
 
     /// Waits for it, and says how it ended.
     fn end_of(pid: u32) -> ExitStatus {
-        let pidfd = process::pidfd_open(pid).unwrap();
+        let pidfd = pidfd::open(pid).unwrap();
         crate::sys::epoll::wait_readable(pidfd.as_fd(), None).unwrap();
-        match process::reap(pidfd.as_fd(), |_| ()).unwrap() {
+        match wait::reap(pidfd.as_fd(), |_| ()).unwrap() {
             Reaped::Exit(exit) => exit.status,
             other => panic!("{other:?}"),
         }

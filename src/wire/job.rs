@@ -49,7 +49,7 @@ impl JobFile {
     }
 
     /// Adds the roster, in which its worker enters itself, and the abort word.
-    pub(crate) fn with_crew(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
+    pub(crate) fn with_group(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
         let of_abort = abort.into_iter().flat_map(Abort::descriptors);
         self.beside.extend(of_abort.chain([roster.descriptor()]).cloned());
         self

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::sys::clock::Moment;
 use crate::sys::map::SharedMap;
-use crate::sys::process::{Exit, ExitStatus};
 use crate::sys::signal::Signal;
+use crate::sys::wait::{Exit, ExitStatus};
 use crate::sys::{futex, memfd};
 
 // Where the fields lie: the gate, then a record for each rank.

@@ -52,20 +52,20 @@ pub(crate) enum Request<'a> {
     /// To run a function once, before the first fork: the offset of its entry, and its name.
     Preload { image: Vec<u8>, entry: u64, function: String },
     /// To fork some of N workers.
-    Fork(Box<Order<'a>>),
+    Fork(Box<ForkRequest<'a>>),
 }
 
 /// Some workers of a group, with these descriptors, in this order: the ledger, the working directory, stdout, stderr,
 /// the jobs, those that the jobs speak of, a report slot for each worker, and for each the end of its lifeline, if they have one.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Order<'a> {
+pub(crate) struct ForkRequest<'a> {
     pub(crate) nprocs: usize,
     pub(crate) first: usize,
     /// By worker, the number of its directory in the launcher's directory of named memory.
     pub(crate) worker_dirs: Vec<Option<u64>>,
     /// The number of a signal; 0: none.
     pub(crate) death_signal: i32,
-    pub(crate) surroundings: Cow<'a, Surroundings>,
+    pub(crate) attributes: Cow<'a, Attributes>,
     /// One for all workers, or one for each of these.
     pub(crate) jobs: usize,
     /// One for each worker, or none.
@@ -79,7 +79,7 @@ pub(crate) const BEFORE_JOBS: usize = 4;
 
 /// The state of the thread that asks for workers, besides what is a descriptor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Surroundings {
+pub(crate) struct Attributes {
     /// The whole environment, as bytes. This and the umask the server takes on for its workers.
     pub(crate) environment: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) umask: u32,
@@ -129,7 +129,7 @@ pub(crate) enum Trouble {
 /// The step of the server in which a system call failed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Step {
-    TakeOnSurroundings,
+    ApplyAttributes,
     Fork,
     Watch,
     Reap,
@@ -142,7 +142,7 @@ impl Step {
     /// For an error's text, with the calls.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::TakeOnSurroundings => {
+            Self::ApplyAttributes => {
                 "taking on the working directory, stdout and stderr in the fork server (fchdir, dup3)"
             }
             Self::Fork => "forking in the fork server (fork)",

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::sys::clock::Moment;
 use crate::sys::global::Global;
 use crate::sys::signal::{self, Fault};
-use crate::sys::{image, process, trace};
+use crate::sys::{image, thread, trace};
 use crate::wire::slot::{ModuleList, SlotWriter};
 
 static SLOT: Global<SlotWriter> = Global::new();
@@ -37,13 +37,13 @@ pub(super) fn watch_prepared(slot: &'static SlotWriter) {
 
 fn record(fault: &Fault) {
     let Some(slot) = SLOT.get().filter(|slot| slot.is_own()) else { return };
-    let thread = process::thread_id();
+    let thread = thread::id();
     match slot.claim_fault(thread) {
         Ok(()) => {}
         // The unwinder below has given up by abort(3), which unblocks its signal: what is recorded is all there is.
         Err(holder) if holder == thread => return,
         // Another thread is at it, and its signal will end this one too.
-        Err(_) => process::await_death(),
+        Err(_) => signal::await_death(),
     }
     slot.set_failed_at(Moment::now());
     slot.set_fault(fault);

@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::error::{Callee, Captured, Traceback};
-use crate::sys::{process, trace};
+use crate::sys::{thread, trace};
 
 /// In the path of tokio's functions that run a future on its runtime with several threads.
 const MULTI_THREAD: &str = "tokio::runtime::scheduler::multi_thread::";
@@ -14,18 +14,18 @@ const MULTI_THREAD: &str = "tokio::runtime::scheduler::multi_thread::";
 pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
     // Naming the stack takes long, so it is only done where there may be a runtime. A thread names itself when it first runs: until
     // then it has the name of the thread that made it, as all have that were given none.
-    let threads = process::thread_names()?;
+    let threads = thread::names()?;
     if threads.is_empty() {
         return Ok(());
     }
-    let own = process::thread_name()?;
+    let own = thread::name()?;
     if threads.iter().filter(|name| **name == own).count() < 2 && !has_tokios(&threads) {
         return Ok(());
     }
     let stack = Traceback::new(Captured::here(trace::here()), Callee::default());
     let is_on_stack = |path: &str| stack.frames().iter().any(|frame| frame.function.contains(path));
     // The scheduler on the stack tells without names, unless the compiler has inlined it. New threads have run meanwhile, or not.
-    let threads = process::thread_names()?;
+    let threads = thread::names()?;
     let has_threads = is_on_stack(MULTI_THREAD) || has_tokios(&threads);
     if !has_threads || !is_on_stack("tokio::runtime::") {
         return Ok(());

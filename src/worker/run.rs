@@ -19,7 +19,7 @@ use crate::sys::image::Image;
 use crate::sys::limits::Limits;
 use crate::sys::socket::Socket;
 use crate::sys::thread_state::ThreadState;
-use crate::sys::{memory, prctl, process, signal, stdio};
+use crate::sys::{fork, memory, pidfd, prctl, signal, stdio, wait};
 use crate::transfer::received::Received;
 use crate::wire::abort;
 use crate::wire::job::OpenJob;
@@ -83,7 +83,7 @@ impl Origin<'_> {
     fn peak(&self) -> report::Peak {
         match self {
             Self::Exec => || memory::peak_resident_kib().unwrap_or(0),
-            Self::Fork | Self::Served(_) => process::max_rss_kib,
+            Self::Fork | Self::Served(_) => wait::max_rss_kib,
         }
     }
 
@@ -99,7 +99,7 @@ impl Origin<'_> {
 
 /// Lives the life of a worker.
 pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
-    let _no_way_back = process::AbortOnUnwind;
+    let _no_way_back = fork::AbortOnUnwind;
     let code = match die_with_launcher(marker) {
         // Whoever wanted to know about this worker is gone: it says nothing.
         Ok(false) => EXIT_REFUSED,
@@ -120,7 +120,7 @@ fn complain(marker: &Marker, error: &io::Error) -> i32 {
 /// cannot die unnoticed in between (prctl(2), PR_SET_PDEATHSIG). Says whether it lives.
 fn die_with_launcher(marker: &Marker) -> io::Result<bool> {
     prctl::set_death_signal(marker.death_signal)?;
-    Ok(marker.death_signal.is_none() || process::parent_id() == marker.launcher)
+    Ok(marker.death_signal.is_none() || fork::parent_id() == marker.launcher)
 }
 
 fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
@@ -177,7 +177,7 @@ fn await_start(origin: &Origin<'_>) -> io::Result<()> {
         Origin::Fork => hooks::run().map_err(io::Error::other),
         Origin::Served(served) => {
             hooks::run().map_err(io::Error::other)?;
-            let open = served.ledger.await_gate(|| process::parent_id() == served.server)?;
+            let open = served.ledger.await_gate(|| fork::parent_id() == served.server)?;
             if open {
                 Ok(())
             } else {
@@ -255,7 +255,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
 }
 
 fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
-    process::lead_own_group(0)?;
+    fork::lead_own_group(0)?;
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
     abort::forget();
@@ -270,10 +270,10 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
 /// be gone when it looks. It closes the second descriptor when it has; a guardian that is dead has none open.
 fn ask_for_guard(guards: &Socket) -> io::Result<()> {
     let own = std::process::id();
-    let pidfd = process::pidfd_open(own)?;
+    let pidfd = pidfd::open(own)?;
     let until = Moment::now().checked_add(ASKING);
     let ask = |descriptors: &[_]| guards.send(&u64::from(own).to_ne_bytes(), descriptors, until);
-    if process::means_group(pidfd.as_fd()) {
+    if pidfd::means_group(pidfd.as_fd()) {
         return ask(&[pidfd.as_fd()]);
     }
     let (held, answer) = Socket::pair()?;
@@ -304,7 +304,7 @@ fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
         }
     }
     SLOT.set(slot);
-    process::at_exit(at_exit)
+    fork::at_exit(at_exit)
 }
 
 /// Ends the process with what it has written flushed.
@@ -318,7 +318,7 @@ fn leave(code: i32, origin: &Origin<'_>) -> ! {
             stdio::flush();
             stdio::write_profiles();
             named::leave();
-            process::exit_at_once(code)
+            fork::exit_at_once(code)
         }
     }
 }

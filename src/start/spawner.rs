@@ -20,6 +20,7 @@ use crate::sys::signal;
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<(T, ParentThread), Error> {
+    // With room for the answer: the thread never waits for the caller.
     let (reply, answer) = mpsc::sync_channel(1);
     let over = Arc::new(AtomicBool::new(false));
     let live = {
@@ -29,6 +30,7 @@ pub(super) fn run<T: Send + 'static>(
             let _ = signal::block_all_in_thread();
             // The receiver waits below; a panic goes there too.
             let _ = reply.send(panic::catch_unwind(AssertUnwindSafe(work)));
+            // std::thread::park may return without an unpark, so the flag decides.
             while !over.load(Ordering::Acquire) {
                 thread::park();
             }
@@ -41,5 +43,45 @@ pub(super) fn run<T: Send + 'static>(
     match answer.recv().map_err(lost).map_err(Error::system("hear from the starting thread"))? {
         Ok(result) => Ok((result, parent)),
         Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, TryRecvError};
+
+    use super::*;
+
+    /// Says on a channel when the thread that has it ends.
+    struct AtEnd(Sender<&'static str>);
+
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            self.0.send("ended").unwrap();
+        }
+    }
+
+    thread_local! {
+        static AT_END: std::cell::RefCell<Option<AtEnd>> = const { std::cell::RefCell::new(None) };
+    }
+
+    #[test]
+    fn thread_lives_until_its_handle_is_dropped() {
+        let (told, ends) = mpsc::channel();
+        let work = move || {
+            AT_END.set(Some(AtEnd(told)));
+            thread::current().id()
+        };
+        let (id, parent) = run(work).unwrap();
+        assert_ne!(id, thread::current().id());
+        assert_eq!(ends.try_recv(), Err(TryRecvError::Empty));
+        drop(parent);
+        assert_eq!(ends.recv(), Ok("ended"));
+    }
+
+    #[test]
+    fn panic_of_the_work_comes_to_the_caller() {
+        let caught = panic::catch_unwind(|| run(|| -> () { panic::panic_any("no luck") }));
+        assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "no luck");
     }
 }

@@ -1,0 +1,83 @@
+//! A request to fork with its descriptors, each in its place: the fork server's side of `fork_batch`.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use super::attributes;
+use crate::sys::signal::Signal;
+use crate::wire::ledger::Ledger;
+use crate::wire::marker::Marker;
+use crate::wire::service::{BEFORE_JOBS, ForkRequest, Trouble};
+use crate::worker::{Changes, Served};
+
+#[derive(Debug)]
+pub(super) struct OpenRequest<'a> {
+    request: &'a ForkRequest<'a>,
+    pub(super) ledger: Rc<Ledger>,
+    dir: BorrowedFd<'a>,
+    output: [BorrowedFd<'a>; 2],
+    jobs: &'a [OwnedFd],
+    /// The numbers that descriptors have in the launcher, and have here.
+    numbers: HashMap<RawFd, RawFd>,
+    /// One for each worker that is to be forked.
+    pub(super) slots: &'a [OwnedFd],
+    lifelines: &'a [OwnedFd],
+    changes: Changes,
+}
+
+impl<'a> OpenRequest<'a> {
+    /// Gives each descriptor its place.
+    pub(super) fn of(request: &'a ForkRequest<'a>, descriptors: &'a [OwnedFd]) -> Result<Self, Trouble> {
+        let expected = BEFORE_JOBS
+            + request.jobs
+            + request.numbers.len()
+            + request.worker_dirs.len()
+            + request.lifelines;
+        // The kernel drops descriptors for which this process has no room, from the end of the list.
+        if descriptors.len() != expected || request.jobs == 0 {
+            let came = descriptors.len();
+            return Err(Trouble::Confused(format!("{came} descriptors came with a request, not {expected}")));
+        }
+        let (before, rest) = descriptors.split_at(BEFORE_JOBS);
+        let (jobs, rest) = rest.split_at(request.jobs);
+        let (named, rest) = rest.split_at(request.numbers.len());
+        let (slots, lifelines) = rest.split_at(request.worker_dirs.len());
+        // The jobs speak of descriptors by their numbers in the launcher; here the kernel has given them others.
+        let numbers = request.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
+        let ledger = Ledger::open(before[0].as_fd(), request.nprocs);
+        let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
+        let output = [before[2].as_fd(), before[3].as_fd()];
+        // Compared here, once for all workers: each of them has what this process has.
+        let (dir, changes) = (before[1].as_fd(), attributes::changes(&request.attributes));
+        Ok(Self { request, ledger, dir, output, jobs, numbers, slots, lifelines, changes })
+    }
+
+    pub(super) fn death_signal(&self) -> Option<Signal> {
+        Signal::new(self.request.death_signal)
+    }
+
+    /// The marker of a worker, counted from the first of the request, whose report slot has this number.
+    pub(super) fn marker(&self, number: usize, report: RawFd) -> Marker {
+        Marker {
+            rank: self.request.first + number,
+            // The process that forks, as its parent: a worker compares the two.
+            launcher: std::process::id(),
+            job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
+            report,
+            death_signal: self.death_signal(),
+            worker_dir: self.request.worker_dirs[number],
+            lifeline: self.lifelines.get(number).map(AsRawFd::as_raw_fd),
+        }
+    }
+
+    /// Applies to this process what all workers are to have from their launcher.
+    pub(super) fn apply_attributes(&self) -> io::Result<()> {
+        attributes::apply(&self.request.attributes, self.dir, self.output)
+    }
+
+    pub(super) fn served(&self, server: u32) -> Served<'_> {
+        Served { numbers: &self.numbers, ledger: &self.ledger, changes: &self.changes, server }
+    }
+}
