@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use phalanx::{ForkServer, start_processes};
-use thread_state::{NICER, become_special, own_state, set_no_new_privileges};
+use thread_state::{become_special, nicer, own_state, set_no_new_privileges};
 
 phalanx::auto_init!();
 
@@ -300,7 +300,7 @@ fn worker_that_may_not_become_as_the_thread_says_what_it_lacks() {
         let error = start(|_, ()| Ok(()), 2).join().unwrap_err().to_string();
         let nice = own_state().nice;
         let wanted = format!("taking on scheduling policy 0 with nice value {nice}");
-        let found = format!("instead of scheduling policy 3 with nice value {}", nice + NICER);
+        let found = format!("instead of scheduling policy 3 with nice value {}", nicer(nice));
         assert!(error.contains(&wanted) && error.contains(&found), "{error}");
         assert!(error.contains("StartMethod::Spawn"), "{error}");
         Ok(())

@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const SCHED_BATCH: i32 = 3;
-/// What `become_special` adds to the nice value.
-pub(crate) const NICER: i32 = 7;
+/// The nice value that `become_special` gives to a thread which has this one; the kernel cuts it at 19 (setpriority(2)).
+pub(crate) fn nicer(nice: i32) -> i32 {
+    (nice + 7).min(19)
+}
+
 static NODE_0: u64 = 1;
 
 /// What a thread has, and its children have from it.
@@ -85,7 +88,7 @@ pub(crate) fn become_special() {
     let param = libc::sched_param { sched_priority: 0 };
     // Best effort class, level 6 (ioprio_set(2)).
     let io_priority = (2 << 13) | 6;
-    let nice = own_state().nice + NICER;
+    let nice = nicer(own_state().nice);
     let done = [
         // SAFETY: takes integers.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) },
