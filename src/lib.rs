@@ -144,7 +144,7 @@
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
-//! libraries).
+//! libraries), `cli` (the program `phalanx`; a library's user does not need it).
 //!
 //! # More
 //!
@@ -164,6 +164,7 @@ mod error;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod init;
+pub mod launch;
 mod memory;
 mod queue;
 pub mod shm;

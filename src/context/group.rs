@@ -311,7 +311,7 @@ impl WorkerGroup {
         self.children.stop(Some(match self.children.stopping() {
             _ if self.config.daemon || std::thread::panicking() => Stop::at_once(now),
             Some(under_way) => under_way.hurry(now),
-            None => Stop::on_drop(self.config.grace, now),
+            None => Stop::terminate(self.config.grace, now),
         }));
         self.state = State::Stopping(Vec::new());
         self.wait(None).map(drop)

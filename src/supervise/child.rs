@@ -25,6 +25,8 @@ pub(crate) struct Child {
     lifeline: Option<Lifeline>,
     /// Set, too, when the child was left behind.
     is_reaped: bool,
+    /// Whether signals go to its process group, which it leads.
+    means_group: bool,
 }
 
 impl Child {
@@ -40,7 +42,16 @@ impl Child {
             }
         })?;
         let rss_floor_kib = wait::max_rss_kib();
-        Ok(Self { pid, pidfd, started, rss_floor_kib, reaper: Reaper::Own, lifeline, is_reaped: false })
+        Ok(Self {
+            pid,
+            pidfd,
+            started,
+            rss_floor_kib,
+            reaper: Reaper::Own,
+            lifeline,
+            is_reaped: false,
+            means_group: false,
+        })
     }
 
     /// Takes over a child of the fork server: with the moment of its start, and the memory in KiB that the server had
@@ -52,7 +63,13 @@ impl Child {
         lifeline: Option<Lifeline>,
     ) -> Self {
         let reaper = Reaper::Server(reaper);
-        Self { pid, pidfd, started, rss_floor_kib, reaper, lifeline, is_reaped: false }
+        Self { pid, pidfd, started, rss_floor_kib, reaper, lifeline, is_reaped: false, means_group: false }
+    }
+
+    /// Has all signals go to the child's process group, of which it is the leader: a foreign program passes them on to nobody.
+    pub(crate) fn with_group(mut self) -> Self {
+        self.means_group = true;
+        self
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -70,7 +87,13 @@ impl Child {
 
     /// Sends a signal to the process, and to no other if it has ended meanwhile; says whether it was there.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<bool> {
-        match pidfd::send_signal(self.pidfd.as_fd(), self.pid, signal) {
+        let sent = if self.means_group {
+            // The leader has not been reaped, so the group's number is its own.
+            pidfd::signal_group_of_child(self.pid, signal)
+        } else {
+            pidfd::send_signal(self.pidfd.as_fd(), self.pid, signal)
+        };
+        match sent {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(pidfd::NO_SUCH_PROCESS) => Ok(false),
             Err(error) => Err(error),

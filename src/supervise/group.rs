@@ -22,7 +22,7 @@ use super::watch::WatchSet;
 use crate::sys::clock::Moment;
 use crate::sys::forks::Here;
 use crate::sys::signal::{Signal, Signals};
-use crate::sys::wait::{Exit, Reaped};
+use crate::sys::wait::{self, Exit, Reaped};
 
 /// When to ask again after a child that has ended but cannot be reaped yet, since a debugger holds it: there is no event for
 /// that.
@@ -229,6 +229,28 @@ impl Group {
     /// Sends a signal of the program's own to a child. For one that has ended this does nothing.
     pub(crate) fn signal(&mut self, number: usize, signal: Signal) -> io::Result<()> {
         self.members[number].send_by_program(signal)
+    }
+
+    /// Whether a child has been stopped by a signal since the last time that this was asked.
+    pub(crate) fn has_stopped(&self, number: usize) -> bool {
+        // An error: it has ended, which the group tells anyway.
+        let child = self.members[number].child.as_ref();
+        child.is_some_and(|child| wait::has_stopped(child.as_fd()).unwrap_or(false))
+    }
+
+    /// Sends a signal of the program's own to all children.
+    ///
+    /// # Errors
+    /// The first refusal, after all have been tried.
+    pub(crate) fn signal_all(&mut self, signal: Signal) -> io::Result<()> {
+        let sent: Vec<_> = self.members.iter_mut().map(|member| member.send_by_program(signal)).collect();
+        sent.into_iter().collect()
+    }
+
+    /// Puts off the signals that are to come.
+    pub(crate) fn put_off(&mut self, by: Duration) {
+        self.stop = self.stop.map(|stop| stop.put_off(by));
+        self.stops.values_mut().for_each(|stop| *stop = stop.put_off(by));
     }
 
     /// How all are being ended, if they are.

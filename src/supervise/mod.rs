@@ -6,6 +6,7 @@
 //! - `reaper`: who reaps it, this process or the fork server
 //! - `watch`: many descriptors, one epoll
 //! - `stop`: pure: how children are ended, as data
+//! - `pump`: a thread that carries what children print to files and to the console
 //! - `oom`: kills for want of memory, counted in each child's control group
 //! - `diagnose`: pure: what one exit means
 //! - `verdict`: pure: which failure came first
@@ -15,6 +16,7 @@ pub(crate) mod diagnose;
 pub(crate) mod group;
 mod member;
 mod oom;
+pub(crate) mod pump;
 pub(crate) mod reaper;
 pub(crate) mod stop;
 #[cfg(test)]

@@ -53,14 +53,25 @@ impl Stop {
         Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
     }
 
-    /// When the context is dropped: SIGTERM at once.
-    pub(crate) fn on_drop(grace: Option<Duration>, now: Moment) -> Self {
+    /// SIGTERM at once, as when the context is dropped.
+    pub(crate) fn terminate(grace: Option<Duration>, now: Moment) -> Self {
         Self { phase: Phase::Grace, until: Some(now), patience: grace.unwrap_or(PATIENCE) }
     }
 
     /// SIGKILL at once.
     pub(crate) fn at_once(now: Moment) -> Self {
         Self { phase: Phase::Terminating, until: Some(now), patience: Duration::ZERO }
+    }
+
+    /// After a signal that the caller has sent itself: it has its effect for so long.
+    pub(crate) fn after_signal(patience: Duration, now: Moment) -> Self {
+        Self { phase: Phase::Terminating, until: now.checked_add(patience), patience }
+    }
+
+    /// Puts off what is to come, as when this process was stopped for a while, and the children with it.
+    pub(crate) fn put_off(mut self, by: Duration) -> Self {
+        self.until = self.until.and_then(|until| until.checked_add(by));
+        self
     }
 
     /// Ends the grace before SIGTERM, if it still lasts.
@@ -134,9 +145,17 @@ mod tests {
 
     #[test]
     fn drop_terminates_at_once_and_daemons_are_killed() {
-        let drop = play(Stop::on_drop(Some(Duration::from_millis(50)), at(0)), 0);
+        let drop = play(Stop::terminate(Some(Duration::from_millis(50)), at(0)), 0);
         assert_eq!(drop, [(0, Action::Terminate), (50, Action::Kill), (10_050, Action::GiveUp)]);
         assert_eq!(play(Stop::at_once(at(3)), 3), [(3, Action::Kill), (10_003, Action::GiveUp)]);
+    }
+
+    #[test]
+    fn signal_of_the_callers_own_takes_the_place_of_term() {
+        let stop = Stop::after_signal(Duration::from_millis(80), at(0));
+        assert_eq!(play(stop, 0), [(80, Action::Kill), (10_080, Action::GiveUp)]);
+        let stopped = stop.put_off(Duration::from_millis(500));
+        assert_eq!(play(stopped, 0), [(580, Action::Kill), (10_580, Action::GiveUp)]);
     }
 
     #[test]

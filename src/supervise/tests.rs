@@ -124,7 +124,7 @@ fn stop_sends_sigterm_and_after_the_grace_period_sigkill_to_a_child_that_ignores
     let mut deaf = Shell::start(&mut group, "trap '' TERM; echo ready; read x; exit 0");
     assert_eq!((meek.hear(), deaf.hear()), ("ready".to_owned(), "ready".to_owned()));
     let before = Moment::now();
-    group.stop(Some(Stop::on_drop(Some(Duration::from_millis(200)), before)));
+    group.stop(Some(Stop::terminate(Some(Duration::from_millis(200)), before)));
     let ended = run_to_the_end(&mut group);
     let told: Vec<_> = ended.iter().map(|(number, ended)| (*number, status(ended))).collect();
     assert_eq!(told, [(0, killed_by(Signal::TERM)), (1, killed_by(Signal::KILL))]);

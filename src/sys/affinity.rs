@@ -37,6 +37,11 @@ impl Affinity {
         (0..64 * self.0.len()).filter(|number| self.0[number / 64] & 1 << (number % 64) != 0)
     }
 
+    /// A bit for each.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.0
+    }
+
     /// Gives it to the calling thread.
     pub(crate) fn take_on(&self) -> io::Result<()> {
         // SAFETY: the mask is as long as is said, and outlives the call. The kernel takes one of any length.

@@ -148,6 +148,25 @@ impl Group {
         self.levels.iter().filter_map(|level| room(level, "pids.max", used)).min_by_key(|room| room.left)
     }
 
+    /// As many processors as the smallest quota of any level pays for, rounded up; `None`: there is no quota.
+    pub(crate) fn processors(&self) -> Option<usize> {
+        let quota = |level: &PathBuf| {
+            let (quota, period) = match self.version {
+                Version::One => {
+                    (number_in(level, "cpu.cfs_quota_us")?, number_in(level, "cpu.cfs_period_us")?)
+                }
+                Version::Two => {
+                    let text = read_to_string(level.join("cpu.max")).ok()?;
+                    // `max` is no number: no quota.
+                    let (quota, period) = text.trim().split_once(' ')?;
+                    (quota.parse().ok()?, period.parse().ok()?)
+                }
+            };
+            usize::try_from(quota.div_ceil(period.max(1))).ok()
+        };
+        self.levels.iter().filter_map(quota).min()
+    }
+
     /// The levels that its memory is charged to: in version 1 not those above one that has no hierarchy.
     fn charged(&self) -> impl Iterator<Item = &Path> {
         let flat = |level: &Path| number_in(level, "memory.use_hierarchy") == Some(0);

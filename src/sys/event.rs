@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd as NixEventFd};
-use nix::unistd::write;
+use nix::unistd::{read, write};
 
 use super::fd::above_stdio;
 
@@ -35,6 +35,12 @@ impl<F: AsFd> EventFd<F> {
         let _ = write(self.0.as_fd(), &1_u64.to_ne_bytes());
     }
 
+    /// Makes it unreadable until it is rung again.
+    pub(crate) fn clear(&self) {
+        // It can only refuse when there is nothing to take.
+        let _ = read(self.0.as_fd(), &mut [0; 8]);
+    }
+
     pub(crate) fn descriptor(&self) -> &F {
         &self.0
     }
@@ -60,5 +66,7 @@ mod tests {
         event.ring();
         event.ring();
         assert!(readable() && readable());
+        event.clear();
+        assert!(!readable());
     }
 }

@@ -48,12 +48,39 @@ fn settled_thread_count() -> io::Result<usize> {
 /// The child runs `child`, which must end the process, or it is aborted; it
 /// begins with all signals blocked, so that none runs a handler of the parent's in it, and empties the mask when
 /// it has reset the dispositions.
-pub(crate) fn fork(_alone: &SingleThread, child: impl FnOnce()) -> Result<u32, ForkError> {
+pub(crate) fn fork(alone: &SingleThread, child: impl FnOnce()) -> Result<u32, ForkError> {
+    // SAFETY: there is only this thread, so no lock is held by a thread that the child will not have.
+    fork_by(alone, || unsafe { libc::fork() }, child)
+}
+
+/// A child whose end is told by no signal, so that waits for any child do not find it ("clone child" of waitpid(2)).
+#[derive(Debug)]
+pub(crate) struct UnsignaledChild(u32);
+
+impl UnsignaledChild {
+    /// As [`fork`], but for the handlers of pthread_atfork(3).
+    pub(crate) fn fork(alone: &SingleThread, child: impl FnOnce()) -> Result<Self, ForkError> {
+        // SAFETY: as above. No flag is set, so memory and descriptors are copies; a null stack is that of the parent.
+        let clone = || unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) as i32 };
+        fork_by(alone, clone, child).map(Self)
+    }
+
+    /// Waits for its end.
+    pub(crate) fn reap(&self) {
+        // SAFETY: no status is asked for. Only this reaps it.
+        unsafe { libc::waitpid(self.0 as i32, std::ptr::null_mut(), libc::__WALL) };
+    }
+}
+
+fn fork_by(
+    _alone: &SingleThread,
+    call: impl FnOnce() -> i32,
+    child: impl FnOnce(),
+) -> Result<u32, ForkError> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     let before = before.map_err(|error| ForkError::Os(error.into()))?;
     stdio::flush();
-    // SAFETY: we are the only thread, so no lock is held by a thread that the child will not have.
-    let forked = unsafe { libc::fork() };
+    let forked = call();
     if forked == 0 {
         let _no_way_back = AbortOnUnwind;
         child();
@@ -79,6 +106,17 @@ impl Drop for AbortOnUnwind {
 pub(crate) fn lead_own_group(pid: u32) -> io::Result<()> {
     let pid = Pid::from_raw(pid as i32);
     Ok(nix::unistd::setpgid(pid, pid)?)
+}
+
+/// getpgrp(2): the process group of this process.
+pub(crate) fn group_id() -> u32 {
+    nix::unistd::getpgrp().as_raw().unsigned_abs()
+}
+
+/// setsid(2): a session of its own, without a terminal.
+pub(crate) fn lead_session() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    Ok(())
 }
 
 /// getppid(2).

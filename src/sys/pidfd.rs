@@ -74,6 +74,14 @@ pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
     }
 }
 
+/// Sends a signal to all in the process group that a child leads, which has not been reaped.
+///
+/// # Errors
+/// ESRCH when nobody is in it; EPERM when this process may signal nobody of it.
+pub(crate) fn signal_group_of_child(pid: u32, signal: Signal) -> io::Result<()> {
+    kill(-(pid as i32), signal)
+}
+
 /// Kills the process group that a child leads, which has not been reaped.
 pub(crate) fn kill_group_of_child(pid: u32) {
     // ESRCH: nobody is left. EPERM: all members have changed their user, which cannot be mended here.

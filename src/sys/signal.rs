@@ -44,6 +44,12 @@ impl Signal {
     pub const CONT: Self = Self(libc::SIGCONT);
     /// SIGSTOP.
     pub const STOP: Self = Self(libc::SIGSTOP);
+    /// SIGTSTP.
+    pub const TSTP: Self = Self(libc::SIGTSTP);
+    /// SIGCHLD.
+    pub const CHLD: Self = Self(libc::SIGCHLD);
+    /// SIGWINCH.
+    pub const WINCH: Self = Self(libc::SIGWINCH);
 
     /// The signal of this number, if there is one (1 to 64).
     #[must_use]
@@ -60,6 +66,24 @@ impl Signal {
     #[must_use]
     pub const fn number(self) -> i32 {
         self.0
+    }
+
+    /// The signal of a name such as "SIGTERM", "TERM" or "15", in letters of either case.
+    ///
+    /// ```
+    /// use phalanx::Signal;
+    /// assert_eq!(Signal::from_name("sigusr1"), Some(Signal::USR1));
+    /// assert_eq!(Signal::from_name("INT"), Signal::from_name("2"));
+    /// assert_eq!(Signal::from_name("SIGNOTHING"), None);
+    /// ```
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        if let Ok(number) = name.parse() {
+            return Self::new(number);
+        }
+        let name = name.to_ascii_uppercase();
+        let full = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+        full.parse::<nix::sys::signal::Signal>().ok().map(|signal| Self(signal as i32))
     }
 
     /// Its name, such as "SIGTERM"; real-time signals have none.
@@ -186,6 +210,25 @@ fn set_disposition(number: i32, disposition: libc::sighandler_t) -> io::Result<(
 /// Blocks every signal in the calling thread: the program's handlers then run on its own threads.
 pub(crate) fn block_all_in_thread() -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+/// Calls `work` while the calling thread is not stopped for changing its terminal from the background.
+pub(super) fn with_blocked_ttou<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let (mut ttou, mut before) = (SigSet::empty(), SigSet::empty());
+    ttou.add(nix::sys::signal::SIGTTOU);
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&ttou), Some(&mut before))?;
+    let done = work();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    done
+}
+
+/// Sends this process a signal.
+pub(crate) fn raise(signal: Signal) -> io::Result<()> {
+    // SAFETY: takes an integer. Whatever the signal does, the process had it coming.
+    match unsafe { libc::raise(signal.0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Tells by a descriptor that children have ended: signalfd(2) of SIGCHLD, which is blocked for that.

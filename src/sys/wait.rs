@@ -91,6 +91,33 @@ pub(crate) fn next_ended() -> io::Result<Option<u32>> {
     Ok((pid != 0).then_some(pid.unsigned_abs()))
 }
 
+/// Whether this process has children that waits for any child find.
+pub(crate) fn has_children() -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // The only error of this call is ECHILD.
+    // SAFETY: no record is asked for.
+    unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
+}
+
+/// Reaps a child whose end nobody asks for; false: it cannot be reaped.
+pub(crate) fn forget(pid: u32) -> bool {
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::WNOHANG) > 0 }
+}
+
+/// Whether a child has been stopped by a signal since the last time that this was asked.
+pub(crate) fn has_stopped(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: a plain record of integers, for which zeros are valid.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let (fd, flags) = (pidfd.as_raw_fd().unsigned_abs(), libc::WSTOPPED | libc::WNOHANG);
+    // SAFETY: the record is ours and outlives the call.
+    if unsafe { libc::waitid(libc::P_PIDFD, fd, &raw mut info, flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid has filled in the fields of a SIGCHLD, or left them zero.
+    Ok(unsafe { info.si_pid() } != 0)
+}
+
 fn wait_for(kind: libc::idtype_t, id: u32, flags: i32) -> io::Result<Option<Exit>> {
     // SAFETY: a plain record of integers, for which zeros are valid.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };

@@ -1,0 +1,156 @@
+//! The command line: torchrun's spellings, and defaults from the environment.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::{Args, Command, FromArgMatches, Subcommand};
+
+use crate::options::RunOptions;
+
+/// What the user wants.
+pub(crate) enum Action {
+    Run(Box<RunOptions>),
+    Completions(clap_complete::Shell),
+    Man,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Start a program many times on this machine, watch it, and say how it ended
+    Run(Box<RunOptions>),
+    /// Print the completions of a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page
+    Man,
+}
+
+/// Torchrun's name: started by it, the program is `phalanx run`.
+const TORCHRUN: &str = "torchrun";
+/// Options for which torchrun has no variable.
+const WITHOUT_PET: [&str; 2] = ["numa-binding", "logs-specs"];
+
+/// The whole command line, with an alias for each spelling.
+pub(crate) fn command() -> Command {
+    let command = Command::new("phalanx")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Starts worker processes, watches them, and says exactly how each one ended")
+        .subcommand_required(true)
+        .arg_required_else_help(true);
+    Commands::augment_subcommands(command).mut_subcommand("run", |run| {
+        run.args_override_self(true).mut_args(|arg| match arg.get_long() {
+            Some(long) if long.contains('-') => {
+                let other = long.replace('-', "_");
+                arg.alias(other)
+            }
+            _ => arg,
+        })
+    })
+}
+
+/// Takes the arguments apart. `variable` is the environment.
+pub(crate) fn parse(
+    mut arguments: Vec<OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Action, clap::Error> {
+    if arguments.first().and_then(|name| Path::new(name).file_name()) == Some(OsStr::new(TORCHRUN)) {
+        arguments.insert(1, "run".into());
+    }
+    if arguments.get(1).is_some_and(|argument| argument == "run") {
+        let defaults = defaults(&variable);
+        arguments.splice(2..2, defaults);
+    }
+    let matches = command().try_get_matches_from(arguments)?;
+    match Commands::from_arg_matches(&matches)? {
+        Commands::Run(options) => Ok(Action::Run(options)),
+        Commands::Completions { shell } => Ok(Action::Completions(shell)),
+        Commands::Man => Ok(Action::Man),
+    }
+}
+
+/// What the environment says, as options before those of the command line, which therefore win.
+fn defaults(variable: &impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
+    let command = RunOptions::augment_args(Command::new("run"));
+    let mut found = Vec::new();
+    for (long, is_flag) in
+        command.get_arguments().filter_map(|arg| Some((arg.get_long()?, !arg.get_action().takes_values())))
+    {
+        let name = long.replace('-', "_").to_uppercase();
+        let pet = || variable(&format!("PET_{name}")).filter(|_| !WITHOUT_PET.contains(&long));
+        let Some(value) = variable(&format!("PHALANX_{name}")).or_else(pet) else { continue };
+        let mut option = OsString::from(format!("--{long}"));
+        if !is_flag {
+            option.push("=");
+            option.push(value);
+            found.push(option);
+        } else if value == "1" {
+            found.push(option);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(words: &[&str], variables: &[(&str, &str)]) -> Result<RunOptions, String> {
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        match parse(words.iter().map(Into::into).collect(), variable) {
+            Ok(Action::Run(options)) => Ok(*options),
+            Ok(_) => panic!("another command"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn command_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn both_spellings_and_torchruns_name_are_known() {
+        for words in [
+            ["phalanx", "run", "--nproc-per-node", "4", "x.py"].as_slice(),
+            &["phalanx", "run", "--nproc_per_node=4", "x.py"],
+            &["/usr/bin/torchrun", "--nproc_per_node", "4", "x.py"],
+        ] {
+            assert_eq!(options(words, &[]).unwrap().nproc_per_node, "4");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        let options =
+            options(&["phalanx", "run", "-r", "3", "x.py", "--nnodes", "7", "-t", "--", "y"], &[]).unwrap();
+        let words: Vec<_> = options.program.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!((&*options.nnodes, words), ("1:1", vec!["x.py", "--nnodes", "7", "-t", "--", "y"]));
+    }
+
+    #[test]
+    fn variables_are_defaults_ours_before_torchruns_and_the_command_line_wins() {
+        let both = [
+            ("PET_NPROC_PER_NODE", "2"),
+            ("PHALANX_NPROC_PER_NODE", "3"),
+            ("PET_STANDALONE", "1"),
+            ("PET_NO_PYTHON", "0"),
+        ];
+        let by_variables = options(&["phalanx", "run", "x"], &both).unwrap();
+        assert_eq!(by_variables.nproc_per_node, "3");
+        assert!(by_variables.standalone && !by_variables.no_python);
+        let by_option = options(&["phalanx", "run", "--nproc-per-node", "8", "x"], &both).unwrap();
+        assert_eq!(by_option.nproc_per_node, "8");
+        // torchrun has no variable for this one.
+        assert_eq!(
+            options(&["phalanx", "run", "x"], &[("PET_NUMA_BINDING", "node")]).unwrap().numa_binding,
+            None
+        );
+    }
+
+    #[test]
+    fn unknown_option_is_refused_with_a_hint() {
+        let error = options(&["phalanx", "run", "--nproc-per-nod", "2", "x"], &[]).unwrap_err();
+        assert!(error.contains("--nproc-per-node"), "{error}");
+        assert!(options(&["phalanx", "run", "--nnodes", "1"], &[]).unwrap_err().contains("PROGRAM"));
+    }
+}

@@ -1,0 +1,44 @@
+//! `phalanx run`: torchrun's job, done by the library's `launch` module.
+//!
+//! - `arguments`: the command line, with torchrun's spellings and environment defaults
+//! - `options`: the options of `run`
+//! - `run`: from options to a job, and from its summary to an exit code
+//! - `service`: systemd's notifications, the health port and the termination log
+
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "a program speaks to its user")]
+
+mod arguments;
+mod options;
+mod run;
+mod service;
+
+use std::process::ExitCode;
+
+use arguments::Action;
+
+fn main() -> ExitCode {
+    match arguments::parse(std::env::args_os().collect(), |name| std::env::var_os(name)) {
+        Ok(Action::Run(options)) => run::run(*options),
+        Ok(Action::Completions(shell)) => {
+            clap_complete::generate(shell, &mut arguments::command(), "phalanx", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Ok(Action::Man) => man(),
+        Err(error) => {
+            // What cannot be printed has nobody to read it.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
+}
+
+fn man() -> ExitCode {
+    let page = clap_mangen::Man::new(arguments::command());
+    match page.render(&mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("phalanx: the page cannot be written: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

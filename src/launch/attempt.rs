@@ -1,0 +1,280 @@
+//! One attempt: all workers are started, watched, and ended together.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::error::{LaunchError, Result};
+use super::event::Event;
+use super::files::AttemptDir;
+use super::job::Job;
+use super::judge::{self, Ended};
+use super::stopping::Order;
+use super::summary::{Attempt, Ending, Role, WorkerSummary};
+use super::workers::{Outputs, Start, Tail};
+use super::{descendants, error_file, files};
+use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
+use crate::supervise::stop::Stop;
+use crate::sys::clock::Moment;
+use crate::sys::inotify::FileWatch;
+use crate::sys::port::ReservedPort;
+use crate::sys::signal::Signal;
+use crate::sys::wait::ExitStatus;
+
+/// The tokens of what is watched beside the workers.
+const SIGNALS: u32 = 0;
+const ERROR_FILES: u32 = 1;
+const OUTPUT: u32 = 2;
+
+/// How much of a log file's end is read for the report, in bytes.
+const TAIL: u64 = 64 * 1024;
+/// How many lines of a worker's stderr are kept in the summary.
+const TAIL_LINES: usize = 100;
+
+/// One worker, as far as it has come.
+#[derive(Debug)]
+struct Worker {
+    outputs: Outputs,
+    ended: Option<Ended>,
+    /// When its error file was seen.
+    failed_at: Option<Moment>,
+}
+
+/// An attempt under way.
+struct Running<'a> {
+    job: &'a mut Job,
+    group: Group,
+    workers: Vec<Worker>,
+    dir: AttemptDir,
+    error_files: FileWatch,
+    /// When the launcher was told to stop.
+    stopped_at: Option<Moment>,
+    _port: Option<ReservedPort>,
+    started: (Moment, SystemTime),
+}
+
+/// Runs an attempt to its end.
+pub(super) fn run(job: &mut Job, number: usize) -> Result<Attempt> {
+    let mut running = Running::start(job, number)?;
+    running.watch()?;
+    running.finish(number)
+}
+
+impl<'a> Running<'a> {
+    fn start(job: &'a mut Job, number: usize) -> Result<Self> {
+        let port = match job.master_port {
+            Some(_) => None,
+            None => {
+                Some(ReservedPort::any().map_err(LaunchError::system("looking for a free port for rank 0"))?)
+            }
+        };
+        let dir = job.dir.attempt(number, job.plan.nproc)?;
+        let mut group = Group::new().map_err(LaunchError::system("making an epoll for the workers"))?;
+        let mut error_files =
+            FileWatch::new().map_err(LaunchError::system("making an inotify for error files"))?;
+        let started = (Moment::now(), SystemTime::now());
+        let number_and_port =
+            (number, job.master_port.or(port.as_ref().map(ReservedPort::number)).unwrap_or(0));
+        let mut workers = Vec::new();
+        let start = Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port)?;
+        for rank in 0..job.plan.nproc {
+            error_files.add(&dir.of(rank)).map_err(LaunchError::system("watching for error files"))?;
+            // On an error the group is dropped, which ends those before.
+            let outputs = start.worker(rank, &mut group)?;
+            workers.push(Worker { outputs, ended: None, failed_at: None });
+        }
+        drop(start);
+        let mut running =
+            Self { job, group, workers, dir, error_files, stopped_at: None, _port: port, started };
+        running.watch_too()?;
+        running.job.control.give_terminal(&running.group);
+        let (pids, log_dir) = (running.group.pids().collect(), running.log_dir());
+        running.job.tell(&Event::Started { attempt: number, pids, log_dir });
+        Ok(running)
+    }
+
+    fn watch_too(&mut self) -> Result<()> {
+        let watched = || {
+            if let Some(signals) = self.job.control.signals() {
+                self.group.watch_too(signals, SIGNALS)?;
+            }
+            self.group.watch_too(self.error_files.as_fd(), ERROR_FILES)?;
+            self.group.watch_too(self.job.pump.as_fd(), OUTPUT)
+        };
+        watched().map_err(LaunchError::system("watching the workers"))
+    }
+
+    fn log_dir(&self) -> Option<PathBuf> {
+        self.job.has_logs.then(|| self.dir.path().to_owned())
+    }
+
+    /// Until all have ended and all that they had written is carried.
+    fn watch(&mut self) -> Result<()> {
+        let failed = || LaunchError::system("watching the workers");
+        loop {
+            match self.group.next().map_err(failed())? {
+                Step::Ended(rank) => self.reap(rank)?,
+                Step::Readable(SIGNALS) => self.obey()?,
+                Step::Readable(ERROR_FILES) => self.read_error_files()?,
+                Step::Readable(_) => self.job.hear_pump(),
+                Step::Idle => {
+                    for (rank, left) in self.group.carry_on() {
+                        self.leave_behind(rank, &left);
+                    }
+                    if self.is_over() {
+                        return Ok(());
+                    }
+                    self.group.wait_until(None).map_err(failed())?;
+                }
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let closed = |worker: &Worker| worker.outputs.sources.iter().all(|&id| self.job.pump.is_closed(id));
+        self.group.running() == 0 && (self.job.control.is_hurried() || self.workers.iter().all(closed))
+    }
+
+    fn reap(&mut self, rank: usize) -> Result<()> {
+        let reaped = self.group.reap(rank).map_err(LaunchError::system(format!("reaping rank {rank}")))?;
+        let Some(child) = reaped else { return Ok(()) };
+        let ending = child.exit.map_or(Ending::Lost, |exit| match exit.status {
+            ExitStatus::Code(0) => Ending::Succeeded,
+            ExitStatus::Code(code) => Ending::Exited { code },
+            ExitStatus::Signal { signal, core_dumped } => Ending::Signaled { signal, core_dumped },
+        });
+        self.end(rank, ending, Some(child));
+        Ok(())
+    }
+
+    fn leave_behind(&mut self, rank: usize, left: &LeftBehind) {
+        let why = match left {
+            LeftBehind::Survived => "SIGKILL did not end it: it hangs in the kernel".to_owned(),
+            LeftBehind::Refused { signal, os } => format!("it cannot be sent {signal}: {os}"),
+        };
+        self.job.tell(&Event::Note(format!("rank {rank} was left behind; {why}")));
+        self.end(rank, Ending::LeftBehind, None);
+    }
+
+    fn end(&mut self, rank: usize, ending: Ending, child: Option<EndedChild>) {
+        self.job.control.take_terminal();
+        // Its group has been killed: what is in its pipes is all that comes.
+        let worker = &mut self.workers[rank];
+        worker.outputs.sources.iter().for_each(|&id| self.job.pump.finish(id));
+        worker.ended = Some(Ended { ending, at: Moment::now(), failed_at: None, child });
+        self.job.tell(&Event::Ended { rank, ending });
+        if ending != Ending::Succeeded && self.group.stopping().is_none() {
+            self.group.stop(Some(Stop::terminate(Some(self.job.shutdown_timeout), Moment::now())));
+        }
+    }
+
+    /// Notes who has failed. One that has said so, and does not end, is ended after a time.
+    fn read_error_files(&mut self) -> Result<()> {
+        let written =
+            self.error_files.written().map_err(LaunchError::system("reading the inotify of error files"))?;
+        for path in written {
+            let rank = (0..self.workers.len()).find(|&rank| self.dir.error_file(rank) == path);
+            let Some(rank) = rank.filter(|&rank| self.workers[rank].failed_at.is_none()) else { continue };
+            let now = Moment::now();
+            self.workers[rank].failed_at = Some(now);
+            let end_it = Stop::after_failure(Some(self.job.shutdown_timeout), now);
+            self.group.stop_one(rank, end_it);
+            self.job.tell(&Event::Failed { rank });
+        }
+        Ok(())
+    }
+
+    /// Does what the signals of this process say.
+    fn obey(&mut self) -> Result<()> {
+        for order in self.job.control.orders(&mut self.group)? {
+            match order {
+                Order::Stop(signal) => self.stop(signal),
+                Order::Kill => self.group.stop(Some(Stop::at_once(Moment::now()))),
+                Order::Pass(signal) => self.pass(signal),
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, signal: Signal) {
+        let now = Moment::now();
+        self.stopped_at.get_or_insert(now);
+        self.job.stopped_by.get_or_insert(signal);
+        // The stop's own bound holds, even if a failure's has begun before.
+        self.pass(signal);
+        // A stopped process takes the signal only when it goes on.
+        self.pass(Signal::CONT);
+        self.group.stop(Some(Stop::after_signal(self.job.shutdown_timeout, now)));
+        self.job.tell(&Event::Stopping { signal });
+    }
+
+    fn pass(&mut self, signal: Signal) {
+        if let Err(error) = self.group.signal_all(signal) {
+            self.job.tell(&Event::Note(format!("{signal} could not be passed on to a worker: {error}")));
+        }
+    }
+
+    /// What became of it, when nobody of it is left.
+    fn finish(mut self, number: usize) -> Result<Attempt> {
+        // A worker may have written its error file in its last moment.
+        self.read_error_files()?;
+        let stray = if self.job.control.may_have_descendants() {
+            descendants::kill_all(&self.job.plan.token)
+        } else {
+            Vec::new()
+        };
+        let ended =
+            |worker: &Worker| Ended { failed_at: worker.failed_at, ..worker.ended.expect("all have ended") };
+        let ended: Vec<_> = self.workers.iter().map(ended).collect();
+        let roles = judge::roles(&ended, self.stopped_at);
+        let workers = (0..ended.len()).map(|rank| self.summarize(rank, &ended[rank], roles[rank])).collect();
+        self.job.hear_pump();
+        Ok(Attempt {
+            number,
+            started: self.started.1,
+            lasted: Moment::now().since(self.started.0),
+            log_dir: self.log_dir(),
+            workers,
+            stray,
+        })
+    }
+
+    fn summarize(&self, rank: usize, ended: &Ended, role: Option<Role>) -> WorkerSummary {
+        let at = ended.moment();
+        let (error, error_file_problem) = match error_file::read(&self.dir.error_file(rank)) {
+            Ok(error) => (error, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        WorkerSummary {
+            rank,
+            pid: self.group.pids().nth(rank).expect("each worker is in the group"),
+            ending: ended.ending,
+            role,
+            cause: judge::cause(ended),
+            lifetime: at.since(self.group.started(rank)),
+            at: self.started.1 + at.since(self.started.0),
+            usage: judge::usage(ended),
+            error,
+            error_file_problem,
+            stderr_tail: if role.is_some() {
+                self.stderr_tail(&self.workers[rank].outputs.stderr)
+            } else {
+                Vec::new()
+            },
+        }
+    }
+
+    fn stderr_tail(&self, tail: &Tail) -> Vec<String> {
+        let bytes = match tail {
+            Tail::Source(id) => self.job.pump.tail(*id),
+            Tail::File(path) => files::tail(path, TAIL).unwrap_or_default(),
+            Tail::Nowhere => Vec::new(),
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        // Of a progress bar only its last state.
+        let last_state =
+            |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
+        let lines: Vec<_> = text.lines().map(last_state).collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+    }
+}

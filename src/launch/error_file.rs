@@ -1,0 +1,102 @@
+//! A worker's error file, as torch's `@record` writes it: JSON at `TORCHELASTIC_ERROR_FILE`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What a worker has written of its failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ErrorReport {
+    /// Its error in a line or a few, as `ValueError: no such file`.
+    pub message: String,
+    /// Where it happened, as the worker's language writes it.
+    pub traceback: Option<String>,
+    /// The exit code that it asks for.
+    pub error_code: Option<i32>,
+}
+
+/// More than any traceback; what is longer is no error file.
+const LONGEST: u64 = 16 * 1024 * 1024;
+
+/// Reads a worker's error file; `None`: it has written none.
+///
+/// # Errors
+/// With what is wrong, when it is no JSON or of another form.
+pub(super) fn read(path: &Path) -> Result<Option<ErrorReport>, String> {
+    let text = match fs::metadata(path) {
+        Ok(file) if file.len() == 0 => return Ok(None),
+        Ok(file) if file.len() > LONGEST => return Err(format!("the error file has {} bytes", file.len())),
+        Ok(_) => {
+            fs::read_to_string(path).map_err(|error| format!("the error file cannot be read: {error}"))?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("the error file cannot be read: {error}")),
+    };
+    let value: Value =
+        serde_json::from_str(&text).map_err(|error| format!("the error file is no whole JSON: {error}"))?;
+    of_json(&value).map(Some).ok_or_else(|| "the error file has no \"message\"".to_owned())
+}
+
+/// Both forms: `{"message": {"message": …, "extraInfo": {"py_callstack": …}}}` and `{"message": "…"}`.
+fn of_json(value: &Value) -> Option<ErrorReport> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let error_code = |value: &Value| value.get("errorCode")?.as_i64()?.try_into().ok();
+    match value.get("message")? {
+        Value::String(message) => {
+            Some(ErrorReport { message: message.clone(), traceback: None, error_code: error_code(value) })
+        }
+        inner => Some(ErrorReport {
+            message: inner.get("message").and_then(text)?,
+            traceback: inner.pointer("/extraInfo/py_callstack").and_then(text),
+            error_code: error_code(inner).or_else(|| error_code(value)),
+        }),
+    }
+}
+
+/// Writes an error file that torch reads too, in one step: who reads it sees all of it.
+pub(super) fn write(path: &Path, message: &str, traceback: &str, unix_seconds: u64) -> io::Result<()> {
+    let extra = json!({ "py_callstack": traceback, "timestamp": unix_seconds.to_string() });
+    let text = json!({ "message": { "message": message, "extraInfo": extra } }).to_string();
+    crate::sys::replace::write(path, |mut file| io::Write::write_all(&mut file, text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> Result<Option<ErrorReport>, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        read(file.path())
+    }
+
+    #[test]
+    fn both_forms_of_torch_are_read() {
+        let nested = r#"{"message": {"message": "RuntimeError: no", "errorCode": 3, "extraInfo": {"py_callstack": "Traceback…",
+            "timestamp": "1700000000"}}}"#;
+        let report = read_text(nested).unwrap().unwrap();
+        assert_eq!(
+            (&*report.message, report.traceback.as_deref(), report.error_code),
+            ("RuntimeError: no", Some("Traceback…"), Some(3))
+        );
+        let flat = read_text(r#"{"message": "flat", "timestamp": 1}"#).unwrap().unwrap();
+        assert_eq!((&*flat.message, flat.traceback), ("flat", None));
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_damaged_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("error.json");
+        assert_eq!(read(&path), Ok(None));
+        write(&path, "a \"message\"", "1\n2", 5).unwrap();
+        let report = read(&path).unwrap().unwrap();
+        assert_eq!((&*report.message, report.traceback.as_deref()), ("a \"message\"", Some("1\n2")));
+        assert!(read_text("{\"message\": {\"mess").unwrap_err().contains("no whole JSON"));
+        assert!(read_text("[1]").unwrap_err().contains("no \"message\""));
+        assert_eq!(read_text(""), Ok(None));
+    }
+}

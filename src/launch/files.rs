@@ -1,0 +1,143 @@
+//! Where a job's files lie: as torchrun lays them out, `DIR/RUN_ID_RANDOM/attempt_N/RANK/{stdout.log,stderr.log,error.json}`.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{LaunchError, Result};
+
+/// The directory of a job. One that only error files needed is removed with this.
+#[derive(Debug)]
+pub(super) struct JobDir {
+    path: PathBuf,
+    is_temporary: bool,
+}
+
+impl JobDir {
+    /// Makes it in `log_dir`, or in the directory for temporary files, where it stays if it is to have logs.
+    pub(super) fn make(log_dir: Option<&Path>, run_id: &str, has_logs: bool) -> Result<Self> {
+        if let Some(dir) = log_dir
+            && fs::metadata(dir).is_ok_and(|found| !found.is_dir())
+        {
+            let what = format!("the log directory {} is a file", dir.display());
+            return Err(LaunchError::invalid(what, "give a directory; it is made if it is not there"));
+        }
+        let parent = log_dir.map_or_else(std::env::temp_dir, Path::to_owned);
+        let failed =
+            |os| LaunchError::system(format!("making a directory for logs in {}", parent.display()))(os);
+        fs::create_dir_all(&parent).map_err(failed)?;
+        // A run id may have any letters; those of a path are not taken for one.
+        let name: String =
+            run_id.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).take(100).collect();
+        let random = crate::sys::dir::unguessable().map_err(failed)?;
+        let name = if log_dir.is_some() { name } else { format!("phalanx-run-{name}") };
+        let path = parent.join(format!("{name}_{}", &random[..random.len().min(8)]));
+        // Not readable by others where many users share the directory for temporary files.
+        let mut builder = fs::DirBuilder::new();
+        if log_dir.is_none() {
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        }
+        builder.create(&path).map_err(failed)?;
+        Ok(Self { is_temporary: log_dir.is_none() && !has_logs, path })
+    }
+
+    /// Makes the directories of an attempt.
+    pub(super) fn attempt(&self, number: usize, nproc: usize) -> Result<AttemptDir> {
+        let dir = AttemptDir { path: self.path.join(format!("attempt_{number}")) };
+        for rank in 0..nproc {
+            let made = fs::create_dir_all(dir.of(rank));
+            made.map_err(LaunchError::system(format!("making the directory {}", dir.of(rank).display())))?;
+        }
+        Ok(dir)
+    }
+}
+
+impl Drop for JobDir {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            // What cannot be removed here cannot be told to anybody any more.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The directory of an attempt.
+#[derive(Clone, Debug)]
+pub(super) struct AttemptDir {
+    path: PathBuf,
+}
+
+impl AttemptDir {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn of(&self, rank: usize) -> PathBuf {
+        self.path.join(rank.to_string())
+    }
+
+    pub(super) fn error_file(&self, rank: usize) -> PathBuf {
+        self.of(rank).join("error.json")
+    }
+
+    /// A new file of a rank, to which each write is appended.
+    pub(super) fn create(&self, rank: usize, name: &str) -> Result<(File, PathBuf)> {
+        create(self.of(rank).join(name))
+    }
+}
+
+/// A new file, to which each write is appended: several processes may share it.
+pub(super) fn create(path: PathBuf) -> Result<(File, PathBuf)> {
+    let opened = File::options().create(true).append(true).open(&path);
+    let file = opened.map_err(LaunchError::system(format!("making the log file {}", path.display())))?;
+    Ok((file, path))
+}
+
+/// The last bytes of a file.
+pub(super) fn tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layout_is_torchruns_and_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let logs = parent.path().join("logs");
+        let job = JobDir::make(Some(&logs), "my/job", true).unwrap();
+        let attempt = job.attempt(2, 11).unwrap();
+        let (_, path) = attempt.create(10, "stdout.log").unwrap();
+        let below = path.strip_prefix(&logs).unwrap().to_str().unwrap().to_owned();
+        assert!(below.starts_with("my_job_") && below.ends_with("/attempt_2/10/stdout.log"), "{below}");
+        drop(job);
+        assert!(path.exists());
+        let file = JobDir::make(Some(&path), "x", true).unwrap_err().to_string();
+        assert!(file.contains("is a file"), "{file}");
+    }
+
+    #[test]
+    fn directory_for_error_files_alone_is_removed() {
+        let job = JobDir::make(None, "none", false).unwrap();
+        let path = job.path.clone();
+        job.attempt(0, 2).unwrap();
+        assert!(path.join("attempt_0/1").is_dir());
+        drop(job);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn tail_is_the_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "0123456789").unwrap();
+        assert_eq!(tail(file.path(), 3).unwrap(), b"789");
+        assert_eq!(tail(file.path(), 30).unwrap(), b"0123456789");
+    }
+}

@@ -1,0 +1,90 @@
+//! What lives as long as a job: its plan, files, output, and what it has taken over of this process.
+
+use std::time::Duration;
+
+use super::error::{LaunchError, Result};
+use super::event::Event;
+use super::files::JobDir;
+use super::options::{Launch, Logs};
+use super::plan::Plan;
+use super::ranks::Streams;
+use super::stopping::Control;
+use crate::supervise::pump::{Console, Pump};
+use crate::sys::signal::Signal;
+use crate::sys::{fd, limits};
+
+/// Descriptors that a worker costs its launcher: a pidfd, two pipes, two files, and some while it is started.
+const DESCRIPTORS: usize = 8;
+
+/// What lives as long as the job.
+pub(super) struct Job {
+    pub(super) plan: Plan,
+    pub(super) logs: Logs,
+    pub(super) has_logs: bool,
+    pub(super) dir: JobDir,
+    pub(super) control: Control,
+    pub(super) pump: Pump,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) master_port: Option<u16>,
+    pub(super) stopped_by: Option<Signal>,
+    pub(super) lost_output: Vec<String>,
+    announces: bool,
+    on_event: Box<dyn FnMut(&Event)>,
+}
+
+impl Job {
+    pub(super) fn tell(&mut self, event: &Event) {
+        if self.announces && event.is_announced() {
+            self.pump.say(format!("phalanx: {event}"));
+        }
+        (self.on_event)(event);
+    }
+
+    /// Takes what the pump has told.
+    pub(super) fn hear_pump(&mut self) {
+        self.pump.clear();
+        for broken in self.pump.take_broken() {
+            self.tell(&Event::Note(broken.clone()));
+            self.lost_output.push(broken);
+        }
+    }
+}
+
+/// Takes over what the job needs of this process.
+pub(super) fn start(launch: Launch, plan: Plan) -> Result<Job> {
+    limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
+    let has_logs = has_logs(&launch.logs, plan.nproc);
+    // The guardian is forked in here, so the pump's thread comes after it.
+    let control = Control::take_over(launch.handles_signals, &launch.stop_signals, &plan)?;
+    let dir = JobDir::make(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
+    let output = |number| fd::copy_of_stdio(number).map_err(LaunchError::system("copying stdout and stderr"));
+    let console = Console::new(output(1)?, output(2)?);
+    Ok(Job {
+        pump: Pump::start(console).map_err(LaunchError::system("starting the thread that carries output"))?,
+        plan,
+        has_logs,
+        dir,
+        control,
+        logs: launch.logs,
+        shutdown_timeout: launch.shutdown_timeout,
+        master_port: launch.master_port,
+        stopped_by: None,
+        lost_output: Vec::new(),
+        announces: launch.announces,
+        on_event: launch.on_event,
+    })
+}
+
+fn has_logs(logs: &Logs, nproc: usize) -> bool {
+    let has_file = |streams: Streams| streams != Streams::NONE;
+    let filters = !logs.stdout_needles.is_empty() || !logs.stderr_needles.is_empty();
+    filters || (0..nproc).any(|rank| has_file(logs.redirects.of(rank)) || has_file(logs.tee.of(rank)))
+}
+
+/// Gives back what was taken over.
+pub(super) fn close(job: Job) {
+    if job.control.is_hurried() {
+        // The console may take nothing more, and nobody waits for it.
+        job.pump.abandon();
+    }
+}

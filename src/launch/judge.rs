@@ -1,0 +1,155 @@
+//! Pure: what the ends of an attempt's workers mean: whose failure came first, who was only stopped.
+
+use super::summary::{Ending, Role};
+use crate::error::{Cause, ResourceUsage, Status};
+use crate::supervise::diagnose;
+use crate::supervise::group::EndedChild;
+use crate::supervise::verdict::{Failing, Weight, first_failure, is_victim};
+use crate::sys::clock::Moment;
+use crate::sys::signal::Signal;
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) ending: Ending,
+    pub(super) at: Moment,
+    /// When its error file was seen, if it has written one.
+    pub(super) failed_at: Option<Moment>,
+    /// `None`: it was left behind.
+    pub(super) child: Option<EndedChild>,
+}
+
+impl Ended {
+    /// The moment of its failure; else that of its end.
+    pub(super) fn moment(&self) -> Moment {
+        self.failed_at.map_or(self.at, |failed| failed.min(self.at))
+    }
+}
+
+/// What each worker has to do with the failure of the attempt, by rank.
+pub(super) fn roles(workers: &[Ended], stopped_at: Option<Moment>) -> Vec<Option<Role>> {
+    let facts: Vec<_> = workers.iter().map(|ended| facts(ended, stopped_at)).collect();
+    let mut order: Vec<_> = (0..workers.len()).collect();
+    order.sort_by_key(|&rank| facts[rank].ended_at);
+    let failing: Vec<_> =
+        order.into_iter().filter(|&rank| facts[rank].has_failed && !facts[rank].was_stopped).collect();
+    let failing: Vec<_> = failing.into_iter().map(|rank| Failing { rank, ..facts[rank].failing }).collect();
+    let root = first_failure(&failing).map(|first| first.rank);
+    let role = |(rank, facts): (usize, &Facts)| match facts {
+        Facts { has_failed: false, .. } => None,
+        _ if Some(rank) == root => Some(Role::RootCause),
+        Facts { was_stopped: true, .. } => Some(Role::Stopped),
+        _ => Some(Role::FailedLater),
+    };
+    facts.iter().enumerate().map(role).collect()
+}
+
+struct Facts {
+    has_failed: bool,
+    was_stopped: bool,
+    ended_at: Moment,
+    failing: Failing,
+}
+
+fn facts(ended: &Ended, stopped_at: Option<Moment>) -> Facts {
+    let alive = ended.child.map_or(ended.at, |child| child.alive);
+    let weight = if ended.ending == Ending::LeftBehind { Weight::LeftBehind } else { Weight::Own };
+    let failing = Failing { rank: 0, weight, recorded: ended.failed_at, alive, killed_with_cgroup: None };
+    let by_teardown = is_victim(
+        status(ended.ending),
+        ended.failed_at,
+        ended.child.and_then(|child| child.sent_by_teardown),
+    );
+    let by_stop = stopped_at.is_some_and(|at| ended.failed_at.unwrap_or(ended.at) >= at);
+    Facts {
+        has_failed: ended.ending != Ending::Succeeded,
+        was_stopped: by_teardown || by_stop,
+        ended_at: ended.at,
+        failing,
+    }
+}
+
+fn status(ending: Ending) -> Status {
+    match ending {
+        Ending::Succeeded => Status::Succeeded,
+        Ending::Exited { code } => Status::Exited { code },
+        Ending::Signaled { signal, core_dumped } => Status::Signaled { signal, core_dumped },
+        Ending::Lost => Status::Lost,
+        Ending::LeftBehind => Status::Survived,
+    }
+}
+
+/// What probably ended a worker, where there is evidence: a kill for want of memory that the kernel has counted.
+pub(super) fn cause(ended: &Ended) -> Option<Cause> {
+    let Ending::Signaled { signal: Signal::KILL, .. } = ended.ending else { return None };
+    let child = ended
+        .child
+        .filter(|child| child.sent_by_teardown.is_none_or(|sent| sent.strongest != Signal::KILL))?;
+    child.oom.map(|oom| Cause::OutOfMemory { kills: oom.count, scope: oom.scope })
+}
+
+pub(super) fn usage(ended: &Ended) -> ResourceUsage {
+    let child = ended.child;
+    diagnose::usage(child.and_then(|child| child.exit), 0, child.map_or(0, |child| child.rss_floor_kib))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::verdict::Sent;
+    use crate::sys::signal::Signals;
+
+    fn at(nanos: u64) -> Moment {
+        Moment::from_nanos(nanos)
+    }
+
+    fn ended(ending: Ending, moment: u64) -> Ended {
+        let child = EndedChild {
+            exit: None,
+            alive: at(moment - 1),
+            rss_floor_kib: 0,
+            sent_by_program: Signals::NONE,
+            sent_by_teardown: None,
+            oom: None,
+        };
+        Ended { ending, at: at(moment), failed_at: None, child: Some(child) }
+    }
+
+    fn code(code: i32, moment: u64) -> Ended {
+        ended(Ending::Exited { code }, moment)
+    }
+
+    /// One that the teardown sent SIGTERM at a moment.
+    fn sent(ended: Ended, moment: u64) -> Ended {
+        let sent_by_teardown = Some(Sent { at: at(moment), strongest: Signal::TERM });
+        Ended { child: ended.child.map(|child| EndedChild { sent_by_teardown, ..child }), ..ended }
+    }
+
+    #[test]
+    fn first_to_end_is_the_root_cause_and_who_was_stopped_is_none() {
+        let term = ended(Ending::Signaled { signal: Signal::TERM, core_dumped: false }, 30);
+        let workers =
+            [sent(term, 20), code(5, 10), ended(Ending::Succeeded, 5), code(6, 15), sent(code(1, 40), 20)];
+        use Role::{FailedLater, RootCause, Stopped};
+        assert_eq!(
+            roles(&workers, None),
+            [Some(Stopped), Some(RootCause), None, Some(FailedLater), Some(Stopped)]
+        );
+    }
+
+    #[test]
+    fn error_file_that_came_first_counts_more_than_an_end_that_came_first() {
+        let slow = Ended { failed_at: Some(at(3)), ..sent(code(1, 90), 11) };
+        assert_eq!(roles(&[code(2, 10), slow], None), [Some(Role::FailedLater), Some(Role::RootCause)]);
+        // One that is written in the teardown is no failure of its own.
+        let late = Ended { failed_at: Some(at(30)), ..sent(code(1, 90), 11) };
+        assert_eq!(roles(&[code(2, 10), late], None), [Some(Role::RootCause), Some(Role::Stopped)]);
+    }
+
+    #[test]
+    fn nobody_is_to_blame_for_an_end_after_a_stop() {
+        let workers = [code(1, 10), code(130, 30)];
+        assert_eq!(roles(&workers, Some(at(20))), [Some(Role::RootCause), Some(Role::Stopped)]);
+        assert_eq!(roles(&workers[1..], Some(at(20))), [Some(Role::Stopped)]);
+    }
+}

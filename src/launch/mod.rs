@@ -1,0 +1,74 @@
+//! The launcher: one program started many times, with the environment that training programs know from torchrun.
+//!
+//! [`Launch`] is the program `phalanx run` as a library: it starts N processes of a program in any language, carries what they
+//! print, watches them, ends all when one has failed, starts them anew if that is allowed, and says in a [`Summary`] whose failure
+//! came first. For Rust functions in processes there are [`spawn`](crate::spawn) and its kin.
+//!
+//! ```
+//! use phalanx::launch::{Command, Ending, Launch, Nproc};
+//!
+//! // Rank 1 fails. The others would sleep on, and are stopped.
+//! let script = "if [ $RANK = 1 ]; then exit 7; fi; exec sleep 600";
+//! let summary = Launch::new(Command::new("sh").args(["-c", script])).nproc(Nproc::Count(3)).run()?;
+//! assert_eq!(summary.exit_code(), 7);
+//! let root = summary.attempts[0].root_cause().unwrap();
+//! assert_eq!((root.rank, root.ending), (1, Ending::Exited { code: 7 }));
+//! # Ok::<(), phalanx::launch::LaunchError>(())
+//! ```
+
+// From a job's options to its end:
+//
+// - `options`: Launch: what a job is to be
+// - `command`, `ranks`, `devices`, `numa`, `prefix`, `restart`: what options are made of
+// - `plan`: all that is known before anything is started
+// - `environment`: pure: the variables of a worker
+// - `run`: from the first attempt to the last
+// - `job`: what lives as long as the job
+// - `stopping`: this process's signals and terminal
+// - `guardian`: ends the job's descendants when this process is killed
+// - `attempt`: workers are started, watched, and ended together
+// - `workers`: one worker, from descriptors to a running program
+// - `judge`: pure: whose failure came first
+// - `descendants`: who has left a worker's process group
+// - `files`, `error_file`: where logs lie; what a worker says of its failure
+// - `summary`, `report`, `event`: what is told
+// - `record`: error files of Rust programs
+
+mod attempt;
+mod command;
+mod descendants;
+mod devices;
+mod environment;
+mod error;
+mod error_file;
+mod event;
+mod files;
+mod guardian;
+mod job;
+mod judge;
+mod numa;
+mod options;
+mod plan;
+mod prefix;
+mod ranks;
+mod record;
+mod report;
+mod restart;
+mod run;
+mod stopping;
+mod summary;
+mod workers;
+
+pub use command::{Command, Interpreter};
+pub use devices::Nproc;
+pub use error::LaunchError;
+pub use error_file::ErrorReport;
+pub use event::Event;
+pub use numa::NumaBinding;
+pub use options::{Launch, Stdin};
+pub use prefix::Prefix;
+pub use ranks::{RankList, RankStreams, Streams};
+pub use record::record;
+pub use restart::RestartOn;
+pub use stopping::die_of;
+pub use summary::{Attempt, Ending, Role, Summary, WorkerSummary};

@@ -1,0 +1,77 @@
+//! Prefix: what stands before each line of a worker on the console.
+
+use super::error::{LaunchError, Result};
+
+/// A template for what stands before each line of a worker.
+///
+/// `${role_name}`, `${rank}`, `${local_rank}` and `${hostname}` stand for the worker's.
+///
+/// ```
+/// use phalanx::launch::Prefix;
+/// let prefix: Prefix = "[${hostname} ${rank}] ".parse()?;
+/// assert!("${host}".parse::<Prefix>().is_err());
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix(String);
+
+const NAMES: [&str; 4] = ["role_name", "rank", "local_rank", "hostname"];
+
+impl Prefix {
+    /// No prefix.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(String::new())
+    }
+
+    pub(super) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
+        let rank = rank.to_string();
+        let values = [role, &rank, &rank, &hostname()];
+        let replace =
+            |text: String, (name, value): (&str, &str)| text.replace(&format!("${{{name}}}"), value);
+        NAMES.into_iter().zip(values).fold(self.0.clone(), replace).into_bytes()
+    }
+}
+
+impl Default for Prefix {
+    /// torchrun's: `[default0]:` for rank 0 of the role `default`.
+    fn default() -> Self {
+        Self("[${role_name}${rank}]:".to_owned())
+    }
+}
+
+impl std::str::FromStr for Prefix {
+    type Err = LaunchError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        for name in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap_or_default()) {
+            if !NAMES.contains(&name) {
+                let what = format!("${{{name}}} in the prefix {text:?} stands for nothing");
+                return Err(LaunchError::invalid(
+                    what,
+                    format!("there are {}", NAMES.map(|n| format!("${{{n}}}")).join(", ")),
+                ));
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The name of this machine, up to its first dot.
+pub(super) fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().split('.').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_for_the_workers_own() {
+        assert_eq!(Prefix::default().of("trainer", 12), b"[trainer12]:");
+        let all: Prefix = "${hostname}/${role_name} ${rank} ${local_rank}".parse().unwrap();
+        assert_eq!(all.of("r", 3), format!("{}/r 3 3", hostname()).into_bytes());
+        assert!(Prefix::none().of("r", 3).is_empty());
+    }
+}

@@ -1,0 +1,59 @@
+//! record: a Rust program's error for the launcher that has started it.
+
+use std::any::Any;
+use std::backtrace::Backtrace;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// Runs the main of a program that `phalanx run` or torchrun has started, and writes its failure, an `Err` or a panic, to the file that
+/// the launcher names in `TORCHELASTIC_ERROR_FILE`; so the launcher's report has it, whatever else goes to stderr. Without that
+/// variable it only runs it. torch's name of the same: `torch.distributed.elastic.multiprocessing.errors.record`.
+///
+/// ```
+/// fn train() -> Result<(), std::io::Error> {
+///     Ok(())
+/// }
+///
+/// fn main() -> Result<(), std::io::Error> {
+///     phalanx::launch::record(train)
+/// }
+/// ```
+///
+/// # Errors
+/// Those of `main`. A file that cannot be written is no error of the program; stderr says so.
+///
+/// # Panics
+/// When `main` panics, with the same payload.
+pub fn record<T, E: Display>(main: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE").filter(|path| !path.is_empty()) else {
+        return main();
+    };
+    match catch_unwind(AssertUnwindSafe(main)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            // `{:#}`: with its causes, where the type shows them.
+            write(Path::new(&path), &format!("{error:#}"));
+            Err(error)
+        }
+        Err(panic) => {
+            write(Path::new(&path), &format!("panicked: {}", payload(&*panic)));
+            resume_unwind(panic)
+        }
+    }
+}
+
+fn payload(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(its payload is no text)")
+}
+
+#[expect(clippy::print_stderr, reason = "the program fails already, and there is nobody else to tell")]
+fn write(path: &Path, message: &str) {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let traceback = Backtrace::force_capture().to_string();
+    if let Err(error) = super::error_file::write(path, message, &traceback, seconds) {
+        eprintln!("phalanx: the error file {} cannot be written: {error}", path.display());
+    }
+}

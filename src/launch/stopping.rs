@@ -1,0 +1,201 @@
+//! The signals of this process while a job runs, and its terminal: what they say is done.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::descendants;
+use super::error::{LaunchError, Result};
+use super::guardian::Guardian;
+use super::plan::Plan;
+use super::workers::has_terminal;
+use crate::supervise::group::Group;
+use crate::sys::clock::Moment;
+use crate::sys::epoll::wait_readable;
+use crate::sys::pipe::{foreground, set_foreground};
+use crate::sys::signal::{self, Signal};
+use crate::sys::signal_pipe::SignalPipe;
+use crate::sys::{fd, fork, prctl, wait};
+
+/// What the attempt is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Pass the signal on, and end all after a time.
+    Stop(Signal),
+    /// End all now: it was told to stop a second time.
+    Kill,
+    /// Pass the signal on.
+    Pass(Signal),
+}
+
+/// Passed on without stopping the job.
+const PASSED: [Signal; 3] = [Signal::USR1, Signal::USR2, Signal::WINCH];
+
+/// What this process has taken over for the job; nothing if it is not to handle signals.
+#[derive(Debug)]
+pub(super) struct Control {
+    signals: Option<SignalPipe>,
+    _guardian: Option<Guardian>,
+    stop_signals: Vec<Signal>,
+    /// How often it was told to stop.
+    stops: usize,
+    /// The terminal that the only worker is given, and whether that has it now.
+    terminal: Option<OwnedFd>,
+    worker_has_terminal: bool,
+}
+
+impl Control {
+    /// Takes over the signals, and becomes the parent of orphans. One of the stop signals that is ignored stays so.
+    pub(super) fn take_over(handles: bool, stop_signals: &[Signal], plan: &Plan) -> Result<Self> {
+        let mut control = Self {
+            signals: None,
+            _guardian: None,
+            stop_signals: stop_signals.to_vec(),
+            stops: 0,
+            terminal: None,
+            worker_has_terminal: false,
+        };
+        if !handles {
+            return Ok(control);
+        }
+        let failed = |what: &str| LaunchError::system(what.to_owned());
+        // First: it is forked, and this process may have no second thread, nor a handler that the fork would have too.
+        control._guardian = Some(Guardian::start(&plan.token).map_err(failed("starting the guardian"))?);
+        prctl::become_subreaper().map_err(failed("becoming the parent of orphans"))?;
+        let others = PASSED.into_iter().chain([Signal::TSTP, Signal::CHLD]);
+        let all: Vec<_> = stop_signals.iter().copied().chain(others).collect();
+        control.signals = Some(SignalPipe::take_over(&all).map_err(failed("taking over signals"))?);
+        if has_terminal(plan) && plan.stdin_rank.is_some() {
+            control.terminal = fd::copy_of_stdio(0).ok();
+        }
+        Ok(control)
+    }
+
+    pub(super) fn signals(&self) -> Option<BorrowedFd<'_>> {
+        self.signals.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether it was told to stop a second time.
+    pub(super) fn is_hurried(&self) -> bool {
+        self.stops > 1
+    }
+
+    /// Whether somebody may be left when all workers have ended. Where this process is the parent of orphans, its children tell.
+    pub(super) fn may_have_descendants(&self) -> bool {
+        self.signals.is_none() || wait::has_children()
+    }
+
+    /// What the signals that have come since the last look say. Ctrl-Z has been carried out then.
+    pub(super) fn orders(&mut self, group: &mut Group) -> Result<Vec<Order>> {
+        let mut orders = Vec::new();
+        while let Some(signal) = self.next()? {
+            match signal {
+                Signal::CHLD => self.look_after_children(group)?,
+                Signal::TSTP => self.suspend(group)?,
+                signal if PASSED.contains(&signal) && !self.stop_signals.contains(&signal) => {
+                    orders.push(Order::Pass(signal))
+                }
+                signal => orders.push(self.stop(signal)),
+            }
+        }
+        Ok(orders)
+    }
+
+    fn next(&self) -> Result<Option<Signal>> {
+        let signals = self.signals.as_ref().map(SignalPipe::next).transpose();
+        Ok(signals.map_err(LaunchError::system("reading signals"))?.flatten())
+    }
+
+    fn stop(&mut self, signal: Signal) -> Order {
+        self.stops += 1;
+        if self.stops > 1 { Order::Kill } else { Order::Stop(signal) }
+    }
+
+    fn look_after_children(&mut self, group: &mut Group) -> Result<()> {
+        if self.worker_has_terminal && group.has_stopped(0) {
+            // Ctrl-Z at the terminal went to the worker alone.
+            self.suspend(group)?;
+        }
+        descendants::reap_strangers(&group.pids().collect::<Vec<_>>());
+        Ok(())
+    }
+
+    /// Stops the job and this process until it is continued. No time passes for the job meanwhile.
+    fn suspend(&mut self, group: &mut Group) -> Result<()> {
+        let failed = || LaunchError::system("stopping the job, as Ctrl-Z says");
+        let before = Moment::now();
+        // One that has ended takes no signal; one that refuses it goes on.
+        let _ = group.signal_all(Signal::STOP);
+        let had_terminal = self.take_terminal();
+        signal::raise(Signal::STOP).map_err(failed())?;
+        // Here it has been continued, by `fg`, by `bg`, or by `kill -CONT`.
+        group.put_off(Moment::now().since(before));
+        if had_terminal && self.is_in_foreground() {
+            self.give_terminal(group);
+        }
+        let _ = group.signal_all(Signal::CONT);
+        Ok(())
+    }
+
+    fn is_in_foreground(&self) -> bool {
+        let terminal = self.terminal.as_ref().and_then(|terminal| foreground(terminal.as_fd()));
+        terminal == Some(fork::group_id())
+    }
+
+    /// Gives the terminal to the only worker, if this process has it.
+    pub(super) fn give_terminal(&mut self, group: &Group) {
+        let Some(terminal) = self.terminal.as_ref().filter(|_| self.is_in_foreground()) else { return };
+        let Some(pid) = group.pids().next() else { return };
+        // It may have ended already.
+        self.worker_has_terminal = set_foreground(terminal.as_fd(), pid).is_ok();
+    }
+
+    /// Takes it back; says whether the worker had it.
+    pub(super) fn take_terminal(&mut self) -> bool {
+        let had = std::mem::take(&mut self.worker_has_terminal);
+        if let Some(terminal) = self.terminal.as_ref().filter(|_| had) {
+            // A terminal that is gone has nobody to be given to.
+            let _ = set_foreground(terminal.as_fd(), fork::group_id());
+        }
+        had
+    }
+
+    /// Waits between two attempts; the signal by which it was told to stop meanwhile.
+    pub(super) fn pause(&mut self, until: Option<Moment>) -> Result<Option<Signal>> {
+        let mut nobody = Group::new().map_err(LaunchError::system("making an epoll for the pause"))?;
+        loop {
+            for order in self.orders(&mut nobody)? {
+                if let Order::Stop(signal) = order {
+                    return Ok(Some(signal));
+                }
+            }
+            if until.is_some_and(|until| Moment::now() >= until) {
+                return Ok(None);
+            }
+            self.wait(until).map_err(LaunchError::system("waiting before the next attempt"))?;
+        }
+    }
+
+    fn wait(&self, until: Option<Moment>) -> io::Result<()> {
+        match &self.signals {
+            Some(signals) => wait_readable(signals.as_fd(), until).map(drop),
+            None => crate::sys::epoll::pause(
+                until.map_or(std::time::Duration::ZERO, |at| at.since(Moment::now())),
+            ),
+        }
+    }
+}
+
+/// Ends this process by a signal, as if it had never handled it: a shell, and any other parent, sees why it ended. For a program
+/// whose [`Summary`](super::Summary) says that a signal has stopped the job.
+pub fn die_of(signal: Signal) {
+    // Where the signal is ignored or blocked it does nothing, and the caller exits by itself.
+    if signal::reset(signal).is_ok() {
+        let _ = signal::raise(signal);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.take_terminal();
+    }
+}

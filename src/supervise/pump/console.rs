@@ -1,0 +1,129 @@
+//! Stdout and stderr of this process, shared by all children.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::SourceId;
+use super::lines::Piece;
+use crate::sys::pipe::{is_same_file, is_terminal, write_all};
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Erases the line on which the cursor is, and goes to its begin (ECMA-48, EL).
+const ERASE: &[u8] = b"\r\x1b[K";
+
+/// Both streams. Where they lead to one file, as on a terminal, they share its lines.
+#[derive(Debug)]
+pub(crate) struct Console {
+    outputs: [Output; 2],
+    is_one_file: bool,
+}
+
+#[derive(Debug)]
+struct Output {
+    fd: OwnedFd,
+    is_terminal: bool,
+    /// Written when it is full, or all is told.
+    buffer: Vec<u8>,
+    /// Whose line has begun and not ended.
+    open: Option<SourceId>,
+    is_broken: bool,
+}
+
+impl Output {
+    fn new(fd: OwnedFd) -> Self {
+        let is_terminal = is_terminal(&fd);
+        Self { fd, is_terminal, buffer: Vec::new(), open: None, is_broken: false }
+    }
+
+    fn end_line(&mut self) {
+        if self.open.take().is_some() {
+            self.buffer.push(b'\n');
+        }
+    }
+
+    fn put(&mut self, parts: &[&[u8]]) {
+        parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
+    }
+}
+
+impl Console {
+    /// Over copies of stdout and stderr.
+    pub(crate) fn new(stdout: OwnedFd, stderr: OwnedFd) -> Self {
+        let is_one_file = is_same_file(stdout.as_fd(), stderr.as_fd());
+        Self { outputs: [Output::new(stdout), Output::new(stderr)], is_one_file }
+    }
+
+    /// The one whose lines a stream takes part in.
+    fn output(&mut self, stream: Stream) -> &mut Output {
+        let index = if self.is_one_file { 0 } else { stream as usize };
+        &mut self.outputs[index]
+    }
+
+    pub(super) fn is_terminal(&self, stream: Stream) -> bool {
+        self.outputs[stream as usize].is_terminal
+    }
+
+    /// Puts a piece of a source's output into the buffer.
+    pub(super) fn tell(&mut self, stream: Stream, (source, prefix): (SourceId, &[u8]), piece: Piece<'_>) {
+        let output = self.output(stream);
+        let is_own = output.open == Some(source);
+        if !is_own {
+            output.end_line();
+        }
+        match piece {
+            Piece::Line { rest, .. } if is_own => output.put(&[rest, b"\n"]),
+            // Another source's line has ended the part that was shown.
+            Piece::Line { rest: [], shown: true } => {}
+            Piece::Line { rest, .. } => output.put(&[prefix, rest, b"\n"]),
+            Piece::Part(part) if is_own => output.put(&[part]),
+            Piece::Part(part) => output.put(&[prefix, part]),
+            Piece::Progress(state) | Piece::LastProgress(state) => {
+                if is_own {
+                    output.put(&[if output.is_terminal { ERASE } else { b"\n" }]);
+                }
+                output.put(&[prefix, state]);
+                if matches!(piece, Piece::LastProgress(_)) || !output.is_terminal {
+                    output.put(&[b"\n"]);
+                }
+            }
+        }
+        let stays_open = match piece {
+            Piece::Part(_) => true,
+            Piece::Progress(_) => output.is_terminal,
+            Piece::Line { .. } | Piece::LastProgress(_) => false,
+        };
+        output.open = stays_open.then_some(source);
+    }
+
+    /// Puts a line of this process's own into the buffer of stderr.
+    pub(super) fn say(&mut self, line: &str) {
+        let output = self.output(Stream::Stderr);
+        output.end_line();
+        output.put(&[line.as_bytes(), b"\n"]);
+    }
+
+    /// How much is buffered.
+    pub(super) fn buffered(&self) -> usize {
+        self.outputs.iter().map(|output| output.buffer.len()).sum()
+    }
+
+    /// Writes what is buffered; returns what cannot be written any more, each once.
+    pub(super) fn flush(&mut self) -> Vec<String> {
+        let mut broken = Vec::new();
+        for (output, name) in self.outputs.iter_mut().zip(["stdout", "stderr"]) {
+            let written =
+                if output.is_broken { Ok(()) } else { write_all(output.fd.as_fd(), &output.buffer) };
+            output.buffer.clear();
+            if let Err(error) = written {
+                output.is_broken = true;
+                broken.push(format!("{name} takes no more output ({error}); workers' output to it is lost"));
+            }
+        }
+        broken
+    }
+}

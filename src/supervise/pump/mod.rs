@@ -1,0 +1,152 @@
+//! The pump: a thread that carries what children print, from their pipes to files and to the console.
+//!
+//! Lines reach the console whole and with a prefix; files get every byte as it came. A child never waits for another's output, and
+//! an output of ours that cannot be written any more (EPIPE, a full disk) is told once and then left out, so that it ends no job.
+//!
+//! - `lines`: pure: lines, parts of lines and progress bars out of bytes
+//! - `console`: stdout and stderr of this process, shared by all children
+//! - `source`: one pipe, and where its bytes go
+//! - `thread`: the thread's loop
+
+mod console;
+mod lines;
+mod source;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+pub(crate) use console::{Console, Stream};
+pub(crate) use source::{Filter, Route};
+
+use crate::sys::event::EventFd;
+
+/// The number of a source, in the order in which they were added.
+pub(crate) type SourceId = usize;
+
+enum Command {
+    Add(SourceId, OwnedFd, Route),
+    /// Nobody writes any more who counts: take what is there, and close it.
+    Finish(SourceId),
+    /// A line of this process's own, to stderr.
+    Say(String),
+    Close,
+}
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+struct News {
+    /// By source: the last bytes that came from it, and whether it is closed.
+    sources: Vec<(Vec<u8>, bool)>,
+    /// Outputs of ours that could not be written any more.
+    broken: Vec<String>,
+}
+
+/// The handle of the thread. Dropping it lets the thread carry what has come so far, and ends it.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    commands: Sender<Command>,
+    /// Rung for the thread when there is a command.
+    bell: Arc<EventFd>,
+    /// Rung by the thread when a source is closed.
+    closed: Arc<EventFd>,
+    news: Arc<Mutex<News>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pump {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there is no room for a thread, an epoll, or two events.
+    pub(crate) fn start(console: Console) -> io::Result<Self> {
+        let (commands, received) = channel();
+        let (bell, closed) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
+        let news = Arc::new(Mutex::new(News::default()));
+        let thread = thread::Pumping::new(console, received, (bell.clone(), closed.clone()), news.clone())?;
+        // No signal of the program's runs on it, and none is taken away from the thread that waits for them.
+        let run = move || {
+            let _ = crate::sys::signal::block_all_in_thread();
+            thread.run();
+        };
+        let thread = std::thread::Builder::new().name("phalanx-output".to_owned()).spawn(run)?;
+        Ok(Self { commands, bell, closed, news, thread: Some(thread) })
+    }
+
+    fn send(&self, command: Command) {
+        // The thread ends after this handle only, or by a panic, which `drop` passes on.
+        let _ = self.commands.send(command);
+        self.bell.ring();
+    }
+
+    fn news(&self) -> std::sync::MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries the bytes of a pipe (its end that is read, without waiting) from now on.
+    pub(crate) fn add(&self, pipe: OwnedFd, route: Route) -> SourceId {
+        let id = {
+            let mut news = self.news();
+            news.sources.push((Vec::new(), false));
+            news.sources.len() - 1
+        };
+        self.send(Command::Add(id, pipe, route));
+        id
+    }
+
+    /// Takes what is in the pipe now, and closes it: a process that keeps its other end open holds nobody up.
+    pub(crate) fn finish(&self, id: SourceId) {
+        self.send(Command::Finish(id));
+    }
+
+    /// Whether all that came from a source has been written.
+    pub(crate) fn is_closed(&self, id: SourceId) -> bool {
+        self.news().sources[id].1
+    }
+
+    /// The last bytes that came from a source.
+    pub(crate) fn tail(&self, id: SourceId) -> Vec<u8> {
+        self.news().sources[id].0.clone()
+    }
+
+    /// Writes a line of this process's own to stderr, between those of the children.
+    pub(crate) fn say(&self, line: impl Into<String>) {
+        self.send(Command::Say(line.into()));
+    }
+
+    /// The outputs that could not be written any more, each once.
+    pub(crate) fn take_broken(&self) -> Vec<String> {
+        std::mem::take(&mut self.news().broken)
+    }
+
+    /// What [`closed`](Self::as_fd) told is known now.
+    pub(crate) fn clear(&self) {
+        self.closed.clear();
+    }
+
+    /// Lets go of the thread without waiting for it, as when the console takes nothing more.
+    pub(crate) fn abandon(mut self) {
+        self.thread = None;
+    }
+}
+
+impl AsFd for Pump {
+    /// Readable when a source has been closed, or an output has broken.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.closed.as_fd()
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.send(Command::Close);
+        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

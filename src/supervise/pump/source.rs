@@ -1,0 +1,150 @@
+//! One pipe, and where its bytes go.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::SourceId;
+use super::console::{Console, Stream};
+use super::lines::{Lines, Piece};
+use crate::sys::clock::Moment;
+
+/// How much of a source's last output is kept, in bytes.
+const TAIL: usize = 64 * 1024;
+/// How long a part of a line waits for its end, while others write.
+const PART_WAITS: Duration = Duration::from_millis(100);
+/// How long a state of a progress bar waits for a newer one where each takes a line of its own.
+const STATE_WAITS: Duration = Duration::from_secs(1);
+
+/// Lines that contain one of some texts, of any source, in one file.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    pub(crate) needles: Vec<Vec<u8>>,
+    pub(crate) file: Arc<File>,
+    pub(crate) path: PathBuf,
+}
+
+impl Filter {
+    fn takes(&self, line: &[u8]) -> bool {
+        self.needles.iter().any(|needle| memchr::memmem::find(line, needle).is_some())
+    }
+}
+
+/// Where the bytes of a source go.
+#[derive(Debug, Default)]
+pub(crate) struct Route {
+    /// Every byte as it comes.
+    pub(crate) file: Option<(File, PathBuf)>,
+    /// Whole lines, each behind a prefix.
+    pub(crate) console: Option<(Stream, Vec<u8>)>,
+    pub(crate) filter: Option<Arc<Filter>>,
+}
+
+/// A pipe that is open.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) id: SourceId,
+    pipe: OwnedFd,
+    route: Route,
+    lines: Lines,
+    /// For the filter, which takes whole lines whatever the console was shown of them.
+    filtered: Lines,
+    /// Since when a part of a line waits.
+    waiting_since: Option<Moment>,
+}
+
+impl Source {
+    pub(super) fn new(id: SourceId, pipe: OwnedFd, route: Route) -> Self {
+        Self { id, pipe, route, lines: Lines::default(), filtered: Lines::default(), waiting_since: None }
+    }
+
+    pub(super) fn pipe(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+
+    /// Carries bytes that were read; returns what could not be written any more.
+    pub(super) fn carry(&mut self, bytes: &[u8], console: &mut Console, now: Moment) -> Vec<String> {
+        let mut broken = self.write_file(bytes);
+        if let Some((stream, prefix)) = &self.route.console {
+            self.lines.push(bytes, |piece| console.tell(*stream, (self.id, prefix), piece));
+            if !self.lines.is_waiting() {
+                self.waiting_since = None;
+            } else {
+                self.waiting_since.get_or_insert(now);
+            }
+        }
+        broken.extend(self.filter(bytes));
+        broken
+    }
+
+    fn write_file(&mut self, bytes: &[u8]) -> Vec<String> {
+        let Some((file, path)) = &mut self.route.file else { return Vec::new() };
+        let Err(error) = file.write_all(bytes) else { return Vec::new() };
+        let text = format!("{}: {error}; the rest of this worker's output is not in it", path.display());
+        self.route.file = None;
+        vec![text]
+    }
+
+    fn filter(&mut self, bytes: &[u8]) -> Vec<String> {
+        let Some(filter) = self.route.filter.clone() else { return Vec::new() };
+        let mut found = Vec::new();
+        self.filtered.push(bytes, |piece| take_line(&filter, piece, &mut found));
+        self.write_filtered(&filter, &found)
+    }
+
+    fn write_filtered(&mut self, filter: &Filter, lines: &[u8]) -> Vec<String> {
+        // O_APPEND: one write is one place in the file, whoever else writes to it.
+        let Err(error) = (&*filter.file).write_all(lines) else { return Vec::new() };
+        self.route.filter = None;
+        vec![format!("{}: {error}; filtered lines of one worker are missing in it", filter.path.display())]
+    }
+
+    /// When a part of a line is to be shown that has not ended.
+    pub(super) fn part_is_due(&self, console: &Console) -> Option<Moment> {
+        let (stream, _) = self.route.console.as_ref()?;
+        let wait =
+            if self.lines.is_progress() && !console.is_terminal(*stream) { STATE_WAITS } else { PART_WAITS };
+        self.waiting_since?.checked_add(wait)
+    }
+
+    pub(super) fn show_part(&mut self, console: &mut Console) {
+        self.waiting_since = None;
+        if let Some((stream, prefix)) = &self.route.console {
+            self.lines.show(|piece| console.tell(*stream, (self.id, prefix), piece));
+        }
+    }
+
+    /// Tells the end of the last line, which has no newline.
+    pub(super) fn finish(&mut self, console: &mut Console) -> Vec<String> {
+        if let Some((stream, prefix)) = &self.route.console {
+            self.lines.finish(|piece| console.tell(*stream, (self.id, prefix), piece));
+        }
+        let Some(filter) = self.route.filter.clone() else { return Vec::new() };
+        let mut found = Vec::new();
+        self.filtered.finish(|piece| take_line(&filter, piece, &mut found));
+        self.write_filtered(&filter, &found)
+    }
+}
+
+fn take_line(filter: &Filter, piece: Piece<'_>, found: &mut Vec<u8>) {
+    if let Piece::Line { rest: line, .. } | Piece::LastProgress(line) = piece
+        && filter.takes(line)
+    {
+        found.extend_from_slice(line);
+        found.push(b'\n');
+    }
+}
+
+/// Keeps the last bytes of what has come.
+pub(super) fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    let last = &bytes[bytes.len().saturating_sub(TAIL)..];
+    // Twice as much is kept for a while, so that the bytes are not moved at every read.
+    if tail.len() + last.len() > 2 * TAIL {
+        let kept = TAIL.saturating_sub(last.len()).min(tail.len());
+        tail.drain(..tail.len() - kept);
+    }
+    tail.extend_from_slice(last);
+}

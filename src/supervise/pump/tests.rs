@@ -1,0 +1,156 @@
+//! The pump with pipes, and files in the place of the console.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{Console, Filter, Pump, Route, Stream};
+use crate::sys::epoll::wait_readable;
+use crate::sys::pipe::{Read, pipe, read_now, write_all};
+
+/// A pump whose stdout and stderr are files of a directory.
+struct Bench {
+    dir: tempfile::TempDir,
+    pump: Pump,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("pump-test").tempdir().unwrap();
+        let file = |name| OwnedFd::from(File::create(dir.path().join(name)).unwrap());
+        let pump = Pump::start(Console::new(file("stdout"), file("stderr"))).unwrap();
+        Self { dir, pump }
+    }
+
+    fn add(&self, stream: Stream, prefix: &str) -> (usize, OwnedFd) {
+        let (reader, writer) = pipe().unwrap();
+        let route = Route { console: Some((stream, prefix.into())), ..Route::default() };
+        (self.pump.add(reader, route), writer)
+    }
+
+    fn await_closed(&self, id: usize) {
+        while !self.pump.is_closed(id) {
+            wait_readable(self.pump.as_fd(), None).unwrap();
+            self.pump.clear();
+        }
+    }
+
+    /// Waits until what was told is written.
+    fn text(self, name: &str) -> String {
+        let Self { dir, pump } = self;
+        drop(pump);
+        fs::read_to_string(dir.path().join(name)).unwrap()
+    }
+}
+
+#[test]
+fn lines_of_many_sources_are_whole_and_none_is_lost() {
+    let bench = Bench::new();
+    let lines = 2_000;
+    let writers: Vec<_> = (0..8)
+        .map(|rank| {
+            let (id, pipe) = bench.add(Stream::Stdout, &format!("[{rank}]:"));
+            let write = move || {
+                for line in 0..lines {
+                    // In two halves: no other line comes between them.
+                    write_all(pipe.as_fd(), format!("rank {rank} ").as_bytes()).unwrap();
+                    write_all(pipe.as_fd(), format!("line {line}\n").as_bytes()).unwrap();
+                }
+            };
+            (id, std::thread::spawn(write))
+        })
+        .collect();
+    for (id, writer) in writers {
+        writer.join().unwrap();
+        bench.await_closed(id);
+    }
+    let text = bench.text("stdout");
+    for rank in 0..8 {
+        let own: Vec<_> = text.lines().filter(|line| line.starts_with(&format!("[{rank}]:"))).collect();
+        let expected: Vec<_> = (0..lines).map(|line| format!("[{rank}]:rank {rank} line {line}")).collect();
+        assert_eq!(own, expected);
+    }
+    assert_eq!(text.lines().count(), 8 * lines);
+}
+
+#[test]
+fn source_that_somebody_keeps_open_is_finished_and_its_last_line_told() {
+    let bench = Bench::new();
+    let (id, pipe) = bench.add(Stream::Stderr, "> ");
+    write_all(pipe.as_fd(), b"one\nlast").unwrap();
+    bench.pump.finish(id);
+    bench.await_closed(id);
+    assert_eq!(bench.pump.tail(id), b"one\nlast");
+    // Nobody reads it any more, and the writer learns of it.
+    assert!(write_all(pipe.as_fd(), b"late").is_err());
+    assert_eq!(bench.text("stderr"), "> one\n> last\n");
+}
+
+#[test]
+fn file_has_every_byte_and_the_filter_the_lines_that_it_takes() {
+    let bench = Bench::new();
+    let path = |name: &str| bench.dir.path().join(name);
+    let filter = Filter {
+        needles: vec![b"loss".to_vec(), b"error".to_vec()],
+        file: Arc::new(File::create(path("filtered")).unwrap()),
+        path: path("filtered"),
+    };
+    let (reader, pipe) = pipe().unwrap();
+    let file = Some((File::create(path("file")).unwrap(), path("file")));
+    let id = bench.pump.add(reader, Route { file, console: None, filter: Some(Arc::new(filter)) });
+    let bytes = b"\r 1%\r 2%\nloss 3\nnothing\xff\nan error";
+    write_all(pipe.as_fd(), bytes).unwrap();
+    drop(pipe);
+    bench.await_closed(id);
+    assert_eq!(fs::read(path("file")).unwrap(), bytes);
+    assert_eq!(fs::read_to_string(path("filtered")).unwrap(), "loss 3\nan error\n");
+}
+
+#[test]
+fn output_that_breaks_is_told_once_and_holds_nobody_up() {
+    let full = || OwnedFd::from(File::options().write(true).open("/dev/full").unwrap());
+    let pump = Pump::start(Console::new(full(), full())).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    let file = File::options().write(true).open("/dev/full").unwrap();
+    let console = Some((Stream::Stdout, Vec::new()));
+    let id = pump.add(reader, Route { file: Some((file, "/dev/full".into())), console, filter: None });
+    for _ in 0..100 {
+        write_all(writer.as_fd(), &[b'\n'; 10_000]).unwrap();
+    }
+    drop(writer);
+    while !pump.is_closed(id) {
+        wait_readable(pump.as_fd(), None).unwrap();
+        pump.clear();
+    }
+    let mut broken = pump.take_broken();
+    broken.sort();
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(broken[0].starts_with("/dev/full: No space left on device"), "{broken:?}");
+    assert!(broken[1].starts_with("stdout takes no more output (No space left"), "{broken:?}");
+}
+
+#[test]
+fn part_of_a_line_is_shown_while_nobody_ends_it() {
+    let (reader, console) = pipe().unwrap();
+    let null = crate::sys::fd::null().unwrap();
+    let pump = Pump::start(Console::new(console, null)).unwrap();
+    let (source, writer) = pipe().unwrap();
+    let route = Route { console: Some((Stream::Stdout, b"[0]:".to_vec())), ..Route::default() };
+    pump.add(source, route);
+    write_all(writer.as_fd(), b"Name? ").unwrap();
+    let mut shown = [0; 32];
+    wait_readable(reader.as_fd(), None).unwrap();
+    assert_eq!(read_now(reader.as_fd(), &mut shown).unwrap(), Read::Bytes(10));
+    assert_eq!(&shown[..10], b"[0]:Name? ");
+    // A line of another comes between; what follows of the first one has its prefix again.
+    pump.say("phalanx: note");
+    write_all(writer.as_fd(), b"bob\n").unwrap();
+    drop(writer);
+    drop(pump);
+    let mut rest = String::new();
+    let mut file = File::from(reader);
+    // The reader does not wait, and all is there: the pump has ended.
+    std::io::Read::read_to_string(&mut file, &mut rest).unwrap();
+    // The command may be carried out before the bytes are read, or after.
+    assert!(["\n[0]:bob\n", "bob\n"].contains(&rest.as_str()), "{rest:?}");
+}

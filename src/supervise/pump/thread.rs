@@ -1,0 +1,171 @@
+//! The pump's thread: reads what is there, tells it, and sleeps.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::console::Console;
+use super::source::{Source, keep_tail};
+use super::{Command, News, SourceId};
+use crate::sys::clock::Moment;
+use crate::sys::epoll::Epoll;
+use crate::sys::event::EventFd;
+use crate::sys::pipe::{Read, read_now};
+
+/// How much is read at once.
+const CHUNK: usize = 128 * 1024;
+/// How much is buffered for the console before it is written.
+const BUFFERED: usize = 256 * 1024;
+/// The token of the bell, which is no source's number.
+const BELL: u64 = u64::MAX;
+
+pub(super) struct Pumping {
+    epoll: Epoll,
+    console: Console,
+    commands: Receiver<Command>,
+    bell: Arc<EventFd>,
+    closed: Arc<EventFd>,
+    news: Arc<Mutex<News>>,
+    sources: BTreeMap<SourceId, Source>,
+    chunk: Vec<u8>,
+}
+
+impl Pumping {
+    pub(super) fn new(
+        console: Console,
+        commands: Receiver<Command>,
+        (bell, closed): (Arc<EventFd>, Arc<EventFd>),
+        news: Arc<Mutex<News>>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(bell.as_fd(), BELL)?;
+        let (sources, chunk) = (BTreeMap::new(), vec![0; CHUNK]);
+        Ok(Self { epoll, console, commands, bell, closed, news, sources, chunk })
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let ready = self.epoll.ready().unwrap_or_default();
+            for &token in ready.iter().filter(|&&token| token != BELL) {
+                self.read(token as SourceId);
+            }
+            // After the reads: what a command finishes has been read once more then, at the least.
+            if ready.contains(&BELL) && !self.obey() {
+                return self.end();
+            }
+            self.show_parts();
+            self.flush();
+            if ready.is_empty() {
+                // An error of poll(2) here would be want of memory in the kernel: the next turn asks again.
+                let _ = self.epoll.wait_until(self.next_part());
+            }
+        }
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_broken(&mut self, broken: Vec<String>) {
+        if broken.is_empty() {
+            return;
+        }
+        self.news().broken.extend(broken);
+        self.closed.ring();
+    }
+
+    /// Reads a chunk of a source, if it is open; false: there is nothing now.
+    fn read(&mut self, id: SourceId) -> bool {
+        let Some(source) = self.sources.get_mut(&id) else { return false };
+        match read_now(source.pipe(), &mut self.chunk) {
+            Ok(Read::Bytes(count)) => {
+                let bytes = &self.chunk[..count];
+                let broken = source.carry(bytes, &mut self.console, Moment::now());
+                let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+                keep_tail(&mut news.sources[id].0, bytes);
+                drop(news);
+                self.tell_broken(broken);
+                if self.console.buffered() > BUFFERED {
+                    self.flush();
+                }
+                true
+            }
+            Ok(Read::Nothing) => false,
+            // A pipe that cannot be read any more has ended, whatever the reason.
+            Ok(Read::End) | Err(_) => {
+                self.close(id);
+                false
+            }
+        }
+    }
+
+    fn close(&mut self, id: SourceId) {
+        let Some(mut source) = self.sources.remove(&id) else { return };
+        let broken = source.finish(&mut self.console);
+        // Closing would not be enough: the launcher may have started a child meanwhile, which has a copy until its exec.
+        let _ = self.epoll.remove(source.pipe());
+        drop(source);
+        self.flush();
+        self.tell_broken(broken);
+        self.news().sources[id].1 = true;
+        self.closed.ring();
+    }
+
+    /// Carries out the commands; false: the last one.
+    fn obey(&mut self) -> bool {
+        // Cleared first: a command that comes after it rings again.
+        self.bell.clear();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Add(id, pipe, route)) => self.add(Source::new(id, pipe, route)),
+                Ok(Command::Finish(id)) => {
+                    while self.read(id) {}
+                    self.close(id);
+                }
+                Ok(Command::Say(line)) => self.console.say(&line),
+                Err(TryRecvError::Empty) => return true,
+                Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn add(&mut self, source: Source) {
+        let id = source.id;
+        let watched = self.epoll.add(source.pipe(), id as u64);
+        self.sources.insert(id, source);
+        if let Err(error) = watched {
+            self.tell_broken(vec![format!("a worker's output cannot be watched: {error}")]);
+            self.close(id);
+        }
+    }
+
+    fn next_part(&self) -> Option<Moment> {
+        self.sources.values().filter_map(|source| source.part_is_due(&self.console)).min()
+    }
+
+    /// Shows the parts of lines that have waited long enough.
+    fn show_parts(&mut self) {
+        let now = Moment::now();
+        for source in self.sources.values_mut() {
+            if source.part_is_due(&self.console).is_some_and(|due| due <= now) {
+                source.show_part(&mut self.console);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let broken = self.console.flush();
+        self.tell_broken(broken);
+    }
+
+    /// Takes what is in the pipes, and closes them.
+    fn end(mut self) {
+        for id in self.sources.keys().copied().collect::<Vec<_>>() {
+            while self.read(id) {}
+            self.close(id);
+        }
+        self.flush();
+    }
+}

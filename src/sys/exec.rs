@@ -1,0 +1,303 @@
+//! clone(2), execve(2): start a program that knows nothing of this library, with what posix_spawn(3) cannot set.
+//!
+//! Between clone and exec the child arms its parent-death signal, lets the launcher trace it, leads a process group, takes its
+//! processors, and enters its directory. posix_spawn has no hook for that, and a helper program that does it before a second exec
+//! costs half a millisecond a worker.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::{io, ptr};
+
+use nix::fcntl::AtFlags;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::AccessFlags;
+
+use super::affinity::Affinity;
+use super::signal::Signal;
+
+/// A program, and what its process begins with. It leads a process group of its own, all dispositions of signals are the default
+/// ones, and no signal is blocked.
+#[derive(Debug)]
+pub(crate) struct ForeignProgram<'a> {
+    /// The file; it is not looked up.
+    pub(crate) file: &'a CStr,
+    /// All of them: the first is the name by which the program is called.
+    pub(crate) arguments: &'a [CString],
+    /// `KEY=value`, all of them.
+    pub(crate) environment: &'a [CString],
+    /// `None`: the working directory of this process.
+    pub(crate) directory: Option<&'a CStr>,
+    /// Stdin, stdout and stderr.
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// Descriptors that keep their numbers. Their close-on-exec flag stays set in this process.
+    pub(crate) inherited: &'a [BorrowedFd<'a>],
+    /// The signal that the kernel sends the program when the thread that has started it ends.
+    pub(crate) death_signal: Signal,
+    /// `None`: the processors of the calling thread.
+    pub(crate) affinity: Option<&'a Affinity>,
+    /// The NUMA nodes that its memory is to come from, a bit each. A kernel or a container that refuses it is no error.
+    pub(crate) memory_nodes: Option<&'a [u64]>,
+}
+
+impl ForeignProgram<'_> {
+    /// Starts the program, and returns the pid of its process, a child of this one.
+    ///
+    /// # Errors
+    /// Those of clone(2), and of what the child does up to execve(2); then no process is left.
+    pub(crate) fn start(&self) -> io::Result<u32> {
+        const STACK_WORDS: usize = 4096;
+        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+        };
+        let (arguments, environment) = (pointers(self.arguments), pointers(self.environment));
+        let inherited: Vec<RawFd> = self.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut child = Child {
+            program: self,
+            arguments: &arguments,
+            environment: &environment,
+            inherited: &inherited,
+            // The memory is shared, so the child reads what was allocated here and allocates nothing.
+            stdio: self.stdio.map(|fd| fd.as_raw_fd()),
+            launcher: std::process::id(),
+            error: 0,
+        };
+        let mut stack = vec![0_u128; STACK_WORDS];
+        let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // No handler of this process may run in the child: it would write to the memory of both.
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+        // SAFETY: stack and record are the child's alone: this thread sleeps (CLONE_VFORK) until it has run execve or has ended.
+        let pid = unsafe { libc::clone(run, top, flags, (&raw mut child).cast()) };
+        let error = io::Error::last_os_error();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        match (pid, child.error) {
+            (..0, _) => Err(error),
+            (pid, 0) => Ok(pid.unsigned_abs()),
+            (pid, errno) => {
+                // SAFETY: no status is asked for. The child has ended, and only this thread knows it.
+                unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        }
+    }
+}
+
+/// What the child reads, and the error that it leaves.
+struct Child<'a> {
+    program: &'a ForeignProgram<'a>,
+    arguments: &'a [*const c_char],
+    environment: &'a [*const c_char],
+    inherited: &'a [RawFd],
+    stdio: [RawFd; 3],
+    launcher: u32,
+    error: i32,
+}
+
+/// The child, on a stack of 64 KiB.
+extern "C" fn run(child: *mut c_void) -> i32 {
+    // SAFETY: it is the `Child` of the parent's thread, which sleeps.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    child.error = child.exec().unwrap_or_else(|errno| errno);
+    // What the parent reads is set: clone(2) ends the process with this.
+    127
+}
+
+impl Child<'_> {
+    /// Becomes the program; returns only to say why not.
+    fn exec(&self) -> Result<i32, i32> {
+        self.set_attributes()?;
+        self.set_descriptors()?;
+        if let Some(directory) = self.program.directory {
+            // SAFETY: a string that ends with a zero.
+            check(unsafe { libc::chdir(directory.as_ptr()) })?;
+        }
+        reset_signals();
+        // SAFETY: the file is such a string; both lists are of such strings, and end with a null pointer.
+        check(unsafe {
+            libc::execve(self.program.file.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr())
+        })
+        .map(|()| 0)
+    }
+
+    fn set_attributes(&self) -> Result<(), i32> {
+        // SAFETY: takes integers.
+        check(unsafe { libc::setpgid(0, 0) })?;
+        // SAFETY: takes integers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, self.program.death_signal.number()) })?;
+        // Yama lets a debugger trace its own descendants only; stacks of a worker are taken by the launcher and its children.
+        // A kernel without Yama answers EINVAL.
+        // SAFETY: takes integers.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::c_ulong::from(self.launcher)) };
+        // SAFETY: takes nothing.
+        if unsafe { libc::getppid() }.unsigned_abs() != self.launcher {
+            // The launcher was killed before the death signal was armed, so the signal will not come.
+            return Err(libc::ESRCH);
+        }
+        if let Some(affinity) = self.program.affinity {
+            affinity.take_on().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+        }
+        if let Some(nodes) = self.program.memory_nodes {
+            // MPOL_PREFERRED_MANY (Linux 5.15): a full node is no reason to die. Containers refuse the call (EPERM): a wish.
+            const PREFERRED_MANY: i32 = 5;
+            // SAFETY: the mask has as many bits as the kernel reads, and outlives the call.
+            unsafe {
+                libc::syscall(libc::SYS_set_mempolicy, PREFERRED_MANY, nodes.as_ptr(), 64 * nodes.len() + 1)
+            };
+        }
+        Ok(())
+    }
+
+    fn set_descriptors(&self) -> Result<(), i32> {
+        // Copies above all numbers in use first: a source may have the number 0, 1 or 2 of another stream.
+        let mut copies = [0; 3];
+        for (copy, source) in copies.iter_mut().zip(self.stdio) {
+            // SAFETY: takes integers.
+            *copy = unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
+            check(*copy)?;
+        }
+        for (number, copy) in (0..).zip(copies) {
+            // SAFETY: takes integers. dup2 clears the close-on-exec flag of the new number.
+            check(unsafe { libc::dup2(copy, number) })?;
+        }
+        for &fd in self.inherited {
+            // The table of descriptors is a copy (no CLONE_FILES): the parent's flag stays.
+            // SAFETY: takes integers.
+            check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+        }
+        Ok(())
+    }
+}
+
+fn check(done: libc::c_int) -> Result<(), i32> {
+    if done < 0 { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) } else { Ok(()) }
+}
+
+/// exec(2) resets handlers, but keeps what is ignored and what is blocked.
+fn reset_signals() {
+    // The kernel's record of a disposition; all zeros are SIG_DFL. signal(3) refuses the two signals that glibc has for itself, and
+    // these too may have been ignored by whoever has started this process.
+    let default = [0_u64; 4];
+    for number in 1..=64 {
+        // SAFETY: the record has the kernel's size, and the default runs no code. The table of handlers is a copy (no CLONE_SIGHAND).
+        // Of SIGKILL and SIGSTOP the call fails, and nothing is lost.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), 8) };
+    }
+    // Nobody stops this process before exec, which would hang the parent: no terminal has its group in the foreground yet, and
+    // nobody else knows its pid.
+    let empty = SigSet::empty();
+    // SAFETY: a set of ours; the old one is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, empty.as_ref(), ptr::null_mut()) };
+}
+
+/// The error of a file that is no program.
+pub(crate) const NOT_EXECUTABLE: i32 = libc::EACCES;
+
+/// Whether this process may run the file (access(2), by the effective ids).
+pub(crate) fn may_execute(path: &Path) -> io::Result<()> {
+    let flags = AtFlags::AT_EACCESS;
+    Ok(nix::unistd::faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use super::*;
+    use crate::sys::pidfd;
+    use crate::sys::wait::{self, ExitStatus, Reaped};
+
+    fn strings(texts: &[&str]) -> Vec<CString> {
+        texts.iter().map(|text| CString::new(*text).unwrap()).collect()
+    }
+
+    /// What differs from test to test.
+    #[derive(Default)]
+    struct Extra<'a> {
+        directory: Option<&'a CStr>,
+        inherited: &'a [BorrowedFd<'a>],
+        affinity: Option<&'a Affinity>,
+        memory_nodes: Option<&'a [u64]>,
+    }
+
+    /// Runs a shell script to its end; what it has printed, and how it ended.
+    fn shell(script: &str, extra: &Extra<'_>) -> (String, ExitStatus) {
+        let (mut output, stdout) = std::io::pipe().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let arguments = strings(&["sh", "-c", script]);
+        let environment = strings(&["PATH=/usr/bin:/bin", "KEY=value"]);
+        let program = ForeignProgram {
+            file: c"/bin/sh",
+            arguments: &arguments,
+            environment: &environment,
+            directory: extra.directory,
+            stdio: [null.as_fd(), stdout.as_fd(), stdout.as_fd()],
+            inherited: extra.inherited,
+            death_signal: Signal::KILL,
+            affinity: extra.affinity,
+            memory_nodes: extra.memory_nodes,
+        };
+        let pid = program.start().unwrap();
+        drop(stdout);
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        let pidfd = pidfd::open(pid).unwrap();
+        crate::sys::epoll::wait_readable(pidfd.as_fd(), None).unwrap();
+        match wait::reap(pidfd.as_fd(), |_| ()).unwrap() {
+            Reaped::Exit(exit) => (text.trim().to_owned(), exit.status),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn program_has_its_environment_directory_group_and_no_descriptor_but_those_that_it_inherits() {
+        let kept: OwnedFd = File::open("/dev/null").unwrap().into();
+        let closed: OwnedFd = File::open("/dev/null").unwrap().into();
+        let script = format!(
+            "echo $KEY $(pwd) $(($(cut -d' ' -f5 /proc/$$/stat) == $$)); [ -e /proc/self/fd/{} ] && echo kept; [ -e \
+             /proc/self/fd/{} ] || echo closed; exit 7",
+            kept.as_raw_fd(),
+            closed.as_raw_fd()
+        );
+        let inherited = [kept.as_fd()];
+        let (text, status) =
+            shell(&script, &Extra { directory: Some(c"/usr"), inherited: &inherited, ..Extra::default() });
+        assert_eq!(text, "value /usr 1\nkept\nclosed");
+        assert_eq!(status, ExitStatus::Code(7));
+    }
+
+    #[test]
+    fn program_has_no_ignored_and_no_blocked_signal_and_runs_on_its_processors() {
+        let first = Affinity::of_caller().unwrap().processors().next().unwrap();
+        let one = Affinity::of_processors(&[first]);
+        let script = "grep -E 'SigBlk|SigIgn|Cpus_allowed_list' /proc/self/status | tr -d '\\t\\n'";
+        let extra = Extra { affinity: Some(&one), memory_nodes: Some(&[1]), ..Extra::default() };
+        let (text, _) = shell(script, &extra);
+        assert_eq!(text, format!("SigBlk:{0}SigIgn:{0}Cpus_allowed_list:{first}", "0".repeat(16)));
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_an_error_and_leaves_no_process() {
+        let null = File::open("/dev/null").unwrap();
+        let start = |file, directory| {
+            let program = ForeignProgram {
+                file,
+                arguments: &strings(&["x"]),
+                environment: &[],
+                directory,
+                stdio: [null.as_fd(); 3],
+                inherited: &[],
+                death_signal: Signal::KILL,
+                affinity: None,
+                memory_nodes: None,
+            };
+            program.start().unwrap_err().raw_os_error()
+        };
+        assert_eq!(start(c"/nowhere/program", None), Some(libc::ENOENT));
+        assert_eq!(start(c"/dev/null", None), Some(libc::EACCES));
+        assert_eq!(start(c"/bin/sh", Some(c"/nowhere")), Some(libc::ENOENT));
+    }
+}

@@ -1,0 +1,72 @@
+//! inotify(7): tells by a descriptor when a file of a directory has been written.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+/// Directories that are watched for files that have been written.
+#[derive(Debug)]
+pub(crate) struct FileWatch {
+    inotify: Inotify,
+    directories: Vec<(WatchDescriptor, PathBuf)>,
+}
+
+impl FileWatch {
+    pub(crate) fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        Ok(Self { inotify, directories: Vec::new() })
+    }
+
+    /// Watches a directory, too.
+    pub(crate) fn add(&mut self, directory: &Path) -> io::Result<()> {
+        let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        let watch = self.inotify.add_watch(directory, written)?;
+        self.directories.push((watch, directory.to_owned()));
+        Ok(())
+    }
+
+    /// The files that were closed after they had been written, or renamed into their place, since the last look.
+    pub(crate) fn written(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        loop {
+            let events = match self.inotify.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => return Ok(found),
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let path = |wd: WatchDescriptor, name: Option<OsString>| {
+                let (_, directory) = self.directories.iter().find(|(watch, _)| *watch == wd)?;
+                Some(directory.join(name?))
+            };
+            found.extend(events.into_iter().filter_map(|event| path(event.wd, event.name)));
+        }
+    }
+}
+
+impl AsFd for FileWatch {
+    /// Readable when a file has been written.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_and_renamed_files_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = FileWatch::new().unwrap();
+        watch.add(dir.path()).unwrap();
+        assert!(watch.written().unwrap().is_empty());
+        std::fs::write(dir.path().join("one"), "1").unwrap();
+        std::fs::rename(dir.path().join("one"), dir.path().join("two")).unwrap();
+        assert_eq!(watch.written().unwrap(), [dir.path().join("one"), dir.path().join("two")]);
+    }
+}

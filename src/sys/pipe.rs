@@ -1,0 +1,113 @@
+//! pipe(2), read(2), write(2): streams of bytes between processes.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::fstat;
+use nix::unistd::{pipe2, read, write};
+
+use super::epoll::wait_writable;
+use super::fd::above_stdio;
+
+/// What fits into a pipe whose reader is slow. Where the user's share of pipe buffers is used up (pipe(7)), 64 KiB.
+const ROOM: i32 = 256 * 1024;
+
+/// A pipe: the end that is read, without waiting, and the end that is written, which waits for room.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let (reader, writer) = (above_stdio(reader)?, above_stdio(writer)?);
+    // The flag belongs to the open file description, and the two ends are two of them: the writer is not touched.
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let _ = fcntl(&reader, FcntlArg::F_SETPIPE_SZ(ROOM));
+    Ok((reader, writer))
+}
+
+/// What a look into a pipe finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    Bytes(usize),
+    /// There is nothing now.
+    Nothing,
+    /// No writer is left.
+    End,
+}
+
+/// Reads what is there, without waiting.
+pub(crate) fn read_now(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Read> {
+    loop {
+        return match read(pipe, buffer) {
+            Ok(0) => Ok(Read::End),
+            Ok(count) => Ok(Read::Bytes(count)),
+            Err(Errno::EAGAIN) => Ok(Read::Nothing),
+            Err(Errno::EINTR) => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// Writes all, and waits for room also where somebody has set O_NONBLOCK, as a shell's job that shares its terminal may.
+pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match write(fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => drop(wait_writable(fd, None)?),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Whether two descriptors lead to one file, as stdout and stderr do on a terminal.
+pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let file = |fd: BorrowedFd<'_>| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino, stat.st_rdev));
+    matches!((file(one), file(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// isatty(3).
+pub(crate) fn is_terminal(fd: &impl AsFd) -> bool {
+    use std::io::IsTerminal;
+    fd.as_fd().is_terminal()
+}
+
+/// Gives the terminal of `fd` to a process group (tcsetpgrp(3)): it may read, and Ctrl-C goes to it. The caller is in the
+/// terminal's session.
+pub(crate) fn set_foreground(fd: BorrowedFd<'_>, group: u32) -> io::Result<()> {
+    // A process in the background that does this is stopped by SIGTTOU, unless it ignores or blocks that.
+    super::signal::with_blocked_ttou(|| {
+        // SAFETY: takes two integers.
+        let done = unsafe { libc::tcsetpgrp(fd.as_raw_fd(), group as libc::pid_t) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    })
+}
+
+/// The process group that the terminal of `fd` belongs to (tcgetpgrp(3)).
+pub(crate) fn foreground(fd: BorrowedFd<'_>) -> Option<u32> {
+    nix::unistd::tcgetpgrp(fd).ok().map(|group| group.as_raw().unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipe_tells_bytes_nothing_and_the_end() {
+        let (reader, writer) = pipe().unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::Nothing);
+        write_all(writer.as_fd(), b"abc").unwrap();
+        assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::Bytes(3));
+        drop(writer);
+        assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::End);
+    }
+
+    #[test]
+    fn only_the_same_file_is_the_same() {
+        let (reader, writer) = pipe().unwrap();
+        let null = super::super::fd::null().unwrap();
+        assert!(is_same_file(reader.as_fd(), writer.as_fd()));
+        assert!(!is_same_file(reader.as_fd(), null.as_fd()));
+    }
+}
