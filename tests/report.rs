@@ -205,3 +205,31 @@ fn function_that_closes_its_report_slot_is_told_and_its_files_are_spared() {
         }
     });
 }
+
+#[test]
+fn failure_whose_report_cannot_be_written_is_told_beside_the_reason() {
+    fn fails(_: usize, how: usize) -> anyhow::Result<()> {
+        // SAFETY: this worker has no other use for them, which is the mistake that is tested.
+        unsafe { libc::close_range(3, u32::MAX, 0) };
+        match how {
+            0 => Err(anyhow::anyhow!("no more cheese").context("cannot serve")),
+            1 => panic!("out of cheese"),
+            _ => {
+                std::panic::set_hook(Box::new(|_| ()));
+                panic!("hidden cheese")
+            }
+        }
+    }
+    watched(|| {
+        let words = [
+            "its function returned an error: cannot serve: no more cheese",
+            "out of cheese",
+            "panicked at an unknown place: hidden cheese",
+        ];
+        for (how, failure) in words.into_iter().enumerate() {
+            let Error::ProcessExited(exception) = spawn(fails, how, 1).unwrap_err() else { panic!() };
+            let text = exception.to_string();
+            assert!(text.contains("Bad file descriptor") && text.contains(failure), "{text}");
+        }
+    });
+}

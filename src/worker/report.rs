@@ -6,7 +6,7 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Captured, Raised, consequence};
+use crate::error::{Captured, Raised, consequence, with_limit};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::sys::{env, memory, signal, trace};
@@ -102,8 +102,21 @@ fn write_report(
         Err(payload) => panicked(&**keep(payload)),
     };
     slot.set_failed_at(failure.at);
-    write_failure(slot, &failure.raised, peak_kib)?;
+    // The note that tells this error takes the place of the one that told the failure.
+    write_failure(slot, &failure.raised, peak_kib).map_err(|error| {
+        std::io::Error::other(format!("{}; before that {}", with_limit(&error), told(&failure.raised)))
+    })?;
     Ok(false)
+}
+
+/// A failure as a note tells it.
+fn told(raised: &Raised) -> String {
+    let text = raised.chain.join(": ");
+    match &raised.location {
+        Some(at) => format!("it panicked at {at}: {text}"),
+        None if raised.panicked => format!("it panicked at an unknown place: {text}"),
+        None => format!("its function returned an error: {text}"),
+    }
 }
 
 fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::Result<()> {
@@ -116,7 +129,7 @@ fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::
 static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 /// Never drops what a function has left: a destructor that panics would cost the report, and this process ends anyway.
-fn keep<T>(left: T) -> &'static T {
+pub(super) fn keep<T>(left: T) -> &'static T {
     let left: &'static T = Box::leak(Box::new(left));
     KEPT.lock().unwrap_or_else(PoisonError::into_inner).push((&raw const *left).expose_provenance());
     left
@@ -144,13 +157,14 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
             "its function returned an error that cannot be shown, since its Display panicked: {why}"
         )]
     });
-    // Until the report is whole, the note tells the error.
+    let mut raised =
+        Raised { panicked: false, chain, location: None, hook_replaced: false, trace: Captured::default() };
+    // Until the report is whole, the note tells the error. Its traceback takes long, and comes after that.
     if let Some(slot) = slot {
         slot.set_failed_at(at);
-        slot.set_note(&format!("its function returned an error: {}", chain.join(": ")));
+        slot.set_note(&told(&raised));
     }
-    let trace = Captured::here(trace::addresses_of(error.backtrace()));
-    let raised = Raised { panicked: false, chain, location: None, hook_replaced: false, trace };
+    raised.trace = Captured::here(trace::addresses_of(error.backtrace()));
     Failure { raised, at }
 }
 

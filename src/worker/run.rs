@@ -160,13 +160,17 @@ struct Desk {
 impl Desk {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
+        let Self { open, received, sender } = self;
+        // Never closed: of a descriptor that the function has closed already, std's debug builds abort the process, and
+        // what the function has said would be lost.
+        let (open, sender) = (report::keep(open), report::keep(sender));
         if let Some(hook) = hook {
             hook.call(rank, &[], Received::default())?;
         }
-        let result = entry.call(rank, self.open.arguments(), self.received)?;
+        let result = entry.call(rank, open.arguments(), received)?;
         // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
         let process_dir = named::process_dir_in_use();
-        result_channel::send(rank, result, &self.sender, process_dir.as_deref()).map_err(anyhow::Error::msg)
+        result_channel::send(rank, result, sender, process_dir.as_deref()).map_err(anyhow::Error::msg)
     }
 }
 
