@@ -341,3 +341,34 @@ fn architecture_document_names_every_file() {
         assert!(document.contains(name), "docs/architecture.md does not name src/{}", source.path);
     }
 }
+
+/// The lines of a page's programs, and whether rustdoc hides them.
+fn code_of_page(page: &str) -> impl Iterator<Item = (bool, &str)> {
+    let blocks = page.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.flat_map(str::lines).map(|line| (line == "#" || line.starts_with("# "), line))
+}
+
+#[test]
+fn how_to_pages_say_all_that_their_code_needs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("examples/howto/Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("[dependencies]\n").unwrap();
+    let crates =
+        dependencies.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split(' ').next());
+    // What start.md has the reader depend on.
+    let crates: Vec<_> = crates.filter(|name| !["anyhow", "phalanx", "serde"].contains(name)).collect();
+    for entry in fs::read_dir(root.join("docs/howto")).unwrap() {
+        let path = entry.unwrap().path();
+        let page = fs::read_to_string(&path).unwrap();
+        for (hidden, line) in code_of_page(&page) {
+            let code = line.trim_start_matches(['#', ' ']);
+            let shown = !hidden || !(code.starts_with("let ") || code.starts_with("use "));
+            assert!(shown, "{}: the rest of the program needs this hidden line: {line}", path.display());
+            for name in &crates {
+                let used = !hidden && line.contains(&format!("{}::", name.replace('-', "_")));
+                let named = page.contains(&format!("\n{name} = "));
+                assert!(named || !used, "{}: no line of a Cargo.toml for {name}", path.display());
+            }
+        }
+    }
+}

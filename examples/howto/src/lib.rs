@@ -1,5 +1,8 @@
 //! The how-to pages, whose code is compiled and run as doctests.
 
+// rustdoc allows what is unused and shows no warnings of doctests: a reader who copies the code sees both.
+#![doc(test(attr(deny(warnings))))]
+
 #[doc = include_str!("../../../docs/howto/checkpoint.md")]
 pub mod checkpoint {}
 #[doc = include_str!("../../../docs/howto/ctrl-c.md")]
