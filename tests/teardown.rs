@@ -78,6 +78,30 @@ fn stopped_worker_runs_on_for_join_and_is_ended_by_drop() {
 }
 
 #[test]
+fn stopped_worker_goes_on_by_sigcont_or_ends_by_sigterm() {
+    watched(|| {
+        for ended in [false, true] {
+            let gate = board(1);
+            let work = |_, gate: Tensor<i64>| anyhow::Ok(await_post(&gate, 0));
+            let mut context = start_processes(work, gate.clone(), Options::new(1)).unwrap();
+            let pid = context.pids()[0];
+            context.signal(0, Signal::STOP).unwrap();
+            await_that(|| state_of(pid) == Some('T'));
+            assert!(context.status(0).unwrap().is_alive());
+            post(&gate, 0, 7);
+            if ended {
+                context.terminate().unwrap();
+                let Error::ProcessExited(exception) = context.join().unwrap_err() else { panic!() };
+                assert_eq!(exception.exit_code(), Some(-15));
+            } else {
+                context.signal(0, Signal::CONT).unwrap();
+                assert_eq!(context.join().unwrap(), [7]);
+            }
+        }
+    });
+}
+
+#[test]
 fn drop_ends_workers_gently_daemons_at_once_and_while_panicking() {
     watched(|| {
         let work = |_, ready: Tensor<i64>| -> anyhow::Result<()> {

@@ -16,7 +16,8 @@ use crate::sys::signal::Signal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Status {
-    /// It has not ended, or its end has not been seen yet.
+    /// It has not ended, or its end has not been seen yet. A worker that is stopped, as by SIGSTOP or a debugger, has not
+    /// ended either: `/proc/PID/stat` tells the two apart ([lifecycle](crate::guide::lifecycle#stopped-workers)).
     Running,
     /// Its function has returned, failed or panicked and its report is whole, but the process has not ended: it runs
     /// exit handlers, or flushes its output.
