@@ -138,6 +138,15 @@ fn few_names() -> anyhow::Result<()> {
     named_in("nr_inodes=5")
 }
 
+/// As in a chroot into which nobody has mounted it.
+fn no_proc() -> anyhow::Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    Ok(umount2("/proc", MntFlags::MNT_DETACH)?)
+}
+
 fn start(method: StartMethod) -> Option<String> {
     told(
         start_processes(|_, ()| anyhow::Ok(()), (), by(method, 4))
@@ -246,6 +255,7 @@ const STARTS: &[Case] = &[
         start,
         &["No space left on device", "/mnt", "of 5 names"],
     ),
+    case("start without /proc", no_proc, start, &["No such file or directory", "/proc/self/"]),
     case("start with address space", address_space, start, &[]),
     case("the rest limits nothing", nothing_of_the_rest, all_kinds, &[]),
 ];

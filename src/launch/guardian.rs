@@ -29,6 +29,9 @@ impl Guardian {
             ForkError::Threads(threads) => {
                 io::Error::other(format!("this process has {threads} threads, and must have one"))
             }
+            ForkError::Uncounted(error) => {
+                io::Error::new(error.kind(), format!("counting its threads (/proc/self/task): {error}"))
+            }
             ForkError::Os(error) => error,
         };
         let alone = fork::single_thread().map_err(refused)?;

@@ -34,6 +34,7 @@ pub(super) fn start(plan: &Plan, worker: &Prepared) -> Result<u32, Failure> {
 fn failure(error: ForkError) -> Failure {
     match error {
         ForkError::Threads(threads) => Failure::Threads(threads),
+        ForkError::Uncounted(os) => Failure::of("counting this process's threads (/proc/self/task)")(os),
         ForkError::Os(os) => Failure::of("forking (fork)")(os),
     }
 }

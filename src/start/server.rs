@@ -276,6 +276,7 @@ fn prepare() -> io::Result<ChildSignals> {
 fn trouble(error: ForkError) -> Trouble {
     match error {
         ForkError::Threads(threads) => Trouble::Threads(threads),
+        ForkError::Uncounted(os) => system(Step::CountThreads, &os),
         ForkError::Os(os) => system(Step::Fork, &os),
     }
 }

@@ -15,6 +15,8 @@ use super::thread;
 pub(crate) enum ForkError {
     /// There are other threads: this many in all.
     Threads(usize),
+    /// How many threads there are cannot be asked, as where /proc is not mounted.
+    Uncounted(io::Error),
     Os(io::Error),
 }
 
@@ -27,7 +29,7 @@ pub(crate) fn single_thread() -> Result<SingleThread, ForkError> {
     match settled_thread_count() {
         Ok(1) => Ok(SingleThread(())),
         Ok(threads) => Err(ForkError::Threads(threads)),
-        Err(error) => Err(ForkError::Os(error)),
+        Err(error) => Err(ForkError::Uncounted(error)),
     }
 }
 

@@ -130,6 +130,7 @@ pub(crate) enum Trouble {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Step {
     ApplyAttributes,
+    CountThreads,
     Fork,
     Watch,
     Reap,
@@ -145,6 +146,7 @@ impl Step {
             Self::ApplyAttributes => {
                 "taking on the working directory, stdout and stderr in the fork server (fchdir, dup3)"
             }
+            Self::CountThreads => "counting the fork server's threads (/proc/self/task)",
             Self::Fork => "forking in the fork server (fork)",
             Self::Watch => "watching the process in the fork server (pidfd_open)",
             Self::Reap => "reaping in the fork server (waitid)",
