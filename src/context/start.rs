@@ -59,7 +59,8 @@ use crate::worker::entry::{self, Entry};
 /// phalanx::spawn(move |rank, _: ()| anyhow::Ok(rank as f64 * scale), (), 4);
 /// ```
 ///
-/// Nor does an `Arc` travel, since what arrived in another process would share nothing with what was sent. Share a
+/// Nor does an `Arc` travel, since what arrived in another process would share nothing with what was sent. (Where some crate
+/// turns on serde's feature `rc` it does, as a copy for each worker.) Share a
 /// [`Lock`](crate::sync::Lock), a [`Value`](crate::sync::Value), a [`Tensor`](crate::Tensor) or a [`Queue`](crate::Queue) instead:
 ///
 /// ```compile_fail,E0277
