@@ -157,7 +157,7 @@ impl<'a> Running<'a> {
     }
 
     fn end(&mut self, rank: usize, ending: Ending, child: Option<EndedChild>) {
-        self.job.control.take_terminal();
+        self.job.control.take_terminal_of(rank);
         // Its group has been killed: what is in its pipes is all that comes.
         let worker = &mut self.workers[rank];
         worker.outputs.sources.iter().for_each(|&id| self.job.pump.finish(id));
@@ -249,6 +249,7 @@ impl<'a> Running<'a> {
             rank,
             pid: self.group.pids().nth(rank).expect("each worker is in the group"),
             ending: ended.ending,
+            ended_by_launcher: judge::is_ended_by_launcher(ended),
             role,
             cause: judge::cause(ended),
             lifetime: at.since(self.group.started(rank)),

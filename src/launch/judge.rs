@@ -79,6 +79,15 @@ fn status(ending: Ending) -> Status {
     }
 }
 
+/// Whether a worker died of a signal that the launcher had sent it.
+pub(super) fn is_ended_by_launcher(ended: &Ended) -> bool {
+    let Ending::Signaled { signal, .. } = ended.ending else { return false };
+    let Some(child) = ended.child else { return false };
+    let by_teardown =
+        child.sent_by_teardown.is_some_and(|sent| signal == Signal::TERM || signal == sent.strongest);
+    by_teardown || child.sent_by_program.contains(signal)
+}
+
 /// What probably ended a worker, where there is evidence: a kill for want of memory that the kernel has counted.
 pub(super) fn cause(ended: &Ended) -> Option<Cause> {
     let Ending::Signaled { signal: Signal::KILL, .. } = ended.ending else { return None };

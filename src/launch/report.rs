@@ -64,7 +64,9 @@ fn write_attempt(summary: &Summary, attempt: &Attempt, f: &mut Formatter<'_>) ->
 
 fn headline(worker: &WorkerSummary) -> String {
     let cause = worker.cause.map(|cause| format!("; probable cause: {cause}")).unwrap_or_default();
-    format!("rank {} (pid {}) {}{cause}", worker.rank, worker.pid, worker.ending)
+    let by =
+        if worker.ended_by_launcher { ", sent by the launcher as it had failed and did not end" } else { "" };
+    format!("rank {} (pid {}) {}{by}{cause}", worker.rank, worker.pid, worker.ending)
 }
 
 /// What the worker itself has said: its error file, else the end of its stderr.
@@ -167,6 +169,7 @@ mod tests {
             rank,
             pid: 100 + rank as u32,
             ending,
+            ended_by_launcher: false,
             role,
             cause: None,
             lifetime: Duration::from_millis(millis),

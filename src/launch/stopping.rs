@@ -7,11 +7,10 @@ use super::descendants;
 use super::error::{LaunchError, Result};
 use super::guardian::Guardian;
 use super::plan::Plan;
-use super::workers::has_terminal;
 use crate::supervise::group::Group;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
-use crate::sys::pipe::{foreground, set_foreground};
+use crate::sys::pipe::{foreground, is_terminal, set_foreground};
 use crate::sys::signal::{self, Signal};
 use crate::sys::signal_pipe::SignalPipe;
 use crate::sys::{fd, fork, prctl, wait};
@@ -38,8 +37,9 @@ pub(super) struct Control {
     stop_signals: Vec<Signal>,
     /// How often it was told to stop.
     stops: usize,
-    /// The terminal that the only worker is given, and whether that has it now.
-    terminal: Option<OwnedFd>,
+    /// The terminal, the rank of the worker that reads from it, and whether that has it now. A process that is not in the
+    /// terminal's foreground is stopped when it reads.
+    terminal: Option<(usize, OwnedFd)>,
     worker_has_terminal: bool,
 }
 
@@ -64,9 +64,8 @@ impl Control {
         let others = PASSED.into_iter().chain([Signal::TSTP, Signal::CHLD]);
         let all: Vec<_> = stop_signals.iter().copied().chain(others).collect();
         control.signals = Some(SignalPipe::take_over(&all).map_err(failed("taking over signals"))?);
-        if has_terminal(plan) && plan.stdin_rank.is_some() {
-            control.terminal = fd::copy_of_stdio(0).ok();
-        }
+        control.terminal = plan.stdin_rank.and_then(|rank| Some((rank, fd::copy_of_stdio(0).ok()?)));
+        control.terminal.take_if(|(_, stdin)| !is_terminal(stdin));
         Ok(control)
     }
 
@@ -111,9 +110,16 @@ impl Control {
     }
 
     fn look_after_children(&mut self, group: &mut Group) -> Result<()> {
-        if self.worker_has_terminal && group.has_stopped(0) {
-            // Ctrl-Z at the terminal went to the worker alone.
-            self.suspend(group)?;
+        let reader = self.terminal.as_ref().map(|(rank, _)| *rank);
+        match reader.and_then(|rank| group.stopped_by(rank)) {
+            // It asked for the terminal a moment before it was given it.
+            Some(Signal::TTIN | Signal::TTOU) if self.worker_has_terminal => {
+                let _ = group.signal(reader.unwrap_or(0), Signal::CONT);
+            }
+            // It asks for the terminal from the background, or Ctrl-Z at the terminal went to it alone.
+            Some(Signal::TTIN | Signal::TTOU) => self.suspend(group)?,
+            Some(_) if self.worker_has_terminal => self.suspend(group)?,
+            _ => {}
         }
         descendants::reap_strangers(&group.pids().collect::<Vec<_>>());
         Ok(())
@@ -137,22 +143,31 @@ impl Control {
     }
 
     fn is_in_foreground(&self) -> bool {
-        let terminal = self.terminal.as_ref().and_then(|terminal| foreground(terminal.as_fd()));
+        let terminal = self.terminal.as_ref().and_then(|(_, terminal)| foreground(terminal.as_fd()));
         terminal == Some(fork::group_id())
     }
 
-    /// Gives the terminal to the only worker, if this process has it.
+    /// Gives the terminal to the worker that reads from it, if this process has it.
     pub(super) fn give_terminal(&mut self, group: &Group) {
-        let Some(terminal) = self.terminal.as_ref().filter(|_| self.is_in_foreground()) else { return };
-        let Some(pid) = group.pids().next() else { return };
+        let Some((rank, terminal)) = self.terminal.as_ref().filter(|_| self.is_in_foreground()) else {
+            return;
+        };
+        let Some(pid) = group.pids().nth(*rank) else { return };
         // It may have ended already.
         self.worker_has_terminal = set_foreground(terminal.as_fd(), pid).is_ok();
     }
 
+    /// Takes it back if the worker of that rank has it.
+    pub(super) fn take_terminal_of(&mut self, ended: usize) {
+        if self.terminal.as_ref().is_some_and(|(rank, _)| *rank == ended) {
+            self.take_terminal();
+        }
+    }
+
     /// Takes it back; says whether the worker had it.
-    pub(super) fn take_terminal(&mut self) -> bool {
+    fn take_terminal(&mut self) -> bool {
         let had = std::mem::take(&mut self.worker_has_terminal);
-        if let Some(terminal) = self.terminal.as_ref().filter(|_| had) {
+        if let Some((_, terminal)) = self.terminal.as_ref().filter(|_| had) {
             // A terminal that is gone has nobody to be given to.
             let _ = set_foreground(terminal.as_fd(), fork::group_id());
         }

@@ -88,6 +88,8 @@ pub struct WorkerSummary {
     pub pid: u32,
     /// How it ended.
     pub ending: Ending,
+    /// Whether a signal of the launcher's ended it: in the teardown, or since it had failed and did not end.
+    pub ended_by_launcher: bool,
     /// What it has to do with the failure; `None`: it succeeded.
     pub role: Option<Role>,
     /// What probably ended it, where there is evidence.
@@ -107,6 +109,16 @@ pub struct WorkerSummary {
 }
 
 impl WorkerSummary {
+    /// The exit code that stands for its failure. That of one which had failed, and was then ended by the launcher, is the one that its
+    /// error file asks for, or 1.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match &self.error {
+            Some(error) if self.ended_by_launcher => error.error_code.filter(|&code| code != 0).unwrap_or(1),
+            _ => self.ending.exit_code(),
+        }
+    }
+
     /// Whether it ended as it should.
     #[must_use]
     pub fn succeeded(&self) -> bool {
@@ -186,6 +198,6 @@ impl Summary {
             return POINTLESS;
         }
         let root = self.attempts.last().and_then(Attempt::root_cause);
-        root.map_or(i32::from(!self.succeeded()), |worker| worker.ending.exit_code())
+        root.map_or(i32::from(!self.succeeded()), WorkerSummary::exit_code)
     }
 }

@@ -156,7 +156,7 @@ impl<'a> Start<'a> {
 }
 
 /// Whether the worker that reads stdin has the terminal for itself.
-pub(super) fn has_terminal(plan: &Plan) -> bool {
+fn has_terminal(plan: &Plan) -> bool {
     plan.nproc == 1 && [0, 1, 2].iter().all(|&number| copy_of(number).is_ok_and(|fd| is_terminal(&fd)))
 }
 

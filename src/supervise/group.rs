@@ -231,11 +231,10 @@ impl Group {
         self.members[number].send_by_program(signal)
     }
 
-    /// Whether a child has been stopped by a signal since the last time that this was asked.
-    pub(crate) fn has_stopped(&self, number: usize) -> bool {
+    /// The signal by which a child has been stopped since the last time that this was asked.
+    pub(crate) fn stopped_by(&self, number: usize) -> Option<Signal> {
         // An error: it has ended, which the group tells anyway.
-        let child = self.members[number].child.as_ref();
-        child.is_some_and(|child| wait::has_stopped(child.as_fd()).unwrap_or(false))
+        wait::stopped_by(self.members.get(number)?.child.as_ref()?.as_fd()).unwrap_or(None)
     }
 
     /// Sends a signal of the program's own to all children.

@@ -52,7 +52,11 @@ impl Member {
         let Some(child) = &mut self.child else { return Ok(()) };
         let before = self.sent_by_teardown;
         let mut note = |signal| {
-            self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal }).strongest = signal;
+            let sent = self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal });
+            // A child may be ended alone and with all others: the SIGTERM of the one may come after the SIGKILL of the other.
+            if sent.strongest != Signal::KILL {
+                sent.strongest = signal;
+            }
         };
         // Noted first: a child that ends of the signal must find it noted.
         note(signal);

@@ -165,6 +165,21 @@ fn one_child_is_stopped_and_the_other_goes_on() {
 }
 
 #[test]
+fn sigterm_to_all_after_the_sigkill_of_one_does_not_hide_that_one() {
+    let mut group = Group::new().unwrap();
+    let shell = Shell::start(&mut group, "read x");
+    group.stop_one(0, Stop::at_once(Moment::now()));
+    assert!(group.carry_on().is_empty());
+    shell.await_end();
+    // It has ended, but nobody has looked: the next stop of all sends its signal to it too.
+    group.stop(Some(Stop::terminate(None, Moment::now())));
+    assert!(group.carry_on().is_empty());
+    let ended = run_to_the_end(&mut group);
+    assert_eq!(status(&ended[0].1), killed_by(Signal::KILL));
+    assert_eq!(ended[0].1.sent_by_teardown.unwrap().strongest, Signal::KILL);
+}
+
+#[test]
 fn what_a_child_has_started_is_killed_when_it_is_reaped() {
     let mut group = Group::new().unwrap();
     let mut shell = Shell::start(&mut group, "sleep 1000 & echo $!; read x");

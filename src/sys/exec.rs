@@ -174,21 +174,30 @@ fn check(done: libc::c_int) -> Result<(), i32> {
     if done < 0 { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) } else { Ok(()) }
 }
 
-/// exec(2) resets handlers, but keeps what is ignored and what is blocked.
+/// exec(2) resets handlers, but keeps what is ignored, what is blocked, and what is pending.
+///
+/// Before it left the launcher's process group the child may have been sent a Ctrl-Z or a Ctrl-C. A child that is stopped before
+/// exec would hang its parent, which nothing can wake (CLONE_VFORK); and what was meant for the launcher, the launcher passes on.
 fn reset_signals() {
-    // The kernel's record of a disposition; all zeros are SIG_DFL. signal(3) refuses the two signals that glibc has for itself, and
-    // these too may have been ignored by whoever has started this process.
-    let default = [0_u64; 4];
     for number in 1..=64 {
-        // SAFETY: the record has the kernel's size, and the default runs no code. The table of handlers is a copy (no CLONE_SIGHAND).
-        // Of SIGKILL and SIGSTOP the call fails, and nothing is lost.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null::<u64>(), 8) };
+        // Ignoring a signal discards it where it is pending (sigaction(2)).
+        set_disposition(number, libc::SIG_IGN);
+        set_disposition(number, libc::SIG_DFL);
     }
-    // Nobody stops this process before exec, which would hang the parent: no terminal has its group in the foreground yet, and
-    // nobody else knows its pid.
+    // From here on nobody stops this process before exec: no terminal has its group in the foreground yet, and nobody else knows
+    // its pid.
     let empty = SigSet::empty();
     // SAFETY: a set of ours; the old one is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, empty.as_ref(), ptr::null_mut()) };
+}
+
+/// By the system call itself: signal(3) refuses the two signals that glibc has for itself, and these too may have been ignored by
+/// whoever has started this process. Of SIGKILL and SIGSTOP it fails, and nothing is lost.
+fn set_disposition(number: i32, disposition: libc::sighandler_t) {
+    // The kernel's record: the handler, and zeros for the flags, the restorer and the mask.
+    let record = [disposition as u64, 0, 0, 0];
+    // SAFETY: the record has the kernel's size, and neither disposition runs code. The table of handlers is a copy (no CLONE_SIGHAND).
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, record.as_ptr(), ptr::null::<u64>(), 8) };
 }
 
 /// The error of a file that is no program.

@@ -46,6 +46,10 @@ impl Signal {
     pub const STOP: Self = Self(libc::SIGSTOP);
     /// SIGTSTP.
     pub const TSTP: Self = Self(libc::SIGTSTP);
+    /// SIGTTIN.
+    pub const TTIN: Self = Self(libc::SIGTTIN);
+    /// SIGTTOU.
+    pub const TTOU: Self = Self(libc::SIGTTOU);
     /// SIGCHLD.
     pub const CHLD: Self = Self(libc::SIGCHLD);
     /// SIGWINCH.

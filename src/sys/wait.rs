@@ -105,8 +105,8 @@ pub(crate) fn forget(pid: u32) -> bool {
     unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::WNOHANG) > 0 }
 }
 
-/// Whether a child has been stopped by a signal since the last time that this was asked.
-pub(crate) fn has_stopped(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+/// The signal by which a child has been stopped since the last time that this was asked.
+pub(crate) fn stopped_by(pidfd: BorrowedFd<'_>) -> io::Result<Option<Signal>> {
     // SAFETY: a plain record of integers, for which zeros are valid.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     let (fd, flags) = (pidfd.as_raw_fd().unsigned_abs(), libc::WSTOPPED | libc::WNOHANG);
@@ -115,7 +115,7 @@ pub(crate) fn has_stopped(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: waitid has filled in the fields of a SIGCHLD, or left them zero.
-    Ok(unsafe { info.si_pid() } != 0)
+    Ok(Signal::new(unsafe { info.si_status() }))
 }
 
 fn wait_for(kind: libc::idtype_t, id: u32, flags: i32) -> io::Result<Option<Exit>> {

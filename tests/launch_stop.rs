@@ -1,0 +1,388 @@
+//! `phalanx run` is told to stop, stopped, or killed: in every way, and nobody is left.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+mod common;
+mod launcher;
+
+use common::{await_end, await_that, send, state_of, tagged, watched};
+use launcher::{Place, Ran};
+
+/// A launcher that runs, and what it prints.
+struct Running {
+    launcher: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(launcher.stdout.take().unwrap());
+        Self { launcher, out }
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn send(&self, signal: Signal) {
+        send(self.launcher.id(), signal);
+    }
+
+    fn end(mut self) -> Ran {
+        let mut out = String::new();
+        self.out.read_to_string(&mut out).unwrap();
+        let mut ran = Ran::of(self.launcher.wait_with_output().unwrap());
+        ran.out = out;
+        ran
+    }
+}
+
+/// In each worker: says that it runs, and sleeps, in steps that let its traps run.
+const SLEEPS: &str = "echo up; while :; do sleep 0.02; done";
+
+#[test]
+fn stop_signals_are_passed_on_once_and_the_launcher_dies_of_them() {
+    watched(|| {
+        for (signal, name) in [
+            (Signal::SIGTERM, "TERM"),
+            (Signal::SIGINT, "INT"),
+            (Signal::SIGHUP, "HUP"),
+            (Signal::SIGQUIT, "QUIT"),
+        ] {
+            let place = Place::new();
+            let script = format!("trap 'echo got {name}; exit 0' {name}; {SLEEPS}");
+            let mut running =
+                Running::start(&mut place.phalanx(&["--nproc-per-node", "2", "sh", "-c", &script]));
+            assert!(running.hear().ends_with("up") && running.hear().ends_with("up"));
+            running.send(signal);
+            let ran = running.end();
+            assert_eq!(ran.code, -(signal as i32), "{ran:?}");
+            assert_eq!(ran.out.matches(&format!("got {name}")).count(), 2, "{ran:?}");
+            place.assert_clean();
+        }
+    });
+}
+
+#[test]
+fn worker_that_takes_no_signal_is_killed_after_the_time_or_at_the_second_signal() {
+    watched(|| {
+        let place = Place::new();
+        let script = format!("trap '' TERM INT; {SLEEPS}");
+        let mut running =
+            Running::start(&mut place.phalanx(&["--shutdown-timeout", "0.2", "sh", "-c", &script]));
+        running.hear();
+        running.send(Signal::SIGTERM);
+        let ran = running.end();
+        assert!(ran.code == -15 && ran.err.contains("told to stop by SIGTERM"), "{ran:?}");
+
+        let mut running =
+            Running::start(&mut place.phalanx(&["--shutdown-timeout", "100000", "sh", "-c", &script]));
+        running.hear();
+        running.send(Signal::SIGINT);
+        // The signal is taken when its line is printed.
+        let mut note = [0; 8];
+        running.launcher.stderr.as_mut().unwrap().read_exact(&mut note).unwrap();
+        running.send(Signal::SIGINT);
+        assert_eq!(running.end().code, -2);
+    });
+}
+
+#[test]
+fn other_signals_are_passed_on_without_stopping() {
+    watched(|| {
+        let place = Place::new();
+        let traps = "trap 'echo one' USR1; trap 'echo two' USR2; trap 'echo size' WINCH; trap 'exit 0' TERM";
+        let mut running = Running::start(&mut place.phalanx(&["sh", "-c", &format!("{traps}; {SLEEPS}")]));
+        running.hear();
+        for (signal, said) in [(Signal::SIGUSR1, "one"), (Signal::SIGUSR2, "two"), (Signal::SIGWINCH, "size")]
+        {
+            running.send(signal);
+            assert_eq!(running.hear(), format!("[default0]:{said}"));
+        }
+        running.send(Signal::SIGTERM);
+        assert_eq!(running.end().code, -15);
+    });
+}
+
+#[test]
+fn under_nohup_a_hangup_stays_ignored() {
+    watched(|| {
+        let place = Place::new();
+        let phalanx = place.phalanx(&["sh", "-c", &format!("trap 'echo term; exit 0' TERM; {SLEEPS}")]);
+        let mut nohup = Command::new("nohup");
+        nohup
+            .arg(phalanx.get_program())
+            .args(phalanx.get_args())
+            .stdin(Stdio::null())
+            .env("TMPDIR", place.path("tmp"));
+        let mut running = Running::start(&mut nohup);
+        running.hear();
+        running.send(Signal::SIGHUP);
+        // It goes on: the next signal is the one that stops it.
+        running.send(Signal::SIGTERM);
+        let ran = running.end();
+        assert!(ran.code == -15 && ran.out.contains("term"), "{ran:?}");
+    });
+}
+
+#[test]
+fn stopped_launcher_stops_the_job_and_no_time_passes() {
+    watched(|| {
+        let place = Place::new();
+        let mut running = Running::start(&mut place.phalanx(&[
+            "--nproc-per-node",
+            "2",
+            "sh",
+            "-c",
+            &format!("echo $$; {SLEEPS}"),
+        ]));
+        let mut pids = Vec::new();
+        while pids.len() < 2 {
+            pids.extend(running.hear().rsplit(':').next().unwrap().parse::<u32>());
+        }
+        let all = [pids.as_slice(), &[running.launcher.id()]].concat();
+        running.send(Signal::SIGTSTP);
+        // A shell may have been met in vfork: it waits, uninterruptibly, for a child that is stopped before its exec.
+        let stands = |&pid: &u32| matches!(state_of(pid), Some('T' | 'D'));
+        await_that(|| state_of(all[2]) == Some('T') && all.iter().all(stands));
+        running.send(Signal::SIGCONT);
+        await_that(|| !all.iter().any(stands));
+        running.send(Signal::SIGTERM);
+        assert_eq!(running.end().code, -15);
+    });
+}
+
+#[test]
+fn nobody_is_left_when_the_launcher_is_killed_at_any_moment() {
+    watched(|| {
+        for step in 0..12_u32 {
+            let place = Place::new();
+            let tag = format!("{}-{step}", std::process::id());
+            // A descendant in a session of its own, and one in the worker's group.
+            let script = "sleep 600 & setsid sleep 600 & echo up; wait";
+            let mut command = place.phalanx(&["--nproc-per-node", "3", "sh", "-c", script]);
+            let mut running = Running::start(command.env("LAUNCH_STOP_TAG", &tag).stderr(Stdio::null()));
+            for _ in 0..step.min(3) {
+                running.hear();
+            }
+            running.send(Signal::SIGKILL);
+            running.launcher.wait().unwrap();
+            await_that(|| tagged("LAUNCH_STOP_TAG", &tag).is_empty());
+        }
+    });
+}
+
+#[test]
+fn nobody_is_left_when_a_worker_fails_or_all_end() {
+    watched(|| {
+        for code in [0, 1] {
+            let place = Place::new();
+            let tag = format!("end-{}-{code}", std::process::id());
+            let script =
+                format!("(setsid sleep 600 &) ; setsid sh -c 'setsid sleep 600 & sleep 600' & exit {code}");
+            let mut command = place.phalanx(&["--nproc-per-node", "2", "sh", "-c", &script]);
+            let ran = place.end(command.env("LAUNCH_STOP_TAG", &tag));
+            assert_eq!(ran.code, code, "{ran:?}");
+            assert!(tagged("LAUNCH_STOP_TAG", &tag).is_empty());
+        }
+    });
+}
+
+#[test]
+fn first_process_of_a_container_reaps_strangers_and_answers_signals() {
+    watched(|| {
+        let place = Place::new();
+        let phalanx = place.phalanx(&[
+            "sh",
+            "-c",
+            "(setsid sleep 0.1 &); (sh -c 'sleep 0.1 & exit' &); trap 'exit 0' TERM; echo up; while \
+                                       :; do sleep 0.02; ls -d /proc/[0-9]* | wc -l; done",
+        ]);
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+        unshare
+            .arg(phalanx.get_program())
+            .args(phalanx.get_args())
+            .stdin(Stdio::null())
+            .env("TMPDIR", place.path("tmp"));
+        let mut running = Running::start(&mut unshare);
+        if running.hear().is_empty() {
+            let ran = running.end();
+            assert!(ran.err.contains("Operation not permitted"), "{ran:?}");
+            common::skipped("this user may make no PID namespace");
+            return;
+        }
+        // The launcher, the worker, its subshell with ls and wc: no zombie stays among them.
+        await_that(|| {
+            running.hear().rsplit(':').next().unwrap().trim().parse::<u32>().is_ok_and(|count| count <= 5)
+        });
+        let unshare = running.launcher.id();
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+        let launcher = children.trim().parse().unwrap();
+        send(launcher, Signal::SIGTERM);
+        let ran = running.end();
+        assert!(ran.err.contains("told to stop by SIGTERM"), "{ran:?}");
+    });
+}
+
+/// The master of a pseudoterminal, and what has come from it and was not waited for.
+struct Terminal {
+    master: fs::File,
+    unread: String,
+}
+
+impl Terminal {
+    /// A command that has the other side as its terminal.
+    fn start(command: &mut Command) -> (Self, Child) {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+        command.stdin(side(&pair.slave)).stdout(side(&pair.slave)).stderr(side(&pair.slave));
+        // SAFETY: what it calls is async-signal-safe.
+        #[expect(unsafe_code, reason = "the terminal must become the session's before exec")]
+        unsafe {
+            command.pre_exec(become_leader)
+        };
+        let child = command.spawn().unwrap();
+        // The other sides that the command has kept: a read here is to fail when the child's are closed.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        drop(pair.slave);
+        (Self { master: fs::File::from(pair.master), unread: String::new() }, child)
+    }
+
+    /// Waits until a text has come, and takes all up to its end.
+    fn expect(&mut self, text: &str) {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(at) = self.unread.find(text) {
+                self.unread.drain(..at + text.len());
+                return;
+            }
+            let count = self
+                .master
+                .read(&mut buffer)
+                .unwrap_or_else(|error| panic!("{error} after {:?}", self.unread));
+            self.unread.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+}
+
+/// The leader of a new session, whose terminal is stdin.
+#[expect(unsafe_code, reason = "nix has no wrapper of TIOCSCTTY")]
+fn become_leader() -> std::io::Result<()> {
+    nix::unistd::setsid()?;
+    // SAFETY: takes an integer.
+    match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn only_worker_has_the_terminal_for_itself() {
+    watched(|| {
+        let place = Place::new();
+        // A debugger reads from the terminal as this does.
+        let script = "[ -t 0 ] && [ -t 1 ] && printf 'name? '; read name; echo \"hello $name\"";
+        let (mut terminal, mut launcher) = Terminal::start(&mut place.phalanx(&["sh", "-c", script]));
+        terminal.expect("name? ");
+        terminal.type_in("bob\n");
+        terminal.expect("hello bob");
+        assert!(launcher.wait().unwrap().success());
+    });
+}
+
+#[test]
+fn interrupt_at_the_terminal_ends_the_job() {
+    watched(|| {
+        for nproc in ["1", "2"] {
+            let place = Place::new();
+            let script = "echo ready; exec sleep 600";
+            let mut phalanx = place.phalanx(&["--nproc-per-node", nproc, "sh", "-c", script]);
+            let (mut terminal, mut launcher) = Terminal::start(&mut phalanx);
+            terminal.expect("ready");
+            // Ctrl-C.
+            terminal.type_in("\x03");
+            let status = launcher.wait().unwrap();
+            assert!(status.signal() == Some(2) || status.code() == Some(130), "{nproc}: {status:?}");
+        }
+    });
+}
+
+#[test]
+fn stop_at_the_terminal_stops_the_job_and_fg_continues_it() {
+    watched(|| {
+        for nproc in ["1", "2"] {
+            let place = Place::new();
+            let script = "echo $$ ready; read line; echo again $line; exit 0";
+            let phalanx = place.phalanx(&["--nproc-per-node", nproc, "--stdin", "0", "sh", "-c", script]);
+            let words: Vec<_> = std::iter::once(phalanx.get_program()).chain(phalanx.get_args()).collect();
+            let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+            // An interactive shell has job control.
+            let mut shell = Command::new("bash");
+            shell.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TMPDIR", place.path("tmp"));
+            let (mut terminal, mut shell) = Terminal::start(&mut shell);
+            terminal.expect("$ ");
+            terminal.type_in(&format!("{}\n", words.join(" ")));
+            // Not the echo of the command.
+            terminal.expect(" ready\r\n");
+            // Ctrl-Z: the shell has the terminal again.
+            terminal.type_in("\x1a");
+            terminal.expect("Stopped");
+            terminal.expect("$ ");
+            terminal.type_in("fg\n");
+            terminal.expect("exit 0");
+            terminal.type_in("typed\n");
+            terminal.expect("again typed\r\n");
+            terminal.expect("$ ");
+            terminal.type_in("exit\n");
+            shell.wait().unwrap();
+            place.assert_clean();
+        }
+    });
+}
+
+#[test]
+fn guardian_ends_with_its_launcher() {
+    watched(|| {
+        let place = Place::new();
+        let tag = format!("guard-{}", std::process::id());
+        let mut command = place.phalanx(&["true"]);
+        let ran = place.end(command.env("LAUNCH_STOP_TAG", &tag));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(tagged("LAUNCH_STOP_TAG", &tag).is_empty());
+    });
+}
+
+#[test]
+fn killed_worker_ends_the_others() {
+    watched(|| {
+        let place = Place::new();
+        let mut running = Running::start(&mut place.phalanx(&[
+            "--nproc-per-node",
+            "2",
+            "sh",
+            "-c",
+            "echo $$; exec sleep 600",
+        ]));
+        let pid = running.hear().rsplit(':').next().unwrap().parse().unwrap();
+        running.hear();
+        send(pid, Signal::SIGKILL);
+        await_end(pid);
+        let ran = running.end();
+        assert!(ran.code == 137 && ran.err.contains(&format!("(pid {pid}) was ended by SIGKILL")), "{ran:?}");
+        assert!(!ran.err.contains("out of memory"), "nothing tells that it was: {}", ran.err);
+    });
+}

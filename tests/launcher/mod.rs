@@ -1,0 +1,115 @@
+//! What tests of the built program stand on.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// How the launcher ended, and what it had printed.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// The exit code; the negative number of a signal.
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    pub(crate) fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+        let code = output.status.code().or(output.status.signal().map(|number| -number));
+        Self { code: code.expect("it has ended"), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// The lines of stdout, in an order that does not depend on which worker was first.
+    pub(crate) fn lines(&self) -> Vec<&str> {
+        let mut lines: Vec<_> = self.out.lines().collect();
+        lines.sort_unstable();
+        lines
+    }
+}
+
+/// A directory in which the launcher makes its temporary files, and which must be empty after it.
+pub(crate) struct Place {
+    pub(crate) dir: TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::Builder::new().prefix("launch-test").tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The built program, without what the environment of these tests may say to it.
+    pub(crate) fn phalanx(&self, arguments: &[&str]) -> Command {
+        let temporary = self.path("tmp");
+        fs::create_dir_all(&temporary).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+        for (key, _) in std::env::vars_os() {
+            let name = key.to_string_lossy();
+            if ["PET_", "PHALANX_", "TORCH", "OMP_"].iter().any(|start| name.starts_with(start)) {
+                command.env_remove(&key);
+            }
+        }
+        command.arg("run").args(arguments).stdin(Stdio::null()).env("TMPDIR", temporary);
+        command.current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs it to its end; nothing of it is left among the temporary files.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        self.end(&mut self.phalanx(arguments))
+    }
+
+    pub(crate) fn end(&self, command: &mut Command) -> Ran {
+        let ran = Ran::of(command.output().unwrap());
+        self.assert_clean();
+        ran
+    }
+
+    pub(crate) fn assert_clean(&self) {
+        let left: Vec<_> =
+            fs::read_dir(self.path("tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    /// A script in the directory.
+    pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+/// Runs a shell script in each of `nproc` workers.
+pub(crate) fn workers(nproc: usize, options: &[&str], script: &str) -> Ran {
+    let place = Place::new();
+    let nproc = nproc.to_string();
+    let arguments = [&["--nproc-per-node", &*nproc], options, &["sh", "-c", script]].concat();
+    place.run(&arguments)
+}
+
+/// All files below a directory, by their paths in it.
+pub(crate) fn tree(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                found.push(path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
