@@ -75,15 +75,14 @@ impl<'a> Running<'a> {
         let started = (Moment::now(), SystemTime::now());
         let number_and_port =
             (number, job.master_port.or(port.as_ref().map(ReservedPort::number)).unwrap_or(0));
-        let mut workers = Vec::new();
-        let start = Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port)?;
-        for rank in 0..job.plan.nproc {
-            error_files.add(&dir.of(rank)).map_err(LaunchError::system("watching for error files"))?;
-            // On an error the group is dropped, which ends those before.
-            let outputs = start.worker(rank, &mut group)?;
-            workers.push(Worker { outputs, ended: None, failed_at: None });
+        for dir in dir.all(job.plan.nproc) {
+            error_files.add(&dir).map_err(LaunchError::system("watching for error files"))?;
         }
-        drop(start);
+        // On an error the group is dropped, which ends those that run.
+        let outputs =
+            Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port)?.all(&mut group)?;
+        let workers =
+            outputs.into_iter().map(|outputs| Worker { outputs, ended: None, failed_at: None }).collect();
         let mut running =
             Self { job, group, workers, dir, error_files, stopped_at: None, _port: port, started };
         running.watch_too()?;

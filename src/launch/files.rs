@@ -41,12 +41,13 @@ impl JobDir {
         Ok(Self { is_temporary: log_dir.is_none() && !has_logs, path })
     }
 
-    /// Makes the directories of an attempt.
+    /// Makes the directories of an attempt: one for each rank if there are logs; else one, for error files alone.
     pub(super) fn attempt(&self, number: usize, nproc: usize) -> Result<AttemptDir> {
-        let dir = AttemptDir { path: self.path.join(format!("attempt_{number}")) };
-        for rank in 0..nproc {
-            let made = fs::create_dir_all(dir.of(rank));
-            made.map_err(LaunchError::system(format!("making the directory {}", dir.of(rank).display())))?;
+        let path = self.path.join(format!("attempt_{number}"));
+        let dir = AttemptDir { path, has_logs: !self.is_temporary };
+        for path in dir.all(nproc) {
+            let made = fs::create_dir_all(&path);
+            made.map_err(LaunchError::system(format!("making the directory {}", path.display())))?;
         }
         Ok(dir)
     }
@@ -65,6 +66,7 @@ impl Drop for JobDir {
 #[derive(Clone, Debug)]
 pub(super) struct AttemptDir {
     path: PathBuf,
+    has_logs: bool,
 }
 
 impl AttemptDir {
@@ -72,12 +74,21 @@ impl AttemptDir {
         &self.path
     }
 
-    pub(super) fn of(&self, rank: usize) -> PathBuf {
+    /// The directories in which files appear.
+    pub(super) fn all(&self, nproc: usize) -> Vec<PathBuf> {
+        if self.has_logs { (0..nproc).map(|rank| self.of(rank)).collect() } else { vec![self.path.clone()] }
+    }
+
+    fn of(&self, rank: usize) -> PathBuf {
         self.path.join(rank.to_string())
     }
 
     pub(super) fn error_file(&self, rank: usize) -> PathBuf {
-        self.of(rank).join("error.json")
+        if self.has_logs {
+            self.of(rank).join("error.json")
+        } else {
+            self.path.join(format!("error_{rank}.json"))
+        }
     }
 
     /// A new file of a rank, to which each write is appended.
@@ -128,7 +139,7 @@ mod tests {
         let job = JobDir::make(None, "none", false).unwrap();
         let path = job.path.clone();
         job.attempt(0, 2).unwrap();
-        assert!(path.join("attempt_0/1").is_dir());
+        assert!(path.join("attempt_0").is_dir());
         drop(job);
         assert!(!path.exists());
     }

@@ -1,5 +1,7 @@
 //! The workers of an attempt, from nothing to running programs: descriptors, environment, processors.
 
+use std::collections::VecDeque;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,8 +16,9 @@ use super::ranks::Streams;
 use crate::supervise::child::Child;
 use crate::supervise::group::Group;
 use crate::supervise::pump::{Filter, Pump, Route, SourceId, Stream};
+use crate::sys::affinity::Affinity;
 use crate::sys::clock::Moment;
-use crate::sys::exec::ForeignProgram;
+use crate::sys::exec::{ForeignProgram, Starting};
 use crate::sys::fd;
 use crate::sys::pipe::{is_terminal, pipe};
 use crate::sys::signal::Signal;
@@ -33,6 +36,37 @@ pub(super) enum Tail {
 pub(super) struct Outputs {
     pub(super) sources: Vec<SourceId>,
     pub(super) stderr: Tail,
+}
+
+/// How many workers are on their way to execve(2) at the same time: enough to keep all processors busy.
+const AT_ONCE: usize = 16;
+
+/// What one worker is started with.
+struct Prepared {
+    file: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    directory: Option<CString>,
+    /// Its processors, and the NUMA nodes of its memory.
+    binding: Option<(Affinity, Vec<u64>)>,
+    stdio: [OwnedFd; 3],
+    outputs: Outputs,
+}
+
+impl Prepared {
+    fn program<'a>(&'a self, inherited: &'a [BorrowedFd<'a>]) -> ForeignProgram<'a> {
+        ForeignProgram {
+            file: &self.file,
+            arguments: &self.arguments,
+            environment: &self.environment,
+            directory: self.directory.as_deref(),
+            stdio: self.stdio.each_ref().map(AsFd::as_fd),
+            inherited,
+            death_signal: Signal::KILL,
+            affinity: self.binding.as_ref().map(|(affinity, _)| affinity),
+            memory_nodes: self.binding.as_ref().map(|(_, nodes)| &**nodes),
+        }
+    }
 }
 
 /// What all workers of an attempt are started with.
@@ -66,11 +100,39 @@ impl<'a> Start<'a> {
         Ok(Self { plan, logs, dir, pump, attempt, filters, null })
     }
 
-    /// Starts a worker, and adds it to the group.
+    /// Starts all workers, and adds them to the group.
     ///
     /// # Errors
-    /// When it cannot be started. Those before it run, and end with the group.
-    pub(super) fn worker(&self, rank: usize, group: &mut Group) -> Result<Outputs> {
+    /// When one cannot be started. Those that have been end with the group.
+    pub(super) fn all(&self, group: &mut Group) -> Result<Vec<Outputs>> {
+        let prepared = (0..self.plan.nproc).map(|rank| self.prepare(rank)).collect::<Result<Vec<_>>>()?;
+        let inherited = self.plan.inherited();
+        let programs: Vec<_> = prepared.iter().map(|prepared| prepared.program(&inherited)).collect();
+        let mut under_way = VecDeque::new();
+        for (rank, program) in programs.iter().enumerate() {
+            if under_way.len() == AT_ONCE {
+                self.finish(under_way.pop_front())?;
+            }
+            let started = Moment::now();
+            let mut starting = program.begin().map_err(|os| refused(&self.plan.program.file, os))?;
+            let watched = starting.take_pidfd().and_then(|pidfd| {
+                // Before the next one is started: so ends come in their order.
+                group.add(Child::of_program(starting.pid(), pidfd, started))
+            });
+            watched.map_err(LaunchError::system(format!("watching the worker of rank {rank}")))?;
+            under_way.push_back(starting);
+        }
+        under_way.into_iter().try_for_each(|starting| self.finish(Some(starting)))?;
+        Ok(prepared.into_iter().map(|prepared| prepared.outputs).collect())
+    }
+
+    fn finish(&self, starting: Option<Starting<'_>>) -> Result<()> {
+        let finished = starting.map_or(Ok(()), Starting::finish);
+        finished.map_err(|os| refused(&self.plan.program.file, os))
+    }
+
+    /// Makes what a worker is started with.
+    fn prepare(&self, rank: usize) -> Result<Prepared> {
         let reads_stdin = self.plan.stdin_rank == Some(rank);
         let stdin = if reads_stdin {
             copy_of(0)?
@@ -84,43 +146,31 @@ impl<'a> Start<'a> {
             [self.output(rank, Stream::Stdout), self.output(rank, Stream::Stderr)]
         };
         let (stdout, stderr) = (stdout?, stderr?);
-        let started = Moment::now();
-        let pid = self.exec(rank, [stdin.as_fd(), stdout.given.as_fd(), stderr.given.as_fd()])?;
-        let failed = |os| LaunchError::system(format!("watching the worker of rank {rank}"))(os);
-        group.add(Child::adopt(pid, started, None).map_err(failed)?.with_group()).map_err(failed)?;
         let tail = match (stderr.source, stderr.file) {
             (Some(source), _) => Tail::Source(source),
             (None, Some(file)) => Tail::File(file),
             (None, None) => Tail::Nowhere,
         };
-        Ok(Outputs { sources: [stdout.source, stderr.source].into_iter().flatten().collect(), stderr: tail })
-    }
-
-    fn exec(&self, rank: usize, stdio: [BorrowedFd<'_>; 3]) -> Result<u32> {
         let (variables, words) = self.plan.worker(rank, self.attempt, &self.dir.error_file(rank));
-        let arguments = words.iter().map(|word| c_string(word)).collect::<Result<Vec<_>>>()?;
-        let mut environment = Vec::with_capacity(variables.len());
-        for (key, value) in &variables {
+        let variable = |(key, value): (&OsString, &OsString)| {
             let mut variable = key.clone();
             variable.push("=");
             variable.push(value);
-            environment.push(c_string(&variable)?);
-        }
-        let directory = self.plan.directory.as_deref().map(|dir| c_string(dir.as_os_str())).transpose()?;
-        let bound = self.plan.bound.get(rank);
-        let (affinity, nodes) = (bound.map(|bound| bound.affinity()), bound.map(|bound| bound.nodes()));
-        let program = ForeignProgram {
-            file: &c_string(self.plan.program.file.as_os_str())?,
-            arguments: &arguments,
-            environment: &environment,
-            directory: directory.as_deref(),
-            stdio,
-            inherited: &self.plan.inherited(),
-            death_signal: Signal::KILL,
-            affinity: affinity.as_ref(),
-            memory_nodes: nodes.as_deref(),
+            c_string(&variable)
         };
-        program.start().map_err(|os| refused(&self.plan.program.file, os))
+        let bound = self.plan.bound.get(rank);
+        Ok(Prepared {
+            file: c_string(self.plan.program.file.as_os_str())?,
+            arguments: words.iter().map(|word| c_string(word)).collect::<Result<_>>()?,
+            environment: variables.iter().map(variable).collect::<Result<_>>()?,
+            directory: self.plan.directory.as_deref().map(|dir| c_string(dir.as_os_str())).transpose()?,
+            binding: bound.map(|bound| (bound.affinity(), bound.nodes())),
+            outputs: Outputs {
+                sources: [stdout.source, stderr.source].into_iter().flatten().collect(),
+                stderr: tail,
+            },
+            stdio: [stdin, stdout.given, stderr.given],
+        })
     }
 
     /// Decides where a stream of a rank goes.

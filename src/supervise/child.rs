@@ -54,6 +54,22 @@ impl Child {
         })
     }
 
+    /// Takes over a child of this process with its pidfd. It leads a process group, and all signals go to that: a foreign program
+    /// passes them on to nobody.
+    pub(crate) fn of_program(pid: u32, pidfd: OwnedFd, started: Moment) -> Self {
+        let (rss_floor_kib, reaper) = (wait::max_rss_kib(), Reaper::Own);
+        Self {
+            pid,
+            pidfd,
+            started,
+            rss_floor_kib,
+            reaper,
+            lifeline: None,
+            is_reaped: false,
+            means_group: true,
+        }
+    }
+
     /// Takes over a child of the fork server: with the moment of its start, and the memory in KiB that the server had
     /// resident then.
     pub(crate) fn of_server(
@@ -64,12 +80,6 @@ impl Child {
     ) -> Self {
         let reaper = Reaper::Server(reaper);
         Self { pid, pidfd, started, rss_floor_kib, reaper, lifeline, is_reaped: false, means_group: false }
-    }
-
-    /// Has all signals go to the child's process group, of which it is the leader: a foreign program passes them on to nobody.
-    pub(crate) fn with_group(mut self) -> Self {
-        self.means_group = true;
-        self
     }
 
     pub(crate) fn pid(&self) -> u32 {

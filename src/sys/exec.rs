@@ -5,8 +5,10 @@
 //! costs half a millisecond a worker.
 
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::{AtomicI32, AtomicU32};
 use std::{io, ptr};
 
 use nix::fcntl::AtFlags;
@@ -14,6 +16,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::AccessFlags;
 
 use super::affinity::Affinity;
+use super::fd::above_stdio;
+use super::raw;
 use super::signal::Signal;
 
 /// A program, and what its process begins with. It leads a process group of its own, all dispositions of signals are the default
@@ -41,110 +45,200 @@ pub(crate) struct ForeignProgram<'a> {
 }
 
 impl ForeignProgram<'_> {
+    /// Begins to start the program. The child shares this process's memory until its execve(2), while this thread goes on: so
+    /// several programs are started at once, as vfork(2), which stops the parent, would not let them.
+    ///
+    /// # Errors
+    /// Those of clone(2).
+    pub(crate) fn begin(&self) -> io::Result<Starting<'_>> {
+        let mut child = Box::new(Child {
+            program: self,
+            arguments: pointers(self.arguments),
+            environment: pointers(self.environment),
+            inherited: self.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
+            stdio: self.stdio.map(|fd| fd.as_raw_fd()),
+            launcher: std::process::id(),
+            stack: vec![0; STACK_WORDS],
+            error: AtomicI32::new(0),
+            // Not zero until the kernel says so.
+            shares_memory: AtomicU32::new(1),
+        });
+        let (mut pidfd, none) = (-1, ptr::null_mut::<c_void>());
+        let top = child.stack.as_mut_ptr_range().end.cast::<c_void>();
+        let record: *const Child<'_> = &raw const *child;
+        // CLONE_CHILD_CLEARTID: the word becomes zero, and whoever waits for it is woken, when the child lets go of the memory: by
+        // execve or by its end (mm_release in the kernel).
+        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+        // No handler of this process may run in the child: it would write to the memory of both.
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+        // SAFETY: the stack is the child's alone, and the record, which is on the heap, outlives its use of it: `Starting` waits
+        // for that before it is dropped. The child calls the system without the C library, so that it does not share this thread's errno.
+        let pid = unsafe {
+            libc::clone(
+                run,
+                top,
+                flags,
+                record.cast_mut().cast(),
+                &raw mut pidfd,
+                none,
+                child.shares_memory.as_ptr(),
+            )
+        };
+        let error = io::Error::last_os_error();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        if pid < 0 {
+            return Err(error);
+        }
+        // SAFETY: the kernel has just made this descriptor for us.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Starting { pid: pid.unsigned_abs(), pidfd: Some(pidfd), child })
+    }
+
     /// Starts the program, and returns the pid of its process, a child of this one.
     ///
     /// # Errors
     /// Those of clone(2), and of what the child does up to execve(2); then no process is left.
-    pub(crate) fn start(&self) -> io::Result<u32> {
-        const STACK_WORDS: usize = 4096;
-        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-            strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
-        };
-        let (arguments, environment) = (pointers(self.arguments), pointers(self.environment));
-        let inherited: Vec<RawFd> = self.inherited.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut child = Child {
-            program: self,
-            arguments: &arguments,
-            environment: &environment,
-            inherited: &inherited,
-            // The memory is shared, so the child reads what was allocated here and allocates nothing.
-            stdio: self.stdio.map(|fd| fd.as_raw_fd()),
-            launcher: std::process::id(),
-            error: 0,
-        };
-        let mut stack = vec![0_u128; STACK_WORDS];
-        let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        // No handler of this process may run in the child: it would write to the memory of both.
-        let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        // SAFETY: stack and record are the child's alone: this thread sleeps (CLONE_VFORK) until it has run execve or has ended.
-        let pid = unsafe { libc::clone(run, top, flags, (&raw mut child).cast()) };
-        let error = io::Error::last_os_error();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        match (pid, child.error) {
-            (..0, _) => Err(error),
-            (pid, 0) => Ok(pid.unsigned_abs()),
-            (pid, errno) => {
-                // SAFETY: no status is asked for. The child has ended, and only this thread knows it.
-                unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
-                Err(io::Error::from_raw_os_error(errno))
-            }
+    #[cfg(test)]
+    fn start(&self) -> io::Result<u32> {
+        let starting = self.begin()?;
+        let pid = starting.pid;
+        starting.finish().map(|()| pid).inspect_err(|_| {
+            // SAFETY: no status is asked for. The child has ended, and only this thread knows it.
+            unsafe { libc::waitpid(pid as i32, ptr::null_mut(), 0) };
+        })
+    }
+}
+
+/// For the few frames from `run` to execve.
+const STACK_WORDS: usize = 1024;
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// A child on its way to execve(2). Dropping it waits until the child is there.
+#[derive(Debug)]
+pub(crate) struct Starting<'a> {
+    pid: u32,
+    pidfd: Option<OwnedFd>,
+    child: Box<Child<'a>>,
+}
+
+impl Starting<'_> {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The child's pidfd, which the caller may have once.
+    pub(crate) fn take_pidfd(&mut self) -> io::Result<OwnedFd> {
+        above_stdio(self.pidfd.take().ok_or(io::ErrorKind::NotFound)?)
+    }
+
+    /// Waits until the program runs.
+    ///
+    /// # Errors
+    /// What the child has met instead. It has ended then, and is to be reaped as any other.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.wait();
+        match self.child.error.load(Acquire) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
         }
+    }
+
+    fn wait(&self) {
+        let word = &self.child.shares_memory;
+        while word.load(Acquire) != 0 {
+            // The kernel's wake is one for words that processes share (no FUTEX_PRIVATE_FLAG). Interrupted, or woken for nothing, the
+            // word is looked at again.
+            // SAFETY: the word is in memory of ours, and outlives the call; no time limit is passed.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    word.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    1,
+                    ptr::null::<libc::timespec>(),
+                )
+            };
+        }
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.wait();
     }
 }
 
 /// What the child reads, and the error that it leaves.
+#[derive(Debug)]
 struct Child<'a> {
     program: &'a ForeignProgram<'a>,
-    arguments: &'a [*const c_char],
-    environment: &'a [*const c_char],
-    inherited: &'a [RawFd],
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    inherited: Vec<RawFd>,
     stdio: [RawFd; 3],
     launcher: u32,
-    error: i32,
+    stack: Vec<u128>,
+    error: AtomicI32,
+    shares_memory: AtomicU32,
 }
 
-/// The child, on a stack of 64 KiB.
+/// The child, on a stack of 16 KiB.
 extern "C" fn run(child: *mut c_void) -> i32 {
-    // SAFETY: it is the `Child` of the parent's thread, which sleeps.
-    let child = unsafe { &mut *child.cast::<Child<'_>>() };
-    child.error = child.exec().unwrap_or_else(|errno| errno);
-    // What the parent reads is set: clone(2) ends the process with this.
+    // SAFETY: it is the `Child` that `begin` has made, and keeps until this process shares no memory with it any more.
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    if let Err(errno) = child.exec() {
+        child.error.store(errno, Release);
+    }
+    // clone(2) ends the process with this.
     127
+}
+
+/// A system call of the child's.
+macro_rules! call {
+    ($number:ident $(, $argument:expr)*) => {{
+        let mut arguments = [0; 4];
+        let given: &[usize] = &[$($argument as usize),*];
+        arguments[..given.len()].copy_from_slice(given);
+        // SAFETY: its arguments are integers, or point to what lives in `Child` or on the stack until after the call.
+        unsafe { raw::call(libc::$number, arguments) }
+    }};
 }
 
 impl Child<'_> {
     /// Becomes the program; returns only to say why not.
-    fn exec(&self) -> Result<i32, i32> {
+    fn exec(&self) -> Result<usize, i32> {
         self.set_attributes()?;
         self.set_descriptors()?;
         if let Some(directory) = self.program.directory {
-            // SAFETY: a string that ends with a zero.
-            check(unsafe { libc::chdir(directory.as_ptr()) })?;
+            call!(SYS_chdir, directory.as_ptr())?;
         }
         reset_signals();
-        // SAFETY: the file is such a string; both lists are of such strings, and end with a null pointer.
-        check(unsafe {
-            libc::execve(self.program.file.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr())
-        })
-        .map(|()| 0)
+        call!(SYS_execve, self.program.file.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr())
     }
 
     fn set_attributes(&self) -> Result<(), i32> {
-        // SAFETY: takes integers.
-        check(unsafe { libc::setpgid(0, 0) })?;
-        // SAFETY: takes integers.
-        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, self.program.death_signal.number()) })?;
+        call!(SYS_setpgid, 0, 0)?;
+        call!(SYS_prctl, libc::PR_SET_PDEATHSIG, self.program.death_signal.number())?;
         // Yama lets a debugger trace its own descendants only; stacks of a worker are taken by the launcher and its children.
         // A kernel without Yama answers EINVAL.
-        // SAFETY: takes integers.
-        unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::c_ulong::from(self.launcher)) };
-        // SAFETY: takes nothing.
-        if unsafe { libc::getppid() }.unsigned_abs() != self.launcher {
+        let _ = call!(SYS_prctl, libc::PR_SET_PTRACER, self.launcher);
+        if call!(SYS_getppid)? != self.launcher as usize {
             // The launcher was killed before the death signal was armed, so the signal will not come.
             return Err(libc::ESRCH);
         }
         if let Some(affinity) = self.program.affinity {
-            affinity.take_on().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+            let words = affinity.words();
+            call!(SYS_sched_setaffinity, 0, size_of_val(words), words.as_ptr())?;
         }
         if let Some(nodes) = self.program.memory_nodes {
             // MPOL_PREFERRED_MANY (Linux 5.15): a full node is no reason to die. Containers refuse the call (EPERM): a wish.
             const PREFERRED_MANY: i32 = 5;
-            // SAFETY: the mask has as many bits as the kernel reads, and outlives the call.
-            unsafe {
-                libc::syscall(libc::SYS_set_mempolicy, PREFERRED_MANY, nodes.as_ptr(), 64 * nodes.len() + 1)
-            };
+            // The kernel takes one bit less than it is told.
+            let _ = call!(SYS_set_mempolicy, PREFERRED_MANY, nodes.as_ptr(), 64 * nodes.len() + 1);
         }
         Ok(())
     }
@@ -153,31 +247,24 @@ impl Child<'_> {
         // Copies above all numbers in use first: a source may have the number 0, 1 or 2 of another stream.
         let mut copies = [0; 3];
         for (copy, source) in copies.iter_mut().zip(self.stdio) {
-            // SAFETY: takes integers.
-            *copy = unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
-            check(*copy)?;
+            *copy = call!(SYS_fcntl, source, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1)?;
         }
-        for (number, copy) in (0..).zip(copies) {
-            // SAFETY: takes integers. dup2 clears the close-on-exec flag of the new number.
-            check(unsafe { libc::dup2(copy, number) })?;
+        for (number, copy) in copies.into_iter().enumerate() {
+            // The new number has no close-on-exec flag.
+            call!(SYS_dup3, copy, number, 0)?;
         }
-        for &fd in self.inherited {
+        for &fd in &self.inherited {
             // The table of descriptors is a copy (no CLONE_FILES): the parent's flag stays.
-            // SAFETY: takes integers.
-            check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+            call!(SYS_fcntl, fd, libc::F_SETFD, 0)?;
         }
         Ok(())
     }
 }
 
-fn check(done: libc::c_int) -> Result<(), i32> {
-    if done < 0 { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) } else { Ok(()) }
-}
-
 /// exec(2) resets handlers, but keeps what is ignored, what is blocked, and what is pending.
 ///
 /// Before it left the launcher's process group the child may have been sent a Ctrl-Z or a Ctrl-C. A child that is stopped before
-/// exec would hang its parent, which nothing can wake (CLONE_VFORK); and what was meant for the launcher, the launcher passes on.
+/// exec would hold up its launcher; and what was meant for the launcher, the launcher passes on.
 fn reset_signals() {
     for number in 1..=64 {
         // Ignoring a signal discards it where it is pending (sigaction(2)).
@@ -186,18 +273,17 @@ fn reset_signals() {
     }
     // From here on nobody stops this process before exec: no terminal has its group in the foreground yet, and nobody else knows
     // its pid.
-    let empty = SigSet::empty();
-    // SAFETY: a set of ours; the old one is not asked for.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, empty.as_ref(), ptr::null_mut()) };
+    let empty = 0_u64;
+    let _ = call!(SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, 0, size_of::<u64>());
 }
 
 /// By the system call itself: signal(3) refuses the two signals that glibc has for itself, and these too may have been ignored by
-/// whoever has started this process. Of SIGKILL and SIGSTOP it fails, and nothing is lost.
+/// whoever has started this process. Of SIGKILL and SIGSTOP it fails, and nothing is lost. The table of handlers is a copy
+/// (no CLONE_SIGHAND).
 fn set_disposition(number: i32, disposition: libc::sighandler_t) {
     // The kernel's record: the handler, and zeros for the flags, the restorer and the mask.
     let record = [disposition as u64, 0, 0, 0];
-    // SAFETY: the record has the kernel's size, and neither disposition runs code. The table of handlers is a copy (no CLONE_SIGHAND).
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, record.as_ptr(), ptr::null::<u64>(), 8) };
+    let _ = call!(SYS_rt_sigaction, number, record.as_ptr(), 0, size_of::<u64>());
 }
 
 /// The error of a file that is no program.
@@ -213,7 +299,7 @@ pub(crate) fn may_execute(path: &Path) -> io::Result<()> {
 mod tests {
     use std::fs::File;
     use std::io::Read;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::AsFd;
 
     use super::*;
     use crate::sys::pidfd;

@@ -43,6 +43,7 @@ pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod port;
 pub(crate) mod prctl;
+mod raw;
 pub(crate) mod replace;
 pub(crate) mod robust;
 mod seccomp;
