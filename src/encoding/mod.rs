@@ -32,9 +32,13 @@ mod input;
 mod parts;
 mod sequence;
 mod ser;
-#[cfg(test)]
-mod tests;
 mod writer;
+#[cfg(test)]
+mod tests {
+    mod hostile;
+    mod round_trips;
+    mod values;
+}
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -7,20 +7,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{CUT_OFF, MOST, QueueError};
 use super::fd_channel::FdChannel;
-use super::message::{Incoming, Outgoing};
-use super::ring::{self, Header, Place, Position, Ring};
+use super::ring::{Header, Place, Position, Ring};
 use super::side::Side;
 use crate::memory::descriptor::Descriptor;
 use crate::sync::futex_lock::AtomicWord;
 use crate::sync::parker::Parker;
-use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::event::EventFd;
 use crate::sys::futex;
@@ -30,12 +28,12 @@ use crate::transfer::record::{self, Record, TypeTag};
 
 atomic_record! {
     pub(super) struct QueueFields {
-        put: Side,
+        pub(super) put: Side,
         pub(super) get: Side,
         /// Where a producer waits for room.
         pub(super) no_room: Parker,
         /// Where a consumer waits for a message.
-        no_message: Parker,
+        pub(super) no_message: Parker,
         /// Owned by a receiver from the socket, from before the message is out of the ring until what came beside it is out of the
         /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's. Nobody waits for
         /// anything inside.
@@ -72,9 +70,6 @@ const SIZES: (usize, usize) = (64 << 10, 4 << 20);
 const PART: usize = 4;
 /// And no more than that.
 const INLINE: usize = 64 << 10;
-/// What nobody did when the time of a wait is up.
-const NOT_TAKEN: &str = "nobody took a value out of the full queue";
-const NOT_PUT: &str = "nobody put a value into the empty queue";
 
 impl Core {
     pub(super) fn new(kind: TypeTag, most: u32) -> Result<Self, QueueError> {
@@ -90,7 +85,7 @@ impl Core {
         self.shared.fields()
     }
 
-    pub(super) fn notify_all(&self) -> Ring<'_> {
+    pub(super) fn ring(&self) -> Ring<'_> {
         let (map, begin) = self.shared.room();
         Ring { map, begin, size: self.size, most: self.most }
     }
@@ -101,7 +96,7 @@ impl Core {
     }
 
     /// How far consumers and producers are.
-    fn positions(&self) -> (Position, Position) {
+    pub(super) fn positions(&self) -> (Position, Position) {
         let fields = self.fields();
         let mut head = fields.get.at.load(Acquire);
         loop {
@@ -126,7 +121,7 @@ impl Core {
 
     pub(super) fn is_full(&self) -> bool {
         let (head, tail) = self.positions();
-        !self.notify_all().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
+        !self.ring().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -135,7 +130,7 @@ impl Core {
 
     /// Whether its descriptors are there: in a worker that has it only by its fork these are closed, or another's.
     #[inline]
-    fn check_here(&self) -> Result<(), QueueError> {
+    pub(super) fn check_here(&self) -> Result<(), QueueError> {
         if self.fd_channel.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
     }
 
@@ -149,129 +144,9 @@ impl Core {
         Ok(())
     }
 
-    /// Puts a message, for whose room it waits.
-    pub(super) fn put(&self, mut message: Outgoing, policy: &WaitPolicy) -> Result<(), QueueError> {
-        self.check_here()?;
-        let fields = self.fields();
-        let header = message.header();
-        let has_room = || {
-            let (head, tail) = self.positions();
-            self.is_closed() || self.notify_all().fits(head, tail, header)
-        };
-        let inside = fields.put.enter(&fields.no_room, policy, || !has_room());
-        let producer =
-            || fields.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
-        let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
-        let tail = self.await_room(header, policy)?;
-        if message.has_attachments() {
-            self.send_beside(&mut message, tail, policy)?;
-        }
-        self.notify_all().write(tail, message.header(), message.bytes());
-        let end = tail.after(header).to_word();
-        fields.no_message.publish(|| fields.put.at.swap(end, AcqRel));
-        drop(inside);
-        message.deliver();
-        self.ring_event(false);
-        Ok(())
-    }
-
-    /// Waits, inside the mutex, until there is room; returns where.
-    fn await_room(&self, header: Header, policy: &WaitPolicy) -> Result<Position, QueueError> {
-        let (fields, ring) = (self.fields(), self.notify_all());
-        let tail = Position::from_word(fields.put.at.load(Relaxed));
-        if self.is_closed() {
-            return Err(QueueError::Closed);
-        }
-        let known = Position::from_word(fields.put.other.load(Relaxed));
-        if ring.check(known, tail).is_ok() && ring.fits(known, tail, header) {
-            return Ok(tail);
-        }
-        let look = || {
-            let head = fields.get.at.load(Acquire);
-            fields.put.other.store(head, Relaxed);
-            let head = Position::from_word(head);
-            match ring.check(head, tail) {
-                _ if self.is_closed() => Some(Err(QueueError::Closed)),
-                Err(corrupt) => Some(Err(corrupt.into())),
-                Ok(()) => ring.fits(head, tail, header).then_some(Ok(tail)),
-            }
-        };
-        fields.no_room.park(policy, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
-    }
-
-    /// Takes the next message, for which it waits.
-    pub(super) fn get(&self, policy: &WaitPolicy) -> Result<Incoming, QueueError> {
-        self.get_noted(policy, || ())
-    }
-
-    /// As [`get`](Self::get). `taking` is run before the message is out of the queue, which it will be unless this thread dies.
-    pub(super) fn get_noted(
-        &self,
-        policy: &WaitPolicy,
-        taking: impl FnOnce(),
-    ) -> Result<Incoming, QueueError> {
-        self.check_here()?;
-        let fields = self.fields();
-        let is_empty = || self.len() == 0 && !self.is_closed();
-        let inside = fields.get.enter(&fields.no_message, policy, is_empty);
-        let consumer =
-            || fields.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
-        let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
-        let (head, tail) = self.await_message(policy)?;
-        let header = self.notify_all().header(head, tail)?;
-        let receiving = match header.place {
-            Place::Ring => None,
-            Place::Beside | Place::Memfd => Some(self.enter_to_receive(policy, QueueError::Empty)?),
-        };
-        let mut bytes = ring::take_buffer();
-        self.notify_all().read(head, header, &mut bytes);
-        taking();
-        let end = head.after(header).to_word();
-        fields.no_room.publish(|| fields.get.at.swap(end, AcqRel));
-        let descriptors = match header.place {
-            Place::Ring => Ok(Vec::new()),
-            Place::Beside | Place::Memfd => self.fd_channel.take(header.ticket),
-        };
-        drop(receiving);
-        drop(inside);
-        Ok(Incoming { place: header.place, bytes, descriptors })
-    }
-
-    /// Waits, inside the mutex, until there is a message; returns where it begins, and where the last one ends.
-    fn await_message(&self, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
-        let fields = self.fields();
-        let head = Position::from_word(fields.get.at.load(Relaxed));
-        let known = Position::from_word(fields.get.other.load(Relaxed));
-        if known.messages != head.messages {
-            return Ok((head, known));
-        }
-        let look = || {
-            let is_closed = self.is_closed();
-            let tail = fields.put.at.load(Acquire);
-            fields.get.other.store(tail, Relaxed);
-            let tail = Position::from_word(tail);
-            if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
-        };
-        match fields.no_message.park(policy, &fields.closed, look).map_err(QueueError::not_got(NOT_PUT))? {
-            Some(tail) => Ok((head, tail)),
-            None => self.await_last(head, policy),
-        }
-    }
-
-    /// It was closed, but who was inside to put something may not have finished.
-    fn await_last(&self, head: Position, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
-        let fields = self.fields();
-        let producer =
-            || fields.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
-        let inside = fields.put.enter(&fields.no_room, policy, || false);
-        drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
-        let tail = Position::from_word(fields.put.at.load(Acquire));
-        if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
-    }
-
     /// Rings, after the barrier of a call, if somebody waits by the event and it was not rung for that.
     #[inline]
-    fn ring_event(&self, always: bool) {
+    pub(super) fn ring_event(&self, always: bool) {
         let fields = self.fields();
         let watch = fields.watches.load(Relaxed);
         if watch != fields.rung.load(Relaxed) || always {
@@ -338,10 +213,12 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::Outgoing;
     use super::*;
     use crate::Tensor;
     use crate::sync::robust_mutex::{IN_THE_MIDDLE, Locked};
-    use crate::sys::robust::{self, MapPin};
+    use crate::sync::wait_policy::WaitPolicy;
+    use crate::sys::robust::MapPin;
 
     fn core() -> Core {
         Core::new(TypeTag::of::<u8>("test"), 4).unwrap()
@@ -413,20 +290,5 @@ mod tests {
                 assert!(matches!(core.get(&WaitPolicy::Never), Err(QueueError::Empty)));
             }
         }
-    }
-
-    #[test]
-    fn who_waits_is_told_though_the_closer_dies_in_the_middle() {
-        let (core, tid) = (core(), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            let consumer = scope.spawn(|| {
-                tid.store(robust::me().unwrap().tid, SeqCst);
-                core.get(&WaitPolicy::Forever)
-            });
-            futex::tests::await_asleep(&tid);
-            // As one that dies then: it has not rung.
-            futex::set_and_wake_all(&core.fields().closed).unwrap();
-            assert!(matches!(consumer.join().unwrap(), Err(QueueError::Closed)));
-        });
     }
 }

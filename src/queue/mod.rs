@@ -5,6 +5,7 @@
 //! - `tasks`: how many tasks are done, and who has the others
 //! - `wait`: waiting for several things at once
 //! - `core`: what all of them are: a ring with a mutex at either side, and a socket
+//! - `put`, `get`: a message into one of them, and out of it
 //! - `side`: the producers or the consumers, of whom one is in the mutex
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `fd_channel`: what goes beside messages
@@ -20,11 +21,13 @@ mod end;
 mod error;
 mod fd_channel;
 mod fifo;
+mod get;
 #[cfg(any(test, fuzzing))]
 mod hostile;
 mod joinable;
 mod message;
 mod pipe;
+mod put;
 mod ring;
 mod sending;
 mod side;

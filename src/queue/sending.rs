@@ -29,7 +29,7 @@ impl Core {
         while attempt != Attempt::Sent {
             let receiving = self.enter_to_receive(policy, QueueError::Full)?;
             let head = fields.get.at.load(Acquire);
-            self.fd_channel.drop_orphans(self.notify_all().first_ticket(Position::from_word(head), tail)?)?;
+            self.fd_channel.drop_orphans(self.ring().first_ticket(Position::from_word(head), tail)?)?;
             attempt = self.fd_channel.try_send(message, ticket)?;
             drop(receiving);
             match attempt {
