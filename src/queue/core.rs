@@ -1,9 +1,9 @@
 //! What all queues are: a ring in shared memory, a mutex at either side of it, and a socket, with a mutex of its own, for what goes
 //! beside messages.
 //!
-//! A producer is inside the one mutex while it waits for room and writes; a consumer is inside the other while it waits for
-//! a message and copies it out. A message is in the queue, and out of it, by one store. So whoever dies, and whenever:
-//! the next one in the mutex finds a ring in order, and who sleeps there is one, whose place the next one takes.
+//! A producer owns the one mutex while it waits for room and writes; a consumer owns the other while it waits for a message and
+//! copies it out. One store puts a message into the queue, and one store takes it out. So a process may die at any moment: the
+//! next owner of the mutex finds a ring in order. One thread at a time sleeps on either side, and the next owner takes its place.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU32;
@@ -34,16 +34,17 @@ atomic_record! {
         pub(super) no_room: Parker,
         /// Where a consumer waits for a message.
         pub(super) no_message: Parker,
-        /// Owned by a receiver from the socket, from before the message is out of the ring until what came beside it is out of the
-        /// socket. So inside it all that stands in the socket before the first message of the ring is an orphan's. Nobody waits for
-        /// anything inside.
+        /// The mutex of the socket's receiving end. Its owner does not wait for anything.
+        //
+        // A consumer owns it from before its message is out of the ring until what came beside the message is out of the
+        // socket. So an owner knows that whatever stands in the socket before the first message of the ring is an orphan's.
         pub(super) receive: RobustWord,
         /// The most messages that may be in it.
         most: AtomicU32,
         pub(super) closed: AtomicU32,
-        /// Of the last message with descriptors that somebody began to put.
+        /// The ticket of the last message with descriptors whose put has begun.
         pub(super) ticket: AtomicU32,
-        /// How often somebody has begun to wait by the event, and which of these times it was rung for.
+        /// How many waits by the event have begun, and for how many of them the event was rung.
         watches: AtomicU32,
         rung: AtomicU32,
     }
@@ -62,19 +63,30 @@ pub(super) struct Core {
     event: EventFd<Descriptor>,
 }
 
-/// What a message is taken to need in the ring.
+/// Bytes of the ring that a message is expected to need.
+//
+// A small number or text with its header takes 16 to 64. Larger messages make the ring full before there are `most` of them.
 const USUAL: usize = 64;
 /// The smallest and the largest ring.
+//
+// Positions count bytes in 32 bits, modulo 2^32, which only sizes that divide it survive: both are powers of two, and so is each
+// size between (`next_power_of_two`).
 const SIZES: (usize, usize) = (64 << 10, 4 << 20);
-/// A larger part of the ring than this one a message does not take: it goes in a memfd.
+/// A message that needs more than this part of the ring travels in a memfd.
+//
+// One message that filled the ring would make producer and consumer take turns, each asleep while the other copies.
 const PART: usize = 4;
-/// And no more than that.
+/// The most bytes of a message in the ring.
+//
+// Both copies, in and out, are made while this thread owns a mutex. A memfd is filled before the one mutex is taken and read after
+// the other is freed, so that no other process waits for the copies of a large message.
 const INLINE: usize = 64 << 10;
 
 impl Core {
     pub(super) fn new(kind: TypeTag, most: u32) -> Result<Self, QueueError> {
         let size = (most as usize * USUAL).next_power_of_two().clamp(SIZES.0, SIZES.1);
         let shared = Record::<QueueFields>::new(kind, size)?;
+        // No other process has the record yet. The message that carries it there orders this store.
         shared.fields().most.store(most, Relaxed);
         let event = with_room(EventFd::new).map_err(QueueError::system("make a queue's event (eventfd)"))?;
         let event = EventFd::from_descriptor(event.into_descriptor().into());
@@ -101,7 +113,8 @@ impl Core {
         let mut head = fields.get.at.load(Acquire);
         loop {
             let tail = fields.put.at.load(Acquire);
-            // What is put after the one was asked and before the other would be too much.
+            // Both sides move meanwhile. If a consumer has moved since `head` was read, `tail - head` counts messages that were in the
+            // queue at no one time, even more than it has room for. An unchanged `head` makes both of one moment.
             let now = fields.get.at.load(Acquire);
             if now == head {
                 return (Position::from_word(head), Position::from_word(tail));
@@ -112,6 +125,7 @@ impl Core {
 
     pub(super) fn len(&self) -> u32 {
         let (head, tail) = self.positions();
+        // The words are in shared memory, which another process may have overwritten: the result stays in the range that callers expect.
         tail.messages_since(head).min(self.most)
     }
 
@@ -128,37 +142,46 @@ impl Core {
         self.fields().closed.load(Acquire) != 0
     }
 
-    /// Whether its descriptors are there: in a worker that has it only by its fork these are closed, or another's.
+    /// An error where this process has no descriptors of the queue.
     #[inline]
     pub(super) fn check_here(&self) -> Result<(), QueueError> {
+        // A forked worker closes the descriptors that it inherits (`start::fork`), and their numbers then go to other files. The copy of
+        // this handle that came with the fork still has the numbers: a put would send its descriptors into a stranger's socket.
         if self.fd_channel.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
     }
 
     /// From now on nothing can be put; all waiters are woken.
     pub(super) fn close(&self) -> Result<(), QueueError> {
         self.check_here()?;
-        // In one step for both sides.
+        // One system call stores the word and wakes all sleepers (FUTEX_WAKE_OP). With a store and a wake, a closer that is killed
+        // between the two leaves a closed queue in which consumers sleep on, although nothing will come any more.
         futex::set_and_wake_all(&self.fields().closed)
             .map_err(QueueError::system("close a queue (FUTEX_WAKE_OP)"))?;
+        // `true`: the kernel has stored `closed`, and no barrier of this process stands between that store and a load of `watches`. So
+        // the load may miss a wait that has just begun, whose own look missed `closed`.
         self.ring_event(true);
         Ok(())
     }
 
-    /// Rings, after the barrier of a call, if somebody waits by the event and it was not rung for that.
+    /// Rings the event if a wait by it has begun that it was not rung for.
     #[inline]
     pub(super) fn ring_event(&self, always: bool) {
         let fields = self.fields();
+        // The caller comes from `Parker::publish`, which has a full barrier after the swap of the position. `watch` counts up, has a full
+        // barrier, and then loads the positions. So either this load sees the count, or that one sees the message.
         let watch = fields.watches.load(Relaxed);
         if watch != fields.rung.load(Relaxed) || always {
             self.event.ring();
+            // After the ring, so that a producer that is killed before it leaves `rung` behind and the next put rings. The number from
+            // before the ring, not a newer one: a wait that has begun meanwhile may have looked before this message and needs a ring of its own.
             fields.rung.store(watch, Relaxed);
         }
     }
 
-    /// Begins to wait by the event; says whether there is something now, or will be nothing any more. Each message after
-    /// that rings, until there was one.
+    /// Begins to wait by the event: the next message or close rings it. Says whether there is a message, or the queue is closed.
     pub(super) fn watch(&self) -> bool {
         self.fields().watches.fetch_add(1, SeqCst);
+        // The partner of the barrier before `ring_event`: see there.
         AtomicU32::barrier_after_change();
         self.len() > 0 || self.is_closed()
     }
@@ -189,6 +212,7 @@ struct Handle<S, B> {
 
 impl Serialize for Core {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        // `size` and `most` stay here: the receiver takes them from the record, and checks them.
         let Self { shared, size: _, most: _, fd_channel, event } = self;
         Handle { shared, fd_channel, event: event.descriptor().clone() }.serialize(serializer)
     }
@@ -203,6 +227,8 @@ impl Core {
         let Handle { shared, fd_channel, event } = handle;
         let shared = Record::<QueueFields>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
         let (size, most) = (shared.room_len(), shared.fields().most.load(Relaxed));
+        // The sender is a process that may have written anything into the record. A size that is no power of two would let `Ring::place`,
+        // which masks, reach past the map. Both numbers are copied into the handle, so that a later change in memory does no harm.
         if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
             let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
             return Err(D::Error::custom(reason));

@@ -12,7 +12,11 @@ use crate::memory::descriptor::Descriptor;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
-/// Both ends of the socket. The sender owns the producers' mutex, the receiver that of receivers.
+/// Both ends of the socket. The owner of the producers' mutex sends, the owner of the receiving end's mutex receives.
+//
+// Each handle has both ends, so the socket lives as long as any process has the queue, and what is in it survives the death of its
+// sender: the kernel has it in the receive queue of the other end. It is one of SOCK_SEQPACKET: a message with its descriptors
+// is sent as a whole or not at all, so no producer leaves half of one.
 #[derive(Debug)]
 pub(super) struct FdChannel {
     into: Socket<Descriptor>,
@@ -32,44 +36,53 @@ impl FdChannel {
         Self { into: Socket::from_descriptor(into), out: Socket::from_descriptor(out) }
     }
 
-    /// Whether its descriptors were closed by a fork.
+    /// Whether the fork that made this process has closed its descriptors.
     #[inline]
     pub(super) fn is_cut_off(&self) -> bool {
         self.into.descriptor().is_cut_off()
     }
 
-    /// Sends what goes beside a message before that is in the ring, with a ticket, if there is room. What its producer had sent when
-    /// it died stays in the socket, an orphan: nobody has its ticket.
+    /// Sends what goes beside a message, with a ticket, if there is room. The message is not in the ring yet.
     pub(super) fn try_send(&self, message: &mut Outgoing, ticket: u32) -> Result<Attempt, QueueError> {
+        // The kernel takes a reference to each open file when it is sent (SCM_RIGHTS), so from here on the descriptors are in the queue even
+        // if this process closes its own or dies. If it dies before its message is in the ring, no message has this ticket: an orphan.
         let sent = message.try_send_attachments(ticket, &self.into);
         sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))
     }
 
-    /// Drops the orphans that stand before what has the ticket `first`, of the first message in the ring that has one; all there are
-    /// if none has. Locked the gates of producers and of receivers.
+    /// Drops the orphans in front of the ticket `first`, or all that is in the socket when it is `None`. The caller owns the mutexes of
+    /// producers and of receivers, and `first` is the first ticket in the ring.
     pub(super) fn drop_orphans(&self, first: Option<u32>) -> Result<(), QueueError> {
         let failed = || QueueError::system("drop what a dead producer has sent (recvmsg)");
         loop {
+            // MSG_PEEK leaves the message, with its descriptors, in the socket. To receive it first would make descriptors in this process,
+            // and what turns out not to be an orphan could not be put back in front.
             let next = self.out.peek().map_err(failed())?.map(u32::from_ne_bytes);
+            // Tickets go up in the socket and in the ring. A ticket before the first one of the ring is that of a put which was never
+            // finished, or of a message that its consumer took out and died with.
             let is_orphan = |next| first.is_none_or(|first| ring::is_later(first, next));
             if !next.is_some_and(is_orphan) {
                 return Ok(());
             }
             match self.out.try_receive::<4>() {
                 Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(failed()(error)),
-                // Closed with what it came in.
+                // The orphan's descriptors were made here by the kernel, and close when the message is dropped. A message of another
+                // length (InvalidData) is none of ours, and goes in the same way.
                 _ => {}
             }
         }
     }
 
-    /// Takes what came beside the message with that ticket. Before it there may be what belongs to one that was never finished,
-    /// or whose taker died.
+    /// Takes what came beside the message with that ticket. The caller owns the mutex of receivers.
     pub(super) fn take(&self, ticket: u32) -> Result<Vec<OwnedFd>, String> {
         let failed = |error: io::Error| format!("its descriptors cannot be received: {error}");
+        // The kernel installs descriptors up to the soft limit of the receiver (RLIMIT_NOFILE), drops the others and only sets MSG_CTRUNC
+        // (unix(7)). They cannot be asked for again, so there has to be room before the call.
         limits::make_room_for_descriptors(MAX_DESCRIPTORS);
         loop {
             let first = self.out.peek().map_err(failed)?.map(u32::from_ne_bytes);
+            // A later ticket belongs to a later message, which must not lose its descriptors because those of this one are missing: so it
+            // is looked at before it is received.
             if first.is_none_or(|first| ring::is_later(first, ticket)) {
                 return Err(NOT_THERE.to_owned());
             }
@@ -77,6 +90,7 @@ impl FdChannel {
                 Ok(Some(message)) if u32::from_ne_bytes(message.bytes) == ticket => {
                     return Ok(message.descriptors);
                 }
+                // An earlier ticket: an orphan, or what was left by a consumer that died with its message.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Err(error) => return Err(failed(error)),
@@ -121,7 +135,7 @@ mod tests {
         for ticket in [0, 1] {
             send(&channel, &mut message(&tensor), ticket);
         }
-        // Two came with those.
+        // One descriptor: those of the messages that were never finished had two.
         assert_eq!(channel.take(0).unwrap().len(), 1);
         assert_eq!(channel.take(1).unwrap().len(), 1);
     }

@@ -16,7 +16,7 @@ use crate::sys::socket::{Attempt, CROWDED_RETRY};
 const NOT_TAKEN: &str = "nobody took out values with descriptors";
 
 impl Core {
-    /// Sends what goes beside a message, inside the producers' mutex; waits for room for it.
+    /// Waits for room in the socket, and sends what goes beside a message. The caller owns the producers' mutex.
     pub(super) fn send_beside(
         &self,
         message: &mut Outgoing,
@@ -24,28 +24,41 @@ impl Core {
         policy: &WaitPolicy,
     ) -> Result<(), QueueError> {
         let fields = self.fields();
+        // The number is taken before anything is sent, and is never given back: what a killed producer has sent under it can belong to no
+        // later message. Relaxed: only owners of the producers' mutex touch it, and receivers know tickets from ring and socket alone.
         let ticket = fields.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
         let mut attempt = self.fd_channel.try_send(message, ticket)?;
+        // A full socket is not always full of what consumers will take. Killed producers may have filled it with orphans, which nobody
+        // comes for: a consumer cleans the socket only on its way to a message, and no message can get in. So a producer that finds no
+        // room cleans up itself, before it waits.
         while attempt != Attempt::Sent {
+            // A consumer that has taken a message out of the ring and not yet its descriptors out of the socket owns this mutex. So what is
+            // before the first ticket in the ring is nobody's now. Producers and consumers take the mutexes in one order, this one last.
             let receiving = self.enter_to_receive(policy, QueueError::Full)?;
+            // Loaded with the mutex owned: an older head could be that of a message which a consumer has fetched since.
             let head = fields.get.at.load(Acquire);
             self.fd_channel.drop_orphans(self.ring().first_ticket(Position::from_word(head), tail)?)?;
             attempt = self.fd_channel.try_send(message, ticket)?;
+            // Freed before the wait: a consumer needs it to make the room that this producer waits for.
             drop(receiving);
             match attempt {
                 Attempt::Sent => {}
-                // All that is there belongs to messages from `head` on: there is room when one of them was taken.
+                // The orphans are gone, so all that is in the socket belongs to messages from `head` on. Orphans behind such a
+                // message stand there still; they go once that has been taken, which also ends this wait.
                 Attempt::Full => self.await_taking(head, policy)?,
-                // The kernel has no event for it.
+                // ETOOMANYREFS of unix(7): this user's descriptors in all sockets are too many, those of strangers too. No event
+                // tells when that changes.
                 Attempt::Crowded => policy.pause(CROWDED_RETRY).map_err(QueueError::not_put(NOT_TAKEN))?,
             }
         }
         Ok(())
     }
 
-    /// Waits, inside the producers' mutex, until consumers are farther than `head`.
+    /// Waits until consumers are farther than `head`. The caller owns the producers' mutex.
     fn await_taking(&self, head: u64, policy: &WaitPolicy) -> Result<(), QueueError> {
         let fields = self.fields();
+        // Not a wait for the socket to be writable (poll): that would not end when the queue is closed, nor when its consumers have taken
+        // a message without descriptors, behind which orphans stand.
         let look = || match fields.get.at.load(Acquire) == head {
             _ if self.is_closed() => Some(Err(QueueError::Closed)),
             true => None,
@@ -54,7 +67,7 @@ impl Core {
         fields.no_room.park(policy, &fields.closed, look).map_err(QueueError::not_put(NOT_TAKEN))?
     }
 
-    /// Goes in where one receives from the socket, where nobody stays. `at_once`: the error of a call that does not wait.
+    /// Takes the mutex of the socket's receiving end. `at_once`: the error of a call that does not wait.
     pub(super) fn enter_to_receive(
         &self,
         policy: &WaitPolicy,
@@ -62,10 +75,12 @@ impl Core {
     ) -> Result<Locked<'_>, QueueError> {
         let (mutex, keep) = (&self.fields().receive, || MapPin::Owner);
         let entered = match policy {
+            // Its owners never wait for anything, so this is a matter of microseconds, except where a process is stopped.
             WaitPolicy::Never => Locked::lock_soon(mutex, keep, || false),
             _ => Locked::lock(mutex, keep, policy),
         };
         let holder = || Awaited::holders("the socket beside the queue is", [robust_mutex::holder(mutex)]);
+        // Whether the last owner died does not matter: its message is either in the socket still, or gone with it.
         let (inside, _) = entered.map_err(|stop| QueueError::stopped(stop, at_once, holder))?;
         Ok(inside)
     }
@@ -90,8 +105,8 @@ mod tests {
         Outgoing::of(tensor, core().inline()).unwrap()
     }
 
-    /// What producers leave that are killed when they have sent what goes beside a message, and the message is not in the ring yet: as
-    /// many as there is room for.
+    /// Leaves orphans, as many as there is room for: what a producer leaves that is killed after it has sent what goes beside its
+    /// message, and before the message is in the ring.
     fn leave_orphans(core: &Core, tensor: &Tensor<u8>) -> usize {
         let send = || {
             let ticket = core.fields().ticket.fetch_add(1, Relaxed).wrapping_add(1);

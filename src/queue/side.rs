@@ -1,4 +1,4 @@
-//! A side of a queue, the producers' or the consumers': one of them at a time is in its mutex.
+//! A side of a queue, the producers' or the consumers': one of them at a time owns its mutex.
 
 use std::sync::atomic::AtomicU64;
 
@@ -13,15 +13,18 @@ atomic_record! {
     /// What the producers, or the consumers, share among themselves, mostly.
     pub(super) struct Side {
         pub(super) mutex: RobustWord,
-        /// How far it is. Only one inside the mutex writes it.
+        /// How far it is. Only the owner of the mutex writes it.
         pub(super) at: AtomicU64,
-        /// How far the other side was when somebody inside last looked: to look each time would drag its line here.
+        /// How far the other side was when an owner of the mutex last looked.
+        //
+        // To load `at` of the other side with each message would fetch its cache line, which that side writes, from another
+        // processor. An old value is safe: the other side only goes on, so there is at least this much room, or this many messages.
         pub(super) other: AtomicU64,
     }
 }
 
 impl Side {
-    /// Goes into the mutex. A call that does not wait gives up when there is nothing to do inside: when it `is_hopeless`.
+    /// Takes the mutex. A call that does not wait gives up when it `is_hopeless`: when it could do nothing with the mutex.
     pub(super) fn enter(
         &self,
         parker: &Parker,
@@ -29,25 +32,32 @@ impl Side {
         is_hopeless: impl Fn() -> bool,
     ) -> Result<Locked<'_>, Interrupted> {
         let entered = match policy {
+            // A consumer that waits owns the mutex all the while, so `try_get` on an empty queue finds it taken. It must say at once that
+            // the queue is empty, and not try to get the mutex first.
             WaitPolicy::Never if is_hopeless() => Err(Interrupted::WouldBlock),
+            // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process is stopped.
             WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::Owner, is_hopeless),
             _ => Locked::lock(&self.mutex, || MapPin::Owner, policy),
         };
+        // `MapPin::Owner`: the guard borrows from the queue's handle, which keeps the memory mapped, and does not leave this module.
         let (inside, found) = entered?;
         if let Acquired::OwnerDied { .. } = found {
+            // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on the other side
+            // would make a system call for nobody. No disorder is left otherwise: the ring changes by one store (`at`).
             parker.reset_after_death();
         }
         Ok(inside)
     }
 
-    /// For whom one waited at the mutex: the process inside, if it keeps others from what there is for them; else it waits itself
-    /// for what `nobody_did`.
+    /// What to name in the error of a call that timed out at the mutex.
     pub(super) fn awaited(
         &self,
         keeps_others: bool,
         what: &'static str,
         nobody_did: &'static str,
     ) -> Awaited {
+        // An owner that itself waits for room or for a message is not to blame, although it has the mutex: the wait was for the other side,
+        // for what `nobody_did`. An owner that has what it needs and still does not go on is stopped, and is named.
         if keeps_others {
             Awaited::holders(what, [robust_mutex::holder(&self.mutex)])
         } else {
