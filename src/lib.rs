@@ -141,6 +141,11 @@
 //! # }
 //! ```
 //!
+//! # Launching programs
+//!
+//! [`launch`] starts one program many times, in any language, with torchrun's environment, carries its output, restarts it, and
+//! says whose failure came first; `phalanx run` is the same at the command line.
+//!
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
@@ -153,7 +158,7 @@
 //! [log in workers](guide::howto::tracing), to [test](guide::howto::testing), to [go on after a
 //! failure](guide::howto::checkpoint), to [feed a data pipeline](guide::howto::pipelines); a worker's
 //! [life](guide::lifecycle), what is sound in [shared memory](guide::memory), how [queues and locks](guide::queues) survive deaths,
-//! and the [differences](guide::differences) from torch's and Python's multiprocessing.
+//! [`phalanx run`](guide::launcher), and the [differences](guide::differences) from torch's and Python's multiprocessing.
 //!
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 

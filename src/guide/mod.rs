@@ -30,6 +30,9 @@ pub mod architecture {}
 #[doc = include_str!("../../docs/differences.md")]
 pub mod differences {}
 #[doc = include_str!("links.md")]
+#[doc = include_str!("../../docs/launcher.md")]
+pub mod launcher {}
+#[doc = include_str!("links.md")]
 #[doc = include_str!("../../docs/lifecycle.md")]
 pub mod lifecycle {}
 #[doc = include_str!("links.md")]

@@ -40,10 +40,14 @@ pub(super) struct Own<'a> {
     pub(super) omp_threads: Option<usize>,
 }
 
-/// The variables of a worker: those of the launcher, those that the caller has added, and its own.
+/// What workers have from the launcher's environment.
+pub(super) fn inherited(variables: impl Iterator<Item = (OsString, OsString)>) -> Environment {
+    variables.filter(|(key, _)| STALE.iter().all(|stale| key != stale)).collect()
+}
+
+/// The variables of a worker: what it has from the launcher, what the caller has added, and its own.
 pub(super) fn of_worker(base: &Environment, attempt: &Attempt<'_>, own: &Own<'_>) -> Environment {
     let mut variables = base.clone();
-    STALE.iter().for_each(|name| drop(variables.remove(&OsString::from(name))));
     let rank = own.rank.to_string();
     let size = attempt.nproc.to_string();
     let local_rank = if own.device.is_some() { "0" } else { &rank };
@@ -111,7 +115,7 @@ mod tests {
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
             ("HOME", "/h"),
         ]);
-        let variables = of_worker(&stale, &ATTEMPT, &own(2));
+        let variables = of_worker(&inherited(stale.into_iter()), &ATTEMPT, &own(2));
         let text: Vec<_> =
             variables.iter().map(|(key, value)| format!("{}={}", key.display(), value.display())).collect();
         assert_eq!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::command::Command;
 use super::devices::{Environment, Nproc};
+use super::environment;
 use super::error::{LaunchError, Result};
 use super::event::Event;
 use super::numa::NumaBinding;
@@ -268,7 +269,9 @@ impl Launch {
 
     /// The environment that workers have from this process, with what was added.
     pub(super) fn base_environment(&self) -> Environment {
-        std::env::vars_os().chain(self.environment.iter().cloned()).collect()
+        let mut variables = environment::inherited(std::env::vars_os());
+        variables.extend(self.environment.iter().cloned());
+        variables
     }
 
     pub(super) fn check(&self) -> Result<()> {
