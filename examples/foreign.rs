@@ -4,6 +4,8 @@
 //! cargo run --example foreign
 //! ```
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use anyhow::{Result, ensure};
 use phalanx::Tensor;
 use phalanx::launch::{Command, Launch, Nproc};
