@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::arrival::{Arrival, BarrierWaitResult};
 use super::error::{BrokenBy, SyncError};
 use super::members::Members;
-use super::round::State;
 use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me};
@@ -70,35 +70,6 @@ pub struct Barrier {
     members: Members,
     /// The places that threads have taken by this handle.
     taken: Mutex<Vec<(usize, Me)>>,
-}
-
-/// Says what place one had among those whom a [`Barrier`] let go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BarrierWaitResult {
-    index: usize,
-    is_leader: bool,
-}
-
-impl BarrierWaitResult {
-    /// Whether it is the one of them that came last: the same for exactly one of each round.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.is_leader
-    }
-
-    /// How many came before it: a number of its own for each, from 0 on.
-    #[must_use]
-    pub fn index(&self) -> usize {
-        self.index
-    }
-}
-
-/// One that has arrived.
-struct Arrival {
-    place: usize,
-    state: State,
-    index: usize,
-    is_last: bool,
 }
 
 impl Barrier {
@@ -182,29 +153,16 @@ impl Barrier {
                 self.break_by(BrokenBy::GivingUp);
             }
         })?;
-        if !arrival.is_last {
-            self.await_others(&arrival, policy)?;
-        }
-        Ok(BarrierWaitResult { index: arrival.index, is_leader: arrival.is_last })
+        arrival.await_others(policy)
     }
 
     /// Comes in and says so; the last one lets all go.
-    fn arrive(&self, policy: &WaitPolicy) -> Result<Arrival, SyncError> {
+    fn arrive(&self, policy: &WaitPolicy) -> Result<Arrival<'_>, SyncError> {
         let members = &self.members;
         let _inside = members.enter(policy)?;
         let state = members.state();
         members.check(state)?;
-        let place = self.join()?;
-        let index = members.arrive(place, state.round);
-        let is_last = index + 1 >= members.parties();
-        if is_last {
-            let released = members.release(state);
-            members.depart(place, !released);
-            if !released {
-                members.check(members.state())?;
-            }
-        }
-        Ok(Arrival { place, state, index, is_last })
+        Arrival::begin(members, self.join()?, state)
     }
 
     /// This thread's place, inside the mutex.
@@ -218,56 +176,6 @@ impl Barrier {
         let place = self.members.join(me)?;
         taken.push((place, me));
         Ok(place)
-    }
-
-    fn await_others(&self, arrival: &Arrival, policy: &WaitPolicy) -> Result<(), SyncError> {
-        let changed = self.members.changed();
-        let mut slept_at = None;
-        loop {
-            let seen = changed.epoch();
-            if self.members.state() != arrival.state {
-                self.pass_on(slept_at, seen);
-                return self.leave(arrival);
-            }
-            let words = self.members.watch(arrival.state);
-            if self.members.look_for_deaths() {
-                continue;
-            }
-            slept_at = Some(seen);
-            if let Err(stop) = changed.wait_once(seen, &words, policy)
-                && self.give_up(arrival)
-            {
-                return Err(stop.awaiting(|| self.members.awaited(arrival.state.round)));
-            }
-        }
-    }
-
-    /// The kernel wakes one for each death. If it was this one, which does not wait any more, it is for this one to tell
-    /// the others.
-    fn pass_on(&self, slept_at: Option<u32>, seen: u32) {
-        if slept_at.is_some() {
-            self.members.look_for_deaths();
-        }
-        // Who changed the state may have died before it told anybody.
-        if slept_at == Some(seen) {
-            self.members.changed().notify_all();
-        }
-    }
-
-    /// Breaks the barrier for one that waits no more, unless the others have come in the last moment.
-    fn give_up(&self, arrival: &Arrival) -> bool {
-        self.members.break_in(arrival.state, BrokenBy::GivingUp, std::process::id())
-    }
-
-    /// Goes on when the state is another than that in which it came.
-    fn leave(&self, arrival: &Arrival) -> Result<(), SyncError> {
-        let state = self.members.state();
-        // In a later round it may be broken, but this one is over.
-        let broken = state.round == arrival.state.round;
-        if self.members.depart(arrival.place, broken) {
-            return Err(SyncError::broken(0, BrokenBy::Reset, Vec::new()));
-        }
-        if broken { self.members.check(state) } else { Ok(()) }
     }
 }
 

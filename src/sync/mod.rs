@@ -1,21 +1,22 @@
 //! Locks, events, barriers and values that several processes share, and that survive the death of any of them.
 
 // - `error`: SyncError
-// - `awaited`: for whom a wait was
-// - `word`: the algorithm of a word that a thread can own, apart from memory and kernel
-// - `nap`: how a sleeper is woken once, and only when there is one
+// - `awaited`: whom a wait was for
+// - `futex_lock`: the transitions of a robust word, apart from memory and kernel
+// - `parker`: one sleeper, which is woken once, and only when it sleeps
 // - `model`: a futex as loom has it, for the tests of these two
-// - `policy`: how a blocking call waits
-// - `mutex`: a robust word as a lock that tells who died inside
-// - `changed`: a count that is waited for
-// - `places`: robust words in a table
+// - `wait_policy`: how a blocking call waits
+// - `robust_mutex`: a robust word as a lock that tells who died inside
+// - `event_count`: a count that many wait for
+// - `owner_table`: robust words in a table
 // - `record_with`: a record with a value behind it
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
 // - `rwlock`, `readers`: the value and its guards, and who has it
 // - `semaphore`, `permits`: the handles, and what is shared
-// - `barrier`, `members`: likewise; `round`: the state of a barrier
+// - `barrier`, `members`: likewise; `arrival`: one wait at a barrier; `round`: the state of a barrier
 // - `value`: Value and Array
 
+mod arrival;
 pub(crate) mod awaited;
 mod barrier;
 mod condvar;
@@ -41,8 +42,9 @@ mod semaphore;
 mod value;
 pub(crate) mod wait_policy;
 
+pub use arrival::BarrierWaitResult;
 pub use awaited::Awaited;
-pub use barrier::{Barrier, BarrierWaitResult};
+pub use barrier::Barrier;
 pub use condvar::Condvar;
 pub use error::{BrokenBy, SyncError};
 pub use event::Event;

@@ -1,0 +1,116 @@
+//! One arrival of a thread at a barrier: the wait for the other members, and what ends it.
+
+use super::error::{BrokenBy, SyncError};
+use super::members::Members;
+use super::round::State;
+use super::wait_policy::WaitPolicy;
+
+/// Says what place one had among those whom a [`Barrier`](super::Barrier) let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierWaitResult {
+    index: usize,
+    is_leader: bool,
+}
+
+impl BarrierWaitResult {
+    /// Whether it is the one of them that came last: the same for exactly one of each round.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
+    /// How many came before it: a number of its own for each, from 0 on.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
+/// A member that has arrived in a round, until it goes on.
+pub(super) struct Arrival<'a> {
+    members: &'a Members,
+    place: usize,
+    /// The state in which it came: any other one ends the wait.
+    state: State,
+    index: usize,
+    is_last: bool,
+}
+
+impl<'a> Arrival<'a> {
+    /// Says, inside the mutex, that the owner of a place has come in this state; the last one lets all go.
+    pub(super) fn begin(members: &'a Members, place: usize, state: State) -> Result<Self, SyncError> {
+        let index = members.arrive(place, state.round);
+        let is_last = index + 1 >= members.parties();
+        if is_last {
+            let released = members.release(state);
+            members.depart(place, !released);
+            if !released {
+                // To break a barrier takes no mutex: a member died, gave up or called abort() since `state` was read.
+                members.check(members.state())?;
+            }
+        }
+        Ok(Self { members, place, state, index, is_last })
+    }
+
+    /// Waits until the round is over.
+    pub(super) fn await_others(&self, policy: &WaitPolicy) -> Result<BarrierWaitResult, SyncError> {
+        if !self.is_last {
+            self.sleep_until_over(policy)?;
+        }
+        Ok(BarrierWaitResult { index: self.index, is_leader: self.is_last })
+    }
+
+    fn sleep_until_over(&self, policy: &WaitPolicy) -> Result<(), SyncError> {
+        let changed = self.members.changed();
+        let mut slept_at = None;
+        loop {
+            // Before the state: who changes that advances the epoch afterwards, so an old epoch with a new state shows a change
+            // that nobody has told yet.
+            let seen = changed.epoch();
+            if self.members.state() != self.state {
+                self.pass_on(slept_at, seen);
+                return self.leave();
+            }
+            // Watched before the look: a member that dies after the look changes a watched word, and this thread does not sleep.
+            let words = self.members.watch(self.state);
+            if self.members.look_for_deaths() {
+                continue;
+            }
+            slept_at = Some(seen);
+            if let Err(stop) = changed.wait_once(seen, &words, policy)
+                && self.give_up()
+            {
+                return Err(stop.awaiting(|| self.members.awaited(self.state.round)));
+            }
+        }
+    }
+
+    /// Tells the others what only this thread may have been woken for.
+    fn pass_on(&self, slept_at: Option<u32>, seen: u32) {
+        // The kernel wakes one sleeper for each death. It may have been this one, which waits no more: others may sleep already in
+        // the next round, on the word of the same dead member.
+        if slept_at.is_some() {
+            self.members.look_for_deaths();
+        }
+        // The epoch is still that of the sleep: who changed the state has not told anybody, and may have died before it could.
+        if slept_at == Some(seen) {
+            self.members.changed().notify_all();
+        }
+    }
+
+    /// Breaks the barrier for a member that waits no more, unless the others have come in the last moment.
+    fn give_up(&self) -> bool {
+        self.members.break_in(self.state, BrokenBy::GivingUp, std::process::id())
+    }
+
+    /// Goes on when the state is another than that in which it came.
+    fn leave(&self) -> Result<(), SyncError> {
+        let state = self.members.state();
+        // In a later round it may be broken, but this one is over.
+        let broken = state.round == self.state.round;
+        if self.members.depart(self.place, broken) {
+            return Err(SyncError::broken(0, BrokenBy::Reset, Vec::new()));
+        }
+        if broken { self.members.check(state) } else { Ok(()) }
+    }
+}
