@@ -306,6 +306,27 @@ fn worker_that_has_failed_and_does_not_end_is_ended() {
 }
 
 #[test]
+fn timer_of_torch_that_expires_is_the_workers_failure() {
+    watched(|| {
+        // As torch's FileTimerClient writes it: rank 0 has its timer over in time, rank 1 hangs.
+        let request = "request() { printf '{\"version\": 1, \"pid\": %d, \"scope_id\": \"step\", \"expiration_time\": %s, \"signal\": 9}\\n' $$ $1 > \
+                       $TORCHELASTIC_TIMER_FILE; }";
+        let script = format!(
+            "{request}; now=$(date +%s); if [ $RANK = 0 ]; then request $((now+600)); request -1; else request $now; fi; while :; do sleep 0.05; done"
+        );
+        let place = Place::new();
+        let mut command = place.phalanx(&["--nproc-per-node", "2", "sh", "-c", &script]);
+        let ran = place.end(command.env("TORCHELASTIC_ENABLE_FILE_TIMER", "1"));
+        assert_eq!(ran.code, 137, "{ran:?}");
+        assert!(
+            ran.err.contains("was ended by SIGKILL, sent by the launcher as its timer \"step\" had expired"),
+            "{}",
+            ran.err
+        );
+    });
+}
+
+#[test]
 fn equal_failures_are_told_once() {
     watched(|| {
         let script = "echo '{\"message\": \"same for all\"}' > $TORCHELASTIC_ERROR_FILE; touch at$RANK; while [ $(ls at* | wc -l) -lt 16 ]; do :; \

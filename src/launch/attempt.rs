@@ -11,6 +11,7 @@ use super::job::Job;
 use super::judge::{self, Ended};
 use super::stopping::Order;
 use super::summary::{Attempt, Ending, Role, WorkerSummary};
+use super::timers::Timers;
 use super::workers::{Outputs, Start, Tail};
 use super::{descendants, error_file, files};
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
@@ -25,6 +26,7 @@ use crate::sys::wait::ExitStatus;
 const SIGNALS: u32 = 0;
 const ERROR_FILES: u32 = 1;
 const OUTPUT: u32 = 2;
+const TIMERS: u32 = 3;
 
 /// How much of a log file's end is read for the report, in bytes.
 const TAIL: u64 = 64 * 1024;
@@ -36,8 +38,9 @@ const TAIL_LINES: usize = 100;
 struct Worker {
     outputs: Outputs,
     ended: Option<Ended>,
-    /// When its error file was seen.
+    /// When its error file was seen, or a timer of its had expired.
     failed_at: Option<Moment>,
+    expired_timer: Option<String>,
 }
 
 /// An attempt under way.
@@ -81,8 +84,10 @@ impl<'a> Running<'a> {
         // On an error the group is dropped, which ends those that run.
         let outputs =
             Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port)?.all(&mut group)?;
-        let workers =
-            outputs.into_iter().map(|outputs| Worker { outputs, ended: None, failed_at: None }).collect();
+        let workers = outputs
+            .into_iter()
+            .map(|outputs| Worker { outputs, ended: None, failed_at: None, expired_timer: None })
+            .collect();
         let mut running =
             Self { job, group, workers, dir, error_files, stopped_at: None, _port: port, started };
         running.watch_too()?;
@@ -96,6 +101,9 @@ impl<'a> Running<'a> {
         let watched = || {
             if let Some(signals) = self.job.control.signals() {
                 self.group.watch_too(signals, SIGNALS)?;
+            }
+            if let Some(timers) = &self.job.timers {
+                self.group.watch_too(timers.as_fd(), TIMERS)?;
             }
             self.group.watch_too(self.error_files.as_fd(), ERROR_FILES)?;
             self.group.watch_too(self.job.pump.as_fd(), OUTPUT)
@@ -115,6 +123,7 @@ impl<'a> Running<'a> {
                 Step::Ended(rank) => self.reap(rank)?,
                 Step::Readable(SIGNALS) => self.obey()?,
                 Step::Readable(ERROR_FILES) => self.read_error_files()?,
+                Step::Readable(TIMERS) => self.job.timers.as_mut().map_or(Ok(()), Timers::read)?,
                 Step::Readable(_) => self.job.hear_pump(),
                 Step::Idle => {
                     for (rank, left) in self.group.carry_on() {
@@ -123,7 +132,9 @@ impl<'a> Running<'a> {
                     if self.is_over() {
                         return Ok(());
                     }
-                    self.group.wait_until(None).map_err(failed())?;
+                    self.end_expired();
+                    let timer = self.job.timers.as_ref().and_then(Timers::next);
+                    self.group.wait_until(timer).map_err(failed())?;
                 }
             }
         }
@@ -181,6 +192,20 @@ impl<'a> Running<'a> {
             self.job.tell(&Event::Failed { rank });
         }
         Ok(())
+    }
+
+    /// Ends the workers whose timers have expired: that is their failure.
+    fn end_expired(&mut self) {
+        let expired = self.job.timers.as_mut().map(Timers::expired).unwrap_or_default();
+        for (pid, scope) in expired {
+            // A process that a worker has started, or one of another attempt.
+            let Some(rank) = self.group.pids().position(|worker| worker == pid) else { continue };
+            let (worker, now) = (&mut self.workers[rank], Moment::now());
+            worker.failed_at.get_or_insert(now);
+            worker.expired_timer.get_or_insert(scope);
+            self.group.stop_one(rank, Stop::at_once(now));
+            self.job.tell(&Event::Failed { rank });
+        }
     }
 
     /// Does what the signals of this process say.
@@ -249,6 +274,7 @@ impl<'a> Running<'a> {
             pid: self.group.pids().nth(rank).expect("each worker is in the group"),
             ending: ended.ending,
             ended_by_launcher: judge::is_ended_by_launcher(ended),
+            expired_timer: self.workers[rank].expired_timer.clone(),
             role,
             cause: judge::cause(ended),
             lifetime: at.since(self.group.started(rank)),

@@ -27,7 +27,7 @@ pub enum Event {
         /// How.
         ending: Ending,
     },
-    /// A worker has written an error file.
+    /// A worker has written an error file, or a timer of its has expired.
     Failed {
         /// Its rank.
         rank: usize,
@@ -57,7 +57,7 @@ impl fmt::Display for Event {
                 log_dir.iter().try_for_each(|dir| write!(f, "; their logs go to {}", dir.display()))
             }
             Self::Ended { rank, ending } => write!(f, "rank {rank} {ending}"),
-            Self::Failed { rank } => write!(f, "rank {rank} has written an error file"),
+            Self::Failed { rank } => write!(f, "rank {rank} has failed"),
             Self::Stopping { signal } => {
                 write!(f, "{signal}: the workers are told to stop; a second signal kills them")
             }

@@ -41,6 +41,10 @@ impl JobDir {
         Ok(Self { is_temporary: log_dir.is_none() && !has_logs, path })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the directories of an attempt: one for each rank if there are logs; else one, for error files alone.
     pub(super) fn attempt(&self, number: usize, nproc: usize) -> Result<AttemptDir> {
         let path = self.path.join(format!("attempt_{number}"));

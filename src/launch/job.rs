@@ -9,6 +9,7 @@ use super::options::{Launch, Logs};
 use super::plan::Plan;
 use super::ranks::Streams;
 use super::stopping::Control;
+use super::timers::{self, Timers};
 use crate::supervise::pump::{Console, Pump};
 use crate::sys::signal::Signal;
 use crate::sys::{fd, limits};
@@ -24,6 +25,7 @@ pub(super) struct Job {
     pub(super) dir: JobDir,
     pub(super) control: Control,
     pub(super) pump: Pump,
+    pub(super) timers: Option<Timers>,
     pub(super) shutdown_timeout: Duration,
     pub(super) master_port: Option<u16>,
     pub(super) stopped_by: Option<Signal>,
@@ -51,16 +53,21 @@ impl Job {
 }
 
 /// Takes over what the job needs of this process.
-pub(super) fn start(launch: Launch, plan: Plan) -> Result<Job> {
+pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
     let has_logs = has_logs(&launch.logs, plan.nproc);
     // The guardian is forked in here, so the pump's thread comes after it.
     let control = Control::take_over(launch.handles_signals, &launch.stop_signals, &plan)?;
     let dir = JobDir::make(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
+    let timers = Timers::make(&plan.base, dir.path())?;
+    if let Some(timers) = &timers {
+        plan.base.insert(timers::FILE.into(), timers.path().into());
+    }
     let output = |number| fd::copy_of_stdio(number).map_err(LaunchError::system("copying stdout and stderr"));
     let console = Console::new(output(1)?, output(2)?);
     Ok(Job {
         pump: Pump::start(console).map_err(LaunchError::system("starting the thread that carries output"))?,
+        timers,
         plan,
         has_logs,
         dir,

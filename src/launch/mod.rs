@@ -28,6 +28,7 @@
 // - `guardian`: ends the job's descendants when this process is killed
 // - `attempt`: workers are started, watched, and ended together
 // - `workers`: one worker, from descriptors to a running program
+// - `timers`: torch's file timer
 // - `judge`: pure: whose failure came first
 // - `descendants`: who has left a worker's process group
 // - `files`, `error_file`: where logs lie; what a worker says of its failure
@@ -57,6 +58,7 @@ mod restart;
 mod run;
 mod stopping;
 mod summary;
+mod timers;
 mod workers;
 
 pub use command::{Command, Interpreter};

@@ -31,7 +31,7 @@ pub(super) struct Plan {
     pub(super) stdin_rank: Option<usize>,
     /// By rank; empty: nobody is bound.
     pub(super) bound: Vec<Bound>,
-    base: Environment,
+    pub(super) base: Environment,
     /// By rank; empty: everybody sees all.
     devices: Vec<(&'static str, String)>,
     pub(super) omp_threads: Option<usize>,

@@ -64,8 +64,13 @@ fn write_attempt(summary: &Summary, attempt: &Attempt, f: &mut Formatter<'_>) ->
 
 fn headline(worker: &WorkerSummary) -> String {
     let cause = worker.cause.map(|cause| format!("; probable cause: {cause}")).unwrap_or_default();
-    let by =
-        if worker.ended_by_launcher { ", sent by the launcher as it had failed and did not end" } else { "" };
+    let by = match &worker.expired_timer {
+        Some(scope) => format!(", sent by the launcher as its timer {scope:?} had expired"),
+        None if worker.ended_by_launcher => {
+            ", sent by the launcher as it had failed and did not end".to_owned()
+        }
+        None => String::new(),
+    };
     format!("rank {} (pid {}) {}{by}{cause}", worker.rank, worker.pid, worker.ending)
 }
 
@@ -170,6 +175,7 @@ mod tests {
             pid: 100 + rank as u32,
             ending,
             ended_by_launcher: false,
+            expired_timer: None,
             role,
             cause: None,
             lifetime: Duration::from_millis(millis),

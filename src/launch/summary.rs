@@ -90,6 +90,8 @@ pub struct WorkerSummary {
     pub ending: Ending,
     /// Whether a signal of the launcher's ended it: in the teardown, or since it had failed and did not end.
     pub ended_by_launcher: bool,
+    /// The timer of torch's that had expired, for which the launcher ended it.
+    pub expired_timer: Option<String>,
     /// What it has to do with the failure; `None`: it succeeded.
     pub role: Option<Role>,
     /// What probably ended it, where there is evidence.

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{pipe2, read, write};
 
 use super::epoll::wait_writable;
@@ -22,6 +23,13 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let _ = fcntl(&reader, FcntlArg::F_SETPIPE_SZ(ROOM));
     Ok((reader, writer))
+}
+
+/// A new FIFO (mkfifo(3)) that is read without waiting. It is open for writing here too, so that it has no end when a writer goes, and
+/// no writer finds it without a reader.
+pub(crate) fn fifo(path: &Path) -> io::Result<OwnedFd> {
+    nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    above_stdio(open(path, OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// What a look into a pipe finds.
