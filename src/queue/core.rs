@@ -295,6 +295,7 @@ mod tests {
     fn positions_wrap_around_at_2_to_the_32_messages_and_bytes() {
         for most in [1, 3, 4000] {
             let core = Core::new(TypeTag::of::<u8>("test"), most).unwrap();
+            // Both counts wrap in the middle of the loop below: the messages after 8, the bytes after some of the large ones.
             let (messages, bytes) = (u32::MAX - 7, 0_u32.wrapping_sub(40_000) & !7);
             let start = (u64::from(messages) << 32) | u64::from(bytes);
             let fields = core.fields();

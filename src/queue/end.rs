@@ -23,7 +23,7 @@ pub(super) struct End {
     uses: AtomicU32,
 }
 
-/// It was put into a message, and is here no more unless that is not delivered.
+/// The value of `uses` when the end was put into a message: it is gone from here, unless the message is not delivered.
 const SENT: u32 = u32::MAX;
 
 const SENT_AWAY: &str = "it was sent to another process";
@@ -48,6 +48,8 @@ impl End {
         if self.socket.descriptor().is_cut_off() {
             return Err(QueueError::Gone { reason: CUT_OFF });
         }
+        // Uses and the mark share one word, so that a call cannot begin between the check and the mark of `claim`: else it would sleep on
+        // a descriptor that is about to become /dev/null. `checked_add` and the filter keep a count from turning into the mark.
         let more = |uses: u32| uses.checked_add(1).filter(|&uses| uses != SENT);
         match self.uses.fetch_update(AcqRel, Acquire, more) {
             Ok(_) => Ok(Use(self)),
@@ -57,9 +59,11 @@ impl End {
 
     /// Marks it as sent, which only one caller can.
     fn claim(this: &Arc<Self>) -> Result<Claimed, String> {
-        // Opened now: a message that was delivered must not find that there is no descriptor left.
+        // Opened now, when an error can still be returned. Once the message is delivered (`keep`), there is no way back.
         let null = with_room(fd::null)
             .map_err(|error| format!("a connection cannot be sent: /dev/null: {error}"))?;
+        // Only from 0: another thread that still waits on this socket would take messages that are meant for the new owner. Acquire pairs
+        // with the Release in `Use::drop`: what those calls did to the socket is over.
         match this.uses.compare_exchange(0, SENT, AcqRel, Acquire) {
             Ok(_) => Ok(Claimed { end: this.clone(), null, delivered: false }),
             Err(SENT) => Err(QueueError::Gone { reason: SENT_AWAY }.to_string()),
@@ -76,8 +80,10 @@ impl End {
 
     /// Takes it out of the message that is being read.
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Asked first, so that the error says where a connection can be read, and not which field of the handle is wrong.
         context::check_receiving().map_err(D::Error::custom)?;
         let Handle { descriptor } = Handle::deserialize(deserializer)?;
+        // Once only: a message that named one descriptor twice would else make two ends of the one.
         context::receive_sole_descriptor(descriptor).map(Self::new).map_err(D::Error::custom)
     }
 }
@@ -96,6 +102,7 @@ impl Deref for Use<'_> {
 
 impl Drop for Use<'_> {
     fn drop(&mut self) {
+        // Release, for the Acquire of `claim`.
         self.0.uses.fetch_sub(1, Release);
     }
 }
@@ -113,11 +120,12 @@ impl Claim for Claimed {
         "connection"
     }
 
-    /// Closes what is here of it: as long as this process had it too, nobody would learn that the receiver has ended. The
-    /// number stays, since somebody may have borrowed it.
+    /// Closes what this process has of the end.
     fn keep(mut self: Box<Self>) {
         self.delivered = true;
-        // Neither number is closed, so there is nothing to go wrong.
+        // A copy that stayed open here would keep the peer from ever reading EOF, so it would not learn that the new owner has ended.
+        // The number itself is not closed, but made to mean /dev/null (dup3(2), in one step): a `BorrowedFd` of it may be alive in another
+        // thread (`AsFd`), and the next open(2) would give a closed number to some other file. dup3 of two open numbers cannot fail.
         let _ = fd::replace(self.end.socket.as_fd(), self.null.as_fd());
     }
 }

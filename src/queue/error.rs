@@ -151,25 +151,32 @@ impl QueueError {
             Interrupted::TimedOut(waited) => {
                 let awaited = awaited();
                 let pids = awaited.pids();
+                // The processes are noted beside the error. If the worker fails with it, the launcher blames the process that was waited for, and
+                // not this one, which only waited.
                 Self::TimedOut { waited, awaited }.noted(&pids)
             }
+            // An abort is a consequence too: of the failure of `rank`.
             Interrupted::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
             Interrupted::System(os) => Self::System { doing, os },
             Interrupted::WouldBlock => at_once,
+            // A thread that is in the mutex already: only a signal handler, or a fork that has mapped the queue twice, can come to that.
             Interrupted::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
         }
     }
 
     pub(super) fn disconnected() -> Self {
+        // Nobody is named: a socket does not say whose its other end was. But that this worker is a victim is known.
         Self::Disconnected.noted(&[])
     }
 
     pub(super) fn tasks_lost(count: usize, pids: Vec<u32>) -> Self {
+        // The dead are to blame, so that a worker which fails with this error is not taken for the first cause.
         let error = Self::TasksLost { count, pids: pids.clone() };
         error.noted(&pids)
     }
 
     fn noted(self, pids: &[u32]) -> Self {
+        // Kept by its text, since the user may wrap the error in one of their own before the worker returns it.
         consequence::note(&self, pids);
         self
     }

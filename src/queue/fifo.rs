@@ -52,7 +52,9 @@ use crate::transfer::record::TypeTag;
 /// # }
 /// ```
 pub struct Queue<T> {
+    // Clones share the handle: three descriptors for each process, not for each clone.
     core: Arc<Core>,
+    // A queue has no `T` in it, only bytes: with a function's type it is `Send` and `Sync` whatever `T` is, and invariant in it.
     values: PhantomData<fn(T) -> T>,
 }
 
@@ -67,7 +69,9 @@ impl<T> Queue<T> {
     /// [`QueueError::Memory`] and [`QueueError::System`] when there is no memory for it or no descriptor (it needs three);
     /// [`QueueError::Bound`] when `capacity` is 0 or more than 2^28.
     pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
+        // Positions count messages modulo 2^32, and `messages_since` needs the difference to be far below that.
         let bound = u32::try_from(capacity).ok().filter(|bound| (1..=MOST).contains(bound));
+        // The tag stands in shared memory, so that a queue that arrives as another type, or as a lock, is refused (`Core::deserialize`).
         let core = Core::new(TypeTag::of::<T>(KIND), bound.ok_or(QueueError::Bound { capacity })?)?;
         Ok(Self::over(core))
     }
@@ -153,6 +157,7 @@ impl<T: Serialize> Queue<T> {
     }
 
     fn put_by(&self, value: &T, policy: &WaitPolicy) -> Result<(), QueueError> {
+        // The value is serialised before the producers' mutex is taken: nobody waits for the user's code, and no panic leaves it owned.
         self.core.put(Outgoing::of(value, self.core.inline())?, policy)
     }
 }
@@ -168,6 +173,7 @@ impl<T: DeserializeOwned> Queue<T> {
     /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
     /// - [`QueueError::System`] when the system refuses
     pub fn get(&self) -> Result<T, QueueError> {
+        // Decoded after the consumers' mutex is freed, so that a type that takes long to build holds up no other consumer.
         self.core.get(&WaitPolicy::Forever)?.decode()
     }
 
@@ -212,6 +218,7 @@ impl<T: DeserializeOwned> Queue<T> {
 /// Ends an iterator at a queue that was closed and is empty.
 pub(super) fn until_closed<T>(got: Result<T, QueueError>) -> Option<Result<T, QueueError>> {
     match got {
+        // Any other error is an item: a loop that took an abort for the end would go on as if all values had come.
         Err(QueueError::Closed) => None,
         other => Some(other),
     }

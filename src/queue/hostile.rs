@@ -31,8 +31,10 @@ pub fn fuzz_message(data: &[u8]) {
     let (head, tail) = positions.split_at(8);
     let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
     let (head, tail) = (Position::from_word(word(head)), Position::from_word(word(tail)));
+    // A real map, and not a buffer: an offset outside of it is to fail as it would in a queue.
     let Ok(fd) = memfd::create("hostile", SIZE as u64) else { return };
     let Ok(map) = SharedMap::new(fd.as_fd(), SIZE) else { return };
+    // Repeated to the end of the ring: wherever the positions lead, what stands there is from the fuzzer, not zeros.
     let mut filled =
         bytes.iter().copied().cycle().take(if bytes.is_empty() { 0 } else { SIZE }).collect::<Vec<_>>();
     filled.resize(SIZE, 0);
@@ -45,6 +47,7 @@ fn read(ring: &Ring<'_>, head: Position, tail: Position) -> Result<(), QueueErro
     let header = ring.header(head, tail)?;
     let mut bytes = Vec::new();
     ring.read(head, header, &mut bytes);
+    // With a sealed memfd of the same bytes, a message that says it is in a memfd is read to its end as well.
     let descriptors = memfd::sealed_with("hostile", &[&bytes]).map(|fd| vec![fd]);
     let descriptors = descriptors.map_err(|error| error.to_string());
     Incoming { place: header.place, bytes, descriptors }.decode::<Anything>().map(drop)
@@ -66,6 +69,7 @@ mod tests {
             length in prop_oneof![0_u64..64, any::<u64>()],
             rest: Vec<u8>,
         ) {
+            // Positions that pass the first check more often than not, so that the checks behind it are reached.
             let (head, tail) = (head & !7, (head & !7).wrapping_add((1 << 32) | ahead));
             let header = (kind << 32) | (length & 0xffff_ffff);
             fuzz_message(&[&head.to_ne_bytes()[..], &tail.to_ne_bytes(), &header.to_ne_bytes(), &rest].concat());
@@ -89,6 +93,7 @@ mod tests {
                 let place = place % bytes.len();
                 bytes[place] ^= flip;
             }
+            // As many descriptors as the manifest names, but other memory: of another size, and not sealed.
             let memory = memfd::create("hostile", 64).unwrap();
             let place = super::super::ring::Place::Beside;
             // Some flips do no harm.

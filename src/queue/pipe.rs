@@ -51,6 +51,8 @@ use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 /// [`QueueError::System`] when this process has no descriptors left.
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> {
+    // SOCK_SEQPACKET: a message arrives whole or not at all, so a sender that is killed leaves no half of one, and threads that share an
+    // end need no lock to receive. EOF after the last copy of an end is closed is what tells the peer of a death, by any signal.
     let (one, other) = with_room(Socket::pair).map_err(QueueError::system("make a pipe (socketpair)"))?;
     Ok((Connection::over(one), Connection::over(other)))
 }
@@ -92,6 +94,8 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
     let (sender, receiver) = pipe::<T, Never>()?;
+    // shutdown(2) works on the socket, not on the descriptor, so it travels with the end to whatever process. The receiver's type has no
+    // `send`, but raw bytes written to its descriptor would fill a buffer that nobody reads; now they are refused (EPIPE).
     let directed = sender.end.socket().refuse_to_receive();
     directed.map_err(QueueError::system("give a pipe its direction (shutdown)"))?;
     Ok((sender, receiver))
@@ -153,19 +157,23 @@ impl<S: Serialize, R> Connection<S, R> {
 
     /// Sends a value, which is ready before anything is waited for.
     fn send_by(&self, value: &S, policy: &WaitPolicy) -> Result<(), QueueError> {
+        // Before the end is entered: `Serialize` is the user's code, and may send this very connection, which works only while no call uses it.
         let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
         let mut value_message =
             ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
         let end = self.end.enter()?;
         loop {
+            // Never blocking in sendmsg itself: the wait has to end at the deadline and at an abort too, which are other descriptors.
             let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
                 Attempt::Full => policy.await_descriptor(end.socket().as_fd(), Readiness::Writable),
-                // The kernel has no event for it.
+                // ETOOMANYREFS: too many descriptors of this user are in sockets (unix(7)), maybe in those of another program. No event
+                // tells when some of them have been received.
                 Attempt::Crowded => policy.pause(CROWDED_RETRY),
             };
             waited.map_err(QueueError::not_put("the other end received nothing"))?;
         }
+        // Only now do shards and connections in the value leave this process: after an error they are still here.
         value_message.deliver();
         Ok(())
     }
@@ -173,6 +181,7 @@ impl<S: Serialize, R> Connection<S, R> {
 
 fn not_sent(error: io::Error) -> QueueError {
     match error.kind() {
+        // EPIPE: the other end is closed. ECONNRESET (once, instead): it was closed while messages to it were unread.
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QueueError::disconnected(),
         _ => QueueError::System { doing: "send a message (sendmsg)", os: error },
     }
@@ -217,6 +226,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
         let end = self.end.enter()?;
         let policy = WaitPolicy::of(timeout);
         loop {
+            // Readable is not yet a message for this thread: another one may be faster. But EOF is readable too, and stays so.
             let ready = epoll::poll_now(&[(end.socket().as_fd(), Readiness::Readable)]);
             if ready.map_err(QueueError::system("ask whether there is a message (ppoll)"))?.contains(&true) {
                 return Ok(true);
@@ -230,13 +240,14 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     }
 
     fn recv_by(&self, policy: &WaitPolicy) -> Result<R, QueueError> {
-        // Not while this end is in use: decoding runs the type's own code.
+        // After `next` has left the end: decoding runs the type's own code, which may send the connection away, or panic.
         self.next(policy)?.decode().map_err(|reason| QueueError::Decode { reason })
     }
 
     fn next(&self, policy: &WaitPolicy) -> Result<ReceivedMessage, QueueError> {
         let end = self.end.enter()?;
         loop {
+            // A look before the wait, so that a call that does not wait receives what is there; and after it, since another thread may be faster.
             if let Some(arrived) = value_message::try_receive(end.socket()).map_err(not_received)? {
                 return Ok(arrived);
             }

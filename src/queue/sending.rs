@@ -136,6 +136,7 @@ mod tests {
         core.put(Outgoing::of(&[1_u8], core.inline()).unwrap(), &WaitPolicy::Never).unwrap();
         core.put(message(&tensor), &WaitPolicy::Never).unwrap();
         assert!(leave_orphans(&core, &tensor) > 0);
+        // The orphans stand behind the message that is in the ring: a producer must not receive past that, so it can drop none of them.
         assert!(matches!(core.put(message(&tensor), &WaitPolicy::Never), Err(QueueError::Full)));
         std::thread::scope(|scope| {
             let producer = scope.spawn(|| {

@@ -39,7 +39,7 @@ impl Side {
             WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::Owner, is_hopeless),
             _ => Locked::lock(&self.mutex, || MapPin::Owner, policy),
         };
-        // `MapPin::Owner`: the guard borrows from the queue's handle, which keeps the memory mapped, and does not leave this module.
+        // `MapPin::Owner`: the guard borrows from the queue's handle, which keeps the memory mapped, and ends with the call.
         let (inside, found) = entered?;
         if let Acquired::OwnerDied { .. } = found {
             // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on the other side

@@ -1,8 +1,8 @@
 //! What is known of the tasks of a queue: how many are done, and who has the others.
 //!
-//! A thread that takes tasks owns a place, in which it counts those that it holds: one more before it takes one, one less after
-//! it has said that one is done. So what was taken, and is neither done nor held by a living thread, is lost; whoever
-//! asks in the right order never finds too much.
+//! A thread that takes tasks owns a place, in which it counts the tasks that it holds: one more before it takes one, one less after
+//! it has said that one is done. So a task that was taken, and is neither done nor held by a living thread, is lost. `join` loads
+//! these counts in an order in which it never finds a loss that there is none of.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -25,14 +25,16 @@ atomic_record! {
     struct TaskFields {
         /// Counts the tasks that are done.
         done: EventCount,
-        /// Of the table of threads that have tasks: see [`OwnerTable`].
+        /// How many places of the table have ever been taken: see [`OwnerTable`].
         used: AtomicU32,
-        /// Set when a thread found no place: what it holds is not known.
+        /// 1 once a thread has found no place. What it holds is not known, so no loss is reported from then on.
         crowded: AtomicU32,
     }
 }
 
-/// How many threads can hold tasks of a queue for whose death anybody is told.
+/// How many threads can hold tasks of a queue so that their death is reported.
+//
+// More than `join` can sleep on at once (FUTEX_WAITV_MAX, 128 words): the death of the others is found when it looks again.
 const PLACES: usize = 256;
 const KIND: &str = "tasks";
 
@@ -61,13 +63,15 @@ impl Tasks {
         self.table().own(robust::me().ok()?)
     }
 
-    /// The place of this thread; takes one if it has none. It is given up with the last task in it, so that a thread which has
-    /// been at many queues does not own a word of each. `None`: all are taken.
+    /// The place of this thread; takes one if it has none. `None`: all are taken.
     pub(super) fn sit_down(&self) -> Result<Option<Seat<'_>>, QueueError> {
+        // A seat is given up with the last task in it. A thread can own 1,000 words (`sys::robust`), so one that has taken a task from each of
+        // many queues would else soon be unable to lock anything.
         if let Some(place) = self.own() {
             return Ok(Some(Seat(place)));
         }
-        // A slot with tasks is that of a dead thread whose loss was not reported yet.
+        // A place with tasks and without an owner is that of a dead thread whose loss was not reported yet: a new owner would hide it, since
+        // its tasks would count as held by a living thread.
         let is_free = |slot: &RobustWord| !owner_table::is_owned(slot) && slot.mark.load(Relaxed) == 0;
         while let Some(number) = self.table().first(is_free) {
             match self.table().take(number, || self.shared.map_pin()) {
@@ -83,9 +87,12 @@ impl Tasks {
 
     /// Says that one more task is done.
     pub(super) fn task_done(&self, queue: &Core) -> Result<(), QueueError> {
+        // The task that this call is for was put, and taken, before it. So it is counted in this load, however many are put meanwhile, and
+        // `done == put` says for certain that there is no task to be done.
         let (put, mut too_many) = (queue.put_count(), false);
         self.fields().done.notify_if(|done| {
             let next = |done: u32| (done != put).then(|| done.wrapping_add(1));
+            // Release: a joiner that reads this count (`epoch`, Acquire) sees what was done in the task.
             match done.fetch_update(AcqRel, Relaxed, next) {
                 // The last task wakes the joiners.
                 Ok(before) => before.wrapping_add(1) == put,
@@ -98,14 +105,18 @@ impl Tasks {
         if too_many {
             return Err(QueueError::TooManyDone);
         }
+        // After `done` has advanced. In between the task counts twice, as done and as held, which makes a loss look smaller. In the other order
+        // it would count as neither, and `join` would report it lost.
         self.hold_one_less();
         Ok(())
     }
 
-    /// One that this thread holds, or another one of this process: it may have been handed over.
+    /// Takes one task off the places of this process, this thread's first.
     fn hold_one_less(&self) {
+        // Dropped at the end: it frees this thread's place if that was its last task.
         let _seat = self.own().map(Seat);
         let pid = std::process::id();
+        // A thread may hand a task to another one of its process, which then says that it is done, and has no place, or none with tasks.
         let of_process = self.table().used().iter().filter(|slot| slot.holder.load(Relaxed) == pid);
         for place in self.own().into_iter().chain(of_process) {
             let less = |held: u32| held.checked_sub(1);
@@ -124,8 +135,13 @@ impl Tasks {
     /// Waits until all tasks that were put are done, or some never will be.
     pub(super) fn join(&self, queue: &Core, policy: &WaitPolicy) -> Result<(), QueueError> {
         loop {
-            // Watched from now on: who dies after the count changes a word.
+            // Before all counts: the death of a thread that is counted as living below changes its word (FUTEX_OWNER_DIED), so that this
+            // thread is woken, or does not fall asleep on the old value.
             let watched: Vec<_> = self.table().used().iter().filter_map(owner_table::watch).collect();
+            // In this order: taken, held, done. A task taken after the first load is in `held` at most, one that is finished after the second
+            // is in `held` and in `done`. Both make `lost` too small, never too large, and the next look finds what was missed. A task in
+            // `taken` has its place's count visible: `hold` comes before the swap that takes it out (`Core::get_noted`, Release), and
+            // `taken_count` is an Acquire load.
             let taken = queue.taken_count();
             let (held, dead) = self.hands();
             let done = self.fields().done.epoch();
@@ -134,8 +150,9 @@ impl Tasks {
             }
             let lost = taken.wrapping_sub(done).wrapping_sub(held).cast_signed();
             if lost <= 0 || self.fields().crowded.load(Acquire) != 0 {
-                // Not all that matters wakes it: who sits down from now on is not watched, one that was about to take a task when
-                // it was counted may hide a loss, and of several who join the one that a death wakes may be killed itself.
+                // For a moment only, since not all that matters wakes it: a thread that sits down from now on is not watched; a thread
+                // that was about to take a task when it was counted may hide a loss; and the kernel wakes one waiter of a dead thread's
+                // word, which may be another joiner that is killed in turn.
                 let moment = policy.for_a_moment();
                 let heard = self.fields().done.wait_once(done, &watched, &moment);
                 heard.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, || self.holders()))?;
@@ -167,17 +184,19 @@ impl Tasks {
         )
     }
 
-    /// Says whether it could, so that lost tasks are told once.
+    /// Counts lost tasks as done. False if the count is not `done` any more: another joiner may have been faster.
     fn count_as_done(&self, done: u32, count: u32) -> bool {
+        // By compare-and-swap: of several joiners that find the same loss, one reports it.
         let next = done.wrapping_add(count);
         self.fields().done.notify_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
     }
 }
 
-/// The error for lost tasks. It takes them out of the slots of the dead, so that they are reported once.
+/// The error for lost tasks, which it takes out of the places of the dead.
 fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
     let (mut left, mut pids) = (count, Vec::new());
     for place in dead {
+        // At most as many as are lost: a thread that died between `hold` and the swap has counted a task that is in the queue still.
         let of_place = place.mark.load(Relaxed).min(left);
         if of_place > 0 {
             place.mark.fetch_sub(of_place, Relaxed);
@@ -202,6 +221,7 @@ pub(super) struct Seat<'a>(&'a RobustWord);
 impl Seat<'_> {
     /// One task more is in the hands of this thread.
     pub(super) fn hold(&self) {
+        // Relaxed: the swap that takes the task out follows, and publishes this too.
         self.0.mark.fetch_add(1, Relaxed);
     }
 }
@@ -257,6 +277,7 @@ mod tests {
     fn death_of_one_who_sat_down_after_join_began_is_told() {
         let ((queue, tasks), tid) = (queue(1), AtomicU32::new(0));
         std::thread::scope(|scope| {
+            // The joiner has no place to watch yet. Only its look after a moment can find this thread, which ends with the task.
             let joiner = begin_to_join(scope, (&queue, &tasks), &tid);
             scope.spawn(|| take(&queue, &tasks));
             assert_one_lost(&joiner.join().unwrap());
@@ -268,7 +289,7 @@ mod tests {
         let ((queue, tasks), tid) = (queue(2), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| take(&queue, &tasks)).join().unwrap();
-            // As in the middle of a get: it is noted, but not taken yet.
+            // The middle of a get: the task is counted, and not taken yet.
             let seat = tasks.sit_down().unwrap().unwrap();
             seat.hold();
             let joiner = begin_to_join(scope, (&queue, &tasks), &tid);
@@ -290,6 +311,7 @@ mod tests {
                 give_back.send(queue).unwrap();
             }
         });
+        // More than the 1,000 words that a thread can own.
         for _ in 0..1010 {
             give.send(std::sync::Arc::new(queue(1))).unwrap();
             drop(back.recv().expect("the worker can take nothing any more"));

@@ -44,6 +44,8 @@ impl<F: AsFd> sealed::Source for F {
     }
 }
 
+// A queue has no `AsFd`, on purpose. A descriptor that is readable whenever a queue has a message would cost a system call a message;
+// its event only says that something has changed since a wait began, and is of no use without `Core::watch`.
 #[expect(private_interfaces, reason = "the trait is sealed")]
 impl<T> sealed::Source for Queue<T> {
     fn source(&self) -> Telltale<'_> {
@@ -107,8 +109,11 @@ impl<T> sealed::Source for JoinableQueue<T> {
 pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<usize>, QueueError> {
     let policy = timeout.map_or(WaitPolicy::Forever, WaitPolicy::of);
     let sources: Vec<_> = sources.iter().map(|source| source.source()).collect();
+    // Before the first look at the queues, so that a ring between that look and the sleep is an edge that this epoll has seen.
     let rings = rings(&sources)?;
     loop {
+        // Every time all of them: another process may have taken what an event was rung for, and each look notes in the queues that the wait
+        // goes on, for which they ring again.
         let ready = ready(&sources)?;
         if !ready.is_empty() {
             return Ok(ready);
@@ -116,19 +121,23 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
         let descriptors = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable));
         let all: Vec<_> =
             descriptors.chain(rings.as_ref().map(|rings| (rings.as_fd(), Readiness::Readable))).collect();
+        // An epoll is itself a descriptor that poll(2) takes, readable while it has an event: one sleep covers queues and descriptors.
         match policy.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
             Ok(()) => {}
             Err(Interrupted::TimedOut(_)) => return Ok(Vec::new()),
             Err(stop) => return Err(QueueError::not_got("nothing happened")(stop)),
         }
         if let Some(rings) = &rings {
+            // Takes the edges out of the epoll, which stays readable otherwise. A ring after this is a new edge.
             rings.ready().map_err(QueueError::system("ask which queues have rung (epoll_wait)"))?;
         }
     }
 }
 
-/// How often it looks for what nobody has rung for: a process that was killed in the middle of a `put` or `close`, of which
-/// there may be no other. The kernel rings no changed for it.
+/// How often a wait looks for what no event was rung for.
+//
+// A process may be killed between its change of the queue and the ring, and no other put may follow. For a robust word the kernel
+// would wake a waiter then; it writes no eventfd.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 const WAITING: &str = "wait for several things (epoll)";
@@ -140,7 +149,7 @@ fn descriptor<'a>(source: &Telltale<'a>) -> Option<BorrowedFd<'a>> {
     }
 }
 
-/// The events of the queues, if there are any. They are never taken back: each ring is an edge, which all see who wait.
+/// An epoll of the events of the queues, if there are queues.
 fn rings(sources: &[Telltale<'_>]) -> Result<Option<Epoll>, QueueError> {
     let queues = sources.iter().filter_map(|source| match source {
         Telltale::Queue(core) => Some(core),
@@ -153,8 +162,10 @@ fn rings(sources: &[Telltale<'_>]) -> Result<Option<Epoll>, QueueError> {
             Some(rings) => rings,
             none => none.insert(with_room(Epoll::new).map_err(QueueError::system(WAITING))?),
         };
+        // Edge-triggered (EPOLLET of epoll(7)), since several processes wait with one eventfd. If each waiter read it, one would take the
+        // ring from the others. So nobody reads it, it stays readable for good, and only a new write is an event, in each epoll.
         match rings.add_edge(event, 0) {
-            // The same queue twice.
+            // EEXIST: the same queue twice in the list.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             added => added.map_err(QueueError::system(WAITING))?,
         }
@@ -162,7 +173,7 @@ fn rings(sources: &[Telltale<'_>]) -> Result<Option<Epoll>, QueueError> {
     Ok(rings)
 }
 
-/// The places of those that have something. The queues are watched from before they are asked.
+/// The places of those that have something.
 fn ready(sources: &[Telltale<'_>]) -> Result<Vec<usize>, QueueError> {
     let fds: Vec<_> = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable)).collect();
     let polled =
@@ -170,6 +181,7 @@ fn ready(sources: &[Telltale<'_>]) -> Result<Vec<usize>, QueueError> {
     let mut polled = polled.into_iter();
     let mut has_something = |source: &Telltale<'_>| match source {
         Telltale::Descriptor(_) => polled.next().unwrap_or(false),
+        // Notes the wait before it looks (`Core::watch`), so that a message is either seen here or rung for.
         Telltale::Queue(core) => core.watch(),
     };
     let numbered = sources.iter().enumerate();
