@@ -135,6 +135,7 @@ mod tests {
         for ticket in [0, 1] {
             send(&channel, &mut message(&tensor), ticket);
         }
+        // Tickets 0 and 1 come after the wrap: they are later than TICKETS - 1.
         // One descriptor: those of the messages that were never finished had two.
         assert_eq!(channel.take(0).unwrap().len(), 1);
         assert_eq!(channel.take(1).unwrap().len(), 1);
@@ -147,6 +148,7 @@ mod tests {
         for ticket in [first - 2, first - 1, first, 0] {
             send(&channel, &mut message(&tensor), ticket);
         }
+        // The second call finds the first ticket of the ring in front, and must leave it there.
         channel.drop_orphans(Some(first)).unwrap();
         channel.drop_orphans(Some(first)).unwrap();
         assert_eq!(channel.out.peek().unwrap(), Some(first.to_ne_bytes()));

@@ -223,6 +223,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// [`QueueError::Gone`] when this end was sent to another process, [`QueueError::Aborted`] when the wait is ended
     /// because another worker has failed, [`QueueError::System`] when the system refuses.
     pub fn poll(&self, timeout: Duration) -> Result<bool, QueueError> {
+        // Entered for the whole wait: the descriptor must not come to mean /dev/null under a poll that has begun.
         let end = self.end.enter()?;
         let policy = WaitPolicy::of(timeout);
         loop {
@@ -233,6 +234,7 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
             }
             match policy.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
                 Ok(()) => {}
+                // The one end of a wait that is an answer here. An abort or an error of the system is none.
                 Err(Interrupted::TimedOut(_)) => return Ok(false),
                 Err(stop) => return Err(QueueError::not_got("the other end sent nothing")(stop)),
             }

@@ -26,9 +26,11 @@ pub(crate) fn death_wakes() -> bool {
     const NO: u8 = 2;
     /// 0: it is not known yet.
     static KNOWN: AtomicU8 = AtomicU8::new(0);
+    // Several threads may try it out at the same time. Each finds the same, so nothing has to be ordered.
     match KNOWN.load(Relaxed) {
         0 => {
             let limit = Moment::now().checked_add(SOON);
+            // The trial costs two threads. On a kernel that is known to wake it would tell nothing new.
             let answer = match runs_fixed_release() {
                 true => Some(true),
                 false => try_out(|word| sleeps(word, limit), end_with_pending).unwrap_or(Some(false)),
@@ -82,6 +84,7 @@ fn try_out(
         // A join returns when the kernel has cleared the thread's id, which it does after it has read the robust list.
         let ended = asleep.and_then(|_| small().spawn_scoped(scope, || end(&robust)));
         let ended = ended.map(|doomed| doomed.join().is_ok());
+        // The count of FUTEX_WAKE is the answer: nobody to wake means that the kernel has woken the sleeper, or that something else did.
         let still_asleep = futex::wake(word, 1) > 0;
         // Should the sleeper have been disturbed, it sleeps again, or will: it is sent away in either case.
         word.store(0, SeqCst);
@@ -98,6 +101,7 @@ fn try_out(
 /// Leaves the word pending for good.
 fn end_with_pending(word: &RobustWord) {
     if let Ok(list) = head() {
+        // The closure returns and the thread ends in the usual way; the kernel walks the robust list in that case as well (exit_mm_release).
         mem::forget(PendingOp::new(list, word));
     }
 }

@@ -45,6 +45,8 @@ pub(super) fn hand_over(word: NonNull<RobustWord>, map_pin: MapPin, from: u32) {
     owner.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(transfer);
     owner.added.fetch_add(1, Release);
     futex::wake_all(&owner.added);
+    // This thread must not end before the word has its new owner. It has the word pending meanwhile, and the kernel would find its id there and
+    // mark the word as that of a dead owner: the next thread would get the lock while leaked references are used.
     while done.load(Acquire) == 0 {
         // A wait that was disturbed is begun again.
         let _ = futex::wait(&done, 0, None);
@@ -98,6 +100,7 @@ fn start() -> io::Result<&'static OwnerThread> {
 extern "C" fn run(owner: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: what `start` has leaked.
     let owner = unsafe { &*owner.cast::<OwnerThread>() };
+    // Its own list, not that of `thread`: the C library's thread has no thread-locals of ours, and never ends.
     let mut list = RobustList::new().unwrap_or_else(|error| give_up(&error));
     loop {
         let added = owner.added.load(Acquire);

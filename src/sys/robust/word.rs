@@ -13,6 +13,9 @@ pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
 pub(crate) const WAITERS: u32 = 0x8000_0000;
 
 atomic_record! {
+// The layout is that of glibc's pthread_mutex_t on 64-bit machines, as far as the kernel and glibc's list code look at it: the futex at 0
+// (__lock), the link before at 24 (__list.__prev), the link to the next at 32 (__list.__next). The kernel finds the futex from
+// the link by one offset for the whole list, so our words need the distance that the C library has registered.
     /// A futex that a thread can own, with the links of the owner's robust list.
     pub(crate) struct RobustWord {
         pub(crate) word: AtomicU32,
@@ -22,6 +25,7 @@ atomic_record! {
         pub(crate) mark: AtomicU32,
         /// The owner's [`nonce`](super::Me::nonce), as long as `holder` is not 0.
         pub(crate) nonce: AtomicU32,
+// Fills the place of __kind and __spins, and the record up to the links.
         spare: [AtomicU32; 2],
         /// The link before. Only the C library uses it, and only that of the anchors.
         pub(in crate::sys) before: AtomicU64,
@@ -40,6 +44,7 @@ impl RobustWord {
 
     /// The address of its link, which is what a robust list consists of.
     pub(super) fn link(&self) -> usize {
+        // Exposed: the list stores addresses as integers, and reads and writes go through them (`pending::read`, `pending::write`).
         ptr::from_ref(&self.next).expose_provenance()
     }
 }
