@@ -20,6 +20,7 @@ const SPARE_DESCRIPTORS: usize = 16;
 
 /// Raises the soft limit of descriptors to what that many workers need, as far as the hard limit goes.
 pub(crate) fn make_room(nprocs: usize) {
+    // Before the first start. A limit met at rank 200 would end 199 workers that have just begun.
     limits::make_room_for_descriptors(
         nprocs.saturating_mul(DESCRIPTORS_PER_WORKER).saturating_add(SPARE_DESCRIPTORS),
     );
@@ -28,7 +29,10 @@ pub(crate) fn make_room(nprocs: usize) {
 /// The workers of a plan.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// By rank. They are dropped before the slots: a child that is not reaped may still write into its own.
+    /// By rank.
+    //
+    // Above `slots`, as fields are dropped in their order: dropping the group kills and reaps, and until then a child may write into its
+    // slot.
     pub(crate) children: Group,
     /// The report slots, by rank.
     pub(crate) slots: Vec<Slot>,
@@ -41,8 +45,9 @@ pub(crate) struct Started {
 /// Starts all workers of `plan`. When one cannot be started, those before it are dead and reaped on return.
 pub(crate) fn start_all(plan: Plan) -> Result<Started, Error> {
     match plan.method {
-        // The caller's thread may end before its workers. Their parent-death signal is bound to the thread that starts them
-        // (prctl(2)), so it is started from one that does not.
+        // The parent-death signal comes when the thread ends that has started the child, not when its process does (prctl(2),
+        // PR_SET_PDEATHSIG). The caller may be a thread of a pool, so another one starts the workers, and lives as long as they do. The main
+        // thread ends with the process.
         StartMethod::Spawn if !thread::is_main() => {
             let (started, parent) = spawner::run(move || start_each(plan))?;
             let mut started = started?;
@@ -51,6 +56,7 @@ pub(crate) fn start_all(plan: Plan) -> Result<Started, Error> {
         }
         // A fork has only the thread that calls, and there is no other one that could end before the process does.
         StartMethod::Spawn | StartMethod::Fork => start_each(plan),
+        // The parent is the server, which has one thread, whoever asks it.
         StartMethod::ForkServer => start_by_server(plan),
     }
 }
@@ -75,7 +81,10 @@ fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result
         StartMethod::Fork => fork::start(plan, &worker)?,
         StartMethod::Spawn | StartMethod::ForkServer => template.start(plan, &worker)?,
     };
+    // Before the next `?`: the worker exists by now, though it may not be possible to watch it.
     plan.jobs.deliver(rank..rank + 1);
+    // pidfd_open(2) after the fork is no race: the pid of a child stays its own until this process reaps it, and only `Child` does. (posix_spawn
+    // has no CLONE_PIDFD, which would return both at once.)
     let child = Child::adopt(pid, started, worker.lifeline);
     Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, worker.slot))
 }
@@ -105,6 +114,7 @@ impl Workers {
     }
 
     fn add(&mut self, child: Child, slot: Slot) -> Result<(), Failure> {
+        // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
         self.slots.push(slot);
         self.children.add(child).map_err(Failure::of("watching the process (epoll_ctl)"))
     }

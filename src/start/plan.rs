@@ -52,6 +52,7 @@ impl Jobs {
     }
 
     pub(super) fn of(&self, rank: usize) -> &JobFile {
+        // One file for all, or one for each: the last is the only one, or the rank's own.
         &self.files[rank.min(self.files.len() - 1)]
     }
 
@@ -64,9 +65,9 @@ impl Jobs {
     }
 
     /// Notes that the workers of some ranks may have been given their jobs, so that these are not given back.
-    ///
-    /// Called also where the start then fails: from the moment at which a worker exists, what it was given may be with a
-    /// process of its own too, which the worker's end does not end.
+    //
+    // Also where the start then fails. A worker that has existed for a moment may have started a process, which has the shards and
+    // connections of the job too and outlives the worker: two would have what only one may have.
     pub(super) fn deliver(&mut self, ranks: Range<usize>) {
         let last = self.files.len().saturating_sub(1);
         self.loans.extend(ranks.flat_map(|rank| self.files[rank.min(last)].deliver()));
@@ -92,8 +93,9 @@ impl Plan {
     /// Makes the report slot of a rank, its directory with the named memory of its arguments, and its lifeline.
     pub(super) fn prepare(&self, rank: usize) -> Result<Prepared, Failure> {
         let slot = self.slot(rank)?;
-        // A worker that is to get another signal than SIGKILL when this process dies, or none, has no lifeline: its signal
-        // is always SIGKILL.
+        // The lifeline ends a worker by SIGKILL and nothing else, so only a worker that is to die by that has one. It is there beside
+        // PR_SET_PDEATHSIG because the kernel clears that setting when a process changes its credentials or runs a set-user-ID
+        // program (prctl(2)).
         let dies_with_us = self.death_signal == Some(Signal::KILL);
         let lifeline = dies_with_us.then(Lifeline::new).transpose();
         let (lifeline, workers_end) =
@@ -106,8 +108,8 @@ impl Plan {
         let worker_dir =
             worker_dir.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
         if let Some(worker_dir) = &worker_dir {
-            // The links are made here, by a process that surely holds the memory. Were the worker to make them, the names could
-            // be gone by the time at which it comes to that.
+            // The links are made here, while this process holds the memory and its names exist. By the time at which the worker came to
+            // make them, this process might have dropped the memory, and the names with it.
             let linked = self.jobs.of(rank).link_into(worker_dir);
             linked.map_err(self.of_names("naming the memory of its arguments (linkat)"))?;
         }
@@ -123,10 +125,13 @@ impl Plan {
         }
     }
 
-    /// The line by which a worker knows itself, with the numbers that descriptors have in this process.
+    /// The line by which a worker knows itself.
     pub(super) fn marker(&self, worker: &Prepared) -> Marker {
+        // Numbers as they are in this process. Fork and posix_spawn keep them; the fork server, where they are others, writes its own marker
+        // (`OpenRequest::marker`).
         Marker {
             rank: worker.rank,
+            // The worker compares it with getppid(2) once its death signal is set: a launcher that died before that sends none.
             launcher: std::process::id(),
             job: self.jobs.of(worker.rank).as_fd().as_raw_fd(),
             report: worker.slot.as_fd().as_raw_fd(),
@@ -138,6 +143,8 @@ impl Plan {
 
     /// What a worker inherits.
     pub(super) fn inherited<'a>(&'a self, worker: &'a Prepared) -> impl Iterator<Item = BorrowedFd<'a>> {
+        // Exactly what the marker and the job name by a number. All else is close-on-exec in Spawn, and closed by the worker in Fork: a
+        // forgotten copy of the launcher's end of a socket would keep EOF from the other one for as long as the worker lives.
         let process_dir = self.process_dir.as_ref().map(|process_dir| process_dir.as_fd());
         let guards = self.guards.as_ref().map(|guards| guards.as_fd());
         self.jobs

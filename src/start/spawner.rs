@@ -1,10 +1,7 @@
 //! The thread that starts the workers of a caller which may end before them.
 //!
 //! The parent-death signal is bound to the thread that started the child, not to its process (prctl(2)): a worker
-//! started from a thread of a pool would die with that thread. So a thread of its own starts them and lives as long as
-//! they do. It is new for each call: a new thread has what Linux keeps for each thread (nice value, scheduling policy,
-//! timer slack, I/O priority, affinity, memory policy, credentials, no_new_privs, seccomp, namespaces, with
-//! unshare(CLONE_FS) also umask and working directory) from the thread that creates it, as its children have it from it.
+//! started from a thread of a pool would die with that thread. So another thread starts them and lives as long as they do.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -20,7 +17,7 @@ use crate::sys::signal;
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<(T, ParentThread), Error> {
-    // With room for the answer: the thread never waits for the caller.
+    // With room for the answer: the thread goes on to its park although the caller may not be there yet.
     let (reply, answer) = mpsc::sync_channel(1);
     let over = Arc::new(AtomicBool::new(false));
     let live = {
@@ -36,12 +33,16 @@ pub(super) fn run<T: Send + 'static>(
             }
         }
     };
+    // New for each call, and not kept for the next one. Linux keeps much for each thread: nice value, scheduling policy, timer slack, I/O priority,
+    // affinity, memory policy, credentials, no_new_privs, seccomp filters, namespaces, with unshare(CLONE_FS) also umask and working
+    // directory. A new thread has all of it from the thread that creates it, and hands it on to the workers, as the caller would.
     let thread = thread::Builder::new().name("phalanx-start".into()).spawn(live);
     let thread = thread.map_err(Error::system("create the thread that starts workers"))?;
     let parent = ParentThread::new(thread.thread().clone(), over);
     let lost = |_| std::io::Error::other("the thread has ended");
     match answer.recv().map_err(lost).map_err(Error::system("hear from the starting thread"))? {
         Ok(result) => Ok((result, parent)),
+        // The work runs on another thread, but it is the caller's: its panic goes on where the caller would have met it.
         Err(payload) => panic::resume_unwind(payload),
     }
 }
