@@ -34,6 +34,8 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
     let asked = Standing::of_caller();
     let (standing, Beside { umask, entered_by_children }) = asked
         .map_err(Error::system("read the calling thread's credentials and namespaces (/proc/thread-self)"))?;
+    // After unshare(CLONE_NEWPID) the thread stays where it is, and only its children go into the new namespace (pid_namespaces(7)). The
+    // server forks from its own place, so its workers would not.
     if let Some(kind) = entered_by_children {
         return Err(Error::ForeignNamespace { kind });
     }
@@ -49,6 +51,8 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
 
 /// How the calling thread and the server see each other. `None` where that tells nothing, as nobody may inspect this process.
 pub(super) fn peer(server: u32) -> Option<Peer> {
+    // Asked of the kernel by a call that needs ptrace access to the other and changes nothing. Where this process is not dumpable (prctl(2)),
+    // every such call fails, whatever rules there are.
     let peer = || Peer { thread: thread::id(), sees_server: standing::may_inspect(server) };
     standing::is_inspectable().then(peer)
 }
@@ -60,8 +64,8 @@ pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Tro
         here: here.to_owned(),
         there: there.to_owned(),
     };
-    // Landlock rules cannot be asked for. But a process that has rules may not inspect one that lacks some of them (ptrace
-    // access in landlock(7)); so that each may inspect the other says that both have the same.
+    // Landlock rules cannot be read, by anybody. But a process with rules may inspect only processes that have at least the same ones
+    // (landlock(7), "Ptrace restrictions"). So where each may inspect the other, both have the same rules.
     let rules = match attributes.peer.filter(|_| standing::is_inspectable()) {
         Some(Peer { sees_server: false, .. }) => Some(landlock("some", "others or none")),
         Some(Peer { thread, .. }) if !standing::may_inspect(thread) => {
@@ -69,12 +73,15 @@ pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Tro
         }
         _ => None,
     };
+    // A difference that can be named exactly is told first.
     let difference = attributes.standing.difference(own).or(rules);
     difference.map_or(Ok(()), |difference| Err(Trouble::Unlike(difference)))
 }
 
 /// What each worker has to apply to itself: what the server does not have.
 pub(super) fn changes(attributes: &Attributes) -> Changes {
+    // Not applied in the server: a hard limit that was lowered cannot be raised again (setrlimit(2)), nor can nice values be (setpriority(2)),
+    // and the next request may come from a thread that has more.
     let limits = attributes.limits.unlike(&Limits::of_process());
     Changes { limits, thread: attributes.thread.unlike(&ThreadState::of_caller()) }
 }
@@ -88,19 +95,23 @@ pub(super) fn apply(
     // Not undone after the forks: the next request has all of it, too.
     set_environment(&attributes.environment);
     env::set_umask(attributes.umask);
+    // By a descriptor (fchdir(2)), not by its path: the launcher's directory may have been moved, or lie behind another mount since.
     dir::enter(dir)?;
     for (number, stream) in [1, 2].into_iter().zip(output) {
+        // The launcher's stdout and stderr of now, not those of when the server began: it may have redirected them since (dup2).
         fd::put_at(stream, number)?;
     }
     Ok(())
 }
 
 fn set_environment(wanted: &[(Vec<u8>, Vec<u8>)]) {
+    // One thread, so getenv(3) races with nobody: that is why the server may change its environment, and a launcher may not.
     let is_wanted = |key: &OsString| wanted.iter().any(|(name, _)| name == key.as_encoded_bytes());
     let gone: Vec<_> = std::env::vars_os().map(|(key, _)| key).filter(|key| !is_wanted(key)).collect();
     gone.iter().for_each(env::remove);
     for (key, value) in wanted {
-        // Mostly it is there already, from the request before: setenv(3) leaks the old text of what it replaces.
+        // Compared first: setenv(3) never frees the text that it replaces, since a pointer from getenv(3) may still be in use. A server that
+        // sets some hundred variables for every batch would grow for ever.
         let (key, value) = (OsString::from_vec(key.clone()), OsString::from_vec(value.clone()));
         if std::env::var_os(&key).as_ref() != Some(&value) {
             env::set(&key, &value);

@@ -35,7 +35,8 @@ impl<'a> OpenRequest<'a> {
             + request.numbers.len()
             + request.worker_dirs.len()
             + request.lifelines;
-        // The kernel drops descriptors for which this process has no room, from the end of the list.
+        // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). With one missing, slots and
+        // lifelines would be taken for one another: a count is the only thing that tells.
         if descriptors.len() != expected || request.jobs == 0 {
             let came = descriptors.len();
             return Err(Trouble::Confused(format!("{came} descriptors came with a request, not {expected}")));
@@ -47,9 +48,10 @@ impl<'a> OpenRequest<'a> {
         // The jobs speak of descriptors by their numbers in the launcher; here the kernel has given them others.
         let numbers = request.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
         let ledger = Ledger::open(before[0].as_fd(), request.nprocs);
+        // Shared with the workers that are forked: their ends are recorded long after this request is dropped.
         let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
         let output = [before[2].as_fd(), before[3].as_fd()];
-        // Compared here, once for all workers: each of them has what this process has.
+        // Compared here and not in each worker: a fork has what this process has, so the difference is the same for all.
         let (dir, changes) = (before[1].as_fd(), attributes::changes(&request.attributes));
         Ok(Self { request, ledger, dir, output, jobs, numbers, slots, lifelines, changes })
     }
@@ -64,10 +66,12 @@ impl<'a> OpenRequest<'a> {
             rank: self.request.first + number,
             // The process that forks, as its parent: a worker compares the two.
             launcher: std::process::id(),
+            // One job for all of them, or one for each.
             job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
             report,
             death_signal: self.death_signal(),
             worker_dir: self.request.worker_dirs[number],
+            // All workers of a plan have one, or none has.
             lifeline: self.lifelines.get(number).map(AsRawFd::as_raw_fd),
         }
     }

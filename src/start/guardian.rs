@@ -21,10 +21,13 @@ pub(super) struct Guardian {
 }
 
 /// A worker that the launcher has started itself.
+//
+// It is no child of this process. So its number may become another's as soon as the launcher has reaped it, which this process is not told:
+// only the pidfd is certain, and, before Linux 6.9, a member of the group that is a child of this process.
 struct Guarded {
     pid: u32,
     pidfd: OwnedFd,
-    /// Where the pidfd does not mean the group.
+    /// The held group, where the kernel does not take the pidfd for the group (before Linux 6.9).
     group: Option<HeldGroup>,
 }
 
@@ -40,9 +43,10 @@ impl Guardian {
             match self.requests.try_receive() {
                 Ok(Some(message)) => self.guard(message, epoll),
                 Ok(None) => return true,
-                // Also after an exec of the launcher, which lives on.
+                // EOF: launcher and workers have closed their ends. The launcher may live on all the same, after an exec, so this is not yet the
+                // time to end anything.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
-                // Not from a worker of ours: some child of theirs that has the descriptor.
+                // A message of another length: not from a worker, but from some process that has inherited a worker's descriptor.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Err(error) => {
                     complain(&format!("a worker that asks to be guarded cannot be heard: {error}"));
@@ -52,16 +56,20 @@ impl Guardian {
         }
     }
 
-    /// What one worker asks for must not end the others: what cannot be done is said.
+    /// Guards the worker that asks, and says on stderr what cannot be done.
+    //
+    // No error is returned: it would end the server, and with it all other workers.
     fn guard(&mut self, message: Message<[u8; size_of::<GuardRequest>()]>, epoll: &Epoll) {
         let pid = u64::from_ne_bytes(message.bytes) as u32;
         let mut descriptors = message.descriptors.into_iter();
+        // The worker has sent a pidfd of itself, since only its number would come too late: by the time at which it is read here, the worker may have
+        // ended and its number be another's.
         let Some(pidfd) = descriptors.next() else {
             let limit = limits::descriptors_text().unwrap_or_default();
             return complain(&format!("no descriptor is left to guard process {pid}: {limit}"));
         };
         match epoll.add(pidfd.as_fd(), self.next) {
-            // Some file, of which no end will be told.
+            // EPERM of epoll_ctl(2): a file that cannot be watched, and so no pidfd.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return complain(&format!(
                     "process {pid} cannot be guarded: watching it (epoll_ctl): {error}"
@@ -70,18 +78,22 @@ impl Guardian {
             // Without room to watch it (max_user_watches) it is guarded all the same, until the launcher is gone.
             Ok(()) | Err(_) => {}
         }
-        // A worker that waits for an answer has no children before that descriptor is closed here.
+        // The worker asks with a second descriptor where its pidfd does not mean its group, and waits until that is closed. So it has no
+        // children yet when the group is held, and none can escape.
         let answer = descriptors.next();
         let group = answer.as_ref().and_then(|_| hold(pid, &pidfd));
+        // `answer` is dropped on return, which lets the worker go on, with its group held or not.
         self.guarded.insert(self.next, Guarded { pid, pidfd, group });
         self.next += 1;
     }
 
-    /// A guarded worker has ended: the launcher sweeps its group too, unless it is killed before it comes to that.
+    /// Ends what is left of the group of a guarded worker that has ended.
     pub(super) fn forget(&mut self, number: u64, epoll: &Epoll) {
         if let Some(guarded) = self.guarded.remove(&number) {
-            // Closing it would not be enough: a worker that was just forked, or is stopped, may still have a copy.
+            // epoll(7) watches the open file, and drops it when the last copy of the descriptor is closed. A worker that was just forked from
+            // this process, or is stopped, has a copy for as long as it likes: without this the end would be reported again and again.
             let _ = epoll.remove(guarded.pidfd.as_fd());
+            // The launcher ends the group too. But it may be killed before it comes to that, and then nobody knows the worker any more.
             guarded.end();
         }
     }
@@ -98,8 +110,10 @@ impl AsFd for Guardian {
     }
 }
 
-/// `None`, too, of a worker that has ended already: it had no children, and its number may be another's.
+/// Holds the group of a worker that runs.
 fn hold(pid: u32, pidfd: &OwnedFd) -> Option<HeldGroup> {
+    // By its number, as clone(2) and setpgid(2) know no pidfd. So the look at the pidfd comes after it: a worker that lives even then had that
+    // number all the while. One that has ended had no children, and what was joined may be another's group: it is left at once.
     let held = HeldGroup::of(pid).inspect_err(|error| {
         if !is_readable(pidfd) {
             complain(&format!("the process group of {pid} cannot be guarded (clone, setpgid): {error}"));
@@ -112,7 +126,8 @@ impl Guarded {
     fn end(&self) {
         match &self.group {
             Some(group) => group.kill(),
-            // While it has not ended its number is its own. After that only the pidfd is.
+            // The number goes along only while the worker has not ended: until then it cannot be another's. It may end between the look and
+            // the kill, but numbers are given out in turn, so its own does not come again in that moment.
             None => {
                 pidfd::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)))
             }

@@ -259,13 +259,11 @@ impl Reply {
     }
 }
 
-/// Makes our dispositions what a worker is to find, whatever a preload function has done, and does once what is the same
-/// for all workers.
-///
-/// Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would
-/// die with it however they handle the signal. It blocks them rather than ignores them: workers empty the mask anyway, and
-/// what is pending here is not pending there (fork(2)). SIGCHLD, which is blocked too, tells us of ends.
+/// Makes the dispositions of signals what a worker is to find, whatever a preload function has done.
 fn prepare() -> io::Result<ChildSignals> {
+    // Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would die with it,
+    // however they handle the signal. Blocked, not ignored: a worker would inherit what is ignored, while it empties its mask anyway, and a
+    // signal that is pending here is not pending in a fork (fork(2)). SIGCHLD, blocked too, is read from a signalfd (`ChildSignals`).
     // Before any default action can come back to a signal that is waiting.
     signal::block_all_but_faults()?;
     signal::reset_dispositions()?;

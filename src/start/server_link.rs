@@ -29,14 +29,14 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// The running server. Dropping it ends the server.
 #[derive(Debug)]
 pub(super) struct ServerLink {
-    /// The process that has started the server: a fork of that has a copy of this, but must not use it.
+    /// The process that has started the server. A fork of it has a copy of this link: it must not take answers that are the parent's.
     owner: Here,
     pid: u32,
     pidfd: Arc<OwnedFd>,
     requests: Socket,
     /// Where workers ask for its guard.
     guards: Arc<OwnedFd>,
-    /// Whether it was to be ended.
+    /// Whether this side has tried to end it.
     given_up: Cell<bool>,
     /// Whether the thread that started it could inspect it.
     is_open: bool,
@@ -58,14 +58,17 @@ impl ServerLink {
             guards: guards.as_fd().as_raw_fd(),
         };
         let inherited = [theirs.as_fd(), guards.as_fd()].into_iter();
-        // A signal to the whole job may come before the server has blocked it, and would end it.
+        // A batch system may signal all processes of the job just now. Blocked from before its first instruction (POSIX_SPAWN_SETSIGMASK),
+        // such a signal cannot end the server before it has said itself how it takes signals.
         let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), &[], inherited, Blocked::Everything);
         let pid = pid.map_err(failed("posix_spawn"))?;
+        // Our child, not reaped yet: its pid cannot have become another's.
         let pidfd = pidfd::open(pid).inspect_err(|_| wait::kill_unwatched(pid));
         let pidfd = pidfd.map_err(failed("pidfd_open"))?;
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
         // Landlock rules tell nothing of themselves, but this thread cannot inspect a process that has others.
         let is_open = attributes::peer(pid).is_some_and(|peer| peer.sees_server);
+        // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask` would wait in vain.
         Ok(Self::to((pid, pidfd), requests, guards, is_open))
     }
 
@@ -89,6 +92,7 @@ impl ServerLink {
 
     /// How the calling thread and the server see each other, if that tells something.
     pub(super) fn peer(&self) -> Option<Peer> {
+        // A server that even the thread which started it could not inspect is closed to all, for another reason than rules: nothing follows from it.
         attributes::peer(self.pid).filter(|_| self.is_open)
     }
 
@@ -98,19 +102,19 @@ impl ServerLink {
     }
 
     pub(super) fn is_usable(&self) -> bool {
+        // A pidfd is readable once its process has ended (pidfd_open(2)), reaped or not: this takes nothing away from `ended`, which reaps.
         let ended = wait_readable(self.pidfd.as_fd(), Some(Moment::now())).unwrap_or(true);
         self.is_own() && !ended && !self.given_up.get()
     }
 
-    /// One message there and one back. When either fails, the server is ended: the two would no longer agree on which answer
-    /// belongs to which question, nor on who has been forked.
+    /// One message there and one back. When either fails, the server is ended.
     pub(super) fn ask(
         &self,
         mut request: Framed<BorrowedFd<'_>>,
         deadline: Option<Moment>,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let asked = Moment::now();
-        // A stopped server would not even take the message.
+        // Before the message too: a server that somebody has stopped reads nothing, and a large message waits for room in the socket.
         self.wake();
         let sent = request.send(&self.requests, asked.checked_add(ANSWER));
         let answer = sent.and_then(|()| self.await_answer(deadline));
@@ -120,6 +124,8 @@ impl ServerLink {
             // EPIPE: it has ended before it took the message.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
             Err(error) => {
+                // The question may have been understood all the same, and its answer, with pidfds of workers, may still come: the next question would take
+                // it for its own. Messages have no numbers. So the server ends, and its workers with it.
                 let (ended, after) = (self.end(), Moment::now().since(asked));
                 Err(Error::ForkServer {
                     reason: format!(
@@ -130,9 +136,11 @@ impl ServerLink {
         }
     }
 
-    /// Somebody may stop it while it works, of which this process is told nothing: it is woken once a second.
+    /// Waits until there is an answer, or the server has ended.
     fn await_answer(&self, deadline: Option<Moment>) -> io::Result<()> {
         loop {
+            // Somebody may stop the server while it works (SIGSTOP), of which no descriptor tells. SIGCONT does nothing to a process that runs,
+            // so it is simply sent once a second.
             let until = [deadline, Moment::now().checked_add(WAKE)].into_iter().flatten().min();
             // Readable, too, when the server has ended: its end of the socket is closed then.
             if wait_readable(self.requests.as_fd(), until)? {
@@ -152,6 +160,7 @@ impl ServerLink {
 
     /// Ends it, and says in words whether that was allowed. It is used no more in either case.
     pub(super) fn end(&self) -> String {
+        // First, and whatever comes of the signal: EPERM means a server that has changed its user. It runs on, but is not asked again.
         self.given_up.set(true);
         match pidfd::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL) {
             Ok(()) => "it was ended".to_owned(),
@@ -160,7 +169,8 @@ impl ServerLink {
     }
 
     fn ended(&self) -> Error {
-        // The kernel closes its sockets before it can be reaped (exit_files comes before exit_notify in do_exit).
+        // EOF comes before the end: the kernel closes a dying process's sockets, and later makes it a zombie that can be reaped (exit_files
+        // before exit_notify in do_exit). Its exit status is worth that moment.
         let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(ANSWER));
         match wait::reap(self.pidfd.as_fd(), |_| ()) {
             Ok(Reaped::Exit(exit)) => died(&format!("while it was asked: {}", exit.status)),
@@ -171,10 +181,11 @@ impl ServerLink {
 
 impl Drop for ServerLink {
     fn drop(&mut self) {
-        // Of a fork of its launcher it is no child.
+        // In a fork of the launcher the server is the parent's, which goes on with it; and waitid(2) would find no child.
         if self.is_own() {
-            // A signal that was not sent has no effect to wait for.
+            // Killed, and not only left to EOF: a server in a long preload function looks at nothing. The wait ends a zombie that nobody else reaps.
             let sent = pidfd::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
+            // Without a signal there is no death to wait for.
             let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };
             let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(death));
             let _ = wait::reap(self.pidfd.as_fd(), |_| ());
@@ -254,6 +265,7 @@ mod tests {
     #[test]
     fn server_that_does_not_answer_in_time_is_ended_and_used_no_more() {
         let (link, _theirs) = link();
+        // The socket takes the message, and nobody answers it by a time that has come already.
         let error = link.ask(question(), Some(Moment::now())).unwrap_err().to_string();
         assert!(error.contains("it was ended, since it could not be asked or did not answer"), "{error}");
         assert!(has_ended(&link) && !link.is_usable());
@@ -276,6 +288,7 @@ mod tests {
         while !wait::is_stopped(link.pid) {
             thread::yield_now();
         }
+        // The process sleeps and does not answer, stopped or not: this thread answers for it, and what is looked at is its state.
         let server = thread::spawn(move || answer(&theirs));
         link.ask(question(), None).unwrap();
         server.join().unwrap();
@@ -290,6 +303,7 @@ mod tests {
         let pidfd = link.process().0;
         let pid = link.pid();
         drop(link);
+        // ESRCH says that it was reaped: a signal to a zombie succeeds (kill(2)).
         let error = pidfd::send_signal(pidfd.as_fd(), pid, Signal::CONT).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(pidfd::NO_SUCH_PROCESS));
     }

@@ -54,6 +54,8 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
 }
 
 /// Which file a descriptor of this process is of.
+//
+// Numbers differ between launcher and server, device and inode do not: by these a descriptor in the wrong place is found.
 fn file_of(number: RawFd) -> (u64, u64) {
     let file = fs::metadata(format!("/proc/self/fd/{number}")).unwrap();
     (file.dev(), file.ino())
@@ -72,7 +74,7 @@ fn in_the_server(
         ForkBatch { plan: &plan, ranks: 1..3, attributes: &attributes, before: &before, ledger: &ledger };
     let workers = [1, 2].map(|rank| plan.prepare(rank).unwrap());
     let (request, descriptors) = batch.request(&workers);
-    // In the server each has another number.
+    // Copies, as SCM_RIGHTS makes them: in the server each has another number. Those that are lost are the last ones, as with MSG_CTRUNC.
     let arrived = descriptors.iter().map(|fd| fd.try_clone_to_owned().unwrap());
     let arrived: Vec<OwnedFd> = arrived.take(descriptors.len() - lost).collect();
     let sent = workers.each_ref().map(|worker| {
@@ -97,6 +99,7 @@ fn server_finds_each_descriptor_of_a_request_in_its_place() {
                 assert_eq!(file_of(marker.job), file_of(job));
             }
             let channel = plan.result_channel.number();
+            // The job names the channel by its number in the launcher, and a worker of the server has to find it by the server's.
             let here = open.served(1).numbers[&channel];
             assert!(here != channel && file_of(here) == file_of(channel));
         };
@@ -109,6 +112,7 @@ fn request_of_which_a_descriptor_was_lost_is_refused() {
     let look = |_: &Plan, open: Result<OpenRequest<'_>, Trouble>, _: &[[RawFd; 2]]| {
         let refused = open.unwrap_err();
         let Trouble::Confused(text) = refused else { panic!("{refused:?}") };
+        // Four before the jobs, one job, the channel, two slots and two lifelines.
         assert_eq!(text, "9 descriptors came with a request, not 10");
     };
     in_the_server(1, look, 1);
@@ -127,6 +131,7 @@ fn worker_inherits_what_its_marker_speaks_of() {
 
 #[test]
 fn only_workers_that_are_to_be_killed_with_the_launcher_have_a_lifeline() {
+    // A lifeline kills. A worker that asked for SIGTERM, or for nothing, would lose its chance to end in order.
     for (signal, has_one) in [(Some(Signal::KILL), true), (Some(Signal::TERM), false), (None, false)] {
         let worker = plan(1, signal).prepare(0).unwrap();
         assert_eq!((worker.lifeline.is_some(), worker.workers_end.is_some()), (has_one, has_one));
