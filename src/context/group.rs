@@ -9,7 +9,7 @@ use super::blame::Ends;
 use super::postmortem::{self, End};
 use super::returned::Returned;
 use super::worker::Worker;
-use crate::error::{Callee, Error, Outcome, Standing, Status, Story};
+use crate::error::{Callee, Error, FailureReport, Outcome, Standing, Status};
 use crate::memory::storage::Loan;
 use crate::start::Started;
 use crate::supervise::group::{Group, LeftBehind, Step};
@@ -60,7 +60,7 @@ enum State {
     /// The others are being ended. With how all were before, if the failure was that of a worker that had waited for others.
     Stopping(Vec<Standing>),
     /// All have ended. With what is reported, the same at every call.
-    Closed(Option<Story>),
+    Closed(Option<FailureReport>),
 }
 
 #[derive(Debug)]
@@ -209,7 +209,7 @@ impl WorkerGroup {
         if let Some((ended, slot)) = ended.and_then(|ended| Some((ended, slot.take()?))) {
             let (times, descriptors) = (self.times(rank), self.result_channel.take(rank));
             let end = postmortem::examine(slot, &ended, times, self.config.callee, descriptors);
-            self.settle(rank, end);
+            self.note_end(rank, end);
         }
         Ok(())
     }
@@ -219,7 +219,7 @@ impl WorkerGroup {
         (self.children.started(0), self.children.started(rank))
     }
 
-    fn settle(&mut self, rank: usize, end: End) {
+    fn note_end(&mut self, rank: usize, end: End) {
         if end.has_failed() && matches!(self.state, State::Running) {
             self.state = State::Failing;
         }
@@ -229,7 +229,7 @@ impl WorkerGroup {
     /// Notes the end of a worker that no signal ends.
     fn leave(&mut self, rank: usize, why: &LeftBehind) {
         self.workers[rank].slot = None;
-        self.settle(rank, End::left_behind(why, self.times(rank)));
+        self.note_end(rank, End::left_behind(why, self.times(rank)));
     }
 
     /// The failure to report, of those that have ended.
@@ -275,9 +275,10 @@ impl WorkerGroup {
         };
         self.loans.clear();
         let ends = self.ends();
-        let story =
-            |first: Failing| Story::new(first.rank, ends.culprits(&first, &standings), self.outcomes());
-        self.state = State::Closed(ends.first_failure(self.children.order()).map(story));
+        let report = |first: Failing| {
+            FailureReport::new(first.rank, ends.culprits(&first, &standings), self.outcomes())
+        };
+        self.state = State::Closed(ends.first_failure(self.children.order()).map(report));
         self.set_alarm(None)
     }
 

@@ -1,8 +1,9 @@
 //! What the user sees when something did not work: [`Error`], the two exceptions, [`Outcome`], [`Traceback`].
 
-mod blame;
 pub(crate) mod consequence;
 mod exceptions;
+mod failure_kind;
+mod failure_report;
 mod frames;
 mod limit;
 mod memory;
@@ -14,9 +15,9 @@ mod worker_error;
 
 use std::io;
 
-pub use blame::{Culprit, FailureKind, Standing};
-pub(crate) use exceptions::Story;
 pub use exceptions::{ProcessExitedException, ProcessRaisedException};
+pub use failure_kind::{Culprit, FailureKind, Standing};
+pub(crate) use failure_report::FailureReport;
 pub use frames::Frame;
 pub(crate) use frames::{Callee, Captured};
 pub(crate) use limit::{limit_met, with_limit};

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::blame::FailureKind;
+use super::failure_kind::FailureKind;
 use super::raised::RaisedError;
 use super::traceback::Traceback;
 use crate::sys::signal::Signal;

@@ -95,7 +95,7 @@ impl fmt::Display for RaisedError {
             f.write_str("\n\nCaused by:")?;
         }
         for (number, cause) in self.chain.iter().skip(1).enumerate() {
-            // A cause of several lines (say, the story of a worker's worker) is kept together by its indent.
+            // A cause of several lines (such as the report of a worker's own worker) is kept together by its indent.
             write!(f, "\n{number:>5}: {}", cause.replace('\n', "\n       "))?;
         }
         if !self.traceback.frames().is_empty() {

@@ -138,7 +138,7 @@ impl Choice {
         }
     }
 
-    pub(crate) fn take_on(self) {
+    pub(crate) fn apply(self) {
         set_sharing_strategy(self.strategy);
         choose_directory(OsString::from_vec(self.directory).into());
     }

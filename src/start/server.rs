@@ -98,7 +98,7 @@ impl Server {
         let guards = Socket::from_descriptor(fd::adopt(marker.guards)?);
         let guardian = Guardian::new(guards, FIRST_GUARDED);
         fd::close_inherited(Inherited::ThroughExec, &[marker.requests, marker.guards])?;
-        fd::settle_stdio()?;
+        fd::open_stdio_on_null()?;
         // All that there may be: a descriptor for which there is no room is lost on its way (recvmsg(2), MSG_CTRUNC). Workers
         // get the launcher's limit back.
         limits::make_room_for_descriptors(usize::MAX);

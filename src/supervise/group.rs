@@ -214,11 +214,11 @@ impl Group {
             oom: killed.then(|| oom.since(number, ended_in.as_ref())).flatten(),
         };
         member.child = None;
-        self.settle(number);
+        self.note_end(number);
         Ok(Some(ended))
     }
 
-    fn settle(&mut self, number: usize) {
+    fn note_end(&mut self, number: usize) {
         self.order.push(number);
         self.stops.remove(&number);
         if self.running() == 0 {
@@ -318,7 +318,7 @@ impl Group {
         child.leave_behind();
         self.held.retain(|&held| held != number);
         self.events.retain(|&token| token != number as u64);
-        self.settle(number);
+        self.note_end(number);
         true
     }
 

@@ -43,7 +43,7 @@ impl Affinity {
     }
 
     /// Gives it to the calling thread.
-    pub(crate) fn take_on(&self) -> io::Result<()> {
+    pub(crate) fn apply(&self) -> io::Result<()> {
         // SAFETY: the mask is as long as is said, and outlives the call. The kernel takes one of any length.
         let done = unsafe { libc::sched_setaffinity(0, size_of_val(&self.0[..]), self.0.as_ptr().cast()) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -105,7 +105,7 @@ mod tests {
     fn affinity_is_read_and_taken_on_again() {
         let own = Affinity::of_caller().unwrap();
         assert!(own.0.last().is_some_and(|&word| word != 0));
-        own.take_on().unwrap();
+        own.apply().unwrap();
         assert_eq!(Affinity::of_caller().unwrap(), own);
     }
 }

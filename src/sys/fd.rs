@@ -245,7 +245,7 @@ fn close_around(keep: &[RawFd]) -> bool {
 }
 
 /// Puts /dev/null in the place of stdin, and of stdout and stderr where they are closed.
-pub(crate) fn settle_stdio() -> io::Result<()> {
+pub(crate) fn open_stdio_on_null() -> io::Result<()> {
     null_at(libc::STDIN_FILENO)?;
     for raw in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
         if flags(raw).is_err() {

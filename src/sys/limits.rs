@@ -72,7 +72,7 @@ impl Limits {
     ///
     /// # Errors
     /// With the limit's name and numbers, when that is not allowed.
-    pub(crate) fn take_on(&self) -> io::Result<()> {
+    pub(crate) fn apply(&self) -> io::Result<()> {
         self.0.iter().try_for_each(|&(number, wanted)| {
             let new = libc::rlimit64 { rlim_cur: wanted.soft, rlim_max: wanted.hard };
             // SAFETY: the record is ours and outlives the call.
@@ -302,10 +302,10 @@ mod tests {
             "{all:?}"
         );
         assert_eq!(NAMES[libc::RLIMIT_NPROC as usize], "NPROC");
-        all.take_on().unwrap();
+        all.apply().unwrap();
         assert_eq!(all.unlike(&Limits::of_process()), Limits(vec![]));
         let backwards = Limits(vec![(libc::RLIMIT_CORE as u8, Limit { soft: 2, hard: 1 })]);
-        let error = backwards.take_on().unwrap_err().to_string();
+        let error = backwards.apply().unwrap_err().to_string();
         assert!(error.starts_with("taking on RLIMIT_CORE of 2 of at most 1, instead of "), "{error}");
     }
 }

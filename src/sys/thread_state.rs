@@ -47,25 +47,25 @@ impl ThreadState {
     ///
     /// # Errors
     /// With what was wanted, and what the thread has, when that is not allowed.
-    pub(crate) fn take_on(&self) -> io::Result<()> {
+    pub(crate) fn apply(&self) -> io::Result<()> {
         if let Some(affinity) = &self.affinity {
             // It was the other thread's a moment ago; if the system has taken it away since, this one's is as good.
-            let _ = affinity.take_on();
+            let _ = affinity.apply();
         }
-        take(&self.scheduling, Scheduling::take_on, || Scheduling::of_caller().ok())?;
-        take(&self.io_priority.map(IoPriority), IoPriority::take_on, || io_priority().ok().map(IoPriority))?;
-        take(&self.timer_slack.map(TimerSlack), TimerSlack::take_on, || timer_slack().map(TimerSlack))?;
-        take(&self.memory_policy, MemoryPolicy::take_on, || MemoryPolicy::of_caller().ok())
+        take(&self.scheduling, Scheduling::apply, || Scheduling::of_caller().ok())?;
+        take(&self.io_priority.map(IoPriority), IoPriority::apply, || io_priority().ok().map(IoPriority))?;
+        take(&self.timer_slack.map(TimerSlack), TimerSlack::apply, || timer_slack().map(TimerSlack))?;
+        take(&self.memory_policy, MemoryPolicy::apply, || MemoryPolicy::of_caller().ok())
     }
 }
 
 fn take<T: fmt::Display>(
     wanted: &Option<T>,
-    take_on: impl FnOnce(&T) -> io::Result<()>,
+    apply: impl FnOnce(&T) -> io::Result<()>,
     own: impl FnOnce() -> Option<T>,
 ) -> io::Result<()> {
     let Some(wanted) = wanted else { return Ok(()) };
-    take_on(wanted).map_err(|error| {
+    apply(wanted).map_err(|error| {
         let own = own().map_or_else(|| "unknown".to_owned(), |own| own.to_string());
         io::Error::other(format!("taking on {wanted}, instead of {own}: {error}"))
     })
@@ -122,7 +122,7 @@ impl Scheduling {
         }
     }
 
-    fn take_on(&self) -> io::Result<()> {
+    fn apply(&self) -> io::Result<()> {
         let [sched_runtime, sched_deadline, sched_period] = self.times;
         let attr = libc::sched_attr {
             size: size_of::<libc::sched_attr>() as u32,
@@ -161,7 +161,7 @@ fn io_priority() -> io::Result<u32> {
 struct IoPriority(u32);
 
 impl IoPriority {
-    fn take_on(&self) -> io::Result<()> {
+    fn apply(&self) -> io::Result<()> {
         // SAFETY: takes integers.
         check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, self.0) })
     }
@@ -185,7 +185,7 @@ fn timer_slack() -> Option<u64> {
 struct TimerSlack(u64);
 
 impl TimerSlack {
-    fn take_on(&self) -> io::Result<()> {
+    fn apply(&self) -> io::Result<()> {
         // SAFETY: takes integers.
         check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_TIMERSLACK, self.0, 0, 0, 0) })
     }
@@ -217,7 +217,7 @@ impl MemoryPolicy {
         Ok(Self { mode, nodes })
     }
 
-    fn take_on(&self) -> io::Result<()> {
+    fn apply(&self) -> io::Result<()> {
         // The kernel takes one bit less than it is told; no nodes are a null pointer.
         let mask = if self.nodes.is_empty() { ptr::null() } else { self.nodes.as_ptr() };
         let bits = 64 * self.nodes.len() + 1;
@@ -270,10 +270,10 @@ mod tests {
             };
             let changes = wanted.unlike(&before);
             assert_eq!((&changes.affinity, &changes.memory_policy), (&None, &None));
-            changes.take_on().unwrap();
+            changes.apply().unwrap();
             assert_eq!(ThreadState::of_caller(), wanted);
             assert_eq!(wanted.unlike(&wanted), ThreadState::default());
-            wanted.take_on().unwrap();
+            wanted.apply().unwrap();
         });
         thread.join().unwrap();
     }
@@ -284,7 +284,7 @@ mod tests {
             scheduling: Some(scheduling(libc::SCHED_OTHER, 0, 500, 0)),
             ..ThreadState::default()
         };
-        let error = impossible.take_on().unwrap_err().to_string();
+        let error = impossible.apply().unwrap_err().to_string();
         assert!(
             error.starts_with("taking on scheduling policy 0 with nice value 0 and priority 500"),
             "{error}"

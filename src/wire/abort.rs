@@ -75,7 +75,7 @@ impl Abort {
 }
 
 /// Adopts, in a worker, the word of its launcher.
-pub(crate) fn take_on(memory: OwnedFd, event: OwnedFd) -> io::Result<()> {
+pub(crate) fn apply(memory: OwnedFd, event: OwnedFd) -> io::Result<()> {
     OWN.set(Box::leak(Box::new(Abort::open(memory, event)?)));
     Ok(())
 }

@@ -82,7 +82,7 @@ impl List {
 }
 
 /// Adopts, in a worker, its launcher's roster, and enters this process.
-pub(crate) fn take_on(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
+pub(crate) fn apply(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     let list = Box::leak(Box::new(List::open(memory)?));
     if rank < list.ranks {
         list.map.u32((1 + rank) * WORD).store(std::process::id(), Release);

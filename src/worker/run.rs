@@ -66,9 +66,9 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    fn take_on(&self) -> io::Result<()> {
+    fn apply(&self) -> io::Result<()> {
         // A limit can be what allows the rest, as RLIMIT_NICE.
-        self.limits.take_on().and_then(|()| self.thread.take_on()).map_err(|error| {
+        self.limits.apply().and_then(|()| self.thread.apply()).map_err(|error| {
             io::Error::other(format!(
                 "{error}. The fork server is not as the thread that asked for this worker, and may not become so: use \
                  StartMethod::Spawn, or give the server what it lacks"
@@ -130,17 +130,17 @@ fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
 }
 
 fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 {
-    let ready = settle(marker, origin, slot).and_then(|desk| {
-        let called = entry::find(&desk.open.job, Image::main()?).map_err(io::Error::other)?;
+    let ready = prepare(marker, origin, slot).and_then(|context| {
+        let called = entry::find(&context.open.job, Image::main()?).map_err(io::Error::other)?;
         await_start(origin)?;
-        Ok((desk, called))
+        Ok((context, called))
     });
-    let (desk, called) = match ready {
+    let (context, called) = match ready {
         Ok(ready) => ready,
         Err(error) => return refuse(slot, &error),
     };
     slot.advance(State::Running);
-    match report::call_and_report(slot, origin.peak(), || desk.call(marker.rank, called)) {
+    match report::call_and_report(slot, origin.peak(), || context.call(marker.rank, called)) {
         Ok(true) => 0,
         Ok(false) => EXIT_RAISED,
         Err(error) => {
@@ -151,13 +151,13 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
 }
 
 /// What a worker needs for its call.
-struct Desk {
+struct CallContext {
     open: OpenJob,
     received: Received,
     sender: Socket,
 }
 
-impl Desk {
+impl CallContext {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
         let Self { open, received, sender } = self;
@@ -199,7 +199,7 @@ fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
 }
 
 /// Makes the process what a worker's function may expect to find.
-fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io::Result<Desk> {
+fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io::Result<CallContext> {
     let job = fd::adopt(marker.job)?;
     let open = OpenJob::read(job.as_fd())?;
     let named = open.descriptors().map(|number| origin.local(number));
@@ -216,7 +216,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
             signal::reset_all()?;
         }
         Origin::Served(served) => {
-            served.changes.take_on()?;
+            served.changes.apply()?;
             come_from_fork(&own)?;
             // The server has reset its dispositions for us; only the mask is left.
             signal::unblock_all()?;
@@ -226,9 +226,9 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
         lifeline::hold(fd::adopt(end)?)?;
     }
     if let Some(own) = open.job.setup.of_rank(marker.rank) {
-        setup::take_on(own, marker.rank)?;
+        setup::apply(own, marker.rank)?;
     }
-    fd::settle_stdio()?;
+    fd::open_stdio_on_null()?;
     info::set(info_of(&open.job, marker.rank));
     // For who looks at it; nothing depends on it.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
@@ -238,13 +238,13 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     }
     watch_exit(slot)?;
     let adopt = |number| fd::adopt(origin.local(number));
-    open.job.sharing.clone().take_on();
+    open.job.sharing.clone().apply();
     if let (Some((tree, launchers)), Some(worker_dir)) = (&open.job.process_dir, marker.worker_dir) {
         named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
     }
-    roster::take_on(adopt(open.job.roster)?.as_fd(), marker.rank)?;
+    roster::apply(adopt(open.job.roster)?.as_fd(), marker.rank)?;
     if let Some([memory, event]) = open.job.abort {
-        abort::take_on(adopt(memory)?, adopt(event)?)?;
+        abort::apply(adopt(memory)?, adopt(event)?)?;
     }
     // One that may outlive its launcher needs no guard.
     if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
@@ -255,7 +255,7 @@ fn settle(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io
     let (process_dir, sender) =
         (named::process_dir_in_use(), Socket::from_descriptor(adopt(open.job.result_channel)?));
     let received = open.received(process_dir.as_deref(), adopt)?;
-    Ok(Desk { open, received, sender })
+    Ok(CallContext { open, received, sender })
 }
 
 fn come_from_fork(own: &[RawFd]) -> io::Result<()> {

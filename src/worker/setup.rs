@@ -11,7 +11,7 @@ use crate::sys::{env, fd};
 use crate::wire::setup::{OutputPath, RankSetup};
 
 /// Takes it on, with the output first: a relative path is one in the launcher's working directory.
-pub(super) fn take_on(setup: &RankSetup, rank: usize) -> io::Result<()> {
+pub(super) fn apply(setup: &RankSetup, rank: usize) -> io::Result<()> {
     let RankSetup { environment, directory, processors, stdout, stderr } = setup;
     for (number, name, output) in [(1, "stdout", stdout), (2, "stderr", stderr)] {
         if let Some(output) = output {
@@ -38,7 +38,7 @@ pub(super) fn take_on(setup: &RankSetup, rank: usize) -> io::Result<()> {
 
 /// The kernel leaves out in silence those that are not there or that a cpuset forbids, unless these are all.
 fn take_on_all(processors: &Affinity) -> io::Result<()> {
-    processors.take_on()?;
+    processors.apply()?;
     let taken = Affinity::of_caller()?;
     if taken == *processors {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Whose failure a failure is.
+//! FailureKind, Culprit, Standing: whether a worker failed by itself or because of others, and because of which.
 
 use std::fmt;
 
@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::Peer;
 
-/// Whose failure the failure of a worker is.
+/// Why a worker failed: by itself, because of others, or since the launcher ended it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// Its own.
+    /// The worker failed by itself.
     Own,
-    /// It waited for others, who did not come, were gone, or had failed themselves.
+    /// The worker had waited for other processes, which did not come, were gone, or had failed.
     Consequence {
-        /// For whom it waited in the end: those who did not wait for yet others. Empty when nobody is known, or when all waited
-        /// for one another.
+        /// The processes that it waited for in the end, which did not wait for yet others. Empty when none is known, or when all
+        /// waited for one another.
         of: Vec<Peer>,
     },
-    /// It was ended by the teardown after another worker's failure.
+    /// The teardown ended the worker after another one's failure.
     Teardown,
 }
 
-/// One that kept a worker waiting until that failed.
+/// A process that kept a worker waiting until the worker failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Culprit {
-    /// Who.
+    /// The process, by its rank if it is a worker.
     pub peer: Peer,
-    /// How it was when the launcher saw that failure; `None`: that is not known, as of a process that is no worker.
+    /// What it was doing when the launcher saw the failure; `None`: that is not known, as of a process that is no worker.
     pub standing: Option<Standing>,
 }
 
-/// How a worker was for which another one had waited.
+/// What a worker was doing for which another one had waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Standing {
