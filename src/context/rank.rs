@@ -11,7 +11,33 @@ use crate::sys::{fd, memfd};
 use crate::wire::names::{SERVER, WORKER};
 use crate::wire::setup::{OutputPath, RankSetup};
 
-/// What one rank has of its own: see [`Options::rank_options`](crate::Options::rank_options).
+/// What one rank has of its own, beside what [`Options`](crate::Options) says for all:
+/// [`Options::rank_options`](crate::Options::rank_options) is given one for each rank.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Options, OutputFile, RankOptions, start_processes};
+///
+/// fn work(_rank: usize, _: ()) -> anyhow::Result<String> {
+///     println!("goes to a file");
+///     Ok(std::env::var("SHARD")?)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let dir = tempfile::tempdir()?;
+/// let own = |rank: usize| {
+///     let file = dir.path().join(format!("rank-{rank}.log"));
+///     RankOptions::new().env("SHARD", format!("{rank} of 2")).stdout(OutputFile::truncate(file))
+/// };
+/// let shards = start_processes(work, (), Options::new(2).rank_options(own))?.join()?;
+/// assert_eq!(shards, ["0 of 2", "1 of 2"]);
+/// assert_eq!(std::fs::read_to_string(dir.path().join("rank-1.log"))?, "goes to a file\n");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// What cannot be (no processor, an empty name of a variable, a directory in which no file can be made) is
+/// [`Error::InvalidOption`](crate::Error::InvalidOption) with the rank, before any worker is started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct RankOptions {
@@ -22,7 +48,8 @@ pub struct RankOptions {
     stderr: Option<OutputFile>,
 }
 
-/// A file that the output of a rank goes to. What it is opened for decides how; either way each write goes to its end.
+/// A file that the output of a rank goes to. Each write goes to its end (O_APPEND of open(2)), so a rank's stdout and stderr may share one,
+/// but no two ranks may. A file that is none of the disk's, such as `/dev/null`, may be that of many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct OutputFile {
@@ -48,12 +75,13 @@ impl OutputFile {
 }
 
 impl RankOptions {
-    /// Nothing of its own.
+    /// Options by which a rank is as all others.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets a variable in the rank's environment, also where [`Options::env`](crate::Options::env) sets it for all.
+    /// Sets a variable in the rank's environment, also where [`Options::env`](crate::Options::env) sets it for all. The last value of a
+    /// key counts.
     pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let key = key.into();
         self.environment.retain(|(known, _)| *known != key);
@@ -61,13 +89,14 @@ impl RankOptions {
         self
     }
 
-    /// The rank's working directory; the launcher's without it. A relative path is one in the launcher's.
+    /// The rank's working directory; without it, that of the thread that starts the workers. A relative path begins in the launcher's.
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
-    /// The processors that the rank may run on, by number; the launcher's without it.
+    /// The processors that the rank may run on, by number (sched_setaffinity(2)); without it, those of the thread that starts the
+    /// workers. The kernel leaves out those that this process's cpuset does not have.
     pub fn processors(mut self, processors: impl IntoIterator<Item = usize>) -> Self {
         self.processors = Some(processors.into_iter().collect());
         self

@@ -15,12 +15,33 @@ use super::traceback::Traceback;
 ///
 /// Its text begins as torch's does: `-- Process 1 terminated with the following error:`. If that process failed because it
 /// had waited for another one, a line about the other one comes before that: see [`culprits`](Self::culprits).
+///
+/// It is the failure that came first in time of those that are a worker's own; [`outcomes`](Self::outcomes) has all. It is plain data:
+/// it can be cloned, sent, and written as JSON. torch's name of the same: `torch.multiprocessing.ProcessRaisedException`.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::Error;
+///
+/// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+///     assert!(rank != 1, "weights became NaN");
+///     Ok(())
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessRaised(exception)) = phalanx::spawn(work, (), 2) else { panic!("rank 1 panics") };
+/// assert_eq!(exception.error_index(), 1);
+/// assert_eq!(exception.chain(), ["weights became NaN"]);
+/// assert!(exception.panic_location().is_some());
+/// assert!(exception.to_string().starts_with("-- Process 1 terminated with the following error:"));
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "FailureReport", into = "FailureReport")]
 pub struct ProcessRaisedException(FailureReport);
 
 impl ProcessRaisedException {
-    /// The rank that failed first.
+    /// The rank whose failure came first: torch's `error_index`.
     #[must_use]
     pub fn error_index(&self) -> usize {
         self.0.first
@@ -39,13 +60,13 @@ impl ProcessRaisedException {
         self.0.first().error().expect("checked by TryFrom<FailureReport>")
     }
 
-    /// The error's text and those of its causes, outermost first.
+    /// The error's text and those of its causes, outermost first. A panic has one text.
     #[must_use]
     pub fn chain(&self) -> &[String] {
         self.error().chain()
     }
 
-    /// `file:line:column` of a panic.
+    /// `file:line:column` of a panic; `None` for an `Err`, and for a panic whose place is not known.
     #[must_use]
     pub fn panic_location(&self) -> Option<&str> {
         self.error().location()
@@ -64,7 +85,7 @@ impl ProcessRaisedException {
         &self.0.culprits
     }
 
-    /// How every rank ended, by rank.
+    /// How every rank ended: the one of rank 0 first. A worker that had not ended yet is in it, too.
     #[must_use]
     pub fn outcomes(&self) -> &[Outcome] {
         &self.0.outcomes
@@ -110,13 +131,31 @@ impl std::error::Error for ProcessRaisedException {}
 
 /// A worker ended without handing in a result or an error: it exited, or a signal ended it.
 ///
-/// Its text begins as torch's does: `process 1 terminated with signal SIGKILL`.
+/// Its text begins as torch's does: `process 1 terminated with signal SIGKILL`. What probably ended the process follows, where there
+/// is evidence for it.
+///
+/// torch's name of the same: `torch.multiprocessing.ProcessExitedException`.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Cause, Error};
+///
+/// fn work(_rank: usize, _: ()) -> anyhow::Result<()> {
+///     std::process::exit(3)
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessExited(exception)) = phalanx::spawn(work, (), 1) else { panic!("it exits") };
+/// assert_eq!((exception.exit_code(), exception.signal_name()), (Some(3), None));
+/// assert_eq!(exception.cause(), Some(Cause::ExitedBeforeReturning));
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessExitedException(FailureReport);
 
 impl ProcessExitedException {
-    /// The rank that failed first.
+    /// The rank whose failure came first: torch's `error_index`.
     #[must_use]
     pub fn error_index(&self) -> usize {
         self.0.first
@@ -162,7 +201,7 @@ impl ProcessExitedException {
         self.0.first().traceback()
     }
 
-    /// How every rank ended, by rank.
+    /// How every rank ended: the one of rank 0 first. A worker that had not ended yet is in it, too.
     #[must_use]
     pub fn outcomes(&self) -> &[Outcome] {
         &self.0.outcomes

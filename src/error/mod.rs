@@ -56,7 +56,7 @@ pub enum Error {
          `phalanx::auto_init!();` into a test crate (pid {pid})"
     )]
     InitNotCalled {
-        /// This process.
+        /// The pid of this process.
         pid: u32,
     },
 
@@ -67,7 +67,7 @@ pub enum Error {
          first in main, before anything else, or put `phalanx::auto_init!();` into a test crate"
     )]
     InitSkipped {
-        /// This process.
+        /// The pid of this process.
         pid: u32,
     },
 
@@ -78,7 +78,7 @@ pub enum Error {
         .exe.as_ref().map(|exe| format!(" ({})", exe.display())).unwrap_or_default()
     )]
     OtherExecutable {
-        /// What /proc/self/exe is.
+        /// The path that /proc/self/exe leads to, where that can be read.
         exe: Option<std::path::PathBuf>,
     },
 
@@ -114,7 +114,7 @@ pub enum Error {
         "the fork server (pid {pid}) runs already: give it its preload function before the first start that needs it"
     )]
     ForkServerRuns {
-        /// The server.
+        /// The pid of the fork server.
         pid: u32,
     },
 
@@ -145,7 +145,7 @@ pub enum Error {
     /// The arguments of a rank could not be serialised. No worker was started.
     #[error("cannot serialise the arguments of rank {rank}: {reason}")]
     Arguments {
-        /// Whose arguments.
+        /// The rank whose arguments they are.
         rank: usize,
         /// What serde or the type said.
         reason: String,
@@ -154,22 +154,22 @@ pub enum Error {
     /// A rank could not be started. Those before it are dead and reaped.
     #[error("cannot start rank {rank} of {nprocs}: {call}: {os}{}", InBrackets(.limit.as_deref()))]
     Start {
-        /// The first that failed.
+        /// The first rank that could not be started.
         rank: usize,
-        /// How many were asked for.
+        /// The number of workers that were asked for.
         nprocs: usize,
-        /// What was being done.
+        /// The step of the start that failed, as a verb: `fork`, `posix_spawn of the executable`.
         call: &'static str,
         /// The limit that it probably met, with its numbers.
         limit: Option<String>,
-        /// What the system said.
+        /// The system's error.
         os: io::Error,
     },
 
     /// A rank ended well, but what it returned could not be read back.
     #[error("cannot read the result of rank {rank}: {reason}")]
     Result {
-        /// Whose result.
+        /// The rank whose result it is.
         rank: usize,
         /// What was wrong with it.
         reason: String,
@@ -178,9 +178,9 @@ pub enum Error {
     /// Results were asked for before all workers had ended.
     #[error("{running} of {nprocs} workers still run: join them before taking their results")]
     StillRunning {
-        /// How many.
+        /// The number of workers that have not ended.
         running: usize,
-        /// Of how many.
+        /// The number of all workers of the context.
         nprocs: usize,
     },
 
@@ -196,13 +196,13 @@ pub enum Error {
     /// A signal could not be sent.
     #[error("cannot send {signal} to rank {rank} (pid {pid}): {os}")]
     Signal {
-        /// Which signal.
+        /// The signal that was to be sent.
         signal: Signal,
-        /// To whom.
+        /// The worker that it was to be sent to.
         rank: usize,
-        /// Its process.
+        /// The pid of that worker.
         pid: u32,
-        /// What the system said.
+        /// The system's error.
         os: io::Error,
     },
 
@@ -211,13 +211,13 @@ pub enum Error {
         "this context belongs to process {owner}, which started its workers; this is process {pid}, a fork of it"
     )]
     ForeignContext {
-        /// Who started the workers.
+        /// The pid of the process that started the workers.
         owner: u32,
-        /// This process.
+        /// The pid of this process.
         pid: u32,
     },
 
-    /// Shared memory could not be had, or an access to it was out of its bounds.
+    /// Shared memory could not be made or mapped, or an access to it was out of its bounds.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 
@@ -228,7 +228,7 @@ pub enum Error {
         doing: &'static str,
         /// The limit that it met, with its numbers.
         limit: Option<String>,
-        /// What the system said.
+        /// The system's error.
         os: io::Error,
     },
 }

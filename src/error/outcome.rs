@@ -99,9 +99,9 @@ impl fmt::Display for Status {
 pub enum Cause {
     /// SIGKILL, while the kernel counted kills for want of memory.
     OutOfMemory {
-        /// How many it counted since the start.
+        /// How many kills the kernel counted since the workers were started.
         kills: u64,
-        /// Where.
+        /// Whether they were counted in the worker's cgroup or on the whole machine.
         scope: OomScope,
     },
     /// The stack was full.
@@ -126,9 +126,9 @@ pub enum Cause {
     SignaledByLauncher,
     /// The launcher was not allowed to send it the signal that was to end it.
     SignalRefused {
-        /// Which signal.
+        /// The signal that was refused.
         signal: Signal,
-        /// The error (errno(3)).
+        /// The system's error (errno(3)), such as EPERM.
         errno: i32,
     },
     /// It could not be set up: the status and the note say more.
@@ -162,7 +162,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Where kills for want of memory were counted.
+/// Where the kernel counted kills for want of memory: the narrower, the surer is the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum OomScope {
@@ -185,13 +185,14 @@ impl fmt::Display for OomScope {
     }
 }
 
-/// What a worker had used by its end.
+/// What a worker's process had used by its end, as the kernel tells it to the process that reaps it (getrusage(2)). What the worker's
+/// own children had used is in it only if the worker has waited for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ResourceUsage {
-    /// CPU time in user mode.
+    /// The CPU time that it spent in user mode, of all its threads together.
     pub user: Duration,
-    /// CPU time in the kernel.
+    /// The CPU time that the kernel spent for it.
     pub system: Duration,
     /// The most memory it had resident, in bytes, where that is known: a worker that was killed before it had
     /// more than the launcher had at the start cannot be told from it.
@@ -241,6 +242,27 @@ pub(crate) struct Ended {
 }
 
 /// How one worker ended, or that it still runs or exits.
+///
+/// [`ProcessContext::outcomes`](crate::ProcessContext::outcomes) has one for each rank, and so have both exceptions. As text it is one
+/// line. It is plain data: it can be sent, kept, and written as JSON.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Error, Status};
+///
+/// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+///     anyhow::ensure!(rank != 1, "no data");
+///     Ok(())
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessRaised(exception)) = phalanx::spawn(work, (), 2) else { panic!("rank 1 fails") };
+/// let outcome = &exception.outcomes()[1];
+/// assert_eq!((outcome.rank(), outcome.status()), (1, Status::Raised));
+/// assert_eq!(outcome.error().unwrap().message(), "no data");
+/// assert!(outcome.to_string().contains("raised: no data"));
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     pub(crate) rank: usize,
@@ -251,50 +273,52 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Which worker.
+    /// The worker's number, from 0 on.
     #[must_use]
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// Its process.
+    /// The pid of the worker's process. Once the worker has been reaped, the system may give the number to another process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Its state.
+    /// The worker's state in one word, at the moment when the launcher last looked.
     #[must_use]
     pub fn status(&self) -> Status {
         let alive = if self.exiting { Status::Exiting } else { Status::Running };
         self.ended.as_ref().map_or(alive, |ended| ended.status)
     }
 
-    /// Whether it was ended by the teardown after another worker's failure, and so is not to blame.
+    /// Whether the teardown ended the worker after another one's failure. Such a worker has not failed by itself.
     #[must_use]
     pub fn is_victim(&self) -> bool {
         self.failure_kind() == Some(&FailureKind::Teardown)
     }
 
-    /// Whose failure it is that this worker failed; `None` when it has not failed.
+    /// Why the worker failed: by itself, because it had waited for others, or since the teardown ended it. `None` when it has not
+    /// failed, or has not ended.
     #[must_use]
     pub fn failure_kind(&self) -> Option<&FailureKind> {
         self.ended.as_ref()?.kind.as_ref()
     }
 
-    /// What probably ended it, if it left without a result or did not exit by itself.
+    /// What probably ended the worker, if it left without a result or did not exit by itself. Only what there is evidence for is
+    /// said: a signal of unknown origin has no cause.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
         self.ended.as_ref().and_then(|ended| ended.cause)
     }
 
-    /// What its function raised.
+    /// The `Err` that the worker's function returned, or its panic. `None` for every other end.
     #[must_use]
     pub fn error(&self) -> Option<&RaisedError> {
         self.ended.as_ref()?.error.as_deref()
     }
 
-    /// Where a fatal signal or an error met it.
+    /// The calls in which a fatal signal, an `Err` or a panic met the worker, innermost first.
     #[must_use]
     pub fn traceback(&self) -> Option<&Traceback> {
         let ended = self.ended.as_ref()?;
@@ -315,13 +339,14 @@ impl Outcome {
         self.ended.as_ref().map(|ended| ended.lifetime)
     }
 
-    /// The same moment on the wall clock.
+    /// The moment of [`lifetime`](Self::lifetime)'s end on the wall clock of this machine. It may jump: [`lifetime`](Self::lifetime)
+    /// is measured by the monotonic clock, and failures are put in order by that.
     #[must_use]
     pub fn ended_at(&self) -> Option<SystemTime> {
         self.ended.as_ref().map(|ended| ended.at)
     }
 
-    /// CPU time and memory; zeros while it runs.
+    /// The CPU time and the memory that the worker has used; zeros until it has been reaped.
     #[must_use]
     pub fn usage(&self) -> ResourceUsage {
         self.ended.as_ref().map(|ended| ended.usage).unwrap_or_default()

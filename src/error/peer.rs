@@ -1,34 +1,35 @@
-//! What another process is to a job.
+//! Peer: a process by its part in the job.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A process that others wait for, named by its part in the job.
+/// A process that others wait for, named by its part in the job. As text it is `rank 3 (pid 812)`, `the launcher (pid 7)` or
+/// `process 9`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Peer {
-    /// A worker.
+    /// A worker of the job.
     Rank {
-        /// Its rank.
+        /// The worker's number, from 0 on.
         rank: usize,
-        /// Its process.
+        /// The pid of the worker's process.
         pid: u32,
     },
     /// The process that started the workers.
     Launcher {
-        /// Its process.
+        /// The pid of that process.
         pid: u32,
     },
     /// A process that is no worker of this job, such as one that a worker has started.
     Process {
-        /// Its process.
+        /// The pid of that process.
         pid: u32,
     },
 }
 
 impl Peer {
-    /// The number of its process.
+    /// The pid of the process. When the process is gone, the system may give the number to another one.
     #[must_use]
     pub fn pid(self) -> u32 {
         match self {
@@ -36,7 +37,7 @@ impl Peer {
         }
     }
 
-    /// Its rank, when it is a worker.
+    /// The worker's number; `None` for a process that is no worker of this job.
     #[must_use]
     pub fn rank(self) -> Option<usize> {
         match self {

@@ -1,4 +1,4 @@
-//! What a worker's function raised, as data.
+//! RaisedError: the `Err` or the panic of a worker's function, as data.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::traceback::Traceback;
 const HOOK_REPLACED: &str = " (the function has set a panic hook instead of the one that records place and traceback: take \
                              that by std::panic::take_hook, and let the new one call it)";
 
-/// As a worker hands it in.
+/// The same as a worker hands it in, with addresses instead of names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Raised {
     pub(crate) panicked: bool,
@@ -23,7 +23,27 @@ pub(crate) struct Raised {
 
 /// An `Err` that a worker's function returned, or the panic that ended it.
 ///
-/// It is data: the types of the worker's errors do not travel, their texts do.
+/// It is data: the types of the worker's errors do not travel, their texts do. Its text is the error's, then its causes as anyhow
+/// numbers them, then the traceback.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use anyhow::Context;
+/// use phalanx::Error;
+///
+/// fn work(_rank: usize, _: ()) -> anyhow::Result<()> {
+///     std::fs::read("/nowhere").context("loading the model")?;
+///     Ok(())
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessRaised(exception)) = phalanx::spawn(work, (), 1) else { panic!("it fails") };
+/// let error = exception.error();
+/// assert_eq!(error.message(), "loading the model");
+/// assert!(error.chain()[1].starts_with("No such file"));
+/// assert!(!error.is_panic() && error.location().is_none());
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaisedError {
     panicked: bool,
@@ -46,7 +66,7 @@ impl RaisedError {
         &self.chain
     }
 
-    /// The outermost text.
+    /// The outermost text: that of the error itself, without its causes. Empty if the error has no text.
     #[must_use]
     pub fn message(&self) -> &str {
         self.chain.first().map_or("", String::as_str)
@@ -59,7 +79,8 @@ impl RaisedError {
         self.location.as_deref()
     }
 
-    /// Where it came from.
+    /// The calls through which it came, innermost first. Of an `Err` they are those in which the error was made, if it is an
+    /// [`anyhow::Error`] and backtraces are not turned off (`RUST_BACKTRACE=0`).
     #[must_use]
     pub fn traceback(&self) -> &Traceback {
         &self.traceback

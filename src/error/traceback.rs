@@ -1,4 +1,4 @@
-//! Where a failure happened: function, file and line of every frame.
+//! Traceback: the calls that led to a failure, with function, file and line.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -12,6 +12,8 @@ use super::frames::{self, Callee, Captured, Frame};
 /// Frames carry file and line where the executable has debug information: in release builds by `debug = "limited"`
 /// in the Cargo profile. (With `"line-tables-only"` functions come without their paths.) Naming the frames takes
 /// some milliseconds, the first time in a process up to some hundred, and is done when they are first asked for.
+///
+/// A traceback that is sent or written as JSON is the list of its frames. Two are equal when their frames are.
 #[derive(Clone, Debug)]
 pub struct Traceback {
     captured: Captured,
@@ -20,12 +22,12 @@ pub struct Traceback {
 }
 
 impl Traceback {
-    /// Of a failure somewhere in the user's function.
+    /// The traceback of a failure somewhere in the user's function `callee`, whose frames are named when somebody asks for them.
     pub(crate) fn new(captured: Captured, callee: Callee) -> Self {
         Self { captured, callee, frames: OnceLock::new() }
     }
 
-    /// The frames, innermost first.
+    /// The frames, innermost first. There is at least one: where nothing is known of the calls, it is the worker's function.
     #[must_use]
     pub fn frames(&self) -> &[Frame] {
         self.frames.get_or_init(|| {
