@@ -65,13 +65,13 @@ impl Tasks {
 
     /// The place of this thread; takes one if it has none. `None`: all are taken.
     pub(super) fn sit_down(&self) -> Result<Option<Seat<'_>>, QueueError> {
-        // A seat is given up with the last task in it. A thread can own 1,000 words (`sys::robust`), so one that has taken a task from each of
-        // many queues would else soon be unable to lock anything.
+        // A seat is given up with the last task in it. A thread can own 1,000 words (`sys::robust`), so one that has taken a task
+        // from each of many queues would else soon be unable to lock anything.
         if let Some(place) = self.own() {
             return Ok(Some(Seat(place)));
         }
-        // A place with tasks and without an owner is that of a dead thread whose loss was not reported yet: a new owner would hide it, since
-        // its tasks would count as held by a living thread.
+        // A place with tasks and without an owner is that of a dead thread whose loss was not reported yet: a new owner would
+        // hide it, since its tasks would count as held by a living thread.
         let is_free = |slot: &RobustWord| !owner_table::is_owned(slot) && slot.mark.load(Relaxed) == 0;
         while let Some(number) = self.table().first(is_free) {
             match self.table().take(number, || self.shared.map_pin()) {
@@ -87,26 +87,17 @@ impl Tasks {
 
     /// Says that one more task is done.
     pub(super) fn task_done(&self, queue: &Core) -> Result<(), QueueError> {
-        // The task that this call is for was put, and taken, before it. So it is counted in this load, however many are put meanwhile, and
-        // `done == put` says for certain that there is no task to be done.
-        let (put, mut too_many) = (queue.put_count(), false);
+        let mut counted = None;
         self.fields().done.notify_if(|done| {
-            let next = |done: u32| (done != put).then(|| done.wrapping_add(1));
-            // Release: a joiner that reads this count (`epoch`, Acquire) sees what was done in the task.
-            match done.fetch_update(AcqRel, Relaxed, next) {
-                // The last task wakes the joiners.
-                Ok(before) => before.wrapping_add(1) == put,
-                Err(_) => {
-                    too_many = true;
-                    false
-                }
-            }
+            counted = count_done(done, || queue.put_count());
+            // The last task wakes the joiners.
+            counted == Some(true)
         });
-        if too_many {
+        if counted.is_none() {
             return Err(QueueError::TooManyDone);
         }
-        // After `done` has advanced. In between the task counts twice, as done and as held, which makes a loss look smaller. In the other order
-        // it would count as neither, and `join` would report it lost.
+        // After `done` has advanced. In between the task counts twice, as done and as held, which makes a loss look smaller. In
+        // the other order it would count as neither, and `join` would report it lost.
         self.hold_one_less();
         Ok(())
     }
@@ -116,7 +107,8 @@ impl Tasks {
         // Dropped at the end: it frees this thread's place if that was its last task.
         let _seat = self.own().map(Seat);
         let pid = std::process::id();
-        // A thread may hand a task to another one of its process, which then says that it is done, and has no place, or none with tasks.
+        // A thread may hand a task to another one of its process, which then says that it is done, and has no place, or none with
+        // tasks.
         let of_process = self.table().used().iter().filter(|slot| slot.holder.load(Relaxed) == pid);
         for place in self.own().into_iter().chain(of_process) {
             let less = |held: u32| held.checked_sub(1);
@@ -135,13 +127,13 @@ impl Tasks {
     /// Waits until all tasks that were put are done, or some never will be.
     pub(super) fn join(&self, queue: &Core, policy: &WaitPolicy) -> Result<(), QueueError> {
         loop {
-            // Before all counts: the death of a thread that is counted as living below changes its word (FUTEX_OWNER_DIED), so that this
-            // thread is woken, or does not fall asleep on the old value.
+            // Before all counts: the death of a thread that is counted as living below changes its word (FUTEX_OWNER_DIED), so
+            // that this thread is woken, or does not fall asleep on the old value.
             let watched: Vec<_> = self.table().used().iter().filter_map(owner_table::watch).collect();
-            // In this order: taken, held, done. A task taken after the first load is in `held` at most, one that is finished after the second
-            // is in `held` and in `done`. Both make `lost` too small, never too large, and the next look finds what was missed. A task in
-            // `taken` has its place's count visible: `hold` comes before the swap that takes it out (`Core::get_noted`, Release), and
-            // `taken_count` is an Acquire load.
+            // In this order: taken, held, done. A task taken after the first load is in `held` at most, one that is finished
+            // after the second is in `held` and in `done`. Both make `lost` too small, never too large, and the next look finds
+            // what was missed. A task in `taken` has its place's count visible: `hold` comes before the swap that takes it out
+            // (`Core::get_noted`, Release), and `taken_count` is an Acquire load.
             let taken = queue.taken_count();
             let (held, dead) = self.hands();
             let done = self.fields().done.epoch();
@@ -150,9 +142,9 @@ impl Tasks {
             }
             let lost = taken.wrapping_sub(done).wrapping_sub(held).cast_signed();
             if lost <= 0 || self.fields().crowded.load(Acquire) != 0 {
-                // For a moment only, since not all that matters wakes it: a thread that sits down from now on is not watched; a thread
-                // that was about to take a task when it was counted may hide a loss; and the kernel wakes one waiter of a dead thread's
-                // word, which may be another joiner that is killed in turn.
+                // For a moment only, since not all that matters wakes it: a thread that sits down from now on is not watched; a
+                // thread that was about to take a task when it was counted may hide a loss; and the kernel wakes one waiter of a
+                // dead thread's word, which may be another joiner that is killed in turn.
                 let moment = policy.for_a_moment();
                 let heard = self.fields().done.wait_once(done, &watched, &moment);
                 heard.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, || self.holders()))?;
@@ -175,7 +167,7 @@ impl Tasks {
         (held, dead)
     }
 
-    /// Those who have taken tasks that are not done.
+    /// The processes that hold unfinished tasks.
     fn holders(&self) -> Awaited {
         let busy = |place: &&RobustWord| owner_table::is_owned(place) && place.mark.load(Acquire) > 0;
         Awaited::holders(
@@ -190,6 +182,20 @@ impl Tasks {
         let next = done.wrapping_add(count);
         self.fields().done.notify_if(|known| known.compare_exchange(done, next, AcqRel, Relaxed).is_ok())
     }
+}
+
+/// Counts one more task as done; says whether it was the last of those that were put. `None`: all of them are done already.
+fn count_done(done: &AtomicU32, put_count: impl Fn() -> u32) -> Option<bool> {
+    let mut put = 0;
+    // Release: a joiner that reads this count (`epoch`, Acquire) sees what was done in the task.
+    let before = done.fetch_update(AcqRel, Acquire, |done| {
+        // Loaded after `done`, and anew for each attempt. A count from before could miss a task that was put and done meanwhile: then
+        // it equals `done`, although this thread holds a task. The Acquire loads of `done` make it no older: each task in `done` was
+        // put before.
+        put = put_count();
+        (done != put).then(|| done.wrapping_add(1))
+    });
+    Some(before.ok()?.wrapping_add(1) == put)
 }
 
 /// The error for lost tasks, which it takes out of the places of the dead.
@@ -298,6 +304,22 @@ mod tests {
             // This thread lives on.
             assert_one_lost(&joiner.join().unwrap());
         });
+    }
+
+    #[test]
+    fn task_is_not_one_too_many_because_another_was_put_and_done_meanwhile() {
+        let (put, done) = (AtomicU32::new(1), AtomicU32::new(0));
+        let put_count = || {
+            let seen = put.load(Acquire);
+            if seen == 1 {
+                // Another thread puts a task, takes it and has it done, between this load and what follows.
+                put.store(2, Release);
+                done.fetch_add(1, AcqRel);
+            }
+            seen
+        };
+        assert_eq!(count_done(&done, put_count), Some(true));
+        assert_eq!(count_done(&done, put_count), None);
     }
 
     #[test]
