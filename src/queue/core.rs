@@ -113,8 +113,8 @@ impl Core {
         let mut head = fields.get.at.load(Acquire);
         loop {
             let tail = fields.put.at.load(Acquire);
-            // Both sides move meanwhile. If a consumer has moved since `head` was read, `tail - head` counts messages that were in the
-            // queue at no one time, even more than it has room for. An unchanged `head` makes both of one moment.
+            // Both sides move meanwhile. If a consumer has moved since `head` was read, `tail - head` counts messages that were
+            // in the queue at no one time, even more than it has room for. An unchanged `head` makes both of one moment.
             let now = fields.get.at.load(Acquire);
             if now == head {
                 return (Position::from_word(head), Position::from_word(tail));
@@ -125,7 +125,8 @@ impl Core {
 
     pub(super) fn len(&self) -> u32 {
         let (head, tail) = self.positions();
-        // The words are in shared memory, which another process may have overwritten: the result stays in the range that callers expect.
+        // The words are in shared memory, which another process may have overwritten: the result stays in the range that callers
+        // expect.
         tail.messages_since(head).min(self.most)
     }
 
@@ -145,8 +146,9 @@ impl Core {
     /// An error where this process has no descriptors of the queue.
     #[inline]
     pub(super) fn check_here(&self) -> Result<(), QueueError> {
-        // A forked worker closes the descriptors that it inherits (`start::fork`), and their numbers then go to other files. The copy of
-        // this handle that came with the fork still has the numbers: a put would send its descriptors into a stranger's socket.
+        // A forked worker closes the descriptors that it inherits (`start::fork`), and their numbers then go to other files. The
+        // copy of this handle that came with the fork still has the numbers: a put would send its descriptors into a stranger's
+        // socket.
         if self.fd_channel.is_cut_off() { Err(QueueError::Gone { reason: CUT_OFF }) } else { Ok(()) }
     }
 
@@ -157,8 +159,8 @@ impl Core {
         // between the two leaves a closed queue in which consumers sleep on, although nothing will come any more.
         futex::set_and_wake_all(&self.fields().closed)
             .map_err(QueueError::system("close a queue (FUTEX_WAKE_OP)"))?;
-        // `true`: the kernel has stored `closed`, and no barrier of this process stands between that store and a load of `watches`. So
-        // the load may miss a wait that has just begun, whose own look missed `closed`.
+        // `true`: the kernel has stored `closed`, and no barrier of this process stands between that store and a load of
+        // `watches`. So the load may miss a wait that has just begun, whose own look missed `closed`.
         self.ring_event(true);
         Ok(())
     }
@@ -167,13 +169,14 @@ impl Core {
     #[inline]
     pub(super) fn ring_event(&self, always: bool) {
         let fields = self.fields();
-        // The caller comes from `Parker::publish`, which has a full barrier after the swap of the position. `watch` counts up, has a full
-        // barrier, and then loads the positions. So either this load sees the count, or that one sees the message.
+        // The caller comes from `Parker::publish`, which has a full barrier after the swap of the position. `watch` counts up,
+        // has a full barrier, and then loads the positions. So either this load sees the count, or that one sees the message.
         let watch = fields.watches.load(Relaxed);
         if watch != fields.rung.load(Relaxed) || always {
             self.event.ring();
-            // After the ring, so that a producer that is killed before it leaves `rung` behind and the next put rings. The number from
-            // before the ring, not a newer one: a wait that has begun meanwhile may have looked before this message and needs a ring of its own.
+            // After the ring, so that a producer that is killed before it leaves `rung` behind and the next put rings. The number
+            // from before the ring, not a newer one: a wait that has begun meanwhile may have looked before this message and
+            // needs a ring of its own.
             fields.rung.store(watch, Relaxed);
         }
     }
@@ -227,8 +230,9 @@ impl Core {
         let Handle { shared, fd_channel, event } = handle;
         let shared = Record::<QueueFields>::receive(shared, kind, SIZES.0).map_err(D::Error::custom)?;
         let (size, most) = (shared.room_len(), shared.fields().most.load(Relaxed));
-        // The sender is a process that may have written anything into the record. A size that is no power of two would let `Ring::place`,
-        // which masks, reach past the map. Both numbers are copied into the handle, so that a later change in memory does no harm.
+        // The sender is a process that may have written anything into the record. A size that is no power of two would let
+        // `Ring::place`, which masks, reach past the map. Both numbers are copied into the handle, so that a later change in
+        // memory does no harm.
         if !size.is_power_of_two() || size > SIZES.1 || most == 0 || most > MOST {
             let reason = format!("what arrived is no queue: a ring of {size} bytes for {most} messages");
             return Err(D::Error::custom(reason));

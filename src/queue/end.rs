@@ -48,8 +48,9 @@ impl End {
         if self.socket.descriptor().is_cut_off() {
             return Err(QueueError::Gone { reason: CUT_OFF });
         }
-        // Uses and the mark share one word, so that a call cannot begin between the check and the mark of `claim`: else it would sleep on
-        // a descriptor that is about to become /dev/null. `checked_add` and the filter keep a count from turning into the mark.
+        // Uses and the mark share one word, so that a call cannot begin between the check and the mark of `claim`: else it would
+        // sleep on a descriptor that is about to become /dev/null. `checked_add` and the filter keep a count from turning into
+        // the mark.
         let more = |uses: u32| uses.checked_add(1).filter(|&uses| uses != SENT);
         match self.uses.fetch_update(AcqRel, Acquire, more) {
             Ok(_) => Ok(Use(self)),
@@ -62,8 +63,8 @@ impl End {
         // Opened now, when an error can still be returned. Once the message is delivered (`keep`), there is no way back.
         let null = with_room(fd::null)
             .map_err(|error| format!("a connection cannot be sent: /dev/null: {error}"))?;
-        // Only from 0: another thread that still waits on this socket would take messages that are meant for the new owner. Acquire pairs
-        // with the Release in `Use::drop`: what those calls did to the socket is over.
+        // Only from 0: another thread that still waits on this socket would take messages that are meant for the new owner.
+        // Acquire pairs with the Release in `Use::drop`: what those calls did to the socket is over.
         match this.uses.compare_exchange(0, SENT, AcqRel, Acquire) {
             Ok(_) => Ok(Claimed { end: this.clone(), null, delivered: false }),
             Err(SENT) => Err(QueueError::Gone { reason: SENT_AWAY }.to_string()),
@@ -123,9 +124,10 @@ impl Claim for Claimed {
     /// Closes what this process has of the end.
     fn keep(mut self: Box<Self>) {
         self.delivered = true;
-        // A copy that stayed open here would keep the peer from ever reading EOF, so it would not learn that the new owner has ended.
-        // The number itself is not closed, but made to mean /dev/null (dup3(2), in one step): a `BorrowedFd` of it may be alive in another
-        // thread (`AsFd`), and the next open(2) would give a closed number to some other file. dup3 of two open numbers cannot fail.
+        // A copy that stayed open here would keep the peer from ever reading EOF, so it would not learn that the new owner has
+        // ended. The number itself is not closed, but made to mean /dev/null (dup3(2), in one step): a `BorrowedFd` of it may be
+        // alive in another thread (`AsFd`), and the next open(2) would give a closed number to some other file. dup3 of two open
+        // numbers cannot fail.
         let _ = fd::replace(self.end.socket.as_fd(), self.null.as_fd());
     }
 }

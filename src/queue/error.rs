@@ -34,7 +34,7 @@ pub enum QueueError {
     TimedOut {
         /// How long it waited.
         waited: Duration,
-        /// For whom.
+        /// What it waited for, and which processes, as far as they are known.
         awaited: Awaited,
     },
 
@@ -93,7 +93,7 @@ pub enum QueueError {
     TasksLost {
         /// How many tasks.
         count: usize,
-        /// Whose processes these were.
+        /// The processes that these threads belonged to.
         pids: Vec<u32>,
     },
 
@@ -151,15 +151,16 @@ impl QueueError {
             Interrupted::TimedOut(waited) => {
                 let awaited = awaited();
                 let pids = awaited.pids();
-                // The processes are noted beside the error. If the worker fails with it, the launcher blames the process that was waited for, and
-                // not this one, which only waited.
+                // The processes are noted beside the error. If the worker fails with it, the launcher blames the process that was
+                // waited for, and not this one, which only waited.
                 Self::TimedOut { waited, awaited }.noted(&pids)
             }
             // An abort is a consequence too: of the failure of `rank`.
             Interrupted::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
             Interrupted::System(os) => Self::System { doing, os },
             Interrupted::WouldBlock => at_once,
-            // A thread that is in the mutex already: only a signal handler, or a fork that has mapped the queue twice, can come to that.
+            // A thread that is in the mutex already: only a signal handler, or a fork that has mapped the queue twice, can come
+            // to that.
             Interrupted::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
         }
     }

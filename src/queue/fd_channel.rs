@@ -44,8 +44,9 @@ impl FdChannel {
 
     /// Sends what goes beside a message, with a ticket, if there is room. The message is not in the ring yet.
     pub(super) fn try_send(&self, message: &mut Outgoing, ticket: u32) -> Result<Attempt, QueueError> {
-        // The kernel takes a reference to each open file when it is sent (SCM_RIGHTS), so from here on the descriptors are in the queue even
-        // if this process closes its own or dies. If it dies before its message is in the ring, no message has this ticket: an orphan.
+        // The kernel takes a reference to each open file when it is sent (SCM_RIGHTS), so from here on the descriptors are in the
+        // queue even if this process closes its own or dies. If it dies before its message is in the ring, no message has this
+        // ticket: an orphan.
         let sent = message.try_send_attachments(ticket, &self.into);
         sent.map_err(QueueError::system("send descriptors beside a message (sendmsg)"))
     }
@@ -55,8 +56,8 @@ impl FdChannel {
     pub(super) fn drop_orphans(&self, first: Option<u32>) -> Result<(), QueueError> {
         let failed = || QueueError::system("drop what a dead producer has sent (recvmsg)");
         loop {
-            // MSG_PEEK leaves the message, with its descriptors, in the socket. To receive it first would make descriptors in this process,
-            // and what turns out not to be an orphan could not be put back in front.
+            // MSG_PEEK leaves the message, with its descriptors, in the socket. To receive it first would make descriptors in
+            // this process, and what turns out not to be an orphan could not be put back in front.
             let next = self.out.peek().map_err(failed())?.map(u32::from_ne_bytes);
             // Tickets go up in the socket and in the ring. A ticket before the first one of the ring is that of a put which was never
             // finished, or of a message that its consumer took out and died with.
@@ -76,13 +77,13 @@ impl FdChannel {
     /// Takes what came beside the message with that ticket. The caller owns the mutex of receivers.
     pub(super) fn take(&self, ticket: u32) -> Result<Vec<OwnedFd>, String> {
         let failed = |error: io::Error| format!("its descriptors cannot be received: {error}");
-        // The kernel installs descriptors up to the soft limit of the receiver (RLIMIT_NOFILE), drops the others and only sets MSG_CTRUNC
-        // (unix(7)). They cannot be asked for again, so there has to be room before the call.
+        // The kernel installs descriptors up to the soft limit of the receiver (RLIMIT_NOFILE), drops the others and only sets
+        // MSG_CTRUNC (unix(7)). They cannot be asked for again, so there has to be room before the call.
         limits::make_room_for_descriptors(MAX_DESCRIPTORS);
         loop {
             let first = self.out.peek().map_err(failed)?.map(u32::from_ne_bytes);
-            // A later ticket belongs to a later message, which must not lose its descriptors because those of this one are missing: so it
-            // is looked at before it is received.
+            // A later ticket belongs to a later message, which must not lose its descriptors because those of this one are
+            // missing: so it is looked at before it is received.
             if first.is_none_or(|first| ring::is_later(first, ticket)) {
                 return Err(NOT_THERE.to_owned());
             }

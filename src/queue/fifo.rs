@@ -71,7 +71,8 @@ impl<T> Queue<T> {
     pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
         // Positions count messages modulo 2^32, and `messages_since` needs the difference to be far below that.
         let bound = u32::try_from(capacity).ok().filter(|bound| (1..=MOST).contains(bound));
-        // The tag stands in shared memory, so that a queue that arrives as another type, or as a lock, is refused (`Core::deserialize`).
+        // The tag stands in shared memory, so that a queue that arrives as another type, or as a lock, is refused
+        // (`Core::deserialize`).
         let core = Core::new(TypeTag::of::<T>(KIND), bound.ok_or(QueueError::Bound { capacity })?)?;
         Ok(Self::over(core))
     }
@@ -157,7 +158,8 @@ impl<T: Serialize> Queue<T> {
     }
 
     fn put_by(&self, value: &T, policy: &WaitPolicy) -> Result<(), QueueError> {
-        // The value is serialised before the producers' mutex is taken: nobody waits for the user's code, and no panic leaves it owned.
+        // The value is serialised before the producers' mutex is taken: nobody waits for the user's code, and no panic leaves it
+        // owned.
         self.core.put(Outgoing::of(value, self.core.inline())?, policy)
     }
 }

@@ -34,8 +34,9 @@ impl Core {
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
         let (head, tail) = self.await_message(policy)?;
         let header = self.ring().header(head, tail)?;
-        // Before the message is out of the ring. Without this mutex a producer that cleans the full socket (`drop_orphans`) could look
-        // between the swap below and `take`: it would find no message with this ticket any more, and drop the descriptors as an orphan's.
+        // Before the message is out of the ring. Without this mutex a producer that cleans the full socket (`drop_orphans`) could
+        // look between the swap below and `take`: it would find no message with this ticket any more, and drop the descriptors as
+        // an orphan's.
         let receiving = match header.place {
             Place::Ring => None,
             Place::Beside | Place::Memfd => Some(self.enter_to_receive(policy, QueueError::Empty)?),
@@ -47,10 +48,12 @@ impl Core {
         // between the two, find a task that is out of the queue and in nobody's hands, and report a loss that there is none of.
         taking();
         let end = head.after(header).to_word();
-        // The one step by which the message is out. Before it a consumer may die, and the next one finds the message; after it the message
-        // dies with its consumer, and comes twice to nobody. The Release half pairs with the Acquire load in `await_room`.
+        // The one step by which the message is out. Before it a consumer may die, and the next one finds the message; after it
+        // the message dies with its consumer, and comes twice to nobody. The Release half pairs with the Acquire load in
+        // `await_room`.
         fields.no_room.publish(|| fields.get.at.swap(end, AcqRel));
-        // A consumer that is killed here leaves descriptors in the socket whose ticket is older than all in the ring: the next `take` drops them.
+        // A consumer that is killed here leaves descriptors in the socket whose ticket is older than all in the ring: the next
+        // `take` drops them.
         let descriptors = match header.place {
             Place::Ring => Ok(Vec::new()),
             Place::Beside | Place::Memfd => self.fd_channel.take(header.ticket),
@@ -69,14 +72,14 @@ impl Core {
         // Relaxed: only an owner of the mutex writes it, and taking the mutex has ordered this after the last owner's swap.
         let head = Position::from_word(fields.get.at.load(Relaxed));
         let known = Position::from_word(fields.get.other.load(Relaxed));
-        // Messages up to the last known tail are there, whatever has been put since. As long as there are some, `put.at` is not loaded,
-        // whose cache line the producers write with each message.
+        // Messages up to the last known tail are there, whatever has been put since. As long as there are some, `put.at` is not
+        // loaded, whose cache line the producers write with each message.
         if known.messages != head.messages {
             return Ok((head, known));
         }
         let look = || {
-            // `closed` before the tail. In the other order a message could be put, and the queue closed, between the two loads: then the old tail
-            // and the new word together say that the queue is closed and empty, and the message stays behind.
+            // `closed` before the tail. In the other order a message could be put, and the queue closed, between the two loads:
+            // then the old tail and the new word together say that the queue is closed and empty, and the message stays behind.
             let is_closed = self.is_closed();
             // Acquire, with the producer's swap: the bytes of all messages before this tail are visible.
             let tail = fields.put.at.load(Acquire);
@@ -93,8 +96,9 @@ impl Core {
     /// The last message of a closed queue, if there is one more.
     fn await_last(&self, head: Position, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
         let fields = self.fields();
-        // A producer that looked at `closed` before it was set may still be writing, and its put will return Ok. It owns the producers' mutex
-        // until its message is in: when this thread has had that mutex once, each later producer finds the queue closed, and the tail is final.
+        // A producer that looked at `closed` before it was set may still be writing, and its put will return Ok. It owns the
+        // producers' mutex until its message is in: when this thread has had that mutex once, each later producer finds the queue
+        // closed, and the tail is final.
         let producer =
             || fields.put.awaited(true, "the queue is closed, but its producers' side is", NOT_PUT);
         // Not hopeless, so that a call that does not wait gives that producer the moment that it needs.

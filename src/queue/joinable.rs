@@ -48,7 +48,8 @@ use crate::sync::wait_policy::WaitPolicy;
 // Only handles travel, of which `T` is no part: the derived bounds would ask for `T: Serialize` where a worker only takes tasks.
 #[serde(bound = "")]
 pub struct JoinableQueue<T> {
-    // Two records: a plain queue does not pay for places, and `Tasks` takes the counts of tasks put and taken from the queue's positions.
+    // Two records: a plain queue does not pay for places, and `Tasks` takes the counts of tasks put and taken from the queue's
+    // positions.
     queue: Queue<T>,
     tasks: Tasks,
 }
@@ -192,15 +193,17 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
     }
 
     fn get_by(&self, policy: &WaitPolicy) -> Result<T, QueueError> {
-        // Before the wait, although it may be long: a thread that takes a task must have its place by then, or its death between the two
-        // would be nobody's loss. Without a place (all are taken) it works all the same, and losses are no longer reported.
+        // Before the wait, although it may be long: a thread that takes a task must have its place by then, or its death between
+        // the two would be nobody's loss. Without a place (all are taken) it works all the same, and losses are no longer
+        // reported.
         let seat = self.tasks.sit_down()?;
-        // Runs just before the swap that takes the task out, with the mutex owned, so that `join` never sees a task in nobody's hands.
+        // Runs just before the swap that takes the task out, with the mutex owned, so that `join` never sees a task in nobody's
+        // hands.
         let hold = || seat.iter().for_each(Seat::hold);
         let task = self.core().get_noted(policy, hold)?.decode();
         if let Err(QueueError::Decode { .. }) = &task {
-            // The message is out of the queue and cannot be read, so no thread will ever do the task: uncounted, it would keep `join` waiting
-            // for as long as this thread lives.
+            // The message is out of the queue and cannot be read, so no thread will ever do the task: uncounted, it would keep
+            // `join` waiting for as long as this thread lives.
             self.task_done()?;
         }
         task

@@ -34,8 +34,8 @@ struct Attached {
 impl Outgoing {
     /// Prepares a message for a value. `most`: the most bytes that go into the ring.
     pub(super) fn of<T: Serialize>(value: &T, most: usize) -> Result<Self, QueueError> {
-        // All that can fail or take long is done here, before any mutex is taken: `Serialize` is the user's code, which may panic, sleep or
-        // use the same queue.
+        // All that can fail or take long is done here, before any mutex is taken: `Serialize` is the user's code, which may
+        // panic, sleep or use the same queue.
         let encoded = codec::encode_into(value, ring::take_buffer());
         let Encoded { bytes, attachments } = encoded.map_err(|reason| QueueError::Encode { reason })?;
         // The usual small value needs no manifest, no socket and no system call.

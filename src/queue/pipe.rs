@@ -51,8 +51,9 @@ use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 /// [`QueueError::System`] when this process has no descriptors left.
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> {
-    // SOCK_SEQPACKET: a message arrives whole or not at all, so a sender that is killed leaves no half of one, and threads that share an
-    // end need no lock to receive. EOF after the last copy of an end is closed is what tells the peer of a death, by any signal.
+    // SOCK_SEQPACKET: a message arrives whole or not at all, so a sender that is killed leaves no half of one, and threads that
+    // share an end need no lock to receive. EOF after the last copy of an end is closed is what tells the peer of a death, by any
+    // signal.
     let (one, other) = with_room(Socket::pair).map_err(QueueError::system("make a pipe (socketpair)"))?;
     Ok((Connection::over(one), Connection::over(other)))
 }
@@ -94,8 +95,8 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
     let (sender, receiver) = pipe::<T, Never>()?;
-    // shutdown(2) works on the socket, not on the descriptor, so it travels with the end to whatever process. The receiver's type has no
-    // `send`, but raw bytes written to its descriptor would fill a buffer that nobody reads; now they are refused (EPIPE).
+    // shutdown(2) works on the socket, not on the descriptor, so it travels with the end to whatever process. The receiver's type
+    // has no `send`, but raw bytes written to its descriptor would fill a buffer that nobody reads; now they are refused (EPIPE).
     let directed = sender.end.socket().refuse_to_receive();
     directed.map_err(QueueError::system("give a pipe its direction (shutdown)"))?;
     Ok((sender, receiver))
@@ -157,7 +158,8 @@ impl<S: Serialize, R> Connection<S, R> {
 
     /// Sends a value, which is ready before anything is waited for.
     fn send_by(&self, value: &S, policy: &WaitPolicy) -> Result<(), QueueError> {
-        // Before the end is entered: `Serialize` is the user's code, and may send this very connection, which works only while no call uses it.
+        // Before the end is entered: `Serialize` is the user's code, and may send this very connection, which works only while no
+        // call uses it.
         let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
         let mut value_message =
             ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
@@ -167,8 +169,8 @@ impl<S: Serialize, R> Connection<S, R> {
             let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
                 Attempt::Full => policy.await_descriptor(end.socket().as_fd(), Readiness::Writable),
-                // ETOOMANYREFS: too many descriptors of this user are in sockets (unix(7)), maybe in those of another program. No event
-                // tells when some of them have been received.
+                // ETOOMANYREFS: too many descriptors of this user are in sockets (unix(7)), maybe in those of another program. No
+                // event tells when some of them have been received.
                 Attempt::Crowded => policy.pause(CROWDED_RETRY),
             };
             waited.map_err(QueueError::not_put("the other end received nothing"))?;
@@ -249,7 +251,8 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     fn next(&self, policy: &WaitPolicy) -> Result<ReceivedMessage, QueueError> {
         let end = self.end.enter()?;
         loop {
-            // A look before the wait, so that a call that does not wait receives what is there; and after it, since another thread may be faster.
+            // A look before the wait, so that a call that does not wait receives what is there; and after it, since another
+            // thread may be faster.
             if let Some(arrived) = value_message::try_receive(end.socket()).map_err(not_received)? {
                 return Ok(arrived);
             }

@@ -21,15 +21,16 @@ impl Core {
             let (head, tail) = self.positions();
             self.is_closed() || self.ring().fits(head, tail, header)
         };
-        // The mutex is taken before the wait for room: so at most one producer sleeps on `no_room`, and one taken message wakes one process.
+        // The mutex is taken before the wait for room: so at most one producer sleeps on `no_room`, and one taken message wakes
+        // one process.
         let inside = fields.put.enter(&fields.no_room, policy, || !has_room());
         let producer =
             || fields.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
         let tail = self.await_room(header, policy)?;
-        // Descriptors go before the message. After it, a producer that is killed between the two would leave a message in the ring whose
-        // descriptors never come. In this order it leaves an orphan in the socket: a ticket that no message in the ring has, which
-        // `FdChannel` drops.
+        // Descriptors go before the message. After it, a producer that is killed between the two would leave a message in the
+        // ring whose descriptors never come. In this order it leaves an orphan in the socket: a ticket that no message in the
+        // ring has, which `FdChannel` drops.
         if message.has_attachments() {
             self.send_beside(&mut message, tail, policy)?;
         }
@@ -37,14 +38,14 @@ impl Core {
         // What is written behind `tail` is not in the queue yet. The next producer overwrites it if this one is killed here.
         self.ring().write(tail, message.header(), message.bytes());
         let end = tail.after(header).to_word();
-        // One swap of messages and bytes together puts the message in. Its Release half orders the bytes of the message before it, for the
-        // consumer's Acquire load of `put.at` (`await_message`). It is a swap, since `publish` has its barrier after an operation that reads
-        // and writes: on x86-64 such an instruction is the barrier (`barrier_after_change`). If this thread dies between the swap and the
-        // wake, the kernel wakes the consumer, because the parker's word is pending.
+        // One swap of messages and bytes together puts the message in. Its Release half orders the bytes of the message before
+        // it, for the consumer's Acquire load of `put.at` (`await_message`). It is a swap, since `publish` has its barrier after
+        // an operation that reads and writes: on x86-64 such an instruction is the barrier (`barrier_after_change`). If this
+        // thread dies between the swap and the wake, the kernel wakes the consumer, because the parker's word is pending.
         fields.no_message.publish(|| fields.put.at.swap(end, AcqRel));
         drop(inside);
-        // Only now, when the put cannot fail any more, do shards and connections in the value go from this process. Outside the mutex,
-        // because closing descriptors and writing an event are system calls, for which no other producer should wait.
+        // Only now, when the put cannot fail any more, do shards and connections in the value go from this process. Outside the
+        // mutex, because closing descriptors and writing an event are system calls, for which no other producer should wait.
         message.deliver();
         self.ring_event(false);
         Ok(())
@@ -60,14 +61,15 @@ impl Core {
         if self.is_closed() {
             return Err(QueueError::Closed);
         }
-        // A head that is too old makes the ring look fuller than it is, never emptier. So with enough room by the last known head there is
-        // no need to load `get.at`, whose cache line the consumers write with each message.
+        // A head that is too old makes the ring look fuller than it is, never emptier. So with enough room by the last known head
+        // there is no need to load `get.at`, whose cache line the consumers write with each message.
         let known = Position::from_word(fields.put.other.load(Relaxed));
         if ring.check(known, tail).is_ok() && ring.fits(known, tail, header) {
             return Ok(tail);
         }
         let look = || {
-            // Acquire, with the swap of `get.at` in `get`: the consumer has copied its message out before this thread overwrites the bytes.
+            // Acquire, with the swap of `get.at` in `get`: the consumer has copied its message out before this thread overwrites
+            // the bytes.
             let head = fields.get.at.load(Acquire);
             fields.put.other.store(head, Relaxed);
             let head = Position::from_word(head);

@@ -69,8 +69,8 @@ pub(super) enum Place {
 
 /// Bytes of a header in the ring.
 //
-// A record is whole words, so each header lies on a word boundary, in one piece: it never wraps around the end of the ring, whose size
-// is a multiple of a word too.
+// A record is whole words, so each header lies on a word boundary, in one piece: it never wraps around the end of the ring, whose
+// size is a multiple of a word too.
 const HEADER: usize = size_of::<u64>();
 const WORD: usize = size_of::<u64>();
 
@@ -124,7 +124,7 @@ pub(super) struct Ring<'a> {
     pub(super) most: u32,
 }
 
-/// What lies in the ring is none of ours.
+/// What lies in the ring was not written by this library.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Corrupt(pub(super) String);
 

@@ -24,16 +24,18 @@ impl Core {
         policy: &WaitPolicy,
     ) -> Result<(), QueueError> {
         let fields = self.fields();
-        // The number is taken before anything is sent, and is never given back: what a killed producer has sent under it can belong to no
-        // later message. Relaxed: only owners of the producers' mutex touch it, and receivers know tickets from ring and socket alone.
+        // The number is taken before anything is sent, and is never given back: what a killed producer has sent under it can
+        // belong to no later message. Relaxed: only owners of the producers' mutex touch it, and receivers know tickets from ring
+        // and socket alone.
         let ticket = fields.ticket.fetch_add(1, Relaxed).wrapping_add(1) % ring::TICKETS;
         let mut attempt = self.fd_channel.try_send(message, ticket)?;
-        // A full socket is not always full of what consumers will take. Killed producers may have filled it with orphans, which nobody
-        // comes for: a consumer cleans the socket only on its way to a message, and no message can get in. So a producer that finds no
-        // room cleans up itself, before it waits.
+        // A full socket is not always full of what consumers will take. Killed producers may have filled it with orphans, which
+        // nobody comes for: a consumer cleans the socket only on its way to a message, and no message can get in. So a producer
+        // that finds no room cleans up itself, before it waits.
         while attempt != Attempt::Sent {
-            // A consumer that has taken a message out of the ring and not yet its descriptors out of the socket owns this mutex. So what is
-            // before the first ticket in the ring is nobody's now. Producers and consumers take the mutexes in one order, this one last.
+            // A consumer that has taken a message out of the ring and not yet its descriptors out of the socket owns this mutex.
+            // So what is before the first ticket in the ring is nobody's now. Producers and consumers take the mutexes in one
+            // order, this one last.
             let receiving = self.enter_to_receive(policy, QueueError::Full)?;
             // Loaded with the mutex owned: an older head could be that of a message which a consumer has fetched since.
             let head = fields.get.at.load(Acquire);
@@ -57,8 +59,8 @@ impl Core {
     /// Waits until consumers are farther than `head`. The caller owns the producers' mutex.
     fn await_taking(&self, head: u64, policy: &WaitPolicy) -> Result<(), QueueError> {
         let fields = self.fields();
-        // Not a wait for the socket to be writable (poll): that would not end when the queue is closed, nor when its consumers have taken
-        // a message without descriptors, behind which orphans stand.
+        // Not a wait for the socket to be writable (poll): that would not end when the queue is closed, nor when its consumers
+        // have taken a message without descriptors, behind which orphans stand.
         let look = || match fields.get.at.load(Acquire) == head {
             _ if self.is_closed() => Some(Err(QueueError::Closed)),
             true => None,
@@ -136,7 +138,8 @@ mod tests {
         core.put(Outgoing::of(&[1_u8], core.inline()).unwrap(), &WaitPolicy::Never).unwrap();
         core.put(message(&tensor), &WaitPolicy::Never).unwrap();
         assert!(leave_orphans(&core, &tensor) > 0);
-        // The orphans stand behind the message that is in the ring: a producer must not receive past that, so it can drop none of them.
+        // The orphans stand behind the message that is in the ring: a producer must not receive past that, so it can drop none of
+        // them.
         assert!(matches!(core.put(message(&tensor), &WaitPolicy::Never), Err(QueueError::Full)));
         std::thread::scope(|scope| {
             let producer = scope.spawn(|| {

@@ -32,18 +32,20 @@ impl Side {
         is_hopeless: impl Fn() -> bool,
     ) -> Result<Locked<'_>, Interrupted> {
         let entered = match policy {
-            // A consumer that waits owns the mutex all the while, so `try_get` on an empty queue finds it taken. It must say at once that
-            // the queue is empty, and not try to get the mutex first.
+            // A consumer that waits owns the mutex all the while, so `try_get` on an empty queue finds it taken. It must say at
+            // once that the queue is empty, and not try to get the mutex first.
             WaitPolicy::Never if is_hopeless() => Err(Interrupted::WouldBlock),
-            // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process is stopped.
+            // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process
+            // is stopped.
             WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::Owner, is_hopeless),
             _ => Locked::lock(&self.mutex, || MapPin::Owner, policy),
         };
         // `MapPin::Owner`: the guard borrows from the queue's handle, which keeps the memory mapped, and ends with the call.
         let (inside, found) = entered?;
         if let Acquired::OwnerDied { .. } = found {
-            // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on the other side
-            // would make a system call for nobody. No disorder is left otherwise: the ring changes by one store (`at`).
+            // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on
+            // the other side would make a system call for nobody. No disorder is left otherwise: the ring changes by one store
+            // (`at`).
             parker.reset_after_death();
         }
         Ok(inside)
@@ -56,8 +58,8 @@ impl Side {
         what: &'static str,
         nobody_did: &'static str,
     ) -> Awaited {
-        // An owner that itself waits for room or for a message is not to blame, although it has the mutex: the wait was for the other side,
-        // for what `nobody_did`. An owner that has what it needs and still does not go on is stopped, and is named.
+        // An owner that itself waits for room or for a message is not to blame, although it has the mutex: the wait was for the
+        // other side, for what `nobody_did`. An owner that has what it needs and still does not go on is stopped, and is named.
         if keeps_others {
             Awaited::holders(what, [robust_mutex::holder(&self.mutex)])
         } else {

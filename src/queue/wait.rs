@@ -112,8 +112,8 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
     // Before the first look at the queues, so that a ring between that look and the sleep is an edge that this epoll has seen.
     let rings = rings(&sources)?;
     loop {
-        // Every time all of them: another process may have taken what an event was rung for, and each look notes in the queues that the wait
-        // goes on, for which they ring again.
+        // Every time all of them: another process may have taken what an event was rung for, and each look notes in the queues
+        // that the wait goes on, for which they ring again.
         let ready = ready(&sources)?;
         if !ready.is_empty() {
             return Ok(ready);
@@ -121,7 +121,8 @@ pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<
         let descriptors = sources.iter().filter_map(descriptor).map(|fd| (fd, Readiness::Readable));
         let all: Vec<_> =
             descriptors.chain(rings.as_ref().map(|rings| (rings.as_fd(), Readiness::Readable))).collect();
-        // An epoll is itself a descriptor that poll(2) takes, readable while it has an event: one sleep covers queues and descriptors.
+        // An epoll is itself a descriptor that poll(2) takes, readable while it has an event: one sleep covers queues and
+        // descriptors.
         match policy.await_any(&all, rings.as_ref().map(|_| LOOK_AGAIN)) {
             Ok(()) => {}
             Err(Interrupted::TimedOut(_)) => return Ok(Vec::new()),
@@ -162,8 +163,9 @@ fn rings(sources: &[Telltale<'_>]) -> Result<Option<Epoll>, QueueError> {
             Some(rings) => rings,
             none => none.insert(with_room(Epoll::new).map_err(QueueError::system(WAITING))?),
         };
-        // Edge-triggered (EPOLLET of epoll(7)), since several processes wait with one eventfd. If each waiter read it, one would take the
-        // ring from the others. So nobody reads it, it stays readable for good, and only a new write is an event, in each epoll.
+        // Edge-triggered (EPOLLET of epoll(7)), since several processes wait with one eventfd. If each waiter read it, one would
+        // take the ring from the others. So nobody reads it, it stays readable for good, and only a new write is an event, in
+        // each epoll.
         match rings.add_edge(event, 0) {
             // EEXIST: the same queue twice in the list.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -34,8 +34,8 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
     let asked = Standing::of_caller();
     let (standing, Beside { umask, entered_by_children }) = asked
         .map_err(Error::system("read the calling thread's credentials and namespaces (/proc/thread-self)"))?;
-    // After unshare(CLONE_NEWPID) the thread stays where it is, and only its children go into the new namespace (pid_namespaces(7)). The
-    // server forks from its own place, so its workers would not.
+    // After unshare(CLONE_NEWPID) the thread stays where it is, and only its children go into the new namespace
+    // (pid_namespaces(7)). The server forks from its own place, so its workers would not.
     if let Some(kind) = entered_by_children {
         return Err(Error::ForeignNamespace { kind });
     }
@@ -49,15 +49,15 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
     })
 }
 
-/// How the calling thread and the server see each other. `None` where that tells nothing, as nobody may inspect this process.
+/// How the calling thread and the server see each other. `None` where that tells nothing.
 pub(super) fn peer(server: u32) -> Option<Peer> {
-    // Asked of the kernel by a call that needs ptrace access to the other and changes nothing. Where this process is not dumpable (prctl(2)),
-    // every such call fails, whatever rules there are.
+    // Asked of the kernel by a call that needs ptrace access to the other and changes nothing. Where this process is not dumpable
+    // (prctl(2)), every such call fails, whatever rules there are.
     let peer = || Peer { thread: thread::id(), sees_server: standing::may_inspect(server) };
     standing::is_inspectable().then(peer)
 }
 
-/// Refuses a caller whose workers would have something from the server that is another than its own.
+/// Refuses a caller that differs from the server in something that a worker cannot change.
 pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Trouble> {
     let landlock = |here: &str, there: &str| Difference {
         what: "Landlock rules, or those of another security module".to_owned(),
@@ -80,8 +80,8 @@ pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Tro
 
 /// What each worker has to apply to itself: what the server does not have.
 pub(super) fn changes(attributes: &Attributes) -> Changes {
-    // Not applied in the server: a hard limit that was lowered cannot be raised again (setrlimit(2)), nor can nice values be (setpriority(2)),
-    // and the next request may come from a thread that has more.
+    // Not applied in the server: a hard limit that was lowered cannot be raised again (setrlimit(2)), nor can nice values be
+    // (setpriority(2)), and the next request may come from a thread that has more.
     let limits = attributes.limits.unlike(&Limits::of_process());
     Changes { limits, thread: attributes.thread.unlike(&ThreadState::of_caller()) }
 }
@@ -110,8 +110,8 @@ fn set_environment(wanted: &[(Vec<u8>, Vec<u8>)]) {
     let gone: Vec<_> = std::env::vars_os().map(|(key, _)| key).filter(|key| !is_wanted(key)).collect();
     gone.iter().for_each(env::remove);
     for (key, value) in wanted {
-        // Compared first: setenv(3) never frees the text that it replaces, since a pointer from getenv(3) may still be in use. A server that
-        // sets some hundred variables for every batch would grow for ever.
+        // Compared first: setenv(3) never frees the text that it replaces, since a pointer from getenv(3) may still be in use. A
+        // server that sets some hundred variables for every batch would grow for ever.
         let (key, value) = (OsString::from_vec(key.clone()), OsString::from_vec(value.clone()));
         if std::env::var_os(&key).as_ref() != Some(&value) {
             env::set(&key, &value);

@@ -21,8 +21,8 @@ use crate::wire::slot::Slot;
 
 /// How many workers go in one message.
 //
-// All descriptors of a batch are open in the server at once, and in each worker that it forks until the worker has closed those of the
-// others: some hundred of them, far below the usual limit of 1,024.
+// All descriptors of a batch are open in the server at once, and in each worker that it forks until the worker has closed those
+// of the others: some hundred of them, far below the usual limit of 1,024.
 const BATCH: usize = 64;
 /// Descriptors that an answer needs besides the pidfds.
 const SPARE: usize = 8;
@@ -36,8 +36,8 @@ pub(super) fn start_each(
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
     // Of the calling thread, not of the process: a worker is to have what a child of this thread would have.
     let mut attributes = attributes::of_caller(&plan.environment)?;
-    // Held until all are forked. The server takes on environment, directory and streams of one request until the next, and the next must
-    // not be another thread's before the last batch of this plan.
+    // Held until all are forked. The server takes on environment, directory and streams of one request until the next, and the
+    // next must not be another thread's before the last batch of this plan.
     let mut known = forkserver::link();
     let link = forkserver::connected(&mut known)?;
     attributes.peer = link.peer();
@@ -90,8 +90,8 @@ impl<'a> ForkBatch<'a> {
         let workers = prepared.collect::<Result<Vec<_>, _>>()?;
         let (request, descriptors) = self.request(&workers);
         let request = message(&Request::Fork(Box::new(request)), descriptors)?;
-        // Asked before the workers exist. They come back as pidfds beside the answer, and the kernel drops those for which this process has no
-        // room (MSG_CTRUNC of recvmsg(2)): nothing here could then end or watch these workers.
+        // Asked before the workers exist. They come back as pidfds beside the answer, and the kernel drops those for which this
+        // process has no room (MSG_CTRUNC of recvmsg(2)): nothing here could then end or watch these workers.
         if !limits::has_room_for(len + SPARE) {
             let none_left = io::Error::from_raw_os_error(limits::NO_DESCRIPTORS);
             return Err(self.failed(Failure::of("watching the processes (pidfd_open)")(none_left), 0));
@@ -99,8 +99,8 @@ impl<'a> ForkBatch<'a> {
         let deadline = Moment::now().checked_add(ANSWER * len as u32);
         let (reply, pidfds) = link.ask(request, deadline)?;
         if pidfds.len() != reply.pids.len() || (reply.trouble.is_none() && pidfds.len() != len) {
-            // It is not known which pidfd is whose, and some workers may have none here. They die with the server, by their death signal, and
-            // by their lifelines, which go with `workers`.
+            // It is not known which pidfd is whose, and some workers may have none here. They die with the server, by their death
+            // signal, and by their lifelines, which go with `workers`.
             let (ended, pids, pidfds) = (link.end(), reply.pids.len(), pidfds.len());
             let reason =
                 format!("{ended}, since it answered {len} workers with {pids} pids and {pidfds} pidfds");
@@ -133,8 +133,8 @@ impl<'a> ForkBatch<'a> {
         let mut named: Vec<_> = jobs.iter().flat_map(|job| job.descriptors().skip(1)).collect();
         named.push(result_channel.sender());
         named.extend(process_dir.as_ref().map(|dir| dir.as_fd()));
-        // A segment that many jobs name has one number in this process, and goes once. N workers with the same tensor would else cost the
-        // server N descriptors for it.
+        // A segment that many jobs name has one number in this process, and goes once. N workers with the same tensor would else
+        // cost the server N descriptors for it.
         named.sort_unstable_by_key(AsRawFd::as_raw_fd);
         named.dedup_by_key(|fd| fd.as_raw_fd());
         let ends = || workers.iter().filter_map(|worker| worker.workers_end.as_ref());

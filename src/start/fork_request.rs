@@ -35,8 +35,8 @@ impl<'a> OpenRequest<'a> {
             + request.numbers.len()
             + request.worker_dirs.len()
             + request.lifelines;
-        // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). With one missing, slots and
-        // lifelines would be taken for one another: a count is the only thing that tells.
+        // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). With one
+        // missing, slots and lifelines would be taken for one another: a count is the only thing that tells.
         if descriptors.len() != expected || request.jobs == 0 {
             let came = descriptors.len();
             return Err(Trouble::Confused(format!("{came} descriptors came with a request, not {expected}")));

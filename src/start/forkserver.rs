@@ -87,8 +87,8 @@ pub(super) fn link() -> MutexGuard<'static, Option<ServerLink>> {
 pub(crate) fn guards() -> Result<Arc<OwnedFd>, Error> {
     let mut known = link();
     let link = connected(&mut known)?;
-    // The worker asks the server itself, and waits for the answer. It may not be allowed to signal the server (kill(2)), so a server that
-    // somebody has stopped has to run before.
+    // The worker asks the server itself, and waits for the answer. It may not be allowed to signal the server (kill(2)), so a
+    // server that somebody has stopped has to run before.
     link.wake();
     Ok(link.guards())
 }
@@ -115,7 +115,8 @@ pub(super) fn connected(known: &mut Option<ServerLink>) -> Result<&mut ServerLin
 fn preload(link: &ServerLink) -> Result<(), Error> {
     let Some(entry) = *PRELOAD.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(()) };
     let image = Image::main().map_err(Error::system("identify this executable"))?;
-    // The function goes as an offset into this executable, with the build's id: the server runs the same file, but mapped elsewhere (ASLR).
+    // The function goes as an offset into this executable, with the build's id: the server runs the same file, but mapped
+    // elsewhere (ASLR).
     let (function, image_id) = (entry.name().to_owned(), image.id().to_vec());
     let request = Request::Preload { image: image_id, entry: entry.offset(image)?, function };
     let (reply, _) = link.ask(message(&request, Vec::new())?, None)?;

@@ -31,8 +31,8 @@ pub(crate) fn make_room(nprocs: usize) {
 pub(crate) struct Started {
     /// By rank.
     //
-    // Above `slots`, as fields are dropped in their order: dropping the group kills and reaps, and until then a child may write into its
-    // slot.
+    // Above `slots`, as fields are dropped in their order: dropping the group kills and reaps, and until then a child may write
+    // into its slot.
     pub(crate) children: Group,
     /// The report slots, by rank.
     pub(crate) slots: Vec<Slot>,
@@ -46,8 +46,8 @@ pub(crate) struct Started {
 pub(crate) fn start_all(plan: Plan) -> Result<Started, Error> {
     match plan.method {
         // The parent-death signal comes when the thread ends that has started the child, not when its process does (prctl(2),
-        // PR_SET_PDEATHSIG). The caller may be a thread of a pool, so another one starts the workers, and lives as long as they do. The main
-        // thread ends with the process.
+        // PR_SET_PDEATHSIG). The caller may be a thread of a pool, so another one starts the workers, and lives as long as they
+        // do. The main thread ends with the process.
         StartMethod::Spawn if !thread::is_main() => {
             let (started, parent) = spawner::run(move || start_each(plan))?;
             let mut started = started?;
@@ -83,8 +83,8 @@ fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result
     };
     // Before the next `?`: the worker exists by now, though it may not be possible to watch it.
     plan.jobs.deliver(rank..rank + 1);
-    // pidfd_open(2) after the fork is no race: the pid of a child stays its own until this process reaps it, and only `Child` does. (posix_spawn
-    // has no CLONE_PIDFD, which would return both at once.)
+    // pidfd_open(2) after the fork is no race: the pid of a child stays its own until this process reaps it, and only `Child`
+    // does. (posix_spawn has no CLONE_PIDFD, which would return both at once.)
     let child = Child::adopt(pid, started, worker.lifeline);
     Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, worker.slot))
 }

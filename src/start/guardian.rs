@@ -22,8 +22,8 @@ pub(super) struct Guardian {
 
 /// A worker that the launcher has started itself.
 //
-// It is no child of this process. So its number may become another's as soon as the launcher has reaped it, which this process is not told:
-// only the pidfd is certain, and, before Linux 6.9, a member of the group that is a child of this process.
+// It is no child of this process. So its number may become another's as soon as the launcher has reaped it, which this process is
+// not told: only the pidfd is certain, and, before Linux 6.9, a member of the group that is a child of this process.
 struct Guarded {
     pid: u32,
     pidfd: OwnedFd,
@@ -43,8 +43,8 @@ impl Guardian {
             match self.requests.try_receive() {
                 Ok(Some(message)) => self.guard(message, epoll),
                 Ok(None) => return true,
-                // EOF: launcher and workers have closed their ends. The launcher may live on all the same, after an exec, so this is not yet the
-                // time to end anything.
+                // EOF: launcher and workers have closed their ends. The launcher may live on all the same, after an exec, so this
+                // is not yet the time to end anything.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
                 // A message of another length: not from a worker, but from some process that has inherited a worker's descriptor.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
@@ -62,8 +62,8 @@ impl Guardian {
     fn guard(&mut self, message: Message<[u8; size_of::<GuardRequest>()]>, epoll: &Epoll) {
         let pid = u64::from_ne_bytes(message.bytes) as u32;
         let mut descriptors = message.descriptors.into_iter();
-        // The worker has sent a pidfd of itself, since only its number would come too late: by the time at which it is read here, the worker may have
-        // ended and its number be another's.
+        // The worker has sent a pidfd of itself, since only its number would come too late: by the time at which it is read here,
+        // the worker may have ended and its number be another's.
         let Some(pidfd) = descriptors.next() else {
             let limit = limits::descriptors_text().unwrap_or_default();
             return complain(&format!("no descriptor is left to guard process {pid}: {limit}"));
@@ -78,8 +78,8 @@ impl Guardian {
             // Without room to watch it (max_user_watches) it is guarded all the same, until the launcher is gone.
             Ok(()) | Err(_) => {}
         }
-        // The worker asks with a second descriptor where its pidfd does not mean its group, and waits until that is closed. So it has no
-        // children yet when the group is held, and none can escape.
+        // The worker asks with a second descriptor where its pidfd does not mean its group, and waits until that is closed. So it
+        // has no children yet when the group is held, and none can escape.
         let answer = descriptors.next();
         let group = answer.as_ref().and_then(|_| hold(pid, &pidfd));
         // `answer` is dropped on return, which lets the worker go on, with its group held or not.
@@ -90,10 +90,12 @@ impl Guardian {
     /// Ends what is left of the group of a guarded worker that has ended.
     pub(super) fn forget(&mut self, number: u64, epoll: &Epoll) {
         if let Some(guarded) = self.guarded.remove(&number) {
-            // epoll(7) watches the open file, and drops it when the last copy of the descriptor is closed. A worker that was just forked from
-            // this process, or is stopped, has a copy for as long as it likes: without this the end would be reported again and again.
+            // epoll(7) watches the open file, and drops it when the last copy of the descriptor is closed. A worker that was just
+            // forked from this process, or is stopped, has a copy for as long as it likes: without this the end would be reported
+            // again and again.
             let _ = epoll.remove(guarded.pidfd.as_fd());
-            // The launcher ends the group too. But it may be killed before it comes to that, and then nobody knows the worker any more.
+            // The launcher ends the group too. But it may be killed before it comes to that, and then nobody knows the worker any
+            // more.
             guarded.end();
         }
     }
@@ -112,8 +114,9 @@ impl AsFd for Guardian {
 
 /// Holds the group of a worker that runs.
 fn hold(pid: u32, pidfd: &OwnedFd) -> Option<HeldGroup> {
-    // By its number, as clone(2) and setpgid(2) know no pidfd. So the look at the pidfd comes after it: a worker that lives even then had that
-    // number all the while. One that has ended had no children, and what was joined may be another's group: it is left at once.
+    // By its number, as clone(2) and setpgid(2) know no pidfd. So the look at the pidfd comes after it: a worker that lives even
+    // then had that number all the while. One that has ended had no children, and what was joined may be another's group: it is
+    // left at once.
     let held = HeldGroup::of(pid).inspect_err(|error| {
         if !is_readable(pidfd) {
             complain(&format!("the process group of {pid} cannot be guarded (clone, setpgid): {error}"));
@@ -126,8 +129,8 @@ impl Guarded {
     fn end(&self) {
         match &self.group {
             Some(group) => group.kill(),
-            // The number goes along only while the worker has not ended: until then it cannot be another's. It may end between the look and
-            // the kill, but numbers are given out in turn, so its own does not come again in that moment.
+            // The number goes along only while the worker has not ended: until then it cannot be another's. It may end between
+            // the look and the kill, but numbers are given out in turn, so its own does not come again in that moment.
             None => {
                 pidfd::kill_group(self.pidfd.as_fd(), Some(self.pid).filter(|_| !is_readable(&self.pidfd)))
             }

@@ -108,8 +108,8 @@ impl Plan {
         let worker_dir =
             worker_dir.map_err(self.of_names("making a directory for its named memory (mkdirat)"))?;
         if let Some(worker_dir) = &worker_dir {
-            // The links are made here, while this process holds the memory and its names exist. By the time at which the worker came to
-            // make them, this process might have dropped the memory, and the names with it.
+            // The links are made here, while this process holds the memory and its names exist. By the time at which the worker
+            // came to make them, this process might have dropped the memory, and the names with it.
             let linked = self.jobs.of(rank).link_into(worker_dir);
             linked.map_err(self.of_names("naming the memory of its arguments (linkat)"))?;
         }
@@ -127,8 +127,8 @@ impl Plan {
 
     /// The line by which a worker knows itself.
     pub(super) fn marker(&self, worker: &Prepared) -> Marker {
-        // Numbers as they are in this process. Fork and posix_spawn keep them; the fork server, where they are others, writes its own marker
-        // (`OpenRequest::marker`).
+        // Numbers as they are in this process. Fork and posix_spawn keep them; the fork server, where they are others, writes its
+        // own marker (`OpenRequest::marker`).
         Marker {
             rank: worker.rank,
             // The worker compares it with getppid(2) once its death signal is set: a launcher that died before that sends none.
@@ -143,8 +143,9 @@ impl Plan {
 
     /// What a worker inherits.
     pub(super) fn inherited<'a>(&'a self, worker: &'a Prepared) -> impl Iterator<Item = BorrowedFd<'a>> {
-        // Exactly what the marker and the job name by a number. All else is close-on-exec in Spawn, and closed by the worker in Fork: a
-        // forgotten copy of the launcher's end of a socket would keep EOF from the other one for as long as the worker lives.
+        // Exactly what the marker and the job name by a number. All else is close-on-exec in Spawn, and closed by the worker in
+        // Fork: a forgotten copy of the launcher's end of a socket would keep EOF from the other one for as long as the worker
+        // lives.
         let process_dir = self.process_dir.as_ref().map(|process_dir| process_dir.as_fd());
         let guards = self.guards.as_ref().map(|guards| guards.as_fd());
         self.jobs

@@ -118,7 +118,8 @@ impl Server {
         while self.launcher.is_some() {
             self.epoll.wait_until(None)?;
             let ready = self.epoll.ready()?;
-            // Before all others: no request matters any more, and answering one would let the workers live longer.
+            // Before all others: a request of a dead launcher matters to no process, and the workers would live on while it is
+            // answered.
             if ready.contains(&LAUNCHER) {
                 break;
             }
@@ -153,7 +154,7 @@ impl Server {
             // The group first: once the child is reaped, its number may be another group's.
             pidfd::kill_group_of_child(pid);
             let exit = wait::reap_ended(pid)?;
-            // The others are children of the preload function, for which nobody waits any more.
+            // A pid that is not known here is that of a child of the preload function, which has returned and waits for it no longer.
             if let Some(Forked { ledger, rank, .. }) = self.forked.remove(&pid) {
                 ledger.record(rank, exit);
             }
@@ -261,10 +262,10 @@ impl Reply {
 
 /// Makes the dispositions of signals what a worker is to find, whatever a preload function has done.
 fn prepare() -> io::Result<ChildSignals> {
-    // Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would die with it,
-    // however they handle the signal. Blocked, not ignored: a worker would inherit what is ignored, while it empties its mask anyway, and a
-    // signal that is pending here is not pending in a fork (fork(2)). SIGCHLD, blocked too, is read from a signalfd (`ChildSignals`).
-    // Before any default action can come back to a signal that is waiting.
+    // Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would die
+    // with it, however they handle the signal. Blocked, not ignored: a worker would inherit what is ignored, while it empties its
+    // mask anyway, and a signal that is pending here is not pending in a fork (fork(2)). SIGCHLD, blocked too, is read from a
+    // signalfd (`ChildSignals`). Before any default action can come back to a signal that is waiting.
     signal::block_all_but_faults()?;
     signal::reset_dispositions()?;
     worker::crash::prepare()?;

@@ -58,8 +58,8 @@ impl ServerLink {
             guards: guards.as_fd().as_raw_fd(),
         };
         let inherited = [theirs.as_fd(), guards.as_fd()].into_iter();
-        // A batch system may signal all processes of the job just now. Blocked from before its first instruction (POSIX_SPAWN_SETSIGMASK),
-        // such a signal cannot end the server before it has said itself how it takes signals.
+        // A batch system may signal all processes of the job just now. Blocked from before its first instruction
+        // (POSIX_SPAWN_SETSIGMASK), such a signal cannot end the server before it has said itself how it takes signals.
         let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), &[], inherited, Blocked::Everything);
         let pid = pid.map_err(failed("posix_spawn"))?;
         // Our child, not reaped yet: its pid cannot have become another's.
@@ -68,7 +68,8 @@ impl ServerLink {
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
         // Landlock rules tell nothing of themselves, but this thread cannot inspect a process that has others.
         let is_open = attributes::peer(pid).is_some_and(|peer| peer.sees_server);
-        // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask` would wait in vain.
+        // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask`
+        // would wait in vain.
         Ok(Self::to((pid, pidfd), requests, guards, is_open))
     }
 
@@ -92,7 +93,8 @@ impl ServerLink {
 
     /// How the calling thread and the server see each other, if that tells something.
     pub(super) fn peer(&self) -> Option<Peer> {
-        // A server that even the thread which started it could not inspect is closed to all, for another reason than rules: nothing follows from it.
+        // A server that even the thread which started it could not inspect is closed to all, for another reason than rules:
+        // nothing follows from it.
         attributes::peer(self.pid).filter(|_| self.is_open)
     }
 
@@ -102,7 +104,8 @@ impl ServerLink {
     }
 
     pub(super) fn is_usable(&self) -> bool {
-        // A pidfd is readable once its process has ended (pidfd_open(2)), reaped or not: this takes nothing away from `ended`, which reaps.
+        // A pidfd is readable once its process has ended (pidfd_open(2)), reaped or not: this takes nothing away from `ended`,
+        // which reaps.
         let ended = wait_readable(self.pidfd.as_fd(), Some(Moment::now())).unwrap_or(true);
         self.is_own() && !ended && !self.given_up.get()
     }
@@ -124,8 +127,8 @@ impl ServerLink {
             // EPIPE: it has ended before it took the message.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
             Err(error) => {
-                // The question may have been understood all the same, and its answer, with pidfds of workers, may still come: the next question would take
-                // it for its own. Messages have no numbers. So the server ends, and its workers with it.
+                // The question may have been understood all the same, and its answer, with pidfds of workers, may still come: the
+                // next question would take it for its own. Messages have no numbers. So the server ends, and its workers with it.
                 let (ended, after) = (self.end(), Moment::now().since(asked));
                 Err(Error::ForkServer {
                     reason: format!(
@@ -139,8 +142,8 @@ impl ServerLink {
     /// Waits until there is an answer, or the server has ended.
     fn await_answer(&self, deadline: Option<Moment>) -> io::Result<()> {
         loop {
-            // Somebody may stop the server while it works (SIGSTOP), of which no descriptor tells. SIGCONT does nothing to a process that runs,
-            // so it is simply sent once a second.
+            // Somebody may stop the server while it works (SIGSTOP), of which no descriptor tells. SIGCONT does nothing to a
+            // process that runs, so it is simply sent once a second.
             let until = [deadline, Moment::now().checked_add(WAKE)].into_iter().flatten().min();
             // Readable, too, when the server has ended: its end of the socket is closed then.
             if wait_readable(self.requests.as_fd(), until)? {
@@ -160,7 +163,8 @@ impl ServerLink {
 
     /// Ends it, and says in words whether that was allowed. It is used no more in either case.
     pub(super) fn end(&self) -> String {
-        // First, and whatever comes of the signal: EPERM means a server that has changed its user. It runs on, but is not asked again.
+        // First, and whatever comes of the signal: EPERM means a server that has changed its user. It runs on, but is not asked
+        // again.
         self.given_up.set(true);
         match pidfd::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL) {
             Ok(()) => "it was ended".to_owned(),
@@ -169,8 +173,8 @@ impl ServerLink {
     }
 
     fn ended(&self) -> Error {
-        // EOF comes before the end: the kernel closes a dying process's sockets, and later makes it a zombie that can be reaped (exit_files
-        // before exit_notify in do_exit). Its exit status is worth that moment.
+        // EOF comes before the end: the kernel closes a dying process's sockets, and later makes it a zombie that can be reaped
+        // (exit_files before exit_notify in do_exit). Its exit status is worth that moment.
         let _ = wait_readable(self.pidfd.as_fd(), Moment::now().checked_add(ANSWER));
         match wait::reap(self.pidfd.as_fd(), |_| ()) {
             Ok(Reaped::Exit(exit)) => died(&format!("while it was asked: {}", exit.status)),
@@ -183,7 +187,8 @@ impl Drop for ServerLink {
     fn drop(&mut self) {
         // In a fork of the launcher the server is the parent's, which goes on with it; and waitid(2) would find no child.
         if self.is_own() {
-            // Killed, and not only left to EOF: a server in a long preload function looks at nothing. The wait ends a zombie that nobody else reaps.
+            // Killed, and not only left to EOF: a server in a long preload function looks at nothing. The wait ends a zombie that
+            // nobody else reaps.
             let sent = pidfd::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
             // Without a signal there is no death to wait for.
             let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };

@@ -29,8 +29,8 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
     let pid = std::process::id();
     if ALLOWED.load(Ordering::Relaxed) {
         Ok(())
-    // The marker is in the environment, but `init` did not find it, for it does not return in a worker: this is a worker whose main has come
-    // here before `init`. It would start N more, each of which starts N more.
+    // The marker is in the environment, but `init` did not find it, for it does not return in a worker: this is a worker whose
+    // main has come here before `init`. It would start N more, each of which starts N more.
     } else if [WORKER, SERVER].iter().any(|key| std::env::var_os(key).is_some()) {
         Err(Error::InitSkipped { pid })
     } else if reruns_program {
@@ -42,8 +42,9 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
 
 /// Refuses to run what is not known to be this program again.
 pub(crate) fn check_executable() -> Result<(), Error> {
-    // /proc/self/exe is the file itself, not its path, so a rebuild that has replaced it does no harm. But under an emulator it is the emulator,
-    // which would run with our arguments and never come to `init`. (Of the loader, `ld.so program`, the arguments are known.)
+    // /proc/self/exe is the file itself, not its path, so a rebuild that has replaced it does no harm. But under an emulator it
+    // is the emulator, which would run with our arguments and never come to `init`. (Of the loader, `ld.so program`, the
+    // arguments are known.)
     let found = Executable::of_this_process();
     match found.map_err(Error::system("find out which file this process runs (/proc/self/auxv)"))? {
         Executable::Own | Executable::Loader(_) => Ok(()),
@@ -80,7 +81,8 @@ impl Template {
         let marker = format!("{WORKER}={}", plan.marker(worker));
         const CALL: &str = "running /proc/self/exe again (posix_spawn)";
         let own = plan.rank_environments.get(worker.rank).map(Vec::as_slice).unwrap_or_default();
-        // Nothing blocked: the worker's mask is to be the usual one, whatever the calling thread has blocked (exec keeps the mask, execve(2)).
+        // Nothing blocked: the worker's mask is to be the usual one, whatever the calling thread has blocked (exec keeps the
+        // mask, execve(2)).
         let pid = self.run(&marker, own, plan.inherited(worker), Blocked::Nothing);
         pid.map_err(|os| match self.limit_met(&os, own) {
             Some(limit) => Failure::Limited { call: CALL, limit, os },
@@ -90,8 +92,8 @@ impl Template {
 
     /// The limit of what a program can be given, if that is what the system says.
     fn limit_met(&self, os: &io::Error, own: &[(String, String)]) -> Option<String> {
-        // E2BIG does not say whether one string is too long (128 KiB) or all together are (execve(2)): so they are counted. The marker, of some
-        // 60 bytes, does not matter.
+        // E2BIG does not say whether one string is too long (128 KiB) or all together are (execve(2)): so they are counted. The
+        // marker, of some 60 bytes, does not matter.
         let own: Vec<_> = own.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let all = self.environment.iter().chain(&self.arguments).map(|text| text.as_bytes());
         limits::of_program(os, &all.chain(own.iter().map(String::as_bytes)).collect::<Vec<_>>())
@@ -106,8 +108,9 @@ impl Template {
         blocked: Blocked,
     ) -> io::Result<u32> {
         let added = added(marker, changes);
-        // At the numbers that they have here, by which the marker and the job name them. posix_spawn(3) duplicates each onto itself, which
-        // clears close-on-exec in the child alone: with fcntl(2) here, a program that another thread starts in this moment would inherit it.
+        // At the numbers that they have here, by which the marker and the job name them. posix_spawn(3) duplicates each onto
+        // itself, which clears close-on-exec in the child alone: with fcntl(2) here, a program that another thread starts in this
+        // moment would inherit it.
         let descriptors: Vec<_> = inherited.map(|fd| (fd, fd.as_raw_fd())).collect();
         let program = Program {
             program: OWN_EXECUTABLE,
@@ -115,8 +118,8 @@ impl Template {
             environment: &self.environment_with(changes, &added),
             directory: None,
             descriptors: &descriptors,
-            // A group of its own, from before exec (POSIX_SPAWN_SETPGROUP): Ctrl-C at the terminal goes to the launcher alone, which then ends
-            // its workers in order, and whatever a worker has started can be ended with it by one kill(2).
+            // A group of its own, from before exec (POSIX_SPAWN_SETPGROUP): Ctrl-C at the terminal goes to the launcher alone,
+            // which then ends its workers in order, and whatever a worker has started can be ended with it by one kill(2).
             group: None,
             blocked,
         };

@@ -33,9 +33,10 @@ pub(super) fn run<T: Send + 'static>(
             }
         }
     };
-    // New for each call, and not kept for the next one. Linux keeps much for each thread: nice value, scheduling policy, timer slack, I/O priority,
-    // affinity, memory policy, credentials, no_new_privs, seccomp filters, namespaces, with unshare(CLONE_FS) also umask and working
-    // directory. A new thread has all of it from the thread that creates it, and hands it on to the workers, as the caller would.
+    // New for each call, and not kept for the next one. Linux keeps much for each thread: nice value, scheduling policy, timer
+    // slack, I/O priority, affinity, memory policy, credentials, no_new_privs, seccomp filters, namespaces, with
+    // unshare(CLONE_FS) also umask and working directory. A new thread has all of it from the thread that creates it, and hands
+    // it on to the workers, as the caller would.
     let thread = thread::Builder::new().name("phalanx-start".into()).spawn(live);
     let thread = thread.map_err(Error::system("create the thread that starts workers"))?;
     let parent = ParentThread::new(thread.thread().clone(), over);

@@ -74,7 +74,8 @@ fn in_the_server(
         ForkBatch { plan: &plan, ranks: 1..3, attributes: &attributes, before: &before, ledger: &ledger };
     let workers = [1, 2].map(|rank| plan.prepare(rank).unwrap());
     let (request, descriptors) = batch.request(&workers);
-    // Copies, as SCM_RIGHTS makes them: in the server each has another number. Those that are lost are the last ones, as with MSG_CTRUNC.
+    // Copies, as SCM_RIGHTS makes them: in the server each has another number. Those that are lost are the last ones, as with
+    // MSG_CTRUNC.
     let arrived = descriptors.iter().map(|fd| fd.try_clone_to_owned().unwrap());
     let arrived: Vec<OwnedFd> = arrived.take(descriptors.len() - lost).collect();
     let sent = workers.each_ref().map(|worker| {

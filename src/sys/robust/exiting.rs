@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::list::Unread;
 
-/// With the id of the thread whose list the kernel has yet to walk.
+/// Each with the id of its thread, whose list the kernel has yet to walk.
 static EXITING: Mutex<Vec<(u32, Unread)>> = Mutex::new(Vec::new());
 
 /// Keeps what a thread owned until the thread is gone.

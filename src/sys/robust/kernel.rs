@@ -12,15 +12,16 @@ use super::super::futex;
 use super::pending::{PendingOp, head};
 use super::word::{RobustWord, WAITERS};
 
-/// How long to look for the sleeper: an emulation of Linux may not count those who sleep.
+/// How long the trial looks for its sleeper. An emulation of Linux may not count sleepers, and would be asked for ever.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Whether the kernel wakes one who sleeps on a word of which it only says that some sleep ([`WAITERS`]) when a thread ends that
-/// has it pending: one that has freed the word and not woken anybody yet, or that was woken and has not taken it.
-///
-/// Linux does since 6.2 and in stable kernels since December 2022 (commit 90d758896787, "futex: Resend potentially swallowed owner
-/// death notification"). Before, it does so for a word that is 0 only (since 5.5), or never. Where that cannot be tried out, it is
-/// taken not to.
+/// Whether the kernel wakes a sleeper when a thread ends that has the sleeper's word pending and does not own it. Where that cannot
+/// be tried out, the answer is no.
+//
+// Such a thread has freed the word and not woken a sleeper yet, or it was woken and has not taken the word. The word has no owner
+// then, but still the bit that says that threads sleep (WAITERS). Linux wakes one of them since 6.2, and in stable kernels since
+// December 2022 (commit 90d758896787, "futex: Resend potentially swallowed owner death notification"). Before, it did so only if
+// the whole word was 0 (since 5.5), or never.
 pub(crate) fn death_wakes() -> bool {
     const YES: u8 = 1;
     const NO: u8 = 2;
@@ -42,7 +43,7 @@ pub(crate) fn death_wakes() -> bool {
     }
 }
 
-/// Whether the kernel is one of which it is certain, so that nothing has to be tried out.
+/// Whether the kernel's release is one that wakes for certain.
 fn runs_fixed_release() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| is_fixed_release(&release))
 }
@@ -62,9 +63,11 @@ fn sleeps(word: &AtomicU32, limit: Option<Moment>) -> io::Result<bool> {
     if is_late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(sleeps) }
 }
 
-/// Lets a thread sleep on such a word until `sleeps` says that it does, and another one end by `end`, and looks whether the first
-/// was woken: the answer does not depend on how long anything takes. `None`: the sleeper was disturbed by something else, so that
-/// nobody knows.
+/// Tries it out: one thread sleeps on such a word, and when `sleeps` says so, another one ends by `end`. Says whether the first was woken;
+/// `None`: something else has disturbed the sleeper.
+//
+// No step depends on time: the second thread begins when the first sleeps, and the look comes when the second is gone. A trial by
+// timeouts would find a kernel that wakes nobody wherever the machine is busy.
 fn try_out(
     sleeps: impl Fn(&AtomicU32) -> io::Result<bool>,
     end: impl FnOnce(&RobustWord) + Send,
@@ -84,7 +87,8 @@ fn try_out(
         // A join returns when the kernel has cleared the thread's id, which it does after it has read the robust list.
         let ended = asleep.and_then(|_| small().spawn_scoped(scope, || end(&robust)));
         let ended = ended.map(|doomed| doomed.join().is_ok());
-        // The count of FUTEX_WAKE is the answer: nobody to wake means that the kernel has woken the sleeper, or that something else did.
+        // The count of FUTEX_WAKE is the answer: nobody to wake means that the kernel has woken the sleeper, or that something
+        // else did.
         let still_asleep = futex::wake(word, 1) > 0;
         // Should the sleeper have been disturbed, it sleeps again, or will: it is sent away in either case.
         word.store(0, SeqCst);
@@ -101,7 +105,8 @@ fn try_out(
 /// Leaves the word pending for good.
 fn end_with_pending(word: &RobustWord) {
     if let Ok(list) = head() {
-        // The closure returns and the thread ends in the usual way; the kernel walks the robust list in that case as well (exit_mm_release).
+        // The closure returns and the thread ends in the usual way; the kernel walks the robust list in that case as well
+        // (exit_mm_release).
         mem::forget(PendingOp::new(list, word));
     }
 }

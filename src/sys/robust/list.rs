@@ -19,8 +19,8 @@ use super::word::RobustWord;
 
 /// How many words a thread may own.
 //
-// The kernel follows 2048 links (ROBUST_LIST_LIMIT), lest a ring keep it for ever, and silently leaves what comes after. Some of these are
-// of the C library's mutexes, behind ours.
+// The kernel follows 2048 links (ROBUST_LIST_LIMIT), lest a ring keep it for ever, and silently leaves what comes after. Some of
+// these are of the C library's mutexes, behind ours.
 pub(super) const MOST: usize = 1000;
 
 /// From a link to the C library's link before.
@@ -120,24 +120,24 @@ impl RobustList {
 
     /// Puts the anchors first in the C library's list.
     //
-    // Two anchors, and in private memory: the C library writes to the neighbours of a mutex when it locks or unlocks it. Between its entries
-    // our words would be such neighbours, so that it wrote addresses of this process into shared memory.
+    // Two anchors, and in private memory: the C library writes to the neighbours of a mutex when it locks or unlocks it. Between
+    // its entries our words would be such neighbours, so that it wrote addresses of this process into shared memory.
     fn hang_in(&self) {
         let [front, back] = self.anchors.both();
-        // The list is a ring that begins and ends at the head. An empty one has the head itself here, before which glibc has a link too
-        // (robust_prev in front of robust_head in its struct pthread), so there is no special case.
+        // The list is a ring that begins and ends at the head. An empty one has the head itself here, before which glibc has a
+        // link too (robust_prev in front of robust_head in its struct pthread), so there is no special case.
         let others = read(self.first());
         back.next.store(others as u64, Relaxed);
         back.before.store(front.link() as u64, Relaxed);
         front.next.store(back.link() as u64, Relaxed);
         front.before.store(self.first() as u64, Relaxed);
-        // The anchors point on before anything points to them. The kernel follows the forward links only; the first anchor enters its walk
-        // with the last write, by which time the whole ring is closed again.
+        // The anchors point on before anything points to them. The kernel follows the forward links only; the first anchor enters
+        // its walk with the last write, by which time the whole ring is closed again.
         write(before(others), back.link());
         write(self.first(), front.link());
     }
 
-    /// Takes the anchors out of it again, between which there must be nothing.
+    /// Takes the anchors out of the C library's list again. No word is between them.
     pub(super) fn take_down(&self) {
         let [front, back] = self.anchors.both();
         let (earlier, others) = (front.before.load(Relaxed) as usize, back.next.load(Relaxed) as usize);
@@ -176,7 +176,8 @@ impl RobustList {
             // SAFETY: it is mapped: the entry says who sees to that.
             Some((above, _)) => unsafe { above.as_ref() }.next.store(below as u64, Relaxed),
         }
-        // Unlinked before its pin goes: from then on the memory may be unmapped, and the kernel ends its walk at the first link that it cannot read.
+        // Unlinked before its pin goes: from then on the memory may be unmapped, and the kernel ends its walk at the first link
+        // that it cannot read.
         compiler_fence(SeqCst);
         if place + 1 == self.owned.len() {
             return self.owned.pop().map_or(MapPin::Owner, |(_, kept)| kept);
@@ -184,7 +185,7 @@ impl RobustList {
         self.owned.remove(place).1
     }
 
-    /// A word whose owner may have references to what it guards that outlive the thread: see [`MapPin::Lender`].
+    /// The place of a word that has to stay taken when the thread ends: see [`MapPin::Lender`].
     pub(super) fn find_lent(&self) -> Option<usize> {
         self.owned.iter().rposition(|(_, map_pin)| matches!(map_pin, MapPin::Lender(_)))
     }
@@ -196,8 +197,8 @@ impl RobustList {
 
     /// Takes all out that the kernel still has to read, when the thread has ended: the links stay as they are.
     pub(super) fn take_unread(&mut self) -> Unread {
-        // The kernel walks the list after the last destructor of this thread has run, through the anchors and all words. Their memory must be there
-        // until then: see `exiting`.
+        // The kernel walks the list after the last destructor of this thread has run, through the anchors and all words. Their
+        // memory must be there until then: see `exiting`.
         let anchors = mem::replace(&mut self.anchors, Anchors::new());
         Unread { _owned: mem::take(&mut self.owned), _anchors: anchors }
     }

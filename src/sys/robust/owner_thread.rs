@@ -15,7 +15,7 @@ use super::word::{OWNER, RobustWord};
 static CURRENT: AtomicPtr<OwnerThread> = AtomicPtr::new(ptr::null_mut());
 
 struct OwnerThread {
-    /// A fork has this, but not the thread.
+    /// The process that the thread is in: a fork has a copy of this record, but not the thread.
     generation: Option<u32>,
     /// How many words were given to it, which a thread can own a limited number of.
     given: AtomicUsize,
@@ -45,15 +45,18 @@ pub(super) fn hand_over(word: NonNull<RobustWord>, map_pin: MapPin, from: u32) {
     owner.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(transfer);
     owner.added.fetch_add(1, Release);
     futex::wake_all(&owner.added);
-    // This thread must not end before the word has its new owner. It has the word pending meanwhile, and the kernel would find its id there and
-    // mark the word as that of a dead owner: the next thread would get the lock while leaked references are used.
+    // This thread must not end before the word has its new owner. It has the word pending meanwhile, and the kernel would find
+    // its id there and mark the word as that of a dead owner: the next thread would get the lock while leaked references are
+    // used.
     while done.load(Acquire) == 0 {
         // A wait that was disturbed is begun again.
         let _ = futex::wait(&done, 0, None);
     }
 }
 
-/// Ends the process: two would have what only one may have.
+/// Ends the process.
+//
+// Nothing less will do: the kernel is about to give the lock to the next thread, while leaked references to its value are in use.
 fn give_up(error: &io::Error) -> ! {
     let _ = writeln!(
         io::stderr(),
@@ -80,7 +83,9 @@ fn current() -> io::Result<&'static OwnerThread> {
     }
 }
 
-/// By the C library: std's threads use thread-locals, whose destructors have run by now.
+/// Starts an owner thread.
+//
+// By the C library and not by std: the calling thread ends, and the thread-locals that std uses to start one are gone by now.
 fn start() -> io::Result<&'static OwnerThread> {
     let owner: &'static OwnerThread = Box::leak(Box::new(OwnerThread {
         generation: forks::generation(),

@@ -14,8 +14,8 @@ use super::{exiting, owner_thread};
 
 thread_local! {
     /// Allocated by this thread, and freed by [`end`] after all destructors of its thread-locals, which may still have guards.
-// A pointer without a destructor: a thread-local with one is gone before those that were first used earlier, whose destructors may still
-// have guards to drop.
+// A pointer without a destructor: a thread-local with one is gone before those that were first used earlier, whose destructors
+// may still have guards to drop.
     static LIST: Cell<Option<NonNull<RefCell<RobustList>>>> = const { Cell::new(None) };
 }
 
@@ -38,8 +38,8 @@ fn own() -> io::Result<NonNull<RefCell<RobustList>>> {
     let Some(own) = LIST.get() else { return begin() };
     if !with(own, |list| list.is_own())? {
         let new = RobustList::new()?;
-        // A fork has copied the list, but its words are owned by the parent's thread id. They are dropped without being freed: the parent still
-        // has them.
+        // A fork has copied the list, but its words are owned by the parent's thread id. They are dropped without being freed:
+        // the parent still has them.
         drop(with(own, |list| mem::replace(list, new))?);
     }
     Ok(own)
@@ -64,8 +64,8 @@ fn begin() -> io::Result<NonNull<RefCell<RobustList>>> {
 
 /// The key whose destructor is [`end`].
 //
-// glibc calls destructors of thread_local objects first (__call_tls_dtors), and then those of pthread keys (__nptl_deallocate_tsd): so the
-// list is given up after every guard in a thread-local was dropped.
+// glibc calls destructors of thread_local objects first (__call_tls_dtors), and then those of pthread keys
+// (__nptl_deallocate_tsd): so the list is given up after every guard in a thread-local was dropped.
 fn key() -> io::Result<libc::pthread_key_t> {
     static KEY: OnceLock<Result<libc::pthread_key_t, i32>> = OnceLock::new();
     let made = KEY.get_or_init(|| {
@@ -81,8 +81,8 @@ fn key() -> io::Result<libc::pthread_key_t> {
 
 /// The thread ends.
 unsafe extern "C" fn end(list: *mut libc::c_void) {
-    // A destructor of another key may still take a word. It then makes a new list, for which this is called once more: pthread_key_create(3)
-    // has destructors run again, up to PTHREAD_DESTRUCTOR_ITERATIONS times.
+    // A destructor of another key may still take a word. It then makes a new list, for which this is called once more:
+    // pthread_key_create(3) has destructors run again, up to PTHREAD_DESTRUCTOR_ITERATIONS times.
     LIST.set(None);
     // SAFETY: what `begin` has leaked, which the C library hands out once.
     let list = unsafe { Box::from_raw(list.cast::<RefCell<RobustList>>()) };
@@ -134,8 +134,8 @@ pub(crate) fn free(word: &RobustWord, free: impl FnOnce()) -> bool {
     let left = with(own, |list| list.find(word).map(|place| (list.head, place)));
     let Ok(Some((head, place))) = left else { return false };
     let pending = PendingOp::new(head, word);
-    // Off the list before it is free. In the other order its next owner, in another process, would write its own `next` into the word while this
-    // thread's list still leads there, and the kernel would follow addresses of that process in this one.
+    // Off the list before it is free. In the other order its next owner, in another process, would write its own `next` into the
+    // word while this thread's list still leads there, and the kernel would follow addresses of that process in this one.
     let kept = with(own, |list| list.leave(place));
     free();
     // With its pin the word may be unmapped, so it must not be pending any more.
@@ -146,8 +146,8 @@ pub(crate) fn free(word: &RobustWord, free: impl FnOnce()) -> bool {
 
 /// Runs `work` with `word`, which no thread owns, as this thread's list_op_pending. If the thread ends in it, the kernel wakes a waiter.
 pub(crate) fn with_pending<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
-    // `None` in a signal handler that has interrupted this module, and where there is no list: `work` then runs without that protection, since
-    // it has to run all the same.
+    // `None` in a signal handler that has interrupted this module, and where there is no list: `work` then runs without that
+    // protection, since it has to run all the same.
     let head = with_own(|list| list.head).ok();
     let _pending = head.map(|head| PendingOp::new(head, word));
     work()
@@ -159,8 +159,9 @@ pub(crate) fn with_pending_alone<T>(word: &RobustWord, work: impl FnOnce() -> T)
     let own = with_own(|list| (list.head, list.me.tid)).ok();
     let _pending = own.map(|(head, _)| PendingOp::new(head, word));
     if let Some((_, tid)) = own {
-        // WAITERS, whether anybody sleeps or not: without the bit the kernel marks the word of a dead owner, but wakes nobody (handle_futex_death).
-        // After the word is pending: the other way round, a thread that ends between the two leaves an owner that nobody takes out.
+        // WAITERS, whether anybody sleeps or not: without the bit the kernel marks the word of a dead owner, but wakes nobody
+        // (handle_futex_death). After the word is pending: the other way round, a thread that ends between the two leaves an
+        // owner that nobody takes out.
         word.word.store(tid | WAITERS, Release);
     }
     let done = work();

@@ -13,9 +13,9 @@ pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
 pub(crate) const WAITERS: u32 = 0x8000_0000;
 
 atomic_record! {
-// The layout is that of glibc's pthread_mutex_t on 64-bit machines, as far as the kernel and glibc's list code look at it: the futex at 0
-// (__lock), the link before at 24 (__list.__prev), the link to the next at 32 (__list.__next). The kernel finds the futex from
-// the link by one offset for the whole list, so our words need the distance that the C library has registered.
+// The layout is that of glibc's pthread_mutex_t on 64-bit machines, as far as the kernel and glibc's list code look at it: the
+// futex at 0 (__lock), the link before at 24 (__list.__prev), the link to the next at 32 (__list.__next). The kernel finds the
+// futex from the link by one offset for the whole list, so our words need the distance that the C library has registered.
     /// A futex that a thread can own, with the links of the owner's robust list.
     pub(crate) struct RobustWord {
         pub(crate) word: AtomicU32,
