@@ -193,9 +193,8 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
     }
 
     fn get_by(&self, policy: &WaitPolicy) -> Result<T, QueueError> {
-        // Before the wait, although it may be long: a thread that takes a task must have its place by then, or its death between
-        // the two would be nobody's loss. Without a place (all are taken) it works all the same, and losses are no longer
-        // reported.
+        // Before the wait, although that may be long: with a place taken after the task, a thread that dies between the two would
+        // lose a task of which no place tells. Where all places are taken the queue works on, and reports no losses any more.
         let seat = self.tasks.sit_down()?;
         // Runs just before the swap that takes the task out, with the mutex owned, so that `join` never sees a task in nobody's
         // hands.

@@ -94,8 +94,8 @@ impl Guardian {
             // forked from this process, or is stopped, has a copy for as long as it likes: without this the end would be reported
             // again and again.
             let _ = epoll.remove(guarded.pidfd.as_fd());
-            // The launcher ends the group too. But it may be killed before it comes to that, and then nobody knows the worker any
-            // more.
+            // The launcher ends the group too. But it may be killed before it comes to that, and then no process knows the
+            // worker.
             guarded.end();
         }
     }

@@ -265,7 +265,7 @@ fn prepare() -> io::Result<ChildSignals> {
     // Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would die
     // with it, however they handle the signal. Blocked, not ignored: a worker would inherit what is ignored, while it empties its
     // mask anyway, and a signal that is pending here is not pending in a fork (fork(2)). SIGCHLD, blocked too, is read from a
-    // signalfd (`ChildSignals`). Before any default action can come back to a signal that is waiting.
+    // signalfd (`ChildSignals`). The mask comes before the dispositions: a signal that is waiting must not meet a default action.
     signal::block_all_but_faults()?;
     signal::reset_dispositions()?;
     worker::crash::prepare()?;
