@@ -81,7 +81,7 @@ impl Core {
             WaitPolicy::Never => Locked::lock_soon(mutex, keep, || false),
             _ => Locked::lock(mutex, keep, policy),
         };
-        let holder = || Awaited::holders("the socket beside the queue is", [robust_mutex::holder(mutex)]);
+        let holder = || Awaited::holders("the socket beside the queue is", [robust_mutex::owner_pid(mutex)]);
         // Whether the last owner died does not matter: its message is either in the socket still, or gone with it.
         let (inside, _) = entered.map_err(|stop| QueueError::stopped(stop, at_once, holder))?;
         Ok(inside)

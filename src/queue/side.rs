@@ -1,6 +1,6 @@
 //! A side of a queue, the producers' or the consumers': one of them at a time owns its mutex.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::sync::awaited::Awaited;
 use crate::sync::parker::Parker;
@@ -13,6 +13,8 @@ atomic_record! {
     /// What the producers, or the consumers, share among themselves, mostly.
     pub(super) struct Side {
         pub(super) mutex: RobustWord,
+        // The other side reads the next field: not from the cache line of the mutex, which each caller of this side writes.
+        spare: [AtomicU32; 6],
         /// How far it is. Only the owner of the mutex writes it.
         pub(super) at: AtomicU64,
         /// How far the other side was when an owner of the mutex last looked.
@@ -61,7 +63,7 @@ impl Side {
         // An owner that itself waits for room or for a message is not to blame, although it has the mutex: the wait was for the
         // other side, for what `nobody_did`. An owner that has what it needs and still does not go on is stopped, and is named.
         if keeps_others {
-            Awaited::holders(what, [robust_mutex::holder(&self.mutex)])
+            Awaited::holders(what, [robust_mutex::owner_pid(&self.mutex)])
         } else {
             Awaited::Anybody { what: nobody_did }
         }

@@ -15,11 +15,27 @@ use super::error::QueueError;
 use crate::error::MemoryError;
 use crate::sync::awaited::Awaited;
 use crate::sync::event_count::EventCount;
-use crate::sync::owner_table::{self, OwnerTable};
+use crate::sync::owner_table::{self, OwnerTable, Slot};
 use crate::sync::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 use crate::transfer::record::{Handle, Record, TypeTag};
+
+atomic_record! {
+    /// The place of a thread that takes tasks.
+    pub(super) struct TakerSlot {
+        taker: RobustWord,
+        /// How many tasks its owner has in its hands.
+        held: AtomicU32,
+    }
+}
+
+impl Slot for TakerSlot {
+    #[inline]
+    fn robust(&self) -> &RobustWord {
+        &self.taker
+    }
+}
 
 atomic_record! {
     struct TaskFields {
@@ -38,7 +54,7 @@ atomic_record! {
 const PLACES: usize = 256;
 const KIND: &str = "tasks";
 
-/// The record of a queue's tasks. In a place the `mark` is how many its owner holds.
+/// The record of a queue's tasks.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub(super) struct Tasks {
@@ -47,7 +63,7 @@ pub(super) struct Tasks {
 
 impl Tasks {
     pub(super) fn new() -> Result<Self, MemoryError> {
-        let shared = Record::new(TypeTag::of::<()>(KIND), PLACES * size_of::<RobustWord>())?;
+        let shared = Record::new(TypeTag::of::<()>(KIND), PLACES * size_of::<TakerSlot>())?;
         Ok(Self { shared })
     }
 
@@ -55,11 +71,11 @@ impl Tasks {
         self.shared.fields()
     }
 
-    fn table(&self) -> OwnerTable<'_> {
+    fn table(&self) -> OwnerTable<'_, TakerSlot> {
         OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
-    fn own(&self) -> Option<&RobustWord> {
+    fn own(&self) -> Option<&TakerSlot> {
         self.table().own(robust::me().ok()?)
     }
 
@@ -72,7 +88,7 @@ impl Tasks {
         }
         // A place with tasks and without an owner is that of a dead thread whose loss was not reported yet: a new owner would
         // hide it, since its tasks would count as held by a living thread.
-        let is_free = |slot: &RobustWord| !owner_table::is_owned(slot) && slot.mark.load(Relaxed) == 0;
+        let is_free = |slot: &TakerSlot| !owner_table::is_owned(slot) && slot.held.load(Relaxed) == 0;
         while let Some(number) = self.table().first(is_free) {
             match self.table().take(number, || self.shared.map_pin()) {
                 Ok(slot) => return Ok(Some(Seat(slot))),
@@ -109,10 +125,10 @@ impl Tasks {
         let pid = std::process::id();
         // A thread may hand a task to another one of its process, which then says that it is done, and has no place, or none with
         // tasks.
-        let of_process = self.table().used().iter().filter(|slot| slot.holder.load(Relaxed) == pid);
+        let of_process = self.table().used().iter().filter(|slot| slot.taker.owner_pid.load(Relaxed) == pid);
         for place in self.own().into_iter().chain(of_process) {
             let less = |held: u32| held.checked_sub(1);
-            if owner_table::is_owned(place) && place.mark.fetch_update(Release, Relaxed, less).is_ok() {
+            if owner_table::is_owned(place) && place.held.fetch_update(Release, Relaxed, less).is_ok() {
                 return;
             }
         }
@@ -155,12 +171,12 @@ impl Tasks {
     }
 
     /// How many tasks living threads hold, and the places of those that have died with some.
-    fn hands(&self) -> (u32, Vec<&RobustWord>) {
+    fn hands(&self) -> (u32, Vec<&TakerSlot>) {
         let (mut held, mut dead) = (0_u32, Vec::new());
         for place in self.table().used() {
             if owner_table::is_owned(place) {
-                held = held.wrapping_add(place.mark.load(Acquire));
-            } else if place.mark.load(Acquire) > 0 {
+                held = held.wrapping_add(place.held.load(Acquire));
+            } else if place.held.load(Acquire) > 0 {
                 dead.push(place);
             }
         }
@@ -169,10 +185,10 @@ impl Tasks {
 
     /// The processes that hold unfinished tasks.
     fn holders(&self) -> Awaited {
-        let busy = |place: &&RobustWord| owner_table::is_owned(place) && place.mark.load(Acquire) > 0;
+        let busy = |place: &&TakerSlot| owner_table::is_owned(*place) && place.held.load(Acquire) > 0;
         Awaited::holders(
             "unfinished tasks are",
-            self.table().used().iter().filter(busy).map(|place| place.holder.load(Relaxed)),
+            self.table().used().iter().filter(busy).map(|place| place.taker.owner_pid.load(Relaxed)),
         )
     }
 
@@ -199,15 +215,15 @@ fn count_done(done: &AtomicU32, put_count: impl Fn() -> u32) -> Option<bool> {
 }
 
 /// The error for lost tasks, which it takes out of the places of the dead.
-fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
+fn told(count: u32, dead: &[&TakerSlot]) -> QueueError {
     let (mut left, mut pids) = (count, Vec::new());
     for place in dead {
         // At most as many as are lost: a thread that died between `hold` and the swap has counted a task that is in the queue still.
-        let of_place = place.mark.load(Relaxed).min(left);
+        let of_place = place.held.load(Relaxed).min(left);
         if of_place > 0 {
-            place.mark.fetch_sub(of_place, Relaxed);
+            place.held.fetch_sub(of_place, Relaxed);
             left -= of_place;
-            pids.push(place.holder.load(Relaxed));
+            pids.push(place.taker.owner_pid.load(Relaxed));
         }
     }
     QueueError::tasks_lost(count as usize, pids)
@@ -215,26 +231,26 @@ fn told(count: u32, dead: &[&RobustWord]) -> QueueError {
 
 impl<'de> Deserialize<'de> for Tasks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (handle, room) = (Handle::deserialize(deserializer)?, PLACES * size_of::<RobustWord>());
+        let (handle, room) = (Handle::deserialize(deserializer)?, PLACES * size_of::<TakerSlot>());
         let shared = Record::receive(handle, TypeTag::of::<()>(KIND), room).map_err(D::Error::custom)?;
         Ok(Self { shared })
     }
 }
 
 /// The place of this thread, which it gives up when it goes and holds no task.
-pub(super) struct Seat<'a>(&'a RobustWord);
+pub(super) struct Seat<'a>(&'a TakerSlot);
 
 impl Seat<'_> {
     /// One task more is in the hands of this thread.
     pub(super) fn hold(&self) {
         // Relaxed: the swap that takes the task out follows, and publishes this too.
-        self.0.mark.fetch_add(1, Relaxed);
+        self.0.held.fetch_add(1, Relaxed);
     }
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        if self.0.mark.load(Relaxed) == 0 {
+        if self.0.held.load(Relaxed) == 0 {
             owner_table::free(self.0);
         }
     }

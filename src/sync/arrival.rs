@@ -42,11 +42,11 @@ impl<'a> Arrival<'a> {
         let index = members.arrive(place, state.round);
         let is_last = index + 1 >= members.parties();
         if is_last {
-            let released = members.release(state);
-            members.depart(place, !released);
+            let released = members.round().release(state);
+            members.place(place).depart(!released);
             if !released {
                 // To break a barrier takes no mutex: a member died, gave up or called abort() since `state` was read.
-                members.check(members.state())?;
+                members.check(members.round().state())?;
             }
         }
         Ok(Self { members, place, state, index, is_last })
@@ -61,17 +61,18 @@ impl<'a> Arrival<'a> {
     }
 
     fn sleep_until_over(&self, policy: &WaitPolicy) -> Result<(), SyncError> {
-        let changed = self.members.changed();
+        let changed = self.members.round().changed();
         let mut slept_at = None;
         loop {
-            // Before the state: who changes that advances the epoch afterwards, so an old epoch with a new state shows a change
-            // that nobody has told yet.
+            // Before the state: who changes that advances the epoch afterwards, so an old epoch with a new state shows
+            // a change that nobody has told yet.
             let seen = changed.epoch();
-            if self.members.state() != self.state {
+            if self.members.round().state() != self.state {
                 self.pass_on(slept_at, seen);
                 return self.leave();
             }
-            // Watched before the look: a member that dies after the look changes a watched word, and this thread does not sleep.
+            // Watched before the look: a member that dies after the look changes a watched word, and this thread does
+            // not sleep.
             let words = self.members.watch(self.state);
             if self.members.look_for_deaths() {
                 continue;
@@ -87,28 +88,29 @@ impl<'a> Arrival<'a> {
 
     /// Tells the others what only this thread may have been woken for.
     fn pass_on(&self, slept_at: Option<u32>, seen: u32) {
-        // The kernel wakes one sleeper for each death. It may have been this one, which waits no more: others may sleep already in
-        // the next round, on the word of the same dead member.
+        // The kernel wakes one sleeper for each death. It may have been this one, which waits no more: others may sleep
+        // already in the next round, on the word of the same dead member.
         if slept_at.is_some() {
             self.members.look_for_deaths();
         }
-        // The epoch is still that of the sleep: who changed the state has not told anybody, and may have died before it could.
+        // The epoch is still that of the sleep: who changed the state has not told anybody, and may have died before it
+        // could.
         if slept_at == Some(seen) {
-            self.members.changed().notify_all();
+            self.members.round().changed().notify_all();
         }
     }
 
     /// Breaks the barrier for a member that waits no more, unless the others have come in the last moment.
     fn give_up(&self) -> bool {
-        self.members.break_in(self.state, BrokenBy::GivingUp, std::process::id())
+        self.members.round().break_in(self.state, BrokenBy::GivingUp, std::process::id())
     }
 
     /// Goes on when the state is another than that in which it came.
     fn leave(&self) -> Result<(), SyncError> {
-        let state = self.members.state();
+        let state = self.members.round().state();
         // In a later round it may be broken, but this one is over.
         let broken = state.round == self.state.round;
-        if self.members.depart(self.place, broken) {
+        if self.members.place(self.place).depart(broken) {
             return Err(SyncError::broken(0, BrokenBy::Reset, Vec::new()));
         }
         if broken { self.members.check(state) } else { Ok(()) }

@@ -40,6 +40,7 @@ impl Awaited {
     /// These processes have it; anybody when there are none.
     pub(crate) fn holders(what: &'static str, pids: impl IntoIterator<Item = u32>) -> Self {
         match distinct(pids) {
+            // The holder has gone since the time was up, or has not written its process yet.
             pids if pids.is_empty() => Self::Anybody { what: "it did not become free" },
             pids => Self::Holders { what, pids },
         }
@@ -80,6 +81,7 @@ impl fmt::Display for Awaited {
                 let gone = |&pid| format!("{}, which has dropped its handle", roster::peer(pid));
                 let mut parts: Vec<_> = missing.iter().map(|&pid| roster::peer(pid).to_string()).collect();
                 parts.extend(left.iter().map(gone));
+                // A party that never had the barrier has no slot, and no process that could be named.
                 match parties.saturating_sub(came + missing.len() + left.len()) {
                     0 => {}
                     others => parts.push(format!(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::arrival::{Arrival, BarrierWaitResult};
 use super::error::{BrokenBy, SyncError};
 use super::members::Members;
+use super::owner_table::Slot;
 use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me};
@@ -18,23 +19,25 @@ use crate::sys::robust::{self, Me};
 ///
 /// # Members
 ///
-/// A thread becomes a *member* when it waits for the first time, or before, when the barrier arrives with it in a worker's
-/// arguments or in another message. It is one until the handle is dropped. The process that only makes a barrier is none.
+/// A thread becomes a *member* when it waits for the first time, or before, when the barrier arrives with it in a
+/// worker's arguments or in another message. It is one until the handle is dropped. The process that only makes a
+/// barrier is none.
 ///
-/// If a member dies, the barrier is *broken*, whether that member was waiting or had not come yet: all who wait, and who
-/// come, get [`SyncError::Broken`] with its process. So it is when the handle is dropped in a panic, when somebody's time
-/// is up in [`wait_timeout`](Self::wait_timeout), and by [`abort`](Self::abort). It stays so until [`reset`](Self::reset).
+/// If a member dies, the barrier is *broken*, whether that member was waiting or had not come yet: all who wait, and
+/// who come, get [`SyncError::Broken`] with its process. So it is when the handle is dropped in a panic, when
+/// somebody's time is up in [`wait_timeout`](Self::wait_timeout), and by [`abort`](Self::abort). It stays so until
+/// [`reset`](Self::reset).
 ///
 /// The kernel does not say whether a thread ended or died: one that ends while the handle by which it waited lives on
-/// counts as dead. In a process with several threads each should therefore have a clone of its own, and drop it at its end,
-/// as a closure with `move` does. A clone is the same barrier, and no member yet. There is room for twice as many members
-/// as parties, and 16.
+/// counts as dead. In a process with several threads each should therefore have a clone of its own, and drop it at its
+/// end, as a closure with `move` does. A clone is the same barrier, and no member yet. There is room for twice as many
+/// members as parties, and 16.
 ///
 /// With more than 122 members a death may be noticed 50 ms late.
 ///
-/// Where a process has been stopped (SIGSTOP) for a second in the middle of joining or arriving, a barrier that arrives in another
-/// process, by a queue perhaps, is an error there, and one that is dropped on another thread than it was used on leaves that
-/// thread a member.
+/// Where a process has been stopped (SIGSTOP) for a second in the middle of joining or arriving, a barrier that arrives
+/// in another process, by a queue perhaps, is an error there, and one that is dropped on another thread than it was
+/// used on leaves that thread a member.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -84,8 +87,8 @@ impl Barrier {
     /// Waits until as many have come as there are parties.
     ///
     /// # Errors
-    /// [`SyncError::Broken`]; [`SyncError::Full`] when there are too many members; [`SyncError::Aborted`], which breaks it
-    /// for the others.
+    /// [`SyncError::Broken`]; [`SyncError::Full`] when there are too many members; [`SyncError::Aborted`], which breaks
+    /// it for the others.
     pub fn wait(&self) -> Result<BarrierWaitResult, SyncError> {
         self.wait_for(&WaitPolicy::Forever)
     }
@@ -103,13 +106,14 @@ impl Barrier {
         self.break_by(BrokenBy::Abort);
     }
 
-    /// Makes the barrier as good as new. Those who wait at this moment get [`SyncError::Broken`]; members who have died are
-    /// forgotten, and others may take their place.
+    /// Makes the barrier as good as new. Those who wait at this moment get [`SyncError::Broken`]; members who have died
+    /// are forgotten, and others may take their place.
     ///
     /// # Errors
-    /// [`SyncError::Aborted`]; [`SyncError::TimedOut`] when a process has been in the middle of joining or arriving for a second, as
-    /// one that is stopped there.
+    /// [`SyncError::Aborted`]; [`SyncError::TimedOut`] when a process has been in the middle of joining or arriving for
+    /// a second, as one that is stopped there.
     pub fn reset(&self) -> Result<(), SyncError> {
+        // Inside, so that nobody arrives in the middle: it would be counted in a round that is over.
         let _inside = self.members.enter_soon()?;
         self.members.reset();
         Ok(())
@@ -130,7 +134,8 @@ impl Barrier {
     /// How many are waiting at this moment.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        let state = self.members.state();
+        // Those who were waiting are on their way out of a broken round, though their slots still say that they came.
+        let state = self.members.round().state();
         if state.is_broken() { 0 } else { self.members.waiting(state.round) }
     }
 
@@ -139,7 +144,7 @@ impl Barrier {
     }
 
     fn break_by(&self, by: BrokenBy) {
-        self.members.break_by(by, std::process::id());
+        self.members.round().break_by(by, std::process::id());
     }
 
     fn taken(&self) -> MutexGuard<'_, Vec<(usize, Me)>> {
@@ -148,6 +153,8 @@ impl Barrier {
     }
 
     fn wait_for(&self, policy: &WaitPolicy) -> Result<BarrierWaitResult, SyncError> {
+        // A thread that gives up at the mutex has not arrived, but the others wait for it: it breaks the barrier as one
+        // inside does.
         let arrival = self.arrive(policy).inspect_err(|error| {
             if matches!(error, SyncError::TimedOut { .. } | SyncError::Aborted { .. }) {
                 self.break_by(BrokenBy::GivingUp);
@@ -160,7 +167,7 @@ impl Barrier {
     fn arrive(&self, policy: &WaitPolicy) -> Result<Arrival<'_>, SyncError> {
         let members = &self.members;
         let _inside = members.enter(policy)?;
-        let state = members.state();
+        let state = members.round().state();
         members.check(state)?;
         Arrival::begin(members, self.join()?, state)
     }
@@ -169,7 +176,10 @@ impl Barrier {
     fn join(&self) -> Result<usize, SyncError> {
         let me = robust::me()?;
         let mut taken = self.taken();
-        let own = |&&(place, owner): &&(usize, Me)| owner == me && robust::owns(self.members.place(place));
+        // By the list of this thread as well: a thread that has ended may have had the same id, and in a fork the list
+        // is the parent's.
+        let own =
+            |&&(place, owner): &&(usize, Me)| owner == me && robust::owns(self.members.place(place).robust());
         if let Some(&(place, _)) = taken.iter().find(own) {
             return Ok(place);
         }
@@ -183,7 +193,10 @@ impl Drop for Barrier {
     fn drop(&mut self) {
         let own = std::process::id();
         // What a fork has from its parent is the parent's.
+        // Out of the lock before anything else is done: to part waits for the members' mutex, for a second at most.
         let taken: Vec<_> = self.taken().drain(..).filter(|(_, owner)| owner.pid == own).collect();
+        // Before it parts: the others would wait for a member that is none any more. A handle by which nobody waited
+        // says nothing.
         if !taken.is_empty() && std::thread::panicking() {
             self.abort();
         }
@@ -193,6 +206,7 @@ impl Drop for Barrier {
 
 impl Clone for Barrier {
     fn clone(&self) -> Self {
+        // No places: what threads have taken by the one handle is given up when that one is dropped.
         Self::over(self.members.clone())
     }
 }
@@ -202,7 +216,7 @@ impl fmt::Debug for Barrier {
         let Self { members, taken: _ } = self;
         let mut shown = f.debug_struct("Barrier");
         shown.field("at", members).field("parties", &self.parties()).field("waiting", &self.waiting());
-        shown.field("state", &members.state()).finish()
+        shown.field("state", &members.round().state()).finish()
     }
 }
 
@@ -215,6 +229,7 @@ impl Serialize for Barrier {
 impl<'de> Deserialize<'de> for Barrier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let barrier = Self::over(Members::receive(deserializer)?);
+        // Now, not at the first wait: a worker that dies before that is missed by the others.
         let joined = barrier.members.enter_soon();
         let joined = joined.and_then(|_inside| barrier.join());
         joined.map_err(|error| D::Error::custom(format!("cannot take part in a barrier: {error}")))?;
@@ -327,7 +342,7 @@ mod tests {
             let own = barrier.clone();
             let waiter = scope.spawn(move || own.wait().map(drop));
             // Until it is about to sleep: it watches the place that the next one takes.
-            while barrier.members.place(1).word.load(Relaxed) & robust::WAITERS == 0 {
+            while barrier.members.place(1).robust().word.load(Relaxed) & robust::WAITERS == 0 {
                 std::thread::yield_now();
             }
             let doomed = barrier.clone();

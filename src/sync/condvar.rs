@@ -76,8 +76,8 @@ impl Condvar {
         self.wait_while_for(guard, condition, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
-    /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the time
-    /// was up before it was notified.
+    /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the
+    /// time was up before it was notified.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -105,9 +105,9 @@ impl Condvar {
 
     /// Wakes whoever waits: at least one goes on.
     ///
-    /// It wakes all, as [`notify_all`](Self::notify_all) does. Were it only one, and were that one killed in the instant it
-    /// is woken, the notification would die with it and the others wait for ever. Those for whom there is nothing to do
-    /// wait again.
+    /// It wakes all, as [`notify_all`](Self::notify_all) does. Were it only one, and were that one killed in the
+    /// instant it is woken, the notification would die with it and the others wait for ever. Those for whom there is
+    /// nothing to do wait again.
     pub fn notify_one(&self) {
         self.notify_all();
     }
@@ -127,6 +127,7 @@ impl Condvar {
             let (again, is_over) = self.wait_for(guard, policy)?;
             guard = again;
             if is_over {
+                // The condition may have changed while this thread waited for the lock again.
                 let still = condition(&mut guard);
                 return Ok((guard, still));
             }
@@ -142,12 +143,16 @@ impl Condvar {
         let (lock, changed) = (guard.lock(), self.shared.fields());
         // While the lock is held: whoever changes what it guards notifies later, and so changes this.
         let seen = changed.epoch();
+        // The waiter sleeps without the lock. Whoever takes it now, changes the value and notifies advances the epoch
+        // from `seen`.
         drop(guard);
         let is_over = match changed.wait(seen, policy) {
             Ok(()) => false,
             Err(Interrupted::TimedOut(_)) => true,
+            // Without the lock: to wait for it could take as long as its holder likes, and the worker is to end.
             Err(stop) => return Err(stop.into()),
         };
+        // However long it takes: the guard is what the caller goes on with, in time or not.
         Ok((lock.lock()?, is_over))
     }
 }

@@ -109,6 +109,7 @@ pub enum BrokenBy {
 
 impl SyncError {
     pub(super) fn timed_out(waited: Duration, awaited: Awaited) -> Self {
+        // For the verdict: a worker that fails with this error was waiting for those, and may be only their victim.
         let pids = awaited.pids();
         Self::TimedOut { waited, awaited }.noted(&pids)
     }
@@ -123,11 +124,14 @@ impl SyncError {
 
     /// Broken by a process, 0 when it is not known which, that had waited for others.
     pub(super) fn broken(pid: u32, by: BrokenBy, missing: Vec<u32>) -> Self {
+        // A member that gave up was itself waiting: the ones to look at are those for whom it waited.
         let waited_for = if missing.is_empty() { vec![pid] } else { missing.clone() };
         Self::Broken { pid: Some(pid).filter(|&pid| pid != 0), by, missing }.noted(&waited_for)
     }
 
     fn noted(self, pids: &[u32]) -> Self {
+        // Kept until the report. The error itself may be turned into a text on its way, which no longer tells of
+        // processes.
         consequence::note(&self, pids);
         self
     }

@@ -16,9 +16,10 @@ use crate::transfer::record::{Record, TypeTag};
 
 /// A flag that one process sets and others wait for.
 ///
-/// Setting it lets all pass that wait at that moment, though it be cleared at once, and all that come until it is cleared.
-/// What was done before [`set`](Self::set) is seen by who finds it set. Neither the death of one that waits nor of one that
-/// is just setting it keeps any other waiting. Clones, and what arrives in another process, are the same event.
+/// Setting it lets all pass that wait at that moment, though it be cleared at once, and all that come until it is
+/// cleared. What was done before [`set`](Self::set) is seen by who finds it set. Neither the death of one that waits
+/// nor of one that is just setting it keeps any other waiting. Clones, and what arrives in another process, are the
+/// same event.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -59,12 +60,14 @@ impl Event {
     /// Sets it, and lets all pass that wait.
     pub fn set(&self) {
         // Also when it is set already: waiters shall see what was done before this call too.
+        // Release, with the Acquire of `epoch`.
         self.changed().notify_if(|count| !is_odd(count.fetch_or(1, Release)));
     }
 
     /// Clears it: who comes now waits.
     pub fn clear(&self) {
-        // Nobody waits for that, so nobody is woken.
+        // Nobody waits for that, so nobody is woken. Up, not back to where it was: a waiter that slept since before the
+        // set finds another count, though it wakes after the clear.
         self.changed().notify_if(|count| {
             let _ =
                 count.fetch_update(Relaxed, Relaxed, |count| is_odd(count).then(|| count.wrapping_add(1)));

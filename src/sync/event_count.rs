@@ -1,7 +1,8 @@
 //! An eventcount: many waiters, one condition. No waiter stays asleep, whichever process is killed.
 //!
-//! A notifier changes the epoch and wakes all waiters. Both it and each waiter have the eventcount's robust word pending meanwhile. If one
-//! of them is killed, the kernel wakes one waiter through that word, and a waiter that was woken so wakes all the others.
+//! A notifier changes the epoch and wakes all waiters. Both it and each waiter have the eventcount's robust word
+//! pending meanwhile. If one of them is killed, the kernel wakes one waiter through that word, and a waiter that was
+//! woken so wakes all the others.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -12,9 +13,10 @@ use crate::sys::futex;
 use crate::sys::robust::{self, RobustWord};
 
 atomic_record! {
-    /// `mark` is the epoch. `word` is never owned: it is there to be pending, and waiters sleep on it beside the epoch.
     pub(crate) struct EventCount {
-        place: RobustWord,
+        /// Never owned: notifiers and waiters have it pending, and waiters sleep on it beside the epoch.
+        pending: RobustWord,
+        epoch: AtomicU32,
     }
 }
 
@@ -22,7 +24,9 @@ impl EventCount {
     /// The epoch, to be read before the condition. What its notifier changed before is visible after this (Acquire).
     #[inline]
     pub(crate) fn epoch(&self) -> u32 {
-        self.place.mark.load(Acquire)
+        // Acquire, with the Release of a notifier's change: a waiter that sees the new epoch sees what was changed
+        // before it.
+        self.epoch.load(Acquire)
     }
 
     /// Advances the epoch and wakes all waiters.
@@ -33,13 +37,17 @@ impl EventCount {
         });
     }
 
-    /// Runs `change`, which is given the epoch, and wakes all waiters if it returns that it has advanced it; returns the same. If `change`
-    /// changes something else before the epoch and the thread dies in between, the kernel wakes one waiter.
+    /// Runs `change`, which is given the epoch, and wakes all waiters if it returns that it has advanced it; returns
+    /// the same. If `change` changes something else before the epoch and the thread dies in between, the kernel wakes
+    /// one waiter.
     pub(crate) fn notify_if(&self, change: impl FnOnce(&AtomicU32) -> bool) -> bool {
-        robust::with_pending(&self.place, || {
-            let changed = change(&self.place.mark);
+        // Pending from before the change: a notifier that dies between the change and the wake has the kernel wake one
+        // waiter for it.
+        robust::with_pending(&self.pending, || {
+            let changed = change(&self.epoch);
+            // All, not one: a waiter that is killed as it is woken would take the only wake with it.
             if changed {
-                futex::wake_all(&self.place.mark);
+                futex::wake_all(&self.epoch);
             }
             changed
         })
@@ -52,16 +60,20 @@ impl EventCount {
         others: &[(&AtomicU32, u32)],
         policy: &WaitPolicy,
     ) -> Result<(), Interrupted> {
-        let word = &self.place.word;
-        let own = [(&self.place.mark, seen), (word, word.load(Relaxed))];
+        let word = &self.pending.word;
+        // The kernel compares all the words again before it lets this thread sleep: a notification since `seen` was
+        // read has changed the epoch. It comes back after 2^32 notifications, all of which would have to fall between
+        // that read and this call.
+        let own = [(&self.epoch, seen), (word, word.load(Relaxed))];
         let words: Vec<_> = own.into_iter().chain(others.iter().copied()).collect();
-        robust::with_pending(&self.place, || {
+        // Pending here, too: this thread may be killed as it is woken, and the kernel passes the wake on.
+        robust::with_pending(&self.pending, || {
             let woken = policy.sleep_any(&words)?;
-            // Woken through the robust word: by the kernel, for a notifier that died before it had woken all, or for a waiter that died
-            // as it was woken. Others may sleep since an earlier epoch than `seen`, so an unchanged epoch does not say that there is
-            // nobody to wake.
+            // Woken through the robust word: by the kernel, for a notifier that died before it had woken all, or for a
+            // waiter that died as it was woken. Others may sleep since an earlier epoch than `seen`, so an unchanged
+            // epoch does not say that there is nobody to wake.
             if woken.is_some_and(|which| which > 0) {
-                futex::wake_all(&self.place.mark);
+                futex::wake_all(&self.epoch);
             }
             Ok(())
         })
@@ -116,10 +128,10 @@ mod tests {
         std::thread::scope(|scope| {
             let waiters: Vec<_> = tids.iter().map(|tid| scope.spawn(move || wait(tid))).collect();
             tids.iter().for_each(futex::tests::await_asleep);
-            // As one that dies after it has counted and before it has woken anybody. Where nobody can sleep on the word that the
-            // kernel wakes (before Linux 5.16), each looks for itself.
-            changed.place.mark.fetch_add(1, AcqRel);
-            while futex::wake(&changed.place.word, 1) == 0
+            // As one that dies after it has counted and before it has woken anybody. Where nobody can sleep on the word
+            // that the kernel wakes (before Linux 5.16), each looks for itself.
+            changed.epoch.fetch_add(1, AcqRel);
+            while futex::wake(&changed.pending.word, 1) == 0
                 && waiters.iter().any(|waiter| !waiter.is_finished())
             {
                 std::thread::yield_now();
@@ -166,20 +178,20 @@ mod tests {
             }
             // As one that the kernel would wake later, by its priority.
             while changed.epoch() == seen {
-                futex::wait(&changed.place.mark, seen, None).unwrap();
+                futex::wait(&changed.epoch, seen, None).unwrap();
             }
         };
         std::thread::scope(|scope| {
             for round in 0..50 {
                 let sleeper = scope.spawn(move || sleep(round));
-                while futex::wake(&changed.place.mark, 1) == 0 {
+                while futex::wake(&changed.epoch, 1) == 0 {
                     std::thread::yield_now();
                 }
                 // It sleeps again, soon. Who counts dies before it wakes anybody.
                 (0..50).for_each(|_| std::thread::yield_now());
-                changed.place.mark.fetch_add(1, AcqRel);
+                changed.epoch.fetch_add(1, AcqRel);
                 let newcomer = scope.spawn(move || changed.wait_once(round + 1, &[], &WaitPolicy::Forever));
-                while futex::wake(&changed.place.word, 1) == 0 && !newcomer.is_finished() {
+                while futex::wake(&changed.pending.word, 1) == 0 && !newcomer.is_finished() {
                     std::thread::yield_now();
                 }
                 newcomer.join().unwrap().unwrap();

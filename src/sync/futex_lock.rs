@@ -1,4 +1,8 @@
-//! The futex lock algorithm of a robust word, generic over memory and kernel, so that loom can try all orders of its steps.
+//! The futex lock algorithm of a robust word, generic over memory and kernel, so that loom can try all orders of its
+//! steps.
+
+#[cfg(all(test, loom))]
+mod models;
 
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
@@ -9,6 +13,7 @@ use crate::sys::robust::{OWNER, OWNER_DIED, WAITERS};
 /// An atomic word.
 pub(crate) trait AtomicWord {
     fn load(&self, ordering: Ordering) -> u32;
+    fn store(&self, new: u32, ordering: Ordering);
     fn swap(&self, new: u32, ordering: Ordering) -> u32;
     /// compare_exchange, with failure ordering Relaxed.
     fn replace(&self, old: u32, new: u32, ordering: Ordering) -> Result<u32, u32>;
@@ -45,11 +50,15 @@ pub(crate) enum Taken {
 
 /// Takes the word if no thread owns it. `keep`: WAITERS if others may sleep although the word does not say so, else 0.
 fn try_take<W: AtomicWord>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
+    // Relaxed: nothing follows from what is seen here but the value that the exchange compares.
     let mut seen = word.load(Relaxed);
     loop {
         if seen & OWNER != 0 {
             return Err(seen);
         }
+        // Acquire, with the Release of `let_go`: this thread sees all that the last owner did. A dead owner has no
+        // Release, but the kernel changes the word as that thread, after its last store and by a full barrier.
+        // OWNER_DIED goes in the same step, so that exactly one next owner learns of the death.
         match word.replace(seen, tid | (seen & WAITERS) | keep, Acquire) {
             Ok(_) if seen & OWNER_DIED != 0 => return Ok(Taken::FromDead),
             Ok(_) => return Ok(Taken::Free),
@@ -58,17 +67,20 @@ fn try_take<W: AtomicWord>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> 
     }
 }
 
-/// Waits for the word and takes it for thread `tid`. A caller that does not wait leaves the word as it is: WAITERS would cost the owner a
-/// system call for nothing.
+/// Waits for the word and takes it for thread `tid`. A caller that does not wait leaves the word as it is: WAITERS
+/// would cost the owner a system call for nothing.
 pub(crate) fn take<W: AtomicWord, P: Futex<W>>(
     word: &W,
     tid: u32,
     park: &P,
 ) -> Result<Taken, P::Interrupted> {
+    // Before anybody asks for the time: a word that is free is taken by a call with no time left, too.
     if let Ok(taken) = try_take(word, tid, 0) {
         return Ok(taken);
     }
     park.check()?;
+    // Most owners free the word sooner than a sleep and its wake are over. WAITERS is not set meanwhile, so that they
+    // make no system call.
     let backoff = Backoff::new();
     while park.spins() && !backoff.is_completed() {
         backoff.snooze();
@@ -89,11 +101,16 @@ fn take_sleeping<W: AtomicWord, P: Futex<W>>(word: &W, tid: u32, park: &P) -> Re
             Err(seen) => seen,
         };
         let asleep = seen | WAITERS;
+        // Relaxed: the kernel compares the word once more, under the lock under which it looks for sleepers to wake
+        // (FUTEX_WAIT). An owner that frees the word in between either finds this sleeper or has changed the word, and
+        // this thread does not sleep.
         if seen != asleep && word.replace(seen, asleep, Relaxed).is_err() {
             continue;
         }
+        // It returns for nothing too (EINTR, EAGAIN): the loop asks the word itself.
         if let Err(stop) = park.wait(&[(word, asleep)]) {
-            // The owner may have chosen this sleeper for its one wake in the same moment: then another sleeper has to be woken.
+            // The owner may have chosen this sleeper for its one wake in the same moment: then another sleeper has to
+            // be woken.
             if word.load(Relaxed) & OWNER == 0 {
                 park.wake(word, 1);
             }
@@ -105,8 +122,9 @@ fn take_sleeping<W: AtomicWord, P: Futex<W>>(word: &W, tid: u32, park: &P) -> Re
 
 /// Frees the word and wakes one sleeper.
 pub(crate) fn free<W: AtomicWord, P: Futex<W>>(word: &W, park: &P) {
-    // WAITERS stays until no sleeper is found. This thread may be killed before it has woken one, or that one as it wakes: then a third
-    // thread, which was faster to take the word, still knows that it has to wake a sleeper when it frees the word.
+    // WAITERS stays until no sleeper is found. This thread may be killed before it has woken one, or that one as it
+    // wakes: then a third thread, which was faster to take the word, still knows that it has to wake a sleeper when it
+    // frees the word.
     let freed = let_go(word);
     if freed & WAITERS != 0 && park.wake(word, 1) == 0 {
         // Fails if a thread has taken it meanwhile: WAITERS then stays, which costs one wake at most.
@@ -115,10 +133,12 @@ pub(crate) fn free<W: AtomicWord, P: Futex<W>>(word: &W, park: &P) {
 }
 
 /// Takes the owner out; returns what is left.
-fn let_go<W: AtomicWord>(word: &W) -> u32 {
+pub(super) fn let_go<W: AtomicWord>(word: &W) -> u32 {
     let mut seen = word.load(Relaxed);
     loop {
         let freed = seen & WAITERS;
+        // An exchange, not a store: a waiter may set WAITERS at any moment, and would sleep unseen if that were lost.
+        // Release, with the Acquire of `try_take`.
         match word.replace(seen, freed, Release) {
             Ok(_) => return freed,
             Err(now) => seen = now,
@@ -126,162 +146,64 @@ fn let_go<W: AtomicWord>(word: &W) -> u32 {
     }
 }
 
-#[cfg(all(test, loom))]
-mod tests {
-    use std::sync::Arc;
+/// Frees a word whose sleepers sleep on other words too; says whether there may be some, all of whom the caller wakes
+/// by one of those others.
+pub(crate) fn free_for_all<W: AtomicWord>(word: &W) -> bool {
+    // The bit goes with the owner, unlike in `free`: no sleeper that is passed over relies on it, since all are woken.
+    // A death between this and the caller's wake is seen to by the kernel, which has the word pending without an owner.
+    word.swap(0, Release) & WAITERS != 0
+}
 
-    use loom::sync::atomic::{AtomicU32, AtomicUsize};
-    use loom::thread;
+/// Owns a word that nobody else takes meanwhile, and that is on no list: this thread has it pending. If the thread
+/// dies, the kernel changes the word (OWNER_DIED) and wakes a sleeper.
+#[inline]
+pub(crate) fn own_unlisted<W: AtomicWord>(word: &W, tid: u32) {
+    // WAITERS in any case: the kernel wakes a sleeper for a dead owner only if the word has it, and a sleeper does not
+    // set it here. A store, not an exchange: no other thread writes the word meanwhile, and this is the way of each
+    // message of a queue.
+    word.store(tid | WAITERS, Release);
+}
 
-    use super::super::model::{Doomed, FutexModel, KERNELS, Kernel, check, check_switches};
-    use super::*;
+/// Ends [`own_unlisted`]. Nobody is woken: a sleeper on this word waits for another one to change.
+#[inline]
+pub(crate) fn disown_unlisted<W: AtomicWord>(word: &W) {
+    word.store(0, Release);
+}
 
-    /// For what depends on no pending word of a dead thread.
-    const NEWEST: Kernel = Kernel::WakesWithoutOwner;
+/// Prepares to sleep on a word until its owner frees it or dies; returns the value that it has until then. `None`: no
+/// thread owns it.
+pub(crate) fn watch_owned<W: AtomicWord>(word: &W) -> Option<u32> {
+    announce_sleeper(word, |seen| seen & OWNER != 0)
+}
 
-    /// How the thread ends that holds a word.
-    type End = fn(&AtomicU32, &FutexModel);
+/// As [`watch_owned`], of a word without an owner: its sleeper is woken when the next owner dies. `None`: a thread owns
+/// it.
+pub(crate) fn watch_free<W: AtomicWord>(word: &W) -> Option<u32> {
+    // A new owner keeps the bit (`try_take`), so that the kernel wakes when that owner dies.
+    announce_sleeper(word, |seen| seen & OWNER == 0)
+}
 
-    /// Two threads take a word that a third, 1, holds when the model begins, which then ends in some way.
-    fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End, expected_dead: usize) {
-        check(move || {
-            let word = Arc::new(AtomicU32::new(1));
-            let inside = Arc::new(AtomicUsize::new(0));
-            let dead = Arc::new(AtomicUsize::new(0));
-            let park = futex();
-            let takers: Vec<_> = (2..4)
-                .map(|tid| {
-                    let (word, inside, dead) = (word.clone(), inside.clone(), dead.clone());
-                    let park = park.clone();
-                    thread::spawn(move || {
-                        if take(&*word, tid, &park).unwrap() == Taken::FromDead {
-                            dead.fetch_add(1, Relaxed);
-                        }
-                        assert_eq!(inside.fetch_add(1, Relaxed), 0, "two are inside");
-                        inside.fetch_sub(1, Relaxed);
-                        free(&*word, &park);
-                        park.done();
-                    })
-                })
-                .collect();
-            end(&word, &park);
-            park.await_done(2);
-            takers.into_iter().for_each(|taker| taker.join().unwrap());
-            assert_eq!(dead.load(Relaxed), expected_dead);
-        });
-    }
-
-    /// Dies as the holder.
-    const DIES: End = |word, park| park.bury(word, 1);
-
-    /// Dies in the middle of `free`.
-    const DIES_BEFORE_IT_WAKES: End = |word, park| {
-        let_go(word);
-        park.bury(word, 1);
-    };
-
-    #[test]
-    fn loom_word_is_one_threads_at_a_time_and_nobody_sleeps_for_ever() {
-        race(|| FutexModel::on(NEWEST), |word, park| free(word, park), 0);
-    }
-
-    #[test]
-    fn loom_death_of_the_holder_is_told_to_exactly_one() {
-        race(|| FutexModel::on(NEWEST), DIES, 1);
-    }
-
-    #[test]
-    fn loom_holder_that_dies_between_freeing_and_waking_leaves_nobody_asleep() {
-        KERNELS.iter().for_each(|&kernel| race(move || FutexModel::on(kernel), DIES_BEFORE_IT_WAKES, 0));
-    }
-
-    /// What `WaitPolicy` is for that looks again from time to time.
-    #[test]
-    #[should_panic(expected = "deadlock")]
-    fn loom_finds_who_sleeps_for_ever_on_an_older_kernel_that_is_trusted() {
-        race(|| FutexModel::on(Kernel::WakesAtZero).trusting(), DIES_BEFORE_IT_WAKES, 0);
-    }
-
-    /// Which differ for one that is woken and dies: it leaves the bit for sleepers.
-    const OF_WAITERS: [Kernel; 2] = [Kernel::WakesAtZero, NEWEST];
-
-    /// The holder ends in some way, one that sleeps for the word is killed as it wakes, and a third sleeps on.
-    fn race_with_doomed(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End) {
-        // Three threads that each do much: with one more it takes a quarter of an hour.
-        check_switches(2, move || {
-            let (word, futex) = (Arc::new(AtomicU32::new(1)), futex());
-            let doomed = {
-                let (word, park) = (word.clone(), Doomed { futex: futex.clone(), tid: 2 });
-                thread::spawn(move || {
-                    if take_sleeping(&*word, 2, &park).is_ok() {
-                        free(&*word, &park.futex);
-                    }
-                    park.futex.done();
-                })
-            };
-            let sleeper = {
-                let (word, park) = (word.clone(), futex.clone());
-                thread::spawn(move || {
-                    take(&*word, 3, &park).unwrap();
-                    free(&*word, &park);
-                    park.done();
-                })
-            };
-            end(&word, &futex);
-            futex.await_done(2);
-            doomed.join().unwrap();
-            sleeper.join().unwrap();
-        });
-    }
-
-    /// Frees it, and may be the first to take it again.
-    const FREES_AND_IS_FASTER: End = |word, park| {
-        free(word, park);
-        if try_take(word, 1, 0).is_ok() {
-            free(word, park);
+/// Sets WAITERS as long as the word is as the caller wants it; returns the value to sleep on.
+fn announce_sleeper<W: AtomicWord>(word: &W, is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
+    loop {
+        // Acquire: a caller that is told that there is no owner sees what the last one did before it freed the word.
+        let seen = word.load(Acquire);
+        if !is_wanted(seen) {
+            return None;
         }
-    };
-
-    #[test]
-    fn loom_waiter_that_dies_as_it_is_woken_leaves_nobody_asleep_though_a_third_is_faster() {
-        OF_WAITERS
-            .iter()
-            .for_each(|&kernel| race_with_doomed(move || FutexModel::on(kernel), FREES_AND_IS_FASTER));
+        let watched = seen | WAITERS;
+        // Relaxed: the kernel compares the word again, under its own lock, before it lets the caller sleep
+        // (FUTEX_WAIT).
+        if word.replace(seen, watched, Relaxed).is_ok() {
+            return Some(watched);
+        }
     }
+}
 
-    #[test]
-    fn loom_waiter_that_dies_as_it_is_woken_for_a_dead_holder_leaves_nobody_asleep() {
-        OF_WAITERS.iter().for_each(|&kernel| race_with_doomed(move || FutexModel::on(kernel), DIES));
-    }
-
-    #[test]
-    #[should_panic(expected = "deadlock")]
-    fn loom_finds_who_sleeps_for_ever_after_two_deaths_on_an_older_kernel_that_is_trusted() {
-        race_with_doomed(|| FutexModel::on(Kernel::WakesAtZero).trusting(), DIES);
-    }
-
-    #[test]
-    fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
-        check(|| {
-            let (word, park) = (Arc::new(AtomicU32::new(1)), FutexModel::on(NEWEST));
-            let patient = {
-                let (word, park) = (word.clone(), park.clone());
-                thread::spawn(move || {
-                    take(&*word, 2, &park).unwrap();
-                    free(&*word, &park);
-                })
-            };
-            let impatient = {
-                let (word, park) = (word.clone(), park.impatient());
-                thread::spawn(move || {
-                    if take(&*word, 3, &park).is_ok() {
-                        free(&*word, &park);
-                    }
-                })
-            };
-            free(&*word, &park);
-            patient.join().unwrap();
-            impatient.join().unwrap();
-        });
-    }
+/// Takes the mark of a dead owner out of a word that was `seen` with it, so that nobody takes the word from the dead
+/// any more.
+pub(crate) fn forget_death<W: AtomicWord>(word: &W, seen: u32) {
+    // WAITERS stays: somebody may watch the word for its next owner. It fails if a watcher has set the bit just now:
+    // then the mark stays for the next caller.
+    let _ = word.replace(seen, seen & WAITERS, Ordering::AcqRel);
 }

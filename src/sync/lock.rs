@@ -5,6 +5,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -17,15 +18,24 @@ use super::record_with::RecordWith;
 use super::robust_mutex::{self, Acquired, OfThread};
 use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
+use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::RobustWord;
+
+atomic_record! {
+    struct LockFields {
+        mutex: RobustWord,
+        /// The process that left the value in disorder; 0: none.
+        poisoned_by: AtomicU32,
+    }
+}
 
 /// A value in shared memory that one thread of one process at a time can reach.
 ///
-/// A holder that dies, by SIGKILL too, frees it, and the next one learns of it: [`SyncError::Poisoned`]. A lock is given to
-/// other processes in arguments, results, queues and pipes; clones are the same lock.
+/// A holder that dies, by SIGKILL too, frees it, and the next one learns of it: [`SyncError::Poisoned`]. A lock is
+/// given to other processes in arguments, results, queues and pipes; clones are the same lock.
 ///
-/// The value is plain data ([`bytemuck::Pod`]: numbers, arrays, and structs of them that derive it), since a process that dies in the
-/// middle of a change leaves any bytes.
+/// The value is plain data ([`bytemuck::Pod`]: numbers, arrays, and structs of them that derive it), since a process
+/// that dies in the middle of a change leaves any bytes.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -46,7 +56,7 @@ use crate::sys::robust::RobustWord;
 /// # }
 /// ```
 pub struct Lock<T: Pod> {
-    place: RecordWith<RobustWord, T>,
+    shared: RecordWith<LockFields, T>,
 }
 
 impl<T: Pod> Lock<T> {
@@ -55,7 +65,7 @@ impl<T: Pod> Lock<T> {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
-        Ok(Self { place: RecordWith::new(KIND, value)? })
+        Ok(Self { shared: RecordWith::new(KIND, value)? })
     }
 
     /// Takes it, for which it waits.
@@ -123,42 +133,47 @@ impl<T: Pod> Lock<T> {
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.word().mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     /// Whether somebody holds it at this moment.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        robust_mutex::is_locked(&self.word().word)
+        robust_mutex::is_locked(&self.fields().mutex.word)
     }
 
     #[inline]
-    fn word(&self) -> &RobustWord {
-        self.place.fields()
+    fn fields(&self) -> &LockFields {
+        self.shared.fields()
     }
 
     #[inline]
     fn take(&self, policy: &WaitPolicy) -> Result<LockGuard<'_, T>, SyncError> {
         match self.enter(policy)? {
             (guard, None) => Ok(guard),
+            // The guard goes, and with it the lock is free for `recover`.
             (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
     }
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+        // Cleared when the lock is held: the caller puts the value right before anybody else sees it. If it dies first,
+        // that poisons it anew.
         let (guard, poison) = self.enter(policy)?;
-        self.word().mark.store(0, Relaxed);
+        self.fields().poisoned_by.store(0, Relaxed);
         Ok((guard, poison))
     }
 
     /// Takes it; says which process left it in disorder.
     #[inline]
     fn enter(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
-        let word = self.word();
-        let holder = || Awaited::holders("the lock is", [robust_mutex::holder(word)]);
-        let entered = robust_mutex::lock(word, || self.place.map_pin(), policy);
+        let LockFields { mutex, poisoned_by } = self.fields();
+        let holder = || Awaited::holders("the lock is", [robust_mutex::owner_pid(mutex)]);
+        let entered = robust_mutex::lock(mutex, || self.shared.map_pin(), policy);
+        // Into the record, at once: it stays until `recover`, and it stays if this thread dies before its caller has
+        // heard of it.
         if let Acquired::OwnerDied { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
-            word.mark.store(pid, Relaxed);
+            poisoned_by.store(pid, Relaxed);
         }
         let panicking = std::thread::panicking();
         let guard = LockGuard { lock: self, panicking, of_thread: PhantomData };
@@ -170,32 +185,33 @@ const KIND: &str = "Lock";
 
 impl<T: Pod> Clone for Lock<T> {
     fn clone(&self) -> Self {
-        Self { place: self.place.clone() }
+        Self { shared: self.shared.clone() }
     }
 }
 
 impl<T: Pod> fmt::Debug for Lock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place } = self;
-        f.debug_struct("Lock").field("at", place).field("locked", &self.is_locked()).finish_non_exhaustive()
+        let Self { shared } = self;
+        f.debug_struct("Lock").field("at", shared).field("locked", &self.is_locked()).finish_non_exhaustive()
     }
 }
 
 impl<T: Pod> Serialize for Lock<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.place.serialize(serializer)
+        self.shared.serialize(serializer)
     }
 }
 
 impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        RecordWith::deserialize(KIND, deserializer).map(|place| Self { place })
+        RecordWith::deserialize(KIND, deserializer).map(|shared| Self { shared })
     }
 }
 
 /// Holds a [`Lock`], and is its value. Dropped in a panic it leaves the lock poisoned.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the process lives.
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the
+/// process lives.
 #[must_use = "dropping it gives the lock back"]
 pub struct LockGuard<'a, T: Pod> {
     lock: &'a Lock<T>,
@@ -215,8 +231,9 @@ impl<T: Pod> Deref for LockGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this thread holds the lock, so nobody writes to the value as long as the guard lives; any bytes are a T.
-        unsafe { &*self.lock.place.value() }
+        // SAFETY: this thread holds the lock, so nobody writes to the value as long as the guard lives; any bytes are a
+        // T.
+        unsafe { &*self.lock.shared.value() }
     }
 }
 
@@ -224,18 +241,20 @@ impl<T: Pod> DerefMut for LockGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: this thread holds the lock, and nobody else has its guard, so nobody else reaches the value.
-        unsafe { &mut *self.lock.place.value() }
+        unsafe { &mut *self.lock.shared.value() }
     }
 }
 
 impl<T: Pod> Drop for LockGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        let word = self.lock.word();
-        if std::thread::panicking() && !self.panicking && robust_mutex::is_locked_here(word) {
-            word.mark.store(word.holder.load(Relaxed), Relaxed);
+        let LockFields { mutex, poisoned_by } = self.lock.fields();
+        // A lock that was taken while the thread was unwinding already is not in the middle of that panic. In a fork of
+        // the holder the lock is the parent's.
+        if std::thread::panicking() && !self.panicking && robust_mutex::is_locked_here(mutex) {
+            poisoned_by.store(robust_mutex::owner_pid(mutex), Relaxed);
         }
-        robust_mutex::unlock(word);
+        robust_mutex::unlock(mutex);
     }
 }
 

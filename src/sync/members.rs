@@ -1,24 +1,23 @@
 //! The members of a barrier, and its round.
 
 use std::fmt;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserializer, Serialize};
 
 use super::awaited::{Awaited, distinct};
 use super::error::{BrokenBy, SyncError};
-use super::event_count::EventCount;
-use super::owner_table::{self, OwnerTable};
+use super::member::MemberSlot;
+use super::owner_table::{self, OwnerTable, Slot};
 use super::record_with;
 use super::robust_mutex::{self, Acquired, Locked};
-use super::round::State;
+use super::round::{Round, State};
 use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
-use crate::sys::futex;
-use crate::sys::robust::{self, Me, OWNER, OWNER_DIED, RobustWord, WAITERS};
+use crate::sys::robust::{self, Me, RobustWord};
 use crate::transfer::record::{Record, TypeTag};
 use crate::wire::abort;
 
@@ -26,30 +25,15 @@ atomic_record! {
     pub(super) struct BarrierFields {
         /// One at a time joins or arrives.
         mutex: RobustWord,
-        /// Rung at every change: somebody joins, the round is over, it is broken or reset.
-        changed: EventCount,
-        /// A [`State`], which changes in one step.
-        state: AtomicU64,
+        round: Round,
         parties: AtomicU32,
         /// Of the table of members: see [`OwnerTable`].
         used: AtomicU32,
     }
 }
 
-/// What the `mark` of a place says: its owner is a member, and has not arrived,
-const IDLE: u32 = 0;
-/// is no member any more, though it lives,
-const VACATED: u32 = 1;
-/// has arrived, but the barrier was reset,
-const CANCELLED: u32 = 2;
-
-/// or has arrived in this round.
-fn arrived(round: u32) -> u32 {
-    round << 2 | 3
-}
-
-/// The members of a barrier: threads, each with a place, whose `holder` is its process. What changes the places stands inside
-/// the mutex, but for what their owners do with their own.
+/// The members of a barrier: threads, each with a place. What changes the places stands inside the mutex, but for what
+/// their owners do with their own.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Members {
@@ -68,20 +52,12 @@ struct Vacated {
 /// Those of this process, until their owners come by.
 static VACANCIES: Mutex<Vec<Vacated>> = Mutex::new(Vec::new());
 
-impl Vacated {
-    fn is_owned(&self) -> bool {
-        let place = self.members.place(self.number);
-        place.word.load(Acquire) & OWNER == self.owner.tid && place.mark.load(Acquire) == VACATED
-    }
-}
-
 /// Gives up what others have vacated that `me` owns, and forgets what nobody owns any more.
 fn clear_out(me: Me) {
     let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
-    vacancies.retain(|vacated| vacated.is_owned());
+    vacancies.retain(|vacated| vacated.members.place(vacated.number).is_vacated_by(vacated.owner));
     for Vacated { members, number, .. } in vacancies.extract_if(.., |vacated| vacated.owner == me) {
-        let place = members.place(number);
-        owner_table::free(place);
+        owner_table::free(members.place(number));
     }
 }
 
@@ -90,8 +66,10 @@ impl Members {
         let (what, most) = ("parties of a barrier", u32::MAX as usize);
         let too_many = |_| MemoryError::TooMany { what, asked: parties, most };
         let counted = u32::try_from(parties.max(1)).map_err(too_many)?;
+        // A dead member keeps its slot until somebody comes in, and one whose handle went on another thread until its
+        // owner comes by.
         let places = 2 * parties + 16;
-        let shared = Record::<BarrierFields>::new(TypeTag::of::<()>(KIND), places * size_of::<RobustWord>())?;
+        let shared = Record::<BarrierFields>::new(TypeTag::of::<()>(KIND), places * size_of::<MemberSlot>())?;
         shared.fields().parties.store(counted, Relaxed);
         Ok(Self { shared })
     }
@@ -104,23 +82,19 @@ impl Members {
         self.shared.fields()
     }
 
-    pub(super) fn changed(&self) -> &EventCount {
-        &self.fields().changed
+    pub(super) fn round(&self) -> &Round {
+        &self.fields().round
     }
 
     pub(super) fn parties(&self) -> usize {
         self.fields().parties.load(Relaxed) as usize
     }
 
-    pub(super) fn state(&self) -> State {
-        State::of(self.fields().state.load(Acquire))
-    }
-
-    pub(super) fn place(&self, number: usize) -> &RobustWord {
+    pub(super) fn place(&self, number: usize) -> &MemberSlot {
         self.table().slot(number)
     }
 
-    fn table(&self) -> OwnerTable<'_> {
+    fn table(&self) -> OwnerTable<'_, MemberSlot> {
         OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
@@ -139,101 +113,81 @@ impl Members {
         entered: Result<(Locked<'a>, Acquired), Interrupted>,
     ) -> Result<Locked<'a>, SyncError> {
         let mutex = &self.fields().mutex;
-        let holder = || Awaited::holders("the barrier's own lock is", [robust_mutex::holder(mutex)]);
+        let holder = || Awaited::holders("the barrier's own lock is", [robust_mutex::owner_pid(mutex)]);
         let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
+        // It may have died between taking a slot and saying who it is: whoever dies in here counts as a member.
         if let Acquired::OwnerDied { pid } = found {
-            self.break_by(BrokenBy::Death, pid);
+            self.round().break_by(BrokenBy::Death, pid);
         }
-        self.table().used().iter().for_each(|place| self.bury(place));
+        // The dead are found by all who come in, so that their slots can be taken again.
+        let tell = |pid| self.round().break_by(BrokenBy::Death, pid);
+        self.table().used().iter().for_each(|place| place.bury(tell));
         Ok(inside)
-    }
-
-    /// Makes the place of a thread that has ended one that nobody has, inside the mutex.
-    fn bury(&self, place: &RobustWord) {
-        let seen = place.word.load(Acquire);
-        if seen & OWNER_DIED != 0 {
-            if let Some(pid) = death(place) {
-                self.break_by(BrokenBy::Death, pid);
-            }
-            // Somebody may watch it for the next owner's sake.
-            let _ = place.word.compare_exchange(seen, seen & WAITERS, AcqRel, Relaxed);
-            // It is none of those who have left. Not before: whoever finds the death reads this.
-            place.holder.store(0, Release);
-        }
     }
 
     /// Takes a place for this thread, inside the mutex; returns its number.
     pub(super) fn join(&self, me: Me) -> Result<usize, SyncError> {
+        // Here, as only the owner can take a word off its list, and it has come by.
         clear_out(me);
         let number = self.occupy(me)?;
         // Those who wait are to see to this member too.
-        self.changed().notify_all();
+        self.round().changed().notify_all();
         Ok(number)
     }
 
     /// Takes a place for this thread, inside the mutex; tells nobody.
     pub(super) fn occupy(&self, me: Me) -> Result<usize, SyncError> {
         let full = SyncError::Full { what: "the members of a barrier", capacity: self.table().capacity() };
-        let is_free = |slot: &RobustWord| slot.word.load(Acquire) & (OWNER | OWNER_DIED) == 0;
-        let number = self.table().first(is_free).ok_or(full)?;
-        let place = self.place(number);
-        // Before it is owned: whoever finds that its owner has died reads this.
-        place.holder.store(me.pid, Release);
-        place.mark.store(IDLE, Release);
+        let number = self.table().first(MemberSlot::is_free).ok_or(full)?;
+        self.place(number).prepare(me);
+        // A death after this line is a member's.
         self.table().take(number, || self.shared.map_pin())?;
         Ok(number)
     }
 
-    /// Gives up the place that `owner` has taken, on whichever thread. If that is another one than the owner, and a process is
-    /// stopped inside the mutex, the owner stays a member until its thread ends.
+    /// Gives up the place that `owner` has taken, on whichever thread. If that is another one than the owner, and a
+    /// process is stopped inside the mutex, the owner stays a member until its thread ends.
     pub(super) fn part(&self, number: usize, owner: Me) {
         let place = self.place(number);
         // The owner may have ended, and its place be another's: this thread's too.
-        if robust::me().is_ok_and(|me| me == owner) && robust::owns(place) {
+        if robust::me().is_ok_and(|me| me == owner) && robust::owns(place.robust()) {
             owner_table::free(place);
         } else if let Ok(_inside) = self.enter_soon() {
-            // Only a thread can take a word off its list: the place stays its own until it joins something the next time,
-            // but its end means nothing any more.
-            if place.word.load(Acquire) & OWNER == owner.tid && place.holder.load(Acquire) == owner.pid {
-                place.mark.store(VACATED, Release);
+            // Only a thread can take a word off its list: the place stays its own until it joins something the next
+            // time, but its end means nothing any more.
+            if place.vacate(owner) {
                 let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
                 vacancies.push(Vacated { members: self.clone(), number, owner });
             }
         }
     }
 
-    /// Says that the owner of a place, which is inside the mutex, has arrived in this round; returns how many had before.
+    /// Says that the owner of a place, which is inside the mutex, has arrived in this round; returns how many had
+    /// before.
     pub(super) fn arrive(&self, number: usize, round: u32) -> usize {
-        self.place(number).mark.store(IDLE, Release);
+        // Its own slot does not count, whatever an earlier wait has left there.
+        self.place(number).begin();
+        // No two count the same number: this is inside the mutex. One that gives up meanwhile breaks the round, so the
+        // count is of no use.
         let before = self.waiting(round);
-        self.place(number).mark.store(arrived(round), Release);
+        self.place(number).arrive(round);
         before
     }
 
     /// How many have arrived in this round.
     pub(super) fn waiting(&self, round: u32) -> usize {
-        let waits =
-            |place: &&RobustWord| place.mark.load(Acquire) == arrived(round) && owner_table::is_owned(place);
+        let waits = |place: &&MemberSlot| place.has_arrived(round) && owner_table::is_owned(*place);
         self.table().used().iter().filter(waits).count()
-    }
-
-    /// Says that the owner of a place does not wait any more; returns whether the barrier was reset meanwhile. Of a round that
-    /// is `broken` it stays known who had come, for who asks who had not.
-    pub(super) fn depart(&self, number: usize, broken: bool) -> bool {
-        let mark = &self.place(number).mark;
-        let seen = if broken { mark.load(Acquire) } else { mark.swap(IDLE, AcqRel) };
-        seen == CANCELLED
     }
 
     /// The members that have not arrived in this round.
     pub(super) fn awaited(&self, round: u32) -> Awaited {
         let (mut came, mut missing, mut left) = (0, Vec::new(), Vec::new());
         for place in self.table().used() {
-            let (mark, pid) = (place.mark.load(Acquire), place.holder.load(Acquire));
-            match (mark == arrived(round), owner_table::is_owned(place) && mark != VACATED) {
+            match (place.has_arrived(round), place.is_member()) {
                 (true, _) => came += 1,
-                (false, true) => missing.push(pid),
-                (false, false) => left.push(pid),
+                (false, true) => missing.push(place.pid()),
+                (false, false) => left.push(place.pid()),
             }
         }
         let parties = self.parties();
@@ -251,7 +205,8 @@ impl Members {
         if by != BrokenBy::GivingUp {
             return Err(SyncError::broken(pid, by, Vec::new()));
         }
-        // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to blame.
+        // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to
+        // blame.
         if let Some(blame) = abort::told() {
             return Err(Interrupted::Aborted(blame).into());
         }
@@ -259,77 +214,39 @@ impl Members {
         Err(SyncError::broken(pid, by, missing.collect()))
     }
 
-    /// Lets all go who have arrived in a round, unless it is broken.
-    pub(super) fn release(&self, state: State) -> bool {
-        self.change(|now| (now == state).then(|| now.next()))
-    }
-
-    /// Breaks the barrier, if it is in this state.
-    pub(super) fn break_in(&self, state: State, by: BrokenBy, pid: u32) -> bool {
-        self.change(|now| (now == state).then(|| now.broken(by, pid)))
-    }
-
-    /// Breaks the barrier, if it is not broken.
-    pub(super) fn break_by(&self, by: BrokenBy, pid: u32) {
-        self.change(|now| (!now.is_broken()).then(|| now.broken(by, pid)));
-    }
-
     /// Begins another round; those who have arrived in this one are told, inside the mutex.
     pub(super) fn reset(&self) {
-        let waits = arrived(self.state().round);
-        for place in self.table().used() {
-            let _ = place.mark.compare_exchange(waits, CANCELLED, AcqRel, Relaxed);
-        }
-        self.change(|now| Some(now.next()));
-    }
-
-    /// Changes the state, and wakes all; says whether it did.
-    fn change(&self, change: impl Fn(State) -> Option<State>) -> bool {
-        self.changed().notify_if(|count| {
-            let next = |bits| change(State::of(bits)).map(State::bits);
-            let changed = self.fields().state.fetch_update(AcqRel, Acquire, next).is_ok();
-            count.fetch_add(changed.into(), AcqRel);
-            changed
-        })
+        // Before the round changes: a member that then sees the new round finds in its slot that it was sent away, not
+        // let go.
+        let round = self.round().state().round;
+        self.table().used().iter().for_each(|place| place.cancel(round));
+        self.round().reset();
     }
 
     /// Breaks the barrier if a member has died; says whether it is broken.
     pub(super) fn look_for_deaths(&self) -> bool {
         loop {
             // Whoever breaks it breaks what was there before the look: a reset meanwhile may have forgotten that death.
-            let state = self.state();
+            let state = self.round().state();
             if state.is_broken() {
                 return true;
             }
-            match self.table().used().iter().find_map(death) {
-                Some(pid) if self.break_in(state, BrokenBy::Death, pid) => return true,
+            match self.table().used().iter().find_map(MemberSlot::death) {
+                Some(pid) if self.round().break_in(state, BrokenBy::Death, pid) => return true,
                 Some(_) => {}
                 None => return false,
             }
         }
     }
 
-    /// The state, which may change though the one that changes it dies before it rings; the words of all members, which change
-    /// when one of them dies, and of the next: it may die before it has said that it is one.
+    /// The words to sleep on in this state: its own, and those of all members, which change when one of them dies.
     pub(super) fn watch(&self, state: State) -> Vec<(&AtomicU32, u32)> {
-        let state = futex::halves(&self.fields().state, state.bits());
+        // The place that the next member takes, too: it may die before it has told anybody that it is one.
         let next = self.table().first(|slot| !owner_table::is_owned(slot));
         let next = next.and_then(|number| owner_table::watch_free(self.place(number)));
-        state
-            .into_iter()
-            .chain(self.table().used().iter().filter_map(owner_table::watch))
-            .chain(next)
-            .collect()
+        let members = self.table().used().iter().filter_map(owner_table::watch);
+        self.round().watch(state).into_iter().chain(members).chain(next).collect()
     }
-}
-
-/// The process of a thread that has died as a member. Anybody may look at any time.
-fn death(place: &RobustWord) -> Option<u32> {
-    let has_ended = || place.word.load(Acquire) & OWNER_DIED != 0;
-    let was_member = has_ended() && place.mark.load(Acquire) != VACATED;
-    let pid = place.holder.load(Acquire);
-    // It has been nobody's before it was another's, so if it is still dead, all this is about one owner.
-    (was_member && has_ended()).then_some(pid)
 }
 
 impl fmt::Debug for Members {
@@ -381,13 +298,13 @@ mod tests {
     #[test]
     fn death_that_a_reset_has_forgotten_breaks_nothing() {
         let members = Members::new(2).unwrap();
-        let (before, inside) = (members.state(), members.enter(&WaitPolicy::Never).unwrap());
+        let (before, inside) = (members.round().state(), members.enter(&WaitPolicy::Never).unwrap());
         members.reset();
         drop(inside);
         let by = BrokenBy::Death;
-        assert!(!members.break_in(before, by, 1) && !members.look_for_deaths());
-        assert!(members.break_in(members.state(), by, 1) && members.look_for_deaths());
-        let told = members.check(members.state());
+        assert!(!members.round().break_in(before, by, 1) && !members.look_for_deaths());
+        assert!(members.round().break_in(members.round().state(), by, 1) && members.look_for_deaths());
+        let told = members.check(members.round().state());
         assert!(matches!(told, Err(SyncError::Broken { pid: Some(1), by: BrokenBy::Death, .. })), "{told:?}");
     }
 

@@ -13,7 +13,8 @@
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
 // - `rwlock`, `readers`: the value and its guards, and who has it
 // - `semaphore`, `permits`: the handles, and what is shared
-// - `barrier`, `members`: likewise; `arrival`: one wait at a barrier; `round`: the state of a barrier
+// - `barrier`, `members`, `member`: the handle, the table, and one slot of it; `arrival`: one wait; `round`: what ends
+// it
 // - `value`: Value and Array
 
 mod arrival;
@@ -25,6 +26,7 @@ mod event;
 pub(crate) mod event_count;
 pub(crate) mod futex_lock;
 mod lock;
+mod member;
 mod members;
 #[cfg(all(test, loom))]
 mod model;

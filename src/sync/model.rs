@@ -16,6 +16,7 @@ pub(super) fn check(model: impl Fn() + Sync + Send + 'static) {
 
 /// As [`check`], with so many switches from a thread that could go on.
 pub(super) fn check_switches(most: usize, model: impl Fn() + Sync + Send + 'static) {
+    // A preemption is a switch from a thread that could go on; those that sleep or end cost none.
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(most);
     builder.check(model);
@@ -24,6 +25,10 @@ pub(super) fn check_switches(most: usize, model: impl Fn() + Sync + Send + 'stat
 impl AtomicWord for AtomicU32 {
     fn load(&self, ordering: Ordering) -> u32 {
         Self::load(self, ordering)
+    }
+
+    fn store(&self, new: u32, ordering: Ordering) {
+        Self::store(self, new, ordering);
     }
 
     fn swap(&self, new: u32, ordering: Ordering) -> u32 {
@@ -39,6 +44,7 @@ impl AtomicWord for AtomicU32 {
     }
 
     fn barrier_after_change() {
+        // Loom has no processor on which the locked instruction before would be enough.
         loom::sync::atomic::fence(Ordering::SeqCst);
     }
 }
@@ -107,10 +113,12 @@ impl FutexModel {
         self.queue.changed.notify_one();
     }
 
-    /// Waits until so many threads are done. Whenever all others sleep, the moment is over of those who sleep no longer than one.
+    /// Waits until so many threads are done. Whenever all others sleep, the moment is over of those who sleep no longer
+    /// than one.
     pub(super) fn await_done(&self, count: usize) {
         let mut threads = self.queue.threads.lock().unwrap();
         while threads.done < count {
+            // Only then: were sleepers to wake at any moment, no model would ever find one that sleeps for ever.
             if self.looks_again && threads.done + threads.asleep.len() == count {
                 threads.asleep.clear();
                 self.queue.woken.notify_all();
@@ -123,6 +131,7 @@ impl FutexModel {
     pub(super) fn bury(&self, word: &AtomicU32, tid: u32) {
         loop {
             let seen = word.load(Ordering::SeqCst);
+            // It owns nothing: the kernel changes nothing, and at most wakes one (`pending_op` of handle_futex_death).
             if seen & OWNER != tid {
                 let wakes = match self.kernel {
                     Kernel::WakesNever => false,
@@ -132,6 +141,7 @@ impl FutexModel {
                 self.wake(word, wakes.into());
                 return;
             }
+            // WAITERS stays, for the sleepers that this one wake leaves asleep.
             let dead = (seen & WAITERS) | OWNER_DIED;
             if word.replace(seen, dead, Ordering::SeqCst).is_ok() {
                 self.wake(word, (seen & WAITERS != 0).into());
@@ -145,12 +155,16 @@ impl Futex<AtomicU32> for FutexModel {
     type Interrupted = ();
 
     fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
+        // The mutex stands for the lock of the kernel's hash bucket: to compare the words and to fall asleep is one
+        // step for a waker.
         let mut threads = self.queue.threads.lock().unwrap();
         if words.iter().all(|(word, expected)| word.load(Ordering::SeqCst) == *expected) {
             let own = threads.next;
             threads.next += 1;
             threads.asleep.push(own);
             self.queue.changed.notify_one();
+            // `wake` notifies all, and each sleeper has a number: only those that the waker took out go
+            // on.
             while threads.asleep.contains(&own) {
                 threads = self.queue.woken.wait(threads).unwrap();
             }
@@ -161,6 +175,8 @@ impl Futex<AtomicU32> for FutexModel {
 
     fn wake(&self, _word: &AtomicU32, count: i32) -> usize {
         let mut threads = self.queue.threads.lock().unwrap();
+        // Whichever word: each model has one place to sleep, and a wake that comes to the wrong sleeper is a spurious
+        // one to it. The first that fell asleep is woken first, as the kernel does it among threads of one priority.
         let count = usize::try_from(count).unwrap().min(threads.asleep.len());
         threads.asleep.drain(..count);
         self.queue.woken.notify_all();
@@ -191,6 +207,7 @@ impl Futex<AtomicU32> for Doomed {
 
     fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), ()> {
         let _ = self.futex.wait(words);
+        // Its last store is behind it: whatever it was woken for, it has not taken the word.
         words.iter().for_each(|(word, _)| self.futex.bury(word, self.tid));
         Err(())
     }

@@ -19,8 +19,10 @@ use crate::transfer::record::{Record, TypeTag};
 
 atomic_record! {
     struct OnceFields {
-        /// The thread that runs the function owns it. The `mark` is the process that began and did not end.
+        /// The thread that runs the function owns it.
         mutex: RobustWord,
+        /// The process that began and did not end; 0: none.
+        poisoned_by: AtomicU32,
         /// The process that runs.
         running: AtomicU32,
         done: AtomicU32,
@@ -30,8 +32,8 @@ atomic_record! {
 /// Something that one process does, for which the others wait.
 ///
 /// Whoever comes later sees what it has done. If the one that does it dies or panics, those who come learn of it
-/// ([`SyncError::Poisoned`]) until [`call_once_force`](Self::call_once_force) has made it good. Clones, and what arrives in
-/// another process, are the same.
+/// ([`SyncError::Poisoned`]) until [`call_once_force`](Self::call_once_force) has made it good. Clones, and what
+/// arrives in another process, are the same.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -111,13 +113,14 @@ impl Once {
     #[must_use]
     #[inline]
     pub fn is_completed(&self) -> bool {
+        // Acquire, with the Release in `run`: who finds it done sees what the function has done.
         self.fields().done.load(Acquire) != 0
     }
 
     /// The process that began it and died or panicked, unless it has been made good.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.fields().mutex.mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     #[inline]
@@ -127,11 +130,13 @@ impl Once {
 
     #[inline]
     fn call(&self, f: impl FnOnce(), policy: &WaitPolicy) -> Result<(), SyncError> {
+        // Without the mutex: this is the way of all calls but the first ones.
         if self.is_completed() {
             return Ok(());
         }
-        let runner = || Awaited::holders("the Once is", [robust_mutex::holder(&self.fields().mutex)]);
+        let runner = || Awaited::holders("the Once is", [robust_mutex::owner_pid(&self.fields().mutex)]);
         let _inside = self.enter(policy).map_err(|stop| stop.awaiting(runner))?;
+        // Again: another thread may have done it while this one waited.
         match (self.is_completed(), self.poisoned()) {
             (true, _) => Ok(()),
             (false, Some(pid)) => Err(SyncError::poisoned(pid)),
@@ -146,7 +151,7 @@ impl Once {
         // Who died inside without running it has done no harm.
         match fields.running.swap(0, Relaxed) {
             0 => {}
-            pid => fields.mutex.mark.store(pid, Relaxed),
+            pid => fields.poisoned_by.store(pid, Relaxed),
         }
         Ok(inside)
     }
@@ -154,12 +159,15 @@ impl Once {
     /// Runs it, inside the mutex.
     fn run(&self, f: impl FnOnce()) -> Result<(), Interrupted> {
         let fields = self.fields();
+        // Before the function begins. A death from here on leaves it set, and the next one inside knows that it was
+        // begun (`enter`).
         fields.running.store(robust::me()?.pid, Relaxed);
         let running = Running(fields);
         f();
         // A process that was forked in there is not the one that runs it.
         if robust_mutex::is_locked_here(&fields.mutex) {
-            fields.mutex.mark.store(0, Relaxed);
+            // Before `done`, which publishes it.
+            fields.poisoned_by.store(0, Relaxed);
             fields.done.store(1, Release);
         }
         drop(running);
@@ -176,8 +184,9 @@ impl Drop for Running<'_> {
         if !robust_mutex::is_locked_here(&fields.mutex) {
             return;
         }
+        // The function has unwound. Poisoned before `running` is cleared: a death in between says the same.
         if fields.done.load(Relaxed) == 0 {
-            fields.mutex.mark.store(fields.running.load(Relaxed), Relaxed);
+            fields.poisoned_by.store(fields.running.load(Relaxed), Relaxed);
         }
         fields.running.store(0, Relaxed);
     }

@@ -1,25 +1,34 @@
 //! A parker: the waiter lets wakers know that it sleeps, so that they make the system call once, and only when it does.
 //!
-//! One thread at a time waits, since it holds a robust mutex meanwhile. If it dies, the next owner of that mutex clears its bit. If a
-//! waker dies between its change and the wake, the kernel wakes the waiter: no wakeup is lost.
+//! One thread at a time waits, since it holds a robust mutex meanwhile. If it dies, the next owner of that mutex clears
+//! its bit. If a waker dies between its change and the wake, the kernel wakes the waiter: no wakeup is lost.
+
+#[cfg(all(test, loom))]
+mod models;
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crossbeam::utils::Backoff;
 
-use super::futex_lock::{AtomicWord, Futex};
+use super::futex_lock::{self, AtomicWord, Futex};
 use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, RobustWord};
 
 atomic_record! {
-    /// A parking place for one waiter in shared memory. `mark` is the futex that it sleeps on: [`PARKED`] is set while it is parked or
-    /// about to park, the other bits are a sequence number that every park and every wake advances. `holder` is the sequence
-    /// number of the last wake, so that a second waker need not make the system call. `word` is owned by the waker from before its
-    /// change until it has woken the waiter, so that the kernel changes the word and wakes if the waker is killed in between.
+    /// A parking place for one waiter in shared memory.
     pub(crate) struct Parker {
-        place: RobustWord,
+        /// Owned by the waker from before its change until it has woken the waiter, so that the kernel changes the word
+        /// and wakes if the waker is killed in between.
+        waker: RobustWord,
+        /// The futex that the waiter sleeps on: [`PARKED`] is set while it is parked or about to park, the other bits
+        /// are a sequence number that every park and every wake advances.
+        sequence: AtomicU32,
+        /// What `sequence` was after the last wake, so that a second waker need not make the system call.
+        last_wake: AtomicU32,
+        // The next field is the waiter's own: not in the cache line that each waker writes.
+        spare: [AtomicU32; 4],
         /// 1 if the last wait was longer than [`SHORT`]: the next one does not spin.
         skip_spin: AtomicU32,
     }
@@ -30,27 +39,34 @@ const PARKED: u32 = 1;
 /// One step of the sequence number.
 const STEP: u32 = 2;
 
-/// Announces that the waiter is about to park; returns the value on which it then sleeps. The waiter looks once more for what it waits
-/// for between the two.
+/// Announces that the waiter is about to park; returns the value on which it then sleeps. The waiter looks once more
+/// for what it waits for between the two.
 fn prepare<W: AtomicWord>(word: &W) -> u32 {
+    // One addition sets the bit and advances the number: the bit is not set, since there is one waiter, which clears it
+    // (`finish`), as does the next owner of its mutex (`reset_after_death`). The number comes back after 2^31 steps. To
+    // be fooled, a waiter would have to sleep between its ticket and FUTEX_WAIT while exactly as many wakes pass.
     let ticket = word.add(STEP + PARKED, Relaxed).wrapping_add(STEP + PARKED);
-    // The waiter stores its bit and then loads the condition; the waker stores the condition and then loads the bit (`unpark`). With a
-    // full barrier between the two on either side at least one sees the other's store. Without it both could miss (a lost wakeup).
+    // The waiter stores its bit and then loads the condition; the waker stores the condition and then loads the bit
+    // (`unpark`). With a full barrier between the two on either side at least one sees the other's store. Without it
+    // both could miss (a lost wakeup).
     W::barrier_after_change();
     ticket
 }
 
 /// The waiter is not parked any more.
 fn finish<W: AtomicWord>(word: &W) {
+    // An addition, not a store: a waker may advance the number at any moment. The bit is set, so nothing borrows from
+    // the number.
     word.add(PARKED.wrapping_neg(), Relaxed);
 }
 
-/// Wakes the waiter if it is parked and was not woken since it parked. The condition was changed before, by an operation that reads and
-/// writes an atomic.
+/// Wakes the waiter if it is parked and was not woken since it parked. The condition was changed before, by an
+/// operation that reads and writes an atomic.
 #[inline]
 fn unpark<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
     // The other side of the barrier in `prepare`.
     W::barrier_after_change();
+    // Relaxed: the barrier has ordered it after the change, and only the bit and the number are of interest.
     let seen = word.load(Relaxed);
     // An equal number says that a waker has woken this very park: the waiter is on its way.
     if seen & PARKED != 0 && last_wake.load(Relaxed) != seen {
@@ -60,15 +76,17 @@ fn unpark<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
 
 #[cold]
 fn wake_sleeper<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
-    // A waiter that is not asleep yet then finds another value than its ticket, and does not fall asleep (EAGAIN of FUTEX_WAIT).
+    // A waiter that is not asleep yet then finds another value than its ticket, and does not fall asleep (EAGAIN of
+    // FUTEX_WAIT).
     let now = word.add(STEP, Relaxed).wrapping_add(STEP);
     park.wake(word, 1);
     // After the wake: a waker that is killed before leaves the number as it was, and the next one wakes again.
     last_wake.swap(now, Relaxed);
 }
 
-/// Nanoseconds for which a waiter spins before it parks: about the time of a wake and its answer. Where the last wait was longer, the spin
-/// gained nothing and kept a processor from the process that was waited for, so the next wait parks at once.
+/// Nanoseconds for which a waiter spins before it parks: about the time of a wake and its answer. Where the last wait
+/// was longer, the spin gained nothing and kept a processor from the process that was waited for, so the next wait
+/// parks at once.
 const SHORT: u64 = 25_000;
 
 /// Calls `look` until it finds something or the clock reads `until`.
@@ -98,6 +116,7 @@ fn wait<W: AtomicWord, P: Futex<W>, T>(
     }
     // A caller that does not wait must not set the bit: wakers would make system calls for nothing.
     park.check()?;
+    // Relaxed, and in shared memory: it is a guess about the other side, which the next waiter of any process may use.
     let short = park.nanos() + SHORT;
     if park.spins()
         && skip_spin.load(Relaxed) == 0
@@ -106,6 +125,7 @@ fn wait<W: AtomicWord, P: Futex<W>, T>(
         return Ok(found);
     }
     let waited = sleep_until_found((word, waker), park, look);
+    // Slept or not: the clock tells whether a spin would have been enough.
     skip_spin.swap((park.nanos() > short).into(), Relaxed);
     waited
 }
@@ -118,17 +138,20 @@ fn sleep_until_found<W: AtomicWord, P: Futex<W>, T>(
 ) -> Result<T, P::Interrupted> {
     loop {
         let ticket = prepare(word);
-        // Before the look: the word of a waker that dies after the look changes (FUTEX_OWNER_DIED), so that the waiter is woken, or does
-        // not fall asleep.
+        // Before the look: the word of a waker that dies after the look changes (FUTEX_OWNER_DIED), so that the waiter
+        // is woken, or does not fall asleep.
         let seen_waker = waker.load(Acquire);
         let slept = match look() {
             Some(found) => Ok(Some(found)),
             None => park.wait(&[(word, ticket), (waker, seen_waker)]).map(|()| None),
         };
+        // Before the last look: a waker that comes from here on makes no system call.
         finish(word);
         match slept.map(|found| found.or_else(&mut look)) {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => {}
+            // The time was up, but a waker may have made its change in the same moment, and its one wake may have been
+            // this thread's.
             Err(stop) => return look().ok_or(stop),
         }
     }
@@ -144,6 +167,8 @@ impl Futex<AtomicU32> for Sleeper<'_> {
     type Interrupted = Interrupted;
 
     fn wait(&self, words: &[(&AtomicU32, u32)]) -> Result<(), Interrupted> {
+        // One step of a closer changes `end` and wakes those that sleep on it (FUTEX_WAKE_OP): no parker is asked, on
+        // either side.
         let all: Vec<_> = words.iter().copied().chain([(self.end, 0)]).collect();
         self.policy.sleep(&all)
     }
@@ -166,30 +191,43 @@ impl Futex<AtomicU32> for Sleeper<'_> {
 }
 
 impl Parker {
-    /// Waits until `look` finds something, as it does when `end` is not 0 any more. The caller holds the mutex of the waiting side.
+    /// Waits until `look` finds something, as it does when `end` is not 0 any more. The caller holds the mutex of the
+    /// waiting side.
     pub(crate) fn park<T>(
         &self,
         policy: &WaitPolicy,
         end: &AtomicU32,
         look: impl FnMut() -> Option<T>,
     ) -> Result<T, Interrupted> {
-        wait((&self.place.mark, &self.place.word, &self.skip_spin), &Sleeper { policy, end }, look)
+        wait((&self.sequence, &self.waker.word, &self.skip_spin), &Sleeper { policy, end }, look)
     }
 
-    /// Runs `change`, which ends with an operation that reads and writes the atomic that the waiter looks at, then wakes the waiter. If
-    /// this thread dies in between, the kernel wakes it. The caller holds the mutex of the waking side.
+    /// Runs `change`, which ends with an operation that reads and writes the atomic that the waiter looks at, then
+    /// wakes the waiter. If this thread dies in between, the kernel wakes it. The caller holds the mutex of the waking
+    /// side.
     #[inline]
     pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) {
-        robust::with_pending_alone(&self.place, || {
+        // The wakers' mutex keeps others out of `waker`, though it is taken by a plain store.
+        robust::with_pending_to_own(&self.waker, |tid| {
+            // Before the change: a death after the change must find the word owned, or it would not change, and a
+            // waiter that is only about to sleep would not be held back.
+            if let Some(tid) = tid {
+                futex_lock::own_unlisted(&self.waker.word, tid);
+            }
             change();
-            unpark(&self.place.mark, &self.place.holder, &WaitPolicy::Never);
+            unpark(&self.sequence, &self.last_wake, &WaitPolicy::Never);
+            // A waiter that has read the owned word in between does not fall asleep on it (EAGAIN), and looks once
+            // more.
+            futex_lock::disown_unlisted(&self.waker.word);
         });
     }
 
     /// Clears the bit of a waiter that has died. The caller holds the mutex of the waiting side.
     pub(crate) fn reset_after_death(&self) {
-        if self.place.mark.load(Relaxed) & PARKED != 0 {
-            finish(&self.place.mark);
+        // Left set, each change would cost its waker a system call that wakes nobody; and the next waiter's addition
+        // would clear the bit by its carry: that waiter would sleep unseen.
+        if self.sequence.load(Relaxed) & PARKED != 0 {
+            finish(&self.sequence);
         }
     }
 }
@@ -220,12 +258,12 @@ mod kernel_tests {
         });
         let look = || happened.load(SeqCst).then_some(());
         parker.fields().park(&WaitPolicy::Forever, &AtomicU32::new(0), look).unwrap();
-        assert_eq!(parker.fields().place.mark.load(SeqCst) & PARKED, 0);
+        assert_eq!(parker.fields().sequence.load(SeqCst) & PARKED, 0);
     }
 
     #[test]
     fn sleeper_finds_what_happened_though_the_waker_died_before_it_woke_anybody() {
-        (0..200).for_each(|_| race(|parker| parker.place.mark.load(SeqCst) & PARKED != 0));
+        (0..200).for_each(|_| race(|parker| parker.sequence.load(SeqCst) & PARKED != 0));
     }
 
     #[test]
@@ -245,125 +283,13 @@ mod kernel_tests {
                     robust::testing::die()
                 });
             });
-            while parker.fields().place.word.load(SeqCst) & OWNER_DIED == 0 {
+            while parker.fields().waker.word.load(SeqCst) & OWNER_DIED == 0 {
                 std::thread::yield_now();
             }
             None
         };
-        let (place, end) = (&parker.fields().place, AtomicU32::new(0));
+        let (parker, end) = (parker.fields(), AtomicU32::new(0));
         let sleeper = Sleeper { policy: &WaitPolicy::Forever, end: &end };
-        super::sleep_until_found((&place.mark, &place.word), &sleeper, look).unwrap();
-    }
-}
-
-#[cfg(all(test, loom))]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::Ordering::Release;
-
-    use loom::sync::atomic::AtomicU32;
-    use loom::thread;
-
-    use super::super::model::{FutexModel, KERNELS, Kernel, check};
-    use super::*;
-    use crate::sys::robust::WAITERS;
-
-    #[derive(Default)]
-    struct Words {
-        word: AtomicU32,
-        waker: AtomicU32,
-        last_wake: AtomicU32,
-        skip_spin: AtomicU32,
-        messages: AtomicU32,
-    }
-
-    /// One waits for a message, and then for another, as the inside of a mutex does.
-    fn receive(place: &Words, futex: &FutexModel) {
-        for wanted in 1..=2 {
-            let look = || (place.messages.load(Acquire) >= wanted).then_some(());
-            wait((&place.word, &place.waker, &place.skip_spin), futex, look).unwrap();
-        }
-    }
-
-    fn put(place: &Words) {
-        place.messages.fetch_add(1, Release);
-    }
-
-    /// One waits for two messages, and another thread puts them in some way.
-    fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, producer: fn(&Words, &FutexModel)) {
-        check(move || {
-            let (place, futex) = (Arc::new(Words::default()), futex());
-            let sleeper = {
-                let (place, futex) = (place.clone(), futex.clone());
-                thread::spawn(move || {
-                    receive(&place, &futex);
-                    futex.done();
-                })
-            };
-            producer(&place, &futex);
-            futex.await_done(1);
-            sleeper.join().unwrap();
-        });
-    }
-
-    #[test]
-    fn loom_sleeper_is_woken_for_each_message() {
-        for kernel in KERNELS {
-            race(
-                move || FutexModel::on(kernel),
-                |place, futex| {
-                    for _ in 0..2 {
-                        put(place);
-                        unpark(&place.word, &place.last_wake, futex);
-                    }
-                },
-            );
-        }
-    }
-
-    #[test]
-    fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() {
-        for kernel in KERNELS {
-            race(
-                move || FutexModel::on(kernel),
-                |place, futex| {
-                    put(place);
-                    // It dies in `wake`, after its first step, and the kernel has not noticed yet.
-                    AtomicU32::barrier_after_change();
-                    if place.word.load(Relaxed) & PARKED != 0 {
-                        place.word.add(STEP, Relaxed);
-                    }
-                    put(place);
-                    unpark(&place.word, &place.last_wake, futex);
-                },
-            );
-        }
-    }
-
-    /// The last producer of all dies as soon as its messages are there, as the owner of a word that is pending.
-    const DIES: fn(&Words, &FutexModel) = |place, futex| {
-        place.waker.store(1 | WAITERS, Release);
-        put(place);
-        put(place);
-        futex.bury(&place.waker, 1);
-    };
-
-    #[test]
-    fn loom_producer_that_dies_before_it_calls_leaves_nobody_asleep() {
-        // Of a word with an owner every kernel tells.
-        KERNELS.iter().for_each(|&kernel| race(move || FutexModel::on(kernel).trusting(), DIES));
-    }
-
-    #[test]
-    #[should_panic(expected = "deadlock")]
-    fn loom_finds_who_sleeps_for_ever_if_the_word_that_is_pending_does_not_change() {
-        race(
-            || FutexModel::on(Kernel::WakesWithoutOwner).trusting(),
-            |place, futex| {
-                put(place);
-                put(place);
-                futex.bury(&place.waker, 1);
-            },
-        );
+        super::sleep_until_found((&parker.sequence, &parker.waker.word), &sleeper, look).unwrap();
     }
 }

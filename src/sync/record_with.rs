@@ -22,6 +22,7 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
         const { assert!(align_of::<T>() <= 64, "the value lies at a cache line, and is aligned to no more") }
         let shared = Record::new(TypeTag::of::<T>(kind), size_of::<T>())?;
         let (map, at) = shared.room();
+        // Plain bytes: no other process has the memory yet.
         map.write(at, bytemuck::bytes_of(&value), 1);
         Ok(Self { shared, value: PhantomData })
     }
@@ -32,6 +33,8 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
     }
 
     pub(super) fn map_pin(&self) -> MapPin {
+        // A guard is a reference to the value, so a leaked one keeps the lock taken after its thread has ended: see
+        // `MapPin::Lender`.
         self.shared.lender_pin()
     }
 
@@ -47,6 +50,7 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
         deserializer: D,
     ) -> Result<Self, D::Error> {
         let handle = Handle::deserialize(deserializer)?;
+        // The tag has the value's type in it, so that no process looks at the bytes as another one.
         let shared = Record::receive(handle, TypeTag::of::<T>(kind), size_of::<T>());
         Ok(Self { shared: shared.map_err(D::Error::custom)?, value: PhantomData })
     }

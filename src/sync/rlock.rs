@@ -20,8 +20,9 @@ use crate::transfer::record::{Record, TypeTag};
 
 atomic_record! {
     struct RLockFields {
-        /// The `mark`: which process left it in disorder.
         mutex: RobustWord,
+        /// The process that left in disorder what the lock guards; 0: none.
+        poisoned_by: AtomicU32,
         /// How many times its holder has taken it.
         depth: AtomicU32,
     }
@@ -29,9 +30,9 @@ atomic_record! {
 
 /// A lock that the thread which holds it can take again, and which is free when it has been given back as often.
 ///
-/// It guards nothing of its own: several holders of one value in one thread would be references that contradict each other.
-/// What one wants to change under it is a [`Value`](super::Value), an [`Array`](super::Array) or a tensor. A holder that
-/// dies, by SIGKILL too, frees it, and the next one learns of it, as with a [`Lock`](super::Lock).
+/// It guards nothing of its own: several holders of one value in one thread would be references that contradict each
+/// other. What one wants to change under it is a [`Value`](super::Value), an [`Array`](super::Array) or a tensor. A
+/// holder that dies, by SIGKILL too, frees it, and the next one learns of it, as with a [`Lock`](super::Lock).
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -99,8 +100,8 @@ impl RLock {
         self.take(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if one
-    /// did.
+    /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if
+    /// one did.
     ///
     /// # Errors
     /// [`SyncError::Aborted`], [`SyncError::Full`].
@@ -127,7 +128,7 @@ impl RLock {
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
-        Some(self.mutex().mark.load(Relaxed)).filter(|&pid| pid != 0)
+        Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     /// Whether somebody holds it at this moment.
@@ -139,6 +140,7 @@ impl RLock {
     /// How many times this thread holds it.
     #[must_use]
     pub fn depth(&self) -> u32 {
+        // Relaxed: only the owner of the mutex writes and reads it.
         if robust_mutex::is_locked_here(self.mutex()) { self.fields().depth.load(Relaxed) } else { 0 }
     }
 
@@ -151,6 +153,7 @@ impl RLock {
     }
 
     fn take(&self, policy: &WaitPolicy) -> Result<RLockGuard<'_>, SyncError> {
+        // The guard is dropped if it is poisoned, so that whoever calls `recover` can have it.
         let guard = self.enter(policy)?;
         match self.poisoned() {
             Some(pid) => Err(SyncError::poisoned(pid)),
@@ -160,15 +163,17 @@ impl RLock {
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         let guard = self.enter(policy)?;
+        // Inside the mutex, as all that write it.
         let poison = self.poisoned();
-        self.mutex().mark.store(0, Relaxed);
+        self.fields().poisoned_by.store(0, Relaxed);
         Ok((guard, poison))
     }
 
     fn enter(&self, policy: &WaitPolicy) -> Result<RLockGuard<'_>, SyncError> {
+        // What a dead owner has counted is not read: a thread that does not own the mutex begins at 0.
         let depth = self.depth();
         if depth == 0 {
-            let holder = || Awaited::holders("the lock is", [robust_mutex::holder(self.mutex())]);
+            let holder = || Awaited::holders("the lock is", [robust_mutex::owner_pid(self.mutex())]);
             self.come_in(policy).map_err(|stop| stop.awaiting(holder))?;
         }
         let full =
@@ -178,10 +183,11 @@ impl RLock {
     }
 
     fn come_in(&self, policy: &WaitPolicy) -> Result<(), Interrupted> {
+        // Noted at once: should this thread die before it has told its caller, the next one must still find it.
         if let Acquired::OwnerDied { pid } =
             robust_mutex::lock(self.mutex(), || self.shared.map_pin(), policy)?
         {
-            self.mutex().mark.store(pid, Relaxed);
+            self.fields().poisoned_by.store(pid, Relaxed);
         }
         Ok(())
     }
@@ -213,13 +219,14 @@ pub struct RLockGuard<'a> {
 
 impl Drop for RLockGuard<'_> {
     fn drop(&mut self) {
-        let (mutex, depth) = (self.lock.mutex(), &self.lock.fields().depth);
+        let RLockFields { mutex, poisoned_by, depth } = self.lock.fields();
         // A fork of the holder has a copy of the guard, which means nothing.
         if !robust_mutex::is_locked_here(mutex) {
             return;
         }
+        // One that was taken while the thread was unwinding already, by a destructor, says nothing of what it guards.
         if std::thread::panicking() && !self.panicking {
-            mutex.mark.store(mutex.holder.load(Relaxed), Relaxed);
+            poisoned_by.store(robust_mutex::owner_pid(mutex), Relaxed);
         }
         match depth.load(Relaxed).saturating_sub(1) {
             0 => robust_mutex::unlock(mutex),

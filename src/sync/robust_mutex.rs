@@ -1,5 +1,5 @@
-//! A robust mutex: a word that one thread at a time owns, and whose next owner learns that the last one died (EOWNERDEAD), and in which
-//! process.
+//! A robust mutex: a word that one thread at a time owns, and whose next owner learns that the last one died
+//! (EOWNERDEAD), and in which process.
 
 use std::marker::PhantomData;
 use std::sync::MutexGuard;
@@ -11,8 +11,8 @@ use super::futex_lock::{self, Taken};
 use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::robust::{self, MapPin, OWNER, RobustWord};
 
-/// How long a call that must not block waits for an owner that is in the middle of something. An owner needs microseconds, unless its
-/// process is stopped (SIGSTOP).
+/// How long a call that must not block waits for an owner that is in the middle of something. An owner needs
+/// microseconds, unless its process is stopped (SIGSTOP).
 pub(crate) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
 /// How often it looks meanwhile whether that owner waits itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -40,20 +40,22 @@ pub(crate) fn lock(
     policy: &WaitPolicy,
 ) -> Result<Acquired, Interrupted> {
     robust::take(mutex, keep, |me| {
-        // The id alone may be that of a thread of another PID namespace. Whether the word is on the list of this thread does not
-        // tell either: a fork may have mapped it twice.
-        if mutex.word.load(Relaxed) & OWNER == me.tid && mutex.nonce.load(Relaxed) == me.nonce {
+        // The id alone may be that of a thread of another PID namespace. Whether the word is on the list of this thread
+        // does not tell either: a fork may have mapped it twice.
+        if mutex.word.load(Relaxed) & OWNER == me.tid && mutex.owner_nonce.load(Relaxed) == me.nonce {
             return Err(Interrupted::Deadlock);
         }
+        // Relaxed from here on: the word orders these fields, by its Acquire here and its Release in `unlock`.
         let taken = futex_lock::take(&mutex.word, me.tid, policy)?;
-        // The dead owner's process is 0 if it died before it had entered, or when it was about to leave: then it has left nothing in
-        // disorder. It must be read before it is overwritten.
-        let acquired = match (taken, mutex.holder.load(Relaxed)) {
+        // The dead owner's process is 0 if it died before it had entered, or when it was about to leave: then it has
+        // left nothing in disorder. It must be read before it is overwritten.
+        let acquired = match (taken, mutex.owner_pid.load(Relaxed)) {
             (Taken::FromDead, pid) if pid != 0 => Acquired::OwnerDied { pid },
             _ => Acquired::Clean,
         };
-        mutex.holder.store(me.pid, Relaxed);
-        mutex.nonce.store(me.nonce, Relaxed);
+        // From here on a death leaves something behind. This thread is on no list yet, but has the word pending.
+        mutex.owner_pid.store(me.pid, Relaxed);
+        mutex.owner_nonce.store(me.nonce, Relaxed);
         Ok(acquired)
     })
 }
@@ -62,14 +64,17 @@ pub(crate) fn lock(
 #[inline]
 pub(crate) fn unlock(mutex: &RobustWord) {
     robust::free(mutex, || {
-        mutex.nonce.store(0, Relaxed);
-        mutex.holder.store(0, Relaxed);
+        // Before the word is free: then they are the next owner's. A death between these stores and the freeing leaves
+        // 0, so that the next owner takes the mutex from the dead as from one that had finished.
+        mutex.owner_nonce.store(0, Relaxed);
+        mutex.owner_pid.store(0, Relaxed);
         futex_lock::free(&mutex.word, &WaitPolicy::Never);
     });
 }
 
 /// Whether this thread owns it.
 pub(crate) fn is_locked_here(mutex: &RobustWord) -> bool {
+    // By this thread's own list, which a fork does not inherit; the word would say the parent's id there, too.
     robust::owns(mutex)
 }
 
@@ -83,8 +88,8 @@ fn owner(word: &AtomicU32) -> u32 {
 }
 
 /// The owner's process id; 0 without an owner.
-pub(crate) fn holder(mutex: &RobustWord) -> u32 {
-    mutex.holder.load(Relaxed)
+pub(crate) fn owner_pid(mutex: &RobustWord) -> u32 {
+    mutex.owner_pid.load(Relaxed)
 }
 
 /// Owns the mutex until it is dropped.
@@ -102,20 +107,24 @@ impl<'a> Locked<'a> {
         Ok((Self(mutex), acquired))
     }
 
-    /// As [`lock`](Self::lock), for a call that must not block: it waits only for owners that hold the mutex for a moment.
-    /// `is_hopeless`: whether the caller could do nothing with the mutex anyway.
+    /// As [`lock`](Self::lock), for a call that must not block: it waits only for owners that hold the mutex for a
+    /// moment. `is_hopeless`: whether the caller could do nothing with the mutex anyway.
     ///
     /// # Errors
-    /// [`Interrupted::WouldBlock`] when it is hopeless; [`Interrupted::TimedOut`] when one thread has owned the mutex for
-    /// [`IN_THE_MIDDLE`].
+    /// [`Interrupted::WouldBlock`] when it is hopeless; [`Interrupted::TimedOut`] when one thread has owned the mutex
+    /// for [`IN_THE_MIDDLE`].
     pub(crate) fn lock_soon(
         mutex: &'a RobustWord,
         keep: impl Fn() -> MapPin,
         is_hopeless: impl Fn() -> bool,
     ) -> Result<(Self, Acquired), Interrupted> {
+        // Not at all, then a millisecond at a time: this sleeps on the word as others do, and is woken when the owner
+        // frees it.
         let mut locked = Self::lock(mutex, &keep, &WaitPolicy::Never);
         let (mut seen, mut middle) = (owner(&mutex.word), WaitPolicy::of(IN_THE_MIDDLE));
         while let Err(Interrupted::WouldBlock | Interrupted::TimedOut(_)) = locked {
+            // The owner may itself be a waiter, for minutes perhaps, and what it waits for is what this caller wants,
+            // too.
             if is_hopeless() {
                 return Err(Interrupted::WouldBlock);
             }
@@ -213,10 +222,10 @@ mod tests {
         let (word, me) = (robust::testing::free_word(), robust::me().unwrap());
         let try_lock = || lock(&word, || MapPin::Owner, &WaitPolicy::Never);
         word.word.store(me.tid, SeqCst);
-        word.nonce.store(me.nonce ^ 1, SeqCst);
+        word.owner_nonce.store(me.nonce ^ 1, SeqCst);
         assert!(matches!(try_lock(), Err(Interrupted::WouldBlock)));
         // Through another mapping of the same memory.
-        word.nonce.store(me.nonce, SeqCst);
+        word.owner_nonce.store(me.nonce, SeqCst);
         assert!(matches!(try_lock(), Err(Interrupted::Deadlock)));
     }
 
@@ -231,9 +240,9 @@ mod tests {
                 std::thread::yield_now();
             }
             robust::free(word, || {
-                word.holder.store(0, Relaxed);
-                // What `word::free` does first.
-                word.word.fetch_and(WAITERS, SeqCst);
+                word.owner_pid.store(0, Relaxed);
+                // What `futex_lock::free` does first.
+                futex_lock::let_go(&word.word);
                 die()
             });
         });
@@ -261,9 +270,9 @@ mod tests {
             FREES.store(robust::me().unwrap().tid, SeqCst);
             await_asleep(&SLEEPS);
             robust::free(word, || {
-                word.holder.store(0, Relaxed);
-                // What `word::free` does first.
-                word.word.fetch_and(WAITERS, SeqCst);
+                word.owner_pid.store(0, Relaxed);
+                // What `futex_lock::free` does first.
+                futex_lock::let_go(&word.word);
                 std::thread::spawn(move || {
                     come_in();
                     let gone = format!("/proc/self/task/{}", FREES.load(SeqCst));

@@ -11,19 +11,19 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::SyncError;
-use super::readers::{self, RwFields};
+use super::readers::{self, ReaderSlot, RwFields};
 use super::record_with::RecordWith;
 use super::robust_mutex::{Locked, OfThread};
 use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
-use crate::sys::robust::{self, Me, RobustWord};
+use crate::sys::robust::{self, Me};
 
 /// A value in shared memory that many threads of any process can read at a time, or one can write.
 ///
-/// A reader that dies, by SIGKILL too, is one reader less. A writer that dies or panics frees it, and who comes next learns
-/// of it: [`SyncError::Poisoned`]. While a writer waits, new readers wait behind it; a thread that reads already can always
-/// read once more. At most 120 threads read at a time, and others wait for one of these to end. Clones, and what arrives in
-/// another process, are the same lock.
+/// A reader that dies, by SIGKILL too, is one reader less. A writer that dies or panics frees it, and who comes next
+/// learns of it: [`SyncError::Poisoned`]. While a writer waits, new readers wait behind it; a thread that reads already
+/// can always read once more. At most 120 threads read at a time, and others wait for one of these to end. Clones, and
+/// what arrives in another process, are the same lock.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -75,8 +75,8 @@ impl<T: Pod> RwLock<T> {
     /// Takes it to read if that is possible at once.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`]; [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a second, as
-    /// a process that is stopped there; else as [`read`](Self::read).
+    /// [`SyncError::WouldBlock`]; [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a
+    /// second, as a process that is stopped there; else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
         self.enter_to_read(&WaitPolicy::Never)
     }
@@ -115,8 +115,8 @@ impl<T: Pod> RwLock<T> {
         self.enter_to_write(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it comes
-    /// the process that died or panicked, if one did.
+    /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it
+    /// comes the process that died or panicked, if one did.
     ///
     /// # Errors
     /// [`SyncError::Deadlock`] when this thread reads or writes; [`SyncError::Aborted`].
@@ -160,13 +160,17 @@ impl<T: Pod> RwLock<T> {
     }
 
     fn enter_to_write(&self, policy: &WaitPolicy) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
+        // The guard exists before the readers are gone, so that an error on the way, or a panic, lets new readers in
+        // again.
         let guard = self.begin_to_write(policy)?;
+        // Before the wait for readers, who cannot change the answer.
         self.fields().check_order()?;
         self.fields().await_readers(guard.me, policy)?;
         Ok(guard)
     }
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
+        // Readers may be there: they came before the writer that died.
         let guard = self.begin_to_write(policy)?;
         self.fields().await_readers(guard.me, policy)?;
         let poison = self.poisoned();
@@ -211,11 +215,12 @@ impl<'de, T: Pod> Deserialize<'de> for RwLock<T> {
 
 /// Holds an [`RwLock`] to read, and is its value.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps writers out as long as the process lives.
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps writers out as long as the process
+/// lives.
 #[must_use = "dropping it gives the lock back"]
 pub struct RwLockReadGuard<'a, T: Pod> {
     lock: &'a RwLock<T>,
-    place: &'a RobustWord,
+    place: &'a ReaderSlot,
     of_thread: OfThread,
 }
 
@@ -224,8 +229,8 @@ impl<T: Pod> Deref for RwLockReadGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this thread has a place among the readers, which every writer waits for, so nobody writes to the value as
-        // long as the guard lives; any bytes are a T.
+        // SAFETY: this thread has a place among the readers, which every writer waits for, so nobody writes to the
+        // value as long as the guard lives; any bytes are a T.
         unsafe { &*self.lock.table.value() }
     }
 }
@@ -244,7 +249,8 @@ impl<T: Pod + fmt::Debug> fmt::Debug for RwLockReadGuard<'_, T> {
 
 /// Holds an [`RwLock`] to write, and is its value. Dropped in a panic it leaves the lock poisoned.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the process lives.
+/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the
+/// process lives.
 #[must_use = "dropping it gives the lock back"]
 pub struct RwLockWriteGuard<'a, T: Pod> {
     lock: &'a RwLock<T>,
@@ -262,8 +268,8 @@ impl<T: Pod> Deref for RwLockWriteGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this thread is inside the mutex and has waited for all readers, so nobody writes to the value as long as
-        // the guard lives; any bytes are a T.
+        // SAFETY: this thread is inside the mutex and has waited for all readers, so nobody writes to the value as long
+        // as the guard lives; any bytes are a T.
         unsafe { &*self.lock.table.value() }
     }
 }
@@ -278,6 +284,7 @@ impl<T: Pod> DerefMut for RwLockWriteGuard<'_, T> {
 
 impl<T: Pod> Drop for RwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
+        // `inside` is dropped after this, and frees the mutex: whoever takes it finds the field in order.
         self.lock.fields().end_to_write(std::thread::panicking() && !self.panicking);
     }
 }

@@ -17,8 +17,9 @@ use crate::error::MemoryError;
 /// A holder that dies, by SIGKILL too, gives its permit back. Clones, and what arrives in another process, are the same
 /// semaphore.
 ///
-/// At most 1024 permits can be held at a time, or as many as it has at first if these are fewer, but at least 64; with more
-/// than 124 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the like.
+/// At most 1024 permits can be held at a time, or as many as it has at first if these are fewer, but at least 64; with
+/// more than 124 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the
+/// like.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -90,8 +91,9 @@ macro_rules! semaphore {
             /// Takes a permit if there is one.
             ///
             /// # Errors
-            /// [`SyncError::WouldBlock`] when there is none; [`SyncError::TimedOut`] when there seems to be one, but another has been
-            /// in the middle of taking it for a second, as a process that is stopped there; else as [`acquire`](Self::acquire).
+            /// [`SyncError::WouldBlock`] when there is none; [`SyncError::TimedOut`] when there seems to be one, but
+            /// another has been in the middle of taking it for a second, as a process that is stopped there; else as
+            /// [`acquire`](Self::acquire).
             pub fn try_acquire(&self) -> Result<Permit<'_>, SyncError> {
                 self.take(&WaitPolicy::Never)
             }
@@ -104,8 +106,8 @@ macro_rules! semaphore {
                 self.take(&WaitPolicy::of(timeout))
             }
 
-            /// Adds permits that nobody holds. A [`Permit`] gives itself back: this is for more of them, and for those that
-            /// were [forgotten](Permit::forget).
+            /// Adds permits that nobody holds. A [`Permit`] gives itself back: this is for more of them, and for those
+            /// that were [forgotten](Permit::forget).
             ///
             /// # Errors
             #[doc = $release_fails]
@@ -165,7 +167,7 @@ pub struct Permit<'a> {
 impl Permit<'_> {
     /// Keeps the permit taken for good, though this thread end: until somebody [releases](Semaphore::release) it.
     pub fn forget(self) {
-        // What the drop gives back is not there any more.
+        // The drop that follows frees the slot; the total is one less, so no permit becomes free by that.
         self.permits.remove(self.place);
     }
 }

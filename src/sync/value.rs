@@ -13,9 +13,9 @@ use crate::tensor::typed::Tensor;
 
 /// One number, or a `bool`, that processes share.
 ///
-/// Every access is atomic, and orders memory: what a process did before it changed the value is seen by another that reads
-/// what it put there (release and acquire). Several changes that belong together need a [`Lock`](super::Lock). It is a
-/// [`Tensor`] of one element, and travels as it. Clones, and what arrives in another process, are the same value.
+/// Every access is atomic, and orders memory: what a process did before it changed the value is seen by another that
+/// reads what it put there (release and acquire). Several changes that belong together need a [`Lock`](super::Lock). It
+/// is a [`Tensor`] of one element, and travels as it. Clones, and what arrives in another process, are the same value.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -55,6 +55,7 @@ impl<T: Element> Value<T> {
     #[must_use]
     #[inline]
     pub fn get(&self) -> T {
+        // The access is relaxed, as all of a tensor's; the fence after it orders what this thread reads next.
         let value = one(self.tensor.get(0));
         fence(Acquire);
         value
@@ -63,6 +64,8 @@ impl<T: Element> Value<T> {
     /// Sets it.
     #[inline]
     pub fn set(&self, value: T) {
+        // Before the store: what this thread wrote earlier is seen by whoever reads the value and has a fence after
+        // that.
         fence(Release);
         one(self.tensor.set(0, value));
     }
@@ -87,6 +90,8 @@ impl<T: Element> Value<T> {
     /// # Errors
     /// What it is, when `update` returned `None`.
     pub fn fetch_update(&self, mut update: impl FnMut(T) -> Option<T>) -> Result<T, T> {
+        // Not a step of its own: between a look and the exchange others may come, and a value that has come back is as
+        // good as before.
         let mut seen = self.get();
         while let Some(new) = update(seen) {
             match self.compare_exchange(seen, new) {
@@ -106,8 +111,8 @@ impl<T: Number> Value<T> {
     }
 }
 
-/// What became of an access to the one element, which is there and can be written, as was checked when the value was made or
-/// arrived.
+/// What became of an access to the one element, which is there and can be written, as was checked when the value was
+/// made or arrived.
 #[inline]
 fn one<R>(accessed: Result<R, MemoryError>) -> R {
     accessed.expect("a value has one element, which can be written")
@@ -131,6 +136,7 @@ impl<T: Element> fmt::Debug for Value<T> {
 impl<'de, T: Element> Deserialize<'de> for Value<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tensor = Tensor::<T>::deserialize(deserializer)?;
+        // Checked here, once: each access relies on it (`one`).
         if tensor.len() != 1 || !tensor.storage().is_writable() {
             return Err(D::Error::custom(format!("{tensor:?} arrived where a value was expected")));
         }
@@ -140,9 +146,10 @@ impl<'de, T: Element> Deserialize<'de> for Value<T> {
 
 /// A fixed number of numbers, or of `bool`, that processes share.
 ///
-/// Every access to an element is atomic but says nothing of the order of several, as with the [`Tensor`] of one dimension
-/// that it is: a [`Lock`](super::Lock), an [`Event`](super::Event), a [`Barrier`](super::Barrier), a [`Value`] and the like
-/// order what is done before and after. Clones, and what arrives in another process, are the same array.
+/// Every access to an element is atomic but says nothing of the order of several, as with the [`Tensor`] of one
+/// dimension that it is: a [`Lock`](super::Lock), an [`Event`](super::Event), a [`Barrier`](super::Barrier), a
+/// [`Value`] and the like order what is done before and after. Clones, and what arrives in another process, are the
+/// same array.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -236,7 +243,8 @@ impl<T: Element> Array<T> {
 }
 
 impl<T: Number> Array<T> {
-    /// Adds to an element, so that no addition of another process is lost; returns what was there. Integers wrap around.
+    /// Adds to an element, so that no addition of another process is lost; returns what was there. Integers wrap
+    /// around.
     ///
     /// # Errors
     /// As [`set`](Self::set).

@@ -34,12 +34,14 @@ pub(crate) enum WaitPolicy {
     Forever,
 }
 
-/// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only (before
-/// Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
+/// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only
+/// (before Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 impl WaitPolicy {
     pub(crate) fn of(timeout: Duration) -> Self {
+        // A moment, not a duration: a wait that is woken for nothing goes on until the same end. Beyond what the clock
+        // can say it is none.
         Self::Until { timeout, end: Moment::now().checked_add(timeout) }
     }
 
@@ -57,6 +59,7 @@ impl WaitPolicy {
 
     /// Whether there is nothing left of it.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        // First: a worker that is to end is told so, not that its time was up.
         if let Some(blame) = abort::told() {
             return Err(Interrupted::Aborted(blame));
         }
@@ -71,6 +74,8 @@ impl WaitPolicy {
 
     /// What there is of it now, but no more than a moment: for a sleep from which not all that matters wakes.
     pub(crate) fn for_a_moment(&self) -> Self {
+        // The caller's own duration, which the error text names; it is the caller that finds out whether its time is
+        // up.
         let timeout = match *self {
             Self::Until { timeout, .. } => timeout,
             Self::Never | Self::Forever => LOOK_AROUND,
@@ -83,6 +88,7 @@ impl WaitPolicy {
 
     /// Until when to sleep, unless one is woken. `told`: the kernel knows of all words that matter.
     fn next_look(&self, told: bool) -> Option<Moment> {
+        // Else a waiter that the kernel leaves asleep, after a death that wakes nobody, looks for itself.
         if told && robust::death_wakes() { self.end() } else { self.for_a_moment().end() }
     }
 
@@ -91,10 +97,13 @@ impl WaitPolicy {
         self.sleep_any(words).map(drop)
     }
 
-    /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by none, or
-    /// nobody knows.
+    /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by
+    /// none, or nobody knows.
     pub(crate) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
+        // Before each sleep: the abort's word has changed already, so that a sleep on it would end at once, again and
+        // again.
         self.check()?;
+        // Outside of a worker nobody aborts, and one word is the old futex call, which every kernel has.
         let slept = match (words, abort::word()) {
             (&[(word, expected)], None) => futex::wait(word, expected, self.next_look(true)).map(|()| None),
             (_, abort) => self.sleep_on_many(words, abort),
@@ -123,6 +132,7 @@ impl WaitPolicy {
         most: Option<Duration>,
     ) -> Result<(), Interrupted> {
         self.check()?;
+        // A word cannot be polled, so the abort has an event beside it, which stays readable.
         let abort = abort::descriptor().map(|fd| (fd, Readiness::Readable));
         let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
         let soon = most.and_then(|most| Moment::now().checked_add(most));
@@ -135,9 +145,13 @@ impl WaitPolicy {
         words: &[(&AtomicU32, u32)],
         abort: Option<(&AtomicU32, u32)>,
     ) -> io::Result<Option<usize>> {
+        // The abort is always among them. Of too many words the last are left out, and looked at again every
+        // `LOOK_AROUND`.
         let room = futex::MOST_WORDS - usize::from(abort.is_some());
         let told: Vec<_> = words.iter().copied().take(room).chain(abort).collect();
         match futex::wait_any(&told, self.next_look(words.len() <= room)) {
+            // No futex_waitv (before Linux 5.16, or a filter): the first word is that of the usual wake, and the others
+            // are looked at every `LOOK_AROUND`.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => match words {
                 &[(word, expected), ..] => futex::wait(word, expected, self.next_look(false)).map(|()| None),
                 [] => Ok(None),
@@ -151,6 +165,11 @@ impl AtomicWord for AtomicU32 {
     #[inline]
     fn load(&self, ordering: Ordering) -> u32 {
         Self::load(self, ordering)
+    }
+
+    #[inline]
+    fn store(&self, new: u32, ordering: Ordering) {
+        Self::store(self, new, ordering);
     }
 
     #[inline]

@@ -158,9 +158,9 @@ mod tests {
         let tag = TypeTag::of::<u8>("test");
         let record = Record::<RobustWord>::new(tag, 100).unwrap();
         let other = pass(&record, tag).unwrap();
-        record.fields().mark.store(7, Relaxed);
+        record.fields().word.store(7, Relaxed);
         other.room().0.u8(other.room().1 + 99).store(9, Relaxed);
-        assert_eq!(other.fields().mark.load(Relaxed), 7);
+        assert_eq!(other.fields().word.load(Relaxed), 7);
         assert_eq!(record.room().0.u8(record.room().1 + 99).load(Relaxed), 9);
         assert_eq!((record.room_len(), other.room_len()), (100, 100));
     }

@@ -74,6 +74,8 @@ fn try_out(
 ) -> io::Result<Option<bool>> {
     let robust = RobustWord::new();
     let word = &robust.word;
+    // As `sync::futex_lock::free` leaves a word between the store and the wake: no owner, and a bit that says that some
+    // sleep. It is set here because this room knows nothing of that one, and the word is nobody's lock.
     word.store(WAITERS, SeqCst);
     let small = || Builder::new().stack_size(64 << 10);
     thread::scope(|scope| {

@@ -21,5 +21,5 @@ pub(crate) use kernel::death_wakes;
 pub(crate) use list::{MapPin, Me};
 #[cfg(test)]
 pub(crate) use thread::testing;
-pub(crate) use thread::{free, me, owns, take, with_pending, with_pending_alone};
+pub(crate) use thread::{free, me, owns, take, with_pending, with_pending_to_own};
 pub(crate) use word::{OWNER, OWNER_DIED, RobustWord, WAITERS};

@@ -123,6 +123,8 @@ impl Transfer {
         let word = unsafe { self.word.as_ref() };
         let pending = PendingOp::new(list.head, word);
         let new = list.me.tid;
+        // The only transition of a robust word that is not in `sync::futex_lock`: this room is below that one, and no lock
+        // there passes from one owner to another without being free in between.
         // Waiters may set their bit at any moment, which must stay. The giving thread waits: nobody else changes the owner.
         let to_us = |seen: u32| (seen & OWNER == self.from).then_some(new | (seen & !OWNER));
         if word.word.fetch_update(SeqCst, SeqCst, to_us).is_err() {

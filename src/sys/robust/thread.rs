@@ -5,11 +5,10 @@ use std::io;
 use std::mem;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering::Release;
 
 use super::list::{MapPin, Me, RobustList};
 use super::pending::PendingOp;
-use super::word::{RobustWord, WAITERS};
+use super::word::RobustWord;
 use super::{exiting, owner_thread};
 
 thread_local! {
@@ -153,20 +152,16 @@ pub(crate) fn with_pending<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T 
     work()
 }
 
-/// As [`with_pending`], with this thread as the owner of the word, which no other may be meanwhile. If the thread ends in it, the kernel
-/// changes the word too (FUTEX_OWNER_DIED): a waiter that is only about to sleep on the old value then does not.
-pub(crate) fn with_pending_alone<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
+/// As [`with_pending`]; `work` is told this thread's id, so that it can own the word meanwhile without entering it in the
+/// list. `None`: the kernel would not see the word, so that it must not be owned.
+//
+// The word is pending before `work` owns it: the other way round, a thread that ends between the two leaves an owner that
+// nobody takes out.
+#[inline]
+pub(crate) fn with_pending_to_own<T>(word: &RobustWord, work: impl FnOnce(Option<u32>) -> T) -> T {
     let own = with_own(|list| (list.head, list.me.tid)).ok();
     let _pending = own.map(|(head, _)| PendingOp::new(head, word));
-    if let Some((_, tid)) = own {
-        // WAITERS, whether anybody sleeps or not: without the bit the kernel marks the word of a dead owner, but wakes nobody
-        // (handle_futex_death). After the word is pending: the other way round, a thread that ends between the two leaves an
-        // owner that nobody takes out.
-        word.word.store(tid | WAITERS, Release);
-    }
-    let done = work();
-    word.word.store(0, Release);
-    done
+    work(own.map(|(_, tid)| tid))
 }
 
 /// Whether this thread owns it.
