@@ -59,6 +59,7 @@ impl Awaited {
 
 /// In their order, without what is no process.
 pub(super) fn distinct(pids: impl IntoIterator<Item = u32>) -> Vec<u32> {
+    // Each process once, though several of its threads may be waited for.
     let mut pids: Vec<_> = pids.into_iter().filter(|&pid| pid != 0).collect();
     pids.sort_unstable();
     pids.dedup();

@@ -103,6 +103,7 @@ impl Barrier {
 
     /// Breaks the barrier: all who wait, and who come, are told.
     pub fn abort(&self) {
+        // Without the mutex, which a stopped process may own: to break it is one step in one word.
         self.break_by(BrokenBy::Abort);
     }
 
@@ -183,6 +184,7 @@ impl Barrier {
         if let Some(&(place, _)) = taken.iter().find(own) {
             return Ok(place);
         }
+        // The handle's lock is held meanwhile: another thread of this handle waits for the members' mutex anyway.
         let place = self.members.join(me)?;
         taken.push((place, me));
         Ok(place)

@@ -114,6 +114,7 @@ impl Condvar {
 
     /// Wakes all who wait.
     pub fn notify_all(&self) {
+        // With the lock held or not: a waiter reads the epoch before it gives the lock up.
         self.shared.fields().notify_all();
     }
 
@@ -123,6 +124,8 @@ impl Condvar {
         mut condition: impl FnMut(&mut T) -> bool,
         policy: &WaitPolicy,
     ) -> Result<(LockGuard<'a, T>, bool), SyncError> {
+        // Asked with the lock held, so that nobody changes the value between the answer and the epoch that `wait_for`
+        // reads.
         while condition(&mut guard) {
             let (again, is_over) = self.wait_for(guard, policy)?;
             guard = again;

@@ -144,6 +144,7 @@ impl Interrupted {
             Self::WouldBlock => SyncError::WouldBlock,
             Self::TimedOut(waited) => SyncError::timed_out(waited, awaited()),
             Self::Aborted(rank) => SyncError::aborted(rank),
+            // Neither names processes: the thread has only itself to blame.
             Self::Deadlock => SyncError::Deadlock,
             Self::System(os) => SyncError::System(os),
         }
@@ -158,6 +159,7 @@ impl From<Interrupted> for SyncError {
 
 /// The process that is to blame when a wait is aborted, if it is known.
 pub(crate) fn aborters(rank: Blame) -> Vec<u32> {
+    // No rank: nobody has failed, and the launcher is the process to name.
     rank.map_or_else(roster::launcher, roster::pid_of).into_iter().collect()
 }
 
@@ -169,6 +171,7 @@ impl fmt::Display for Aborter {
         match (self.0, self.0.and_then(roster::pid_of)) {
             (None, _) => f.write_str("the launcher ends its workers"),
             (Some(_), Some(pid)) => write!(f, "{} has failed", roster::peer(pid)),
+            // This process has no roster, or that worker is not in it.
             (Some(rank), None) => write!(f, "rank {rank} has failed"),
         }
     }
@@ -179,6 +182,7 @@ struct Breach<'a>(BrokenBy, Option<u32>, &'a [u32]);
 impl fmt::Display for Breach<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(by, pid, missing) = self;
+
         let who = pid.map_or_else(|| "a member".to_owned(), |pid| named(&[pid]));
         match by {
             BrokenBy::Death => write!(f, "{who} died, or its thread ended with the handle alive"),

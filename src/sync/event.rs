@@ -79,6 +79,8 @@ impl Event {
     #[must_use]
     #[inline]
     pub fn is_set(&self) -> bool {
+        // By the epoch itself: the flag and what waiters sleep on are one word, so none of them can see one without the
+        // other.
         is_odd(self.changed().epoch())
     }
 

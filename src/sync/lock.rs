@@ -175,6 +175,7 @@ impl<T: Pod> Lock<T> {
         if let Acquired::OwnerDied { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
             poisoned_by.store(pid, Relaxed);
         }
+        // Before the poison is looked at: the guard frees the lock whatever comes of it.
         let panicking = std::thread::panicking();
         let guard = LockGuard { lock: self, panicking, of_thread: PhantomData };
         Ok((guard, self.poisoned()))

@@ -79,6 +79,7 @@ impl MemberSlot {
     }
 
     pub(super) fn is_member(&self) -> bool {
+        // A dead member's slot has no owner: it is missing to those who wait, and told of as dead.
         owner_table::is_owned(self) && self.attendance.load(Acquire) != VACATED
     }
 
@@ -88,6 +89,8 @@ impl MemberSlot {
     }
 
     pub(super) fn arrive(&self, round: u32) {
+        // Release, with the Acquire of those who count: a member that is counted has done all that it did before it
+        // came.
         self.attendance.store(arrived(round), Release);
     }
 

@@ -50,11 +50,15 @@ struct Vacated {
 }
 
 /// Those of this process, until their owners come by.
+//
+// Each keeps the barrier's memory mapped, which its owner's list leads through. A fork's copy is idle: none of its
+// threads is the owner of one.
 static VACANCIES: Mutex<Vec<Vacated>> = Mutex::new(Vec::new());
 
 /// Gives up what others have vacated that `me` owns, and forgets what nobody owns any more.
 fn clear_out(me: Me) {
     let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
+    // The owner has ended, or the slot is another's by now: the kernel has taken it off the list.
     vacancies.retain(|vacated| vacated.members.place(vacated.number).is_vacated_by(vacated.owner));
     for Vacated { members, number, .. } in vacancies.extract_if(.., |vacated| vacated.owner == me) {
         owner_table::free(members.place(number));
@@ -149,6 +153,7 @@ impl Members {
     /// process is stopped inside the mutex, the owner stays a member until its thread ends.
     pub(super) fn part(&self, number: usize, owner: Me) {
         let place = self.place(number);
+        // By this thread itself it is one step without the mutex, also where a process is stopped inside.
         // The owner may have ended, and its place be another's: this thread's too.
         if robust::me().is_ok_and(|me| me == owner) && robust::owns(place.robust()) {
             owner_table::free(place);
@@ -167,8 +172,8 @@ impl Members {
     pub(super) fn arrive(&self, number: usize, round: u32) -> usize {
         // Its own slot does not count, whatever an earlier wait has left there.
         self.place(number).begin();
-        // No two count the same number: this is inside the mutex. One that gives up meanwhile breaks the round, so the
-        // count is of no use.
+        // No two count the same number: this is inside the mutex. One that gives up meanwhile breaks the round, and the
+        // number means nothing then.
         let before = self.waiting(round);
         self.place(number).arrive(round);
         before
@@ -190,6 +195,7 @@ impl Members {
                 (false, false) => left.push(place.pid()),
             }
         }
+        // A snapshot without the mutex, for a text: members may come and go meanwhile.
         let parties = self.parties();
         let (missing, left) = (distinct(missing), distinct(left));
         // If more have left than are needed, it is not known for which of them the others wait.
@@ -202,6 +208,8 @@ impl Members {
     /// When it is broken in this state.
     pub(super) fn check(&self, state: State) -> Result<(), SyncError> {
         let Some((by, pid)) = state.breach() else { return Ok(()) };
+        // For those who did not come in time the error names whom they kept waiting; a death or an abort says all by
+        // itself.
         if by != BrokenBy::GivingUp {
             return Err(SyncError::broken(pid, by, Vec::new()));
         }

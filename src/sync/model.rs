@@ -151,6 +151,8 @@ impl FutexModel {
     }
 }
 
+// Nothing spins: loom tries all orders of the steps after a spin anyway. Nor does time pass, so that no guess is made
+// by it.
 impl Futex<AtomicU32> for FutexModel {
     type Interrupted = ();
 
@@ -170,6 +172,7 @@ impl Futex<AtomicU32> for FutexModel {
             }
         }
         drop(threads);
+        // After the sleep, not instead of it: the wake may have come for this thread.
         if self.gives_up { Err(()) } else { Ok(()) }
     }
 
@@ -178,6 +181,8 @@ impl Futex<AtomicU32> for FutexModel {
         // Whichever word: each model has one place to sleep, and a wake that comes to the wrong sleeper is a spurious
         // one to it. The first that fell asleep is woken first, as the kernel does it among threads of one priority.
         let count = usize::try_from(count).unwrap().min(threads.asleep.len());
+        // Out of the queue under its lock, as the kernel unqueues a waiter before it runs: no second wake counts the
+        // same sleeper.
         threads.asleep.drain(..count);
         self.queue.woken.notify_all();
         count

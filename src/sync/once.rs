@@ -102,6 +102,7 @@ impl Once {
         if self.is_completed() {
             return Ok(());
         }
+        // Inside, only one is asked to make good what another has begun.
         let _inside = self.enter(&WaitPolicy::Forever)?;
         if !self.is_completed() {
             self.run(|| f(self.poisoned()))?;
@@ -149,6 +150,7 @@ impl Once {
         let fields = self.fields();
         let (inside, _) = Locked::lock(&fields.mutex, || self.shared.map_pin(), policy)?;
         // Who died inside without running it has done no harm.
+        // 0 even if the last owner died: it only looked whether it was done.
         match fields.running.swap(0, Relaxed) {
             0 => {}
             pid => fields.poisoned_by.store(pid, Relaxed),
@@ -162,6 +164,7 @@ impl Once {
         // Before the function begins. A death from here on leaves it set, and the next one inside knows that it was
         // begun (`enter`).
         fields.running.store(robust::me()?.pid, Relaxed);
+        // A guard, since the function may unwind: the mutex is freed by the caller's, after this one is dropped.
         let running = Running(fields);
         f();
         // A process that was forked in there is not the one that runs it.

@@ -145,8 +145,8 @@ impl Permits {
 
     /// How many are free.
     pub(super) fn free(&self) -> u32 {
-        // Not one step: a permit may move from holder to holder during the count. For a look inside the mutex only
-        // holders that go count.
+        // A snapshot: outside the mutex permits may be taken and given back during the count. Inside, holders can only
+        // become fewer.
         let held = self.holders().owned().count();
         let held = u32::try_from(held).unwrap_or(u32::MAX);
         self.fields().total.load(Acquire).saturating_sub(held)

@@ -42,6 +42,7 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
     #[inline]
     pub(super) fn value(&self) -> *mut T {
         let (map, at) = self.shared.room();
+        // A pointer, not a reference: only a guard knows for how long nobody else writes there.
         map.at(at, size_of::<T>(), align_of::<T>()).cast()
     }
 

@@ -178,6 +178,8 @@ impl RLock {
         }
         let full =
             SyncError::Full { what: "the times that a thread holds a lock", capacity: u32::MAX as usize };
+        // 1 for the first time, whatever the last owner has left. If the count is full the lock stays held, by the
+        // guards that there are.
         self.fields().depth.store(depth.checked_add(1).ok_or(full)?, Relaxed);
         Ok(RLockGuard { lock: self, panicking: std::thread::panicking(), of_thread: PhantomData })
     }
@@ -228,6 +230,7 @@ impl Drop for RLockGuard<'_> {
         if std::thread::panicking() && !self.panicking {
             poisoned_by.store(robust_mutex::owner_pid(mutex), Relaxed);
         }
+        // Not below 0: any process may have written there, and the lock must become free all the same.
         match depth.load(Relaxed).saturating_sub(1) {
             0 => robust_mutex::unlock(mutex),
             less => depth.store(less, Relaxed),

@@ -28,6 +28,7 @@ pub(super) struct State {
 
 /// A process is less than that (proc_sys_kernel(5), pid_max).
 const UNKNOWN: u32 = OWNER;
+// By their places in the word, for all processes: these run one executable. A reset breaks nothing, and has no place.
 const BREACHES: [BrokenBy; 3] = [BrokenBy::Death, BrokenBy::GivingUp, BrokenBy::Abort];
 
 impl State {
@@ -76,6 +77,8 @@ impl Round {
 
     /// Lets all go who have arrived in a round, unless it is broken.
     pub(super) fn release(&self, state: State) -> bool {
+        // Only from the state in which the last one counted: a breach since then wins, and all are told of it, the last
+        // one too.
         self.change(|now| (now == state).then(|| now.next()))
     }
 
@@ -86,6 +89,7 @@ impl Round {
 
     /// Breaks the barrier, if it is not broken.
     pub(super) fn break_by(&self, by: BrokenBy, pid: u32) {
+        // The first breach stays: it is the one whose process is to be named.
         self.change(|now| (!now.is_broken()).then(|| now.broken(by, pid)));
     }
 

@@ -122,6 +122,7 @@ macro_rules! semaphore {
             }
 
             fn take(&self, policy: &WaitPolicy) -> Result<Permit<'_>, SyncError> {
+                // The slot's number, not a reference: the permit borrows the semaphore, which keeps the memory mapped.
                 let place = self.permits.take(policy)?;
                 Ok(Permit { permits: &self.permits, place, of_thread: PhantomData })
             }
@@ -144,11 +145,13 @@ macro_rules! semaphore {
 
 semaphore!(
     Semaphore,
+    // The total is a u32 in shared memory.
     |_| u32::MAX,
     "[`SyncError::TooMany`] when there would be more than a `u32` can count."
 );
 semaphore!(
     BoundedSemaphore,
+    // Held permits are part of the total, so that more than there were at first is more than were taken.
     |permits| permits,
     "[`SyncError::TooMany`] when there would be more than there were at first."
 );
@@ -174,6 +177,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
+        // A fork of the holder has a copy of this, and does not own the slot: nothing happens there.
         self.permits.give_back(self.place);
     }
 }

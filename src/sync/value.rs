@@ -121,6 +121,8 @@ fn one<R>(accessed: Result<R, MemoryError>) -> R {
 /// Around a relaxed access that reads and writes.
 #[inline]
 fn ordered<R>(access: impl FnOnce() -> R) -> R {
+    // The access is a tensor's, and relaxed. Fences around it order as its own Release and Acquire would, together with
+    // those around another process's access to the same element.
     fence(Release);
     let result = access();
     fence(Acquire);
@@ -135,6 +137,8 @@ impl<T: Element> fmt::Debug for Value<T> {
 
 impl<'de, T: Element> Deserialize<'de> for Value<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // It travels as a tensor, with no mark of its own: what somebody sends as a tensor of one element is a value as
+        // well.
         let tensor = Tensor::<T>::deserialize(deserializer)?;
         // Checked here, once: each access relies on it (`one`).
         if tensor.len() != 1 || !tensor.storage().is_writable() {
@@ -263,6 +267,7 @@ impl<T: Element> fmt::Debug for Array<T> {
 impl<'de, T: Element> Deserialize<'de> for Array<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tensor = Tensor::<T>::deserialize(deserializer)?;
+        // Frozen memory is fine: an array refuses a write by an error, unlike a value.
         if tensor.shape().len() != 1 {
             return Err(D::Error::custom(format!("{tensor:?} arrived where an array was expected")));
         }

@@ -36,6 +36,9 @@ pub(crate) enum WaitPolicy {
 
 /// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only
 /// (before Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
+//
+// A sleeper that nobody wakes is late by as much at the most; twenty looks a second cost a waiting process next to
+// nothing.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 impl WaitPolicy {
@@ -135,6 +138,8 @@ impl WaitPolicy {
         // A word cannot be polled, so the abort has an event beside it, which stays readable.
         let abort = abort::descriptor().map(|fd| (fd, Readiness::Readable));
         let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
+        // Both ends are moments of one clock, so the earlier one is the end of this sleep, and the caller looks which
+        // it was.
         let soon = most.and_then(|most| Moment::now().checked_add(most));
         let end = self.end().into_iter().chain(soon).min();
         epoll::wait_any(&fds, end).map(drop).map_err(Interrupted::System)
@@ -214,6 +219,7 @@ impl Futex<AtomicU32> for WaitPolicy {
     }
 
     fn spins(&self) -> bool {
+        // A call that does not wait has looked once, and says so.
         self.waits()
     }
 

@@ -26,6 +26,7 @@ fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End, expect
                 let (word, inside, dead) = (word.clone(), inside.clone(), dead.clone());
                 let park = park.clone();
                 thread::spawn(move || {
+                    // Whoever takes it owns it alone; that it comes in at all is what `deadlock` would tell.
                     if take(&*word, tid, &park).unwrap() == Taken::FromDead {
                         dead.fetch_add(1, Relaxed);
                     }
@@ -47,6 +48,9 @@ fn race(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end: End, expect
 const DIES: End = |word, park| park.bury(word, 1);
 
 /// Dies in the middle of `free`.
+//
+// The word has no owner then, so the kernel looks at it only as the pending one, and not every kernel wakes a sleeper
+// for that.
 const DIES_BEFORE_IT_WAKES: End = |word, park| {
     let_go(word);
     park.bury(word, 1);
@@ -162,6 +166,8 @@ fn race_with_doomed(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end:
 /// Frees it, and may be the first to take it again.
 const FREES_AND_IS_FASTER: End = |word, park| {
     free(word, park);
+    // It takes the word without a sleep, so WAITERS must have stayed in the word: nothing else tells it of the
+    // sleepers.
     if try_take(word, 1, 0).is_ok() {
         free(word, park);
     }
@@ -199,6 +205,7 @@ fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
         let impatient = {
             let (word, park) = (word.clone(), park.impatient());
             thread::spawn(move || {
+                // The one wake of `free` may be for this thread, whose time is up: it has to pass it on.
                 if take(&*word, 3, &park).is_ok() {
                     free(&*word, &park);
                 }

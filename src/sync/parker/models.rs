@@ -69,7 +69,8 @@ fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() 
             move || FutexModel::on(kernel),
             |place, futex| {
                 put(place);
-                // It dies in `wake`, after its first step, and the kernel has not noticed yet.
+                // `last_wake` stays what it was: the next producer must not take the waiter for one that was woken
+                // already. It dies in `wake`, after its first step, and the kernel has not noticed yet.
                 AtomicU32::barrier_after_change();
                 if place.word.load(Relaxed) & PARKED != 0 {
                     place.word.add(STEP, Relaxed);
