@@ -76,8 +76,11 @@ pub(crate) struct Group {
     /// The process that started the children, and its pid. A fork of it has a copy of the group, but not the children.
     owner: (Here, u32),
     parent: Option<ParentThread>,
-    /// The numbers of those that have ended or were left behind, in the order of their ends.
+    /// The numbers of those that were seen ended or were left behind, in the order of their ends. It is not the order in which they
+    /// are reaped: the fork server, which reaps its workers, may be slow with the first and fast with the next.
     order: Vec<usize>,
+    /// How many of them have been reaped or left behind.
+    settled: usize,
     /// Tokens of the watch that are not told or not dealt with yet.
     events: VecDeque<u64>,
     /// Children that have ended, but that a debugger keeps from being reaped.
@@ -100,6 +103,7 @@ impl Group {
             owner: (Here::now(), std::process::id()),
             parent: None,
             order: Vec::new(),
+            settled: 0,
             events: VecDeque::new(),
             held: Vec::new(),
             alive: Moment::now(),
@@ -131,7 +135,7 @@ impl Group {
 
     /// How many have neither ended nor been left behind.
     pub(crate) fn running(&self) -> usize {
-        self.members.len() - self.order.len()
+        self.members.len() - self.settled
     }
 
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
@@ -143,7 +147,8 @@ impl Group {
         self.members[number].started
     }
 
-    /// The numbers of those that have ended or were left behind, in the order of their ends.
+    /// The numbers of those that have ended or were left behind, in the order of their ends. One that cannot be reaped yet is
+    /// among them.
     pub(crate) fn order(&self) -> &[usize] {
         &self.order
     }
@@ -184,6 +189,10 @@ impl Group {
     pub(crate) fn reap(&mut self, number: usize) -> io::Result<Option<EndedChild>> {
         let member = &mut self.members[number];
         let Some(child) = &mut member.child else { return Ok(None) };
+        if !member.is_seen_ended {
+            member.is_seen_ended = true;
+            self.order.push(number);
+        }
         let (pid, oom, mut ended_in) = (child.pid(), &self.oom, None);
         // Nothing else can be a kill for want of memory, so for no other end the kernel is asked. Once the child is reaped,
         // nobody knows its control group any more.
@@ -219,7 +228,10 @@ impl Group {
     }
 
     fn note_end(&mut self, number: usize) {
-        self.order.push(number);
+        if !std::mem::replace(&mut self.members[number].is_seen_ended, true) {
+            self.order.push(number);
+        }
+        self.settled += 1;
         self.stops.remove(&number);
         if self.running() == 0 {
             self.parent = None;

@@ -13,6 +13,8 @@ pub(super) struct Member {
     pub(super) started: Moment,
     /// `None` once the child has been reaped or left behind.
     pub(super) child: Option<Child>,
+    /// Whether it has been seen ended, though it may not be reaped yet.
+    pub(super) is_seen_ended: bool,
     pub(super) rss_floor_kib: u64,
     pub(super) sent_by_program: Signals,
     pub(super) sent_by_teardown: Option<Sent>,
@@ -25,6 +27,7 @@ impl Member {
             started: child.started(),
             rss_floor_kib: child.rss_floor_kib(),
             child: Some(child),
+            is_seen_ended: false,
             sent_by_program: Signals::NONE,
             sent_by_teardown: None,
         }

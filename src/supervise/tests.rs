@@ -4,17 +4,20 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::child::Child;
 use super::group::{EndedChild, Group, Step};
+use super::reaper::ServerReaper;
 use super::stop::Stop;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::pidfd;
 use crate::sys::signal::Signal;
 use crate::sys::spawn::{Blocked, Program};
-use crate::sys::wait::{self, ExitStatus};
+use crate::sys::wait::{self, ExitStatus, Reaped};
+use crate::wire::ledger::Ledger;
 
 /// A shell in a group, with the other ends of its stdin and stdout.
 struct Shell {
@@ -26,6 +29,13 @@ struct Shell {
 impl Shell {
     /// Runs `script` as the next child of `group`.
     fn start(group: &mut Group, script: &str) -> Self {
+        let started = Moment::now();
+        let shell = Self::start_without_group(script);
+        group.add(Child::adopt(shell.pid, started, None).unwrap()).unwrap();
+        shell
+    }
+
+    fn start_without_group(script: &str) -> Self {
         let (stdin, input) = std::io::pipe().unwrap();
         let (output, stdout) = std::io::pipe().unwrap();
         let arguments = ["sh", "-c", script].map(|argument| CString::new(argument).unwrap());
@@ -38,9 +48,7 @@ impl Shell {
             group: None,
             blocked: Blocked::Nothing,
         };
-        let started = Moment::now();
         let pid = program.start().unwrap();
-        group.add(Child::adopt(pid, started, None).unwrap()).unwrap();
         let file = |fd: OwnedFd| File::from(fd);
         Self { pid, input: Some(file(input.into())), output: BufReader::new(file(output.into())) }
     }
@@ -103,6 +111,39 @@ fn ends_are_told_in_their_order_though_nobody_looked_meanwhile() {
     let (three, five) = (ExitStatus::Code(3), ExitStatus::Code(5));
     assert_eq!(ended, [(2, five), (0, three), (1, killed_by(Signal::KILL))]);
     assert_eq!((group.order(), group.running()), (&[2, 0, 1][..], 0));
+}
+
+#[test]
+fn end_that_the_fork_server_records_late_keeps_its_place_in_the_order() {
+    let (ledger, _descriptor) = Ledger::new(1).unwrap();
+    let ledger = Arc::new(ledger);
+    let mut group = Group::new().unwrap();
+    // A child whose end another process is to record: this one, which as the server is alive.
+    let mut first = Shell::start_without_group("read x; exit 3");
+    let server = (Arc::new(pidfd::open(std::process::id()).unwrap()), std::process::id());
+    let reaper = ServerReaper::new(Arc::clone(&ledger), 0, server);
+    let descriptor = pidfd::open(first.pid).unwrap();
+    group.add(Child::of_server((first.pid, descriptor), (Moment::now(), 0), reaper, None)).unwrap();
+    let mut second = Shell::start(&mut group, "read x; exit 4");
+
+    first.tell("end");
+    first.await_end();
+    assert_eq!(group.next().unwrap(), Step::Ended(0));
+    assert!(group.reap(0).unwrap().is_none(), "nothing is recorded yet");
+    second.tell("end");
+    second.await_end();
+    // Told in whichever order, the second can be reaped.
+    while group.running() == 2 {
+        if let Step::Ended(number) = group.next().unwrap() {
+            group.reap(number).unwrap();
+        }
+    }
+    let unreaped = pidfd::open(first.pid).unwrap();
+    let Reaped::Exit(exit) = wait::reap(unreaped.as_fd(), |_| ()).unwrap() else { panic!("it has ended") };
+    ledger.record(0, Some(exit));
+    let ended = run_to_the_end(&mut group);
+    assert_eq!((ended[0].0, status(&ended[0].1)), (0, ExitStatus::Code(3)));
+    assert_eq!(group.order(), [0, 1]);
 }
 
 #[test]
