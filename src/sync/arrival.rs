@@ -6,6 +6,15 @@ use super::round::State;
 use super::wait_policy::WaitPolicy;
 
 /// Says what place one had among those whom a [`Barrier`](super::Barrier) let go.
+///
+/// ```
+/// use phalanx::sync::Barrier;
+///
+/// let barrier = Barrier::new(1)?;
+/// let result = barrier.wait()?;
+/// assert!(result.is_leader() && result.index() == 0);
+/// # Ok::<(), phalanx::sync::SyncError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarrierWaitResult {
     index: usize,
@@ -14,6 +23,8 @@ pub struct BarrierWaitResult {
 
 impl BarrierWaitResult {
     /// Whether it is the one of them that came last: the same for exactly one of each round.
+    ///
+    /// What has to be done once a round is for the leader: to print a line, to write a file.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.is_leader

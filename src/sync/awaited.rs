@@ -8,6 +8,21 @@ use crate::wire::roster;
 /// Those for whom a wait was whose time was up, as far as it is known.
 ///
 /// Its text names workers by their ranks.
+///
+/// A look at that moment: a process that is named may have gone on since, or have died.
+///
+/// ```
+/// use std::time::Duration;
+/// use phalanx::sync::{Awaited, Event, SyncError};
+///
+/// match Event::new()?.wait_timeout(Duration::from_millis(5)) {
+///     Err(SyncError::TimedOut { waited, awaited: Awaited::Anybody { what } }) => {
+///         assert_eq!((waited.as_millis(), what), (5, "nobody set the event"));
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), SyncError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Awaited {
@@ -50,6 +65,7 @@ impl Awaited {
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
         match self {
+            // No process is to blame for what anybody could have done.
             Self::Anybody { .. } => Vec::new(),
             Self::Holders { pids, .. } => pids.clone(),
             Self::Members { missing, left, .. } => distinct(missing.iter().chain(left).copied()),

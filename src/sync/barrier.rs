@@ -86,14 +86,44 @@ impl Barrier {
 
     /// Waits until as many have come as there are parties.
     ///
+    /// What each party did before it came is seen by all when they go on.
+    ///
+    /// ```
+    /// let barrier = phalanx::sync::Barrier::new(2)?;
+    /// let other = barrier.clone(); // of each thread its own
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(move || other.wait().unwrap());
+    ///     let own = barrier;
+    ///     own.wait()
+    /// })?;
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Broken`]; [`SyncError::Full`] when there are too many members; [`SyncError::Aborted`], which breaks
-    /// it for the others.
+    /// - [`SyncError::Broken`] when a member died, gave up or called [`abort`](Self::abort), or the barrier was reset
+    ///   meanwhile
+    /// - [`SyncError::Full`] when there are too many members
+    /// - [`SyncError::Aborted`], which breaks it for the others, when the wait is ended because another worker has
+    ///   failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn wait(&self) -> Result<BarrierWaitResult, SyncError> {
         self.wait_for(&WaitPolicy::Forever)
     }
 
     /// As [`wait`](Self::wait), at most so long: who gives up breaks the barrier for the others.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Barrier, SyncError};
+    ///
+    /// let barrier = Barrier::new(2)?;
+    /// let waited = barrier.wait_timeout(Duration::from_millis(5));
+    /// assert!(matches!(waited, Err(SyncError::TimedOut { .. })) && barrier.is_broken());
+    /// barrier.reset()?;
+    /// assert!(!barrier.is_broken());
+    /// # Ok::<(), SyncError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`wait`](Self::wait).
@@ -102,6 +132,9 @@ impl Barrier {
     }
 
     /// Breaks the barrier: all who wait, and who come, are told.
+    ///
+    /// It waits for nobody, also where a process is stopped in the middle of the barrier. A barrier that is broken
+    /// already keeps its first reason.
     pub fn abort(&self) {
         // Without the mutex, which a stopped process may own: to break it is one step in one word.
         self.break_by(BrokenBy::Abort);
@@ -121,6 +154,8 @@ impl Barrier {
     }
 
     /// Whether it is broken.
+    ///
+    /// It looks for members that have died, so the answer is true also when no member has noticed the death yet.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.members.look_for_deaths()

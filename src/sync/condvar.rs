@@ -39,6 +39,13 @@ use crate::transfer::record::{Record, TypeTag};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a waiter or a notifier dies
+///
+/// A waiter that is killed takes no notification with it, whenever that happens: pthread's condition variables hang
+/// then. A notifier that is killed in the middle of [`notify_all`](Self::notify_all) has either not begun, or all
+/// waiters are woken. What dies with the lock held poisons the lock, and the waiters get [`SyncError::Poisoned`] when
+/// they take it again.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Condvar {
@@ -58,8 +65,31 @@ impl Condvar {
 
     /// Gives the lock up, waits until it is notified, or for nothing, and takes the lock again.
     ///
+    /// ```
+    /// use phalanx::sync::{Condvar, Lock};
+    ///
+    /// let (ready, changed) = (Lock::new(0_u8)?, Condvar::new()?);
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| {
+    ///         *ready.lock().unwrap() = 1;
+    ///         changed.notify_all();
+    ///     });
+    ///     let mut guard = ready.lock()?;
+    ///     while *guard == 0 {
+    ///         guard = changed.wait(guard)?; // it may return for nothing
+    ///     }
+    ///     assert_eq!(*guard, 1);
+    ///     Ok::<(), phalanx::sync::SyncError>(())
+    /// })?;
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Aborted`], and as [`Lock::lock`](super::Lock::lock). With an error the lock is not held any more.
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - as [`Lock::lock`](super::Lock::lock), when it takes the lock again: [`SyncError::Poisoned`] if a holder died
+    ///   meanwhile
+    ///
+    /// With an error the lock is not held any more.
     pub fn wait<'a, T: Pod>(&self, guard: LockGuard<'a, T>) -> Result<LockGuard<'a, T>, SyncError> {
         self.wait_for(guard, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
@@ -79,6 +109,16 @@ impl Condvar {
     /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the
     /// time was up before it was notified.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Condvar, Lock};
+    ///
+    /// let (lock, changed) = (Lock::new(0_u8)?, Condvar::new()?);
+    /// let (guard, is_over) = changed.wait_timeout(lock.lock()?, Duration::from_millis(5))?;
+    /// assert!(is_over && *guard == 0);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn wait_timeout<'a, T: Pod>(
@@ -91,6 +131,17 @@ impl Condvar {
 
     /// As [`wait_while`](Self::wait_while), at most so long, and then as long as it takes to have the lock again. Says
     /// whether the time was up while the condition still held.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Condvar, Lock};
+    ///
+    /// let (turn, changed) = (Lock::new(3_u8)?, Condvar::new()?);
+    /// let time = Duration::from_millis(5);
+    /// let (turn, is_over) = changed.wait_timeout_while(turn.lock()?, time, |turn| *turn != 3)?;
+    /// assert!(!is_over && *turn == 3, "there was nothing to wait for");
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -113,6 +164,9 @@ impl Condvar {
     }
 
     /// Wakes all who wait.
+    ///
+    /// The caller may hold the lock or not. Notifications are not kept: one that comes when nobody waits is lost, so
+    /// change what the lock guards first, and let waiters ask for that.
     pub fn notify_all(&self) {
         // With the lock held or not: a waiter reads the epoch before it gives the lock up.
         self.shared.fields().notify_all();
@@ -151,6 +205,7 @@ impl Condvar {
         drop(guard);
         let is_over = match changed.wait(seen, policy) {
             Ok(()) => false,
+            // No error: the caller gets the lock back, and looks for itself whether the condition holds by now.
             Err(Interrupted::TimedOut(_)) => true,
             // Without the lock: to wait for it could take as long as its holder likes, and the worker is to end.
             Err(stop) => return Err(stop.into()),

@@ -13,6 +13,35 @@ use crate::wire::roster;
 /// What a call on a lock, an event, a barrier or the like can fail with.
 ///
 /// Texts name workers of the same context by their ranks; other processes by their pids.
+///
+/// Whether the call may be tried again depends on the kind: [`WouldBlock`](Self::WouldBlock) and
+/// [`TimedOut`](Self::TimedOut) pass by themselves, [`Poisoned`](Self::Poisoned) and [`Broken`](Self::Broken) stay
+/// until somebody puts things right, after [`Aborted`](Self::Aborted) a worker does best to end, and the others are
+/// mistakes of the program or limits of the system.
+///
+/// ```
+/// use std::time::Duration;
+/// use phalanx::sync::{Lock, SyncError};
+///
+/// fn add(total: &Lock<u64>, more: u64) -> Result<(), SyncError> {
+///     let mut total = match total.lock_timeout(Duration::from_secs(10)) {
+///         Err(SyncError::Poisoned { pid }) => {
+///             eprintln!("process {pid} has left the total in disorder");
+///             let (mut total, _) = total.recover()?;
+///             *total = 0;
+///             total
+///         }
+///         taken => taken?, // a timeout names the processes that it waited for
+///     };
+///     *total += more;
+///     Ok(())
+/// }
+///
+/// let total = Lock::new(0)?;
+/// add(&total, 3)?;
+/// assert_eq!(*total.lock()?, 3);
+/// # Ok::<(), SyncError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SyncError {
@@ -153,6 +182,7 @@ impl Interrupted {
 
 impl From<Interrupted> for SyncError {
     fn from(stop: Interrupted) -> Self {
+        // For waits that name nobody: those that have no end, and so do not time out, and the steps inside a mutex.
         stop.awaiting(|| Awaited::holders("", []))
     }
 }

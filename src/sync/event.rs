@@ -58,6 +58,16 @@ impl Event {
     }
 
     /// Sets it, and lets all pass that wait.
+    ///
+    /// ```
+    /// let event = phalanx::sync::Event::new()?;
+    /// let other = event.clone();
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| event.set());
+    ///     other.wait()
+    /// })?;
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
     pub fn set(&self) {
         // Also when it is set already: waiters shall see what was done before this call too.
         // Release, with the Acquire of `epoch`.
@@ -65,6 +75,8 @@ impl Event {
     }
 
     /// Clears it: who comes now waits.
+    ///
+    /// Those who waited when it was set pass all the same.
     pub fn clear(&self) {
         // Nobody waits for that, so nobody is woken. Up, not back to where it was: a waiter that slept since before the
         // set finds another count, though it wakes after the clear.
@@ -76,6 +88,8 @@ impl Event {
     }
 
     /// Whether it is set.
+    ///
+    /// Who finds it set sees what was done before [`set`](Self::set).
     #[must_use]
     #[inline]
     pub fn is_set(&self) -> bool {
@@ -87,15 +101,28 @@ impl Event {
     /// Waits until it is set.
     ///
     /// # Errors
-    /// [`SyncError::Aborted`].
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when the system refuses the wait
     pub fn wait(&self) -> Result<(), SyncError> {
         self.wait_for(&WaitPolicy::Forever)
     }
 
     /// Waits until it is set, at most so long.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Event, SyncError};
+    ///
+    /// let event = Event::new()?;
+    /// let waited = event.wait_timeout(Duration::from_millis(5));
+    /// assert!(matches!(waited, Err(SyncError::TimedOut { .. })));
+    /// event.set();
+    /// event.wait_timeout(Duration::ZERO)?;
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::TimedOut`], [`SyncError::Aborted`].
+    /// - [`SyncError::TimedOut`], else as [`wait`](Self::wait)
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), SyncError> {
         self.wait_for(&WaitPolicy::of(timeout))
     }

@@ -81,6 +81,8 @@ impl EventCount {
 
     /// Waits until the epoch is not `seen` any more.
     pub(crate) fn wait(&self, seen: u32, policy: &WaitPolicy) -> Result<(), Interrupted> {
+        // A sleep may end for nothing, or for the death of another waiter: the epoch alone says that there was a
+        // notification.
         while self.epoch() == seen {
             self.wait_once(seen, &[], policy)?;
         }

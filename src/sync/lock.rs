@@ -55,6 +55,14 @@ atomic_record! {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When the holder dies
+///
+/// When the process of a holder ends, whether by SIGKILL, by a fatal signal or by `exit` in another thread, or when it
+/// calls exec, the kernel frees the lock and wakes a waiter at once. The value is then as the holder has left it, in
+/// the middle of a change perhaps. So the next call gets [`SyncError::Poisoned`] with the holder's process, and so does
+/// every later call in any process, until [`recover`](Self::recover) has given somebody the lock to put the value
+/// right. A holder that panics poisons it in the same way.
 pub struct Lock<T: Pod> {
     shared: RecordWith<LockFields, T>,
 }
@@ -70,14 +78,42 @@ impl<T: Pod> Lock<T> {
 
     /// Takes it, for which it waits.
     ///
+    /// The guard is the value, and its drop gives the lock back.
+    ///
+    /// ```
+    /// use phalanx::sync::{Lock, SyncError};
+    ///
+    /// let lock = Lock::new(1_u64)?;
+    /// let mut value = lock.lock()?;
+    /// *value += 1;
+    /// assert!(matches!(lock.lock(), Err(SyncError::Deadlock)), "this thread holds it");
+    /// drop(value);
+    /// assert_eq!(*lock.lock()?, 2);
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
-    /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
+    /// - [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Deadlock`] when this thread holds it
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
         self.take(&WaitPolicy::Forever)
     }
 
     /// Takes it if that is possible at once.
+    ///
+    /// ```
+    /// use phalanx::sync::{Lock, SyncError};
+    ///
+    /// let lock = Lock::new(0_u8)?;
+    /// let _guard = lock.lock()?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(matches!(lock.try_lock(), Err(SyncError::WouldBlock))));
+    /// });
+    /// # Ok::<(), SyncError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SyncError::WouldBlock`] when somebody holds it, else as [`lock`](Self::lock).
@@ -86,6 +122,25 @@ impl<T: Pod> Lock<T> {
     }
 
     /// Takes it, for which it waits at most so long.
+    ///
+    /// A holder that dies meanwhile ends the wait: the call then has the lock, or is [`SyncError::Poisoned`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Lock, SyncError};
+    ///
+    /// let lock = Lock::new(0_u8)?;
+    /// let _guard = lock.lock()?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| {
+    ///         let Err(SyncError::TimedOut { awaited, .. }) = lock.lock_timeout(Duration::from_millis(5)) else {
+    ///             panic!("it is held")
+    ///         };
+    ///         assert_eq!(awaited.pids(), [std::process::id()]); // the holder's process
+    ///     });
+    /// });
+    /// # Ok::<(), SyncError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
@@ -96,8 +151,31 @@ impl<T: Pod> Lock<T> {
     /// Takes it whatever its last holder has left, and clears that: for who can put the value right. With it comes the
     /// process that died or panicked, if one did.
     ///
+    /// ```
+    /// use phalanx::sync::{Lock, SyncError};
+    ///
+    /// let lock = Lock::new([1_u32, 1])?; // both are to be equal
+    /// let panicked = std::thread::scope(|scope| scope.spawn(|| {
+    ///     let mut pair = lock.lock().unwrap();
+    ///     pair[0] = 2;
+    ///     panic!("in the middle of the change");
+    /// }).join());
+    /// assert!(panicked.is_err());
+    /// assert!(matches!(lock.lock(), Err(SyncError::Poisoned { .. })));
+    ///
+    /// let (mut pair, dead) = lock.recover()?;
+    /// assert_eq!((*pair, dead), ([2, 1], Some(std::process::id())));
+    /// *pair = [2, 2];
+    /// drop(pair);
+    /// assert_eq!(*lock.lock()?, [2, 2]);
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Deadlock`] when this thread holds it; [`SyncError::Aborted`].
+    /// - [`SyncError::Deadlock`] when this thread holds it
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::Forever)
     }
@@ -131,12 +209,17 @@ impl<T: Pod> Lock<T> {
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    ///
+    /// Nothing is waited for and nothing cleared, so this can be asked while somebody holds the lock.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
     /// Whether somebody holds it at this moment.
+    ///
+    /// The answer may be out of date when it arrives: it is for a log or a test. Use [`try_lock`](Self::try_lock) to
+    /// take what is free.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         robust_mutex::is_locked(&self.fields().mutex.word)
@@ -213,6 +296,8 @@ impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
 ///
 /// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the
 /// process lives.
+///
+/// In a child that the holder forks, its copy gives nothing back when it is dropped.
 #[must_use = "dropping it gives the lock back"]
 pub struct LockGuard<'a, T: Pod> {
     lock: &'a Lock<T>,

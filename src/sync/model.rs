@@ -161,6 +161,7 @@ impl Futex<AtomicU32> for FutexModel {
         // step for a waker.
         let mut threads = self.queue.threads.lock().unwrap();
         if words.iter().all(|(word, expected)| word.load(Ordering::SeqCst) == *expected) {
+            // Never used twice: a thread that sleeps again must not be taken for itself in an earlier sleep.
             let own = threads.next;
             threads.next += 1;
             threads.asleep.push(own);

@@ -51,6 +51,12 @@ atomic_record! {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When the process that does it dies
+///
+/// The kernel wakes one that waits. It has not been done then, and nobody knows how far it came:
+/// [`call_once`](Self::call_once) is [`SyncError::Poisoned`] in all processes, and does not try again by itself.
+/// [`call_once_force`](Self::call_once_force) does.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Once {
@@ -70,9 +76,22 @@ impl Once {
 
     /// Runs `f`, unless somebody has done it or does it, for whom it waits.
     ///
+    /// ```
+    /// use phalanx::sync::Once;
+    ///
+    /// let (once, mut times) = (Once::new()?, 0);
+    /// once.call_once(|| times += 1)?;
+    /// once.call_once(|| times += 1)?;
+    /// assert_eq!(times, 1);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Poisoned`] when who did it died or panicked; [`SyncError::Deadlock`] when this thread is doing it;
-    /// [`SyncError::Aborted`].
+    /// - [`SyncError::Poisoned`] when who did it died or panicked
+    /// - [`SyncError::Deadlock`] when this thread is doing it
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     ///
     /// # Panics
     /// When `f` does, and leaves it poisoned.
@@ -81,6 +100,8 @@ impl Once {
     }
 
     /// As [`call_once`](Self::call_once), and waits at most so long for another that does it.
+    ///
+    /// The time is that of the wait: `f` itself may run longer.
     ///
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`call_once`](Self::call_once).
@@ -93,8 +114,26 @@ impl Once {
 
     /// As [`call_once`](Self::call_once), also when one that did it died or panicked, whose process `f` is told.
     ///
+    /// ```
+    /// use phalanx::sync::{Once, SyncError};
+    ///
+    /// let once = Once::new()?;
+    /// let panicked = std::thread::scope(|scope| {
+    ///     scope.spawn(|| once.call_once(|| panic!("half way"))).join()
+    /// });
+    /// assert!(panicked.is_err());
+    /// assert!(matches!(once.call_once(|| ()), Err(SyncError::Poisoned { .. })));
+    ///
+    /// once.call_once_force(|dead| assert_eq!(dead, Some(std::process::id())))?;
+    /// assert!(once.is_completed() && once.poisoned().is_none());
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Deadlock`] when this thread is doing it; [`SyncError::Aborted`].
+    /// - [`SyncError::Deadlock`] when this thread is doing it
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     ///
     /// # Panics
     /// As [`call_once`](Self::call_once).
@@ -111,6 +150,8 @@ impl Once {
     }
 
     /// Whether it has been done.
+    ///
+    /// Who finds it done sees what the function has done.
     #[must_use]
     #[inline]
     pub fn is_completed(&self) -> bool {

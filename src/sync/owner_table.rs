@@ -59,6 +59,8 @@ impl<'a, S: Slot> OwnerTable<'a, S> {
     /// The slots that living threads own.
     #[inline]
     pub(crate) fn owned(self) -> impl Iterator<Item = &'a S> {
+        // Each slot at its own moment: outside of the mutex under which slots are taken, one owner may be seen that
+        // came after another had gone.
         self.used().iter().filter(|slot| is_owned(*slot))
     }
 
@@ -110,6 +112,8 @@ impl<'a, S: Slot> OwnerTable<'a, S> {
 /// Frees a slot of this thread; in a fork of the owner nothing happens.
 pub(crate) fn free(slot: &impl Slot) {
     let robust = slot.robust();
+    // What the slot says of its owner stays: the next owner writes it anew, and for a barrier it names those who have
+    // left.
     robust::free(robust, || futex_lock::free(&robust.word, &WaitPolicy::Never));
 }
 
@@ -117,6 +121,7 @@ pub(crate) fn free(slot: &impl Slot) {
 /// `free`'s Release).
 #[inline]
 pub(crate) fn is_owned(slot: &impl Slot) -> bool {
+    // A word that the kernel has marked has no owner in it, so a dead one is never counted.
     slot.robust().word.load(Acquire) & OWNER != 0
 }
 

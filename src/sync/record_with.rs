@@ -1,4 +1,4 @@
-//! AtomicRecord with a value behind them, that they guard.
+//! Records of atomics with a value behind them, which they guard.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -57,11 +57,12 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
     }
 }
 
-/// AtomicRecord with nothing behind them that would have a type, as they arrive.
+/// A record with nothing behind it that would have a type, as it arrives.
 pub(super) fn receive<'de, C: AtomicRecord, D: Deserializer<'de>>(
     kind: &str,
     deserializer: D,
 ) -> Result<Record<C>, D::Error> {
+    // What lies behind the record is counted from its length (`Record::beside`), so that any length will do.
     let handle = Handle::deserialize(deserializer)?;
     Record::receive(handle, TypeTag::of::<()>(kind), 0).map_err(D::Error::custom)
 }

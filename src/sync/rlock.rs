@@ -57,6 +57,11 @@ atomic_record! {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When the holder dies
+///
+/// When the process of the holder ends, the lock is free, however often the holder had taken it. The next call gets
+/// [`SyncError::Poisoned`], until somebody calls [`recover`](Self::recover): what the lock guards may be half changed.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct RLock {
@@ -77,14 +82,29 @@ impl RLock {
     /// Takes it, for which it waits unless this thread holds it already.
     ///
     /// # Errors
-    /// [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since;
-    /// [`SyncError::Aborted`]; [`SyncError::Full`] when this thread has taken it 4 294 967 295 times;
-    /// [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone.
+    /// - [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Full`] when this thread has taken it 4 294 967 295 times
+    /// - [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn lock(&self) -> Result<RLockGuard<'_>, SyncError> {
         self.take(&WaitPolicy::Forever)
     }
 
     /// Takes it if that is possible at once.
+    ///
+    /// ```
+    /// use phalanx::sync::{RLock, SyncError};
+    ///
+    /// let lock = RLock::new()?;
+    /// let _outer = lock.lock()?;
+    /// let _inner = lock.try_lock()?; // the thread that holds it need not wait
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(matches!(lock.try_lock(), Err(SyncError::WouldBlock))));
+    /// });
+    /// # Ok::<(), SyncError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SyncError::WouldBlock`] when another thread holds it, else as [`lock`](Self::lock).
@@ -103,8 +123,25 @@ impl RLock {
     /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if
     /// one did.
     ///
+    /// ```
+    /// use phalanx::sync::{RLock, SyncError};
+    ///
+    /// let lock = RLock::new()?;
+    /// let panicked = std::thread::scope(|scope| scope.spawn(|| {
+    ///     let _guard = lock.lock().unwrap();
+    ///     panic!("in the middle of a change");
+    /// }).join());
+    /// assert!(panicked.is_err() && lock.lock().is_err());
+    /// let (_guard, dead) = lock.recover()?;
+    /// assert_eq!(dead, Some(std::process::id()));
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Aborted`], [`SyncError::Full`].
+    /// - [`SyncError::Full`] and [`SyncError::Deadlock`] as [`lock`](Self::lock)
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::Forever)
     }
@@ -138,6 +175,16 @@ impl RLock {
     }
 
     /// How many times this thread holds it.
+    ///
+    /// ```
+    /// let lock = phalanx::sync::RLock::new()?;
+    /// let _one = lock.lock()?;
+    /// let two = lock.lock()?;
+    /// assert_eq!(lock.depth(), 2);
+    /// drop(two);
+    /// assert_eq!(lock.depth(), 1);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
     #[must_use]
     pub fn depth(&self) -> u32 {
         // Relaxed: only the owner of the mutex writes and reads it.
@@ -210,6 +257,8 @@ impl<'de> Deserialize<'de> for RLock {
 /// Holds an [`RLock`] once. Dropped in a panic it leaves the lock poisoned.
 ///
 /// It belongs to the thread that took it, whose end frees the lock: it is not `Send`.
+///
+/// Guards of one thread may be dropped in any order: the lock is free when the last one is gone.
 #[must_use = "dropping it gives the lock back"]
 #[derive(Debug)]
 pub struct RLockGuard<'a> {

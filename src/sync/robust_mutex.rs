@@ -84,11 +84,13 @@ pub(crate) fn is_locked(word: &AtomicU32) -> bool {
 }
 
 fn owner(word: &AtomicU32) -> u32 {
+    // Relaxed: a snapshot, of which nothing follows for what the mutex guards.
     word.load(Relaxed) & OWNER
 }
 
 /// The owner's process id; 0 without an owner.
 pub(crate) fn owner_pid(mutex: &RobustWord) -> u32 {
+    // 0 for a moment also with an owner, before it has written itself: texts then name nobody.
     mutex.owner_pid.load(Relaxed)
 }
 

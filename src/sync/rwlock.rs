@@ -48,6 +48,13 @@ use crate::sys::robust::{self, Me};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a reader or the writer dies
+///
+/// A reader only looks, so when its process ends the kernel frees its place, and a writer that waited for it goes on. A
+/// writer leaves the value as it is at that moment: from then on [`read`](Self::read) and [`write`](Self::write) are
+/// [`SyncError::Poisoned`] in all processes, until [`recover`](Self::recover). A writer that still waited for readers
+/// has changed nothing, and its death poisons nothing.
 pub struct RwLock<T: Pod> {
     table: RecordWith<RwFields, T>,
 }
@@ -65,9 +72,21 @@ impl<T: Pod> RwLock<T> {
 
     /// Takes it to read, for which it waits while somebody writes or is waiting to.
     ///
+    /// ```
+    /// use phalanx::sync::RwLock;
+    ///
+    /// let lock = RwLock::new(5_u64)?;
+    /// let (one, other) = (lock.read()?, lock.read()?);
+    /// assert_eq!(*one + *other, 10);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since;
-    /// [`SyncError::Deadlock`] when this thread writes; [`SyncError::Aborted`].
+    /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Deadlock`] when this thread writes
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
         self.enter_to_read(&WaitPolicy::Forever)
     }
@@ -91,9 +110,26 @@ impl<T: Pod> RwLock<T> {
 
     /// Takes it to write, for which it waits while anybody has it.
     ///
+    /// New readers wait from the moment at which this call begins to. A thread that reads must end that first: two
+    /// readers that both wanted to write would wait for each other.
+    ///
+    /// ```
+    /// use phalanx::sync::{RwLock, SyncError};
+    ///
+    /// let lock = RwLock::new(5_u64)?;
+    /// *lock.write()? += 1;
+    /// let reader = lock.read()?;
+    /// assert!(matches!(lock.write(), Err(SyncError::Deadlock)));
+    /// assert_eq!(*reader, 6);
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Poisoned`] as [`read`](Self::read); [`SyncError::Deadlock`] when this thread reads or writes;
-    /// [`SyncError::Aborted`].
+    /// - [`SyncError::Poisoned`] as [`read`](Self::read)
+    /// - [`SyncError::Deadlock`] when this thread reads or writes
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         self.enter_to_write(&WaitPolicy::Forever)
     }
@@ -109,6 +145,8 @@ impl<T: Pod> RwLock<T> {
 
     /// Takes it to write, for which it waits at most so long.
     ///
+    /// Readers that came before go on reading; new ones wait until the time is up.
+    ///
     /// # Errors
     /// [`SyncError::TimedOut`], else as [`write`](Self::write).
     pub fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
@@ -118,8 +156,29 @@ impl<T: Pod> RwLock<T> {
     /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it
     /// comes the process that died or panicked, if one did.
     ///
+    /// ```
+    /// use phalanx::sync::RwLock;
+    ///
+    /// let lock = RwLock::new(5_u64)?;
+    /// let panicked = std::thread::scope(|scope| scope.spawn(|| {
+    ///     let mut value = lock.write().unwrap();
+    ///     *value = 0;
+    ///     panic!("the value is not right yet");
+    /// }).join());
+    /// assert!(panicked.is_err() && lock.read().is_err());
+    /// let (mut value, dead) = lock.recover()?;
+    /// assert_eq!((*value, dead), (0, Some(std::process::id())));
+    /// *value = 6;
+    /// drop(value);
+    /// assert_eq!(*lock.read()?, 6);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`SyncError::Deadlock`] when this thread reads or writes; [`SyncError::Aborted`].
+    /// - [`SyncError::Deadlock`] when this thread reads or writes
+    /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
+    ///   the wait
     pub fn recover(&self) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::Forever)
     }

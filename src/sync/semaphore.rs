@@ -39,6 +39,12 @@ use crate::error::MemoryError;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a holder dies
+///
+/// The kernel frees the permits of a process that ends, whatever ends it, and wakes a waiter. Nobody is told: what the
+/// holder did with its permit may be half done. Where that matters, use a [`Lock`](super::Lock). A permit that was
+/// [forgotten](Permit::forget) is not freed by any death.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Semaphore {
@@ -76,14 +82,21 @@ macro_rules! semaphore {
             /// [`MemoryError`] when there is no memory for it.
             pub fn new(permits: u32) -> Result<Self, MemoryError> {
                 let most: fn(u32) -> u32 = $most;
+                // The name is in the record's tag: a plain semaphore that arrives where a bounded one is expected is
+                // refused.
                 Ok(Self { permits: Permits::new(stringify!($name), permits, most(permits))? })
             }
 
             /// Takes a permit, for which it waits.
             ///
+            /// One thread waits for a permit at a time, and the others wait behind it. A thread may take several, and
+            /// is not told of a deadlock: one that waits for a permit while it holds all of them waits for ever.
+            ///
             /// # Errors
-            /// [`SyncError::Full`] when there are permits, but too many are held to note one more holder;
-            /// [`SyncError::System`] when this thread holds too much already; [`SyncError::Aborted`].
+            /// - [`SyncError::Full`] when there are permits, but too many are held to note one more holder
+            /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
+            /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system
+            ///   refuses the wait
             pub fn acquire(&self) -> Result<Permit<'_>, SyncError> {
                 self.take(&WaitPolicy::Forever)
             }
@@ -99,6 +112,8 @@ macro_rules! semaphore {
             }
 
             /// Takes a permit, for which it waits at most so long.
+            ///
+            /// The error names the processes that hold permits.
             ///
             /// # Errors
             /// [`SyncError::TimedOut`], else as [`acquire`](Self::acquire).
@@ -116,6 +131,8 @@ macro_rules! semaphore {
             }
 
             /// How many permits are free at this moment.
+            ///
+            /// The answer may be out of date when it arrives: use `try_acquire` to take what is free.
             #[must_use]
             pub fn value(&self) -> u32 {
                 self.permits.free()
@@ -169,6 +186,15 @@ pub struct Permit<'a> {
 
 impl Permit<'_> {
     /// Keeps the permit taken for good, though this thread end: until somebody [releases](Semaphore::release) it.
+    ///
+    /// ```
+    /// let doors = phalanx::sync::Semaphore::new(2)?;
+    /// doors.acquire()?.forget();
+    /// assert_eq!(doors.value(), 1);
+    /// doors.release(1)?; // by any thread of any process
+    /// assert_eq!(doors.value(), 2);
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
     pub fn forget(self) {
         // The drop that follows frees the slot; the total is one less, so no permit becomes free by that.
         self.permits.remove(self.place);

@@ -35,6 +35,11 @@ use crate::tensor::typed::Tensor;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a process dies
+///
+/// Each access is one instruction of the processor, or a loop around one, and no process owns the value meanwhile. So
+/// none waits for another, and a process that is killed leaves the value as it was before its change or after it.
 #[derive(Clone, Serialize)]
 #[serde(transparent, bound = "")]
 pub struct Value<T: Element> {
@@ -48,6 +53,8 @@ impl<T: Element> Value<T> {
     /// # Errors
     /// [`MemoryError`] when there is no memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
+        // A tensor, not a record of atomics: an element of any type is changed in one step by what tensors have for
+        // that.
         Ok(Self { tensor: Tensor::from_slice(&[value], &[1])? })
     }
 
@@ -71,12 +78,25 @@ impl<T: Element> Value<T> {
     }
 
     /// Sets it; returns what it was.
+    ///
+    /// ```
+    /// let value = phalanx::sync::Value::new(1_u8)?;
+    /// assert_eq!((value.swap(2), value.get()), (1, 2));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[inline]
     pub fn swap(&self, value: T) -> T {
         ordered(|| one(self.tensor.swap(0, value)))
     }
 
     /// Sets it to `new` if it is `current`, floats to the bit. Returns what it was.
+    ///
+    /// ```
+    /// let value = phalanx::sync::Value::new(1.5_f64)?;
+    /// assert_eq!(value.compare_exchange(1.5, 2.0), Ok(1.5));
+    /// assert_eq!(value.compare_exchange(1.5, 3.0), Err(2.0));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// What it is, when that is not `current`.
@@ -86,6 +106,13 @@ impl<T: Element> Value<T> {
     }
 
     /// Sets it to what `update` makes of it, which is asked again if somebody came between. Returns what it was.
+    ///
+    /// ```
+    /// let value = phalanx::sync::Value::new(9_u8)?;
+    /// let next = |seen: u8| (seen < 10).then_some(seen + 1);
+    /// assert_eq!((value.fetch_update(next), value.fetch_update(next)), (Ok(9), Err(10)));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// What it is, when `update` returned `None`.
@@ -115,6 +142,8 @@ impl<T: Number> Value<T> {
 /// made or arrived.
 #[inline]
 fn one<R>(accessed: Result<R, MemoryError>) -> R {
+    // An error here would be a bug of this file, and every access would have to return it to a caller that can do
+    // nothing about it.
     accessed.expect("a value has one element, which can be written")
 }
 
@@ -171,6 +200,9 @@ impl<'de, T: Element> Deserialize<'de> for Value<T> {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A process that dies leaves each element as it was before its change or after it; of several elements it may have
+/// changed only some.
 #[derive(Clone, Serialize)]
 #[serde(transparent, bound = "")]
 pub struct Array<T: Element> {
@@ -233,6 +265,14 @@ impl<T: Element> Array<T> {
 
     /// Copies `elements` over all elements.
     ///
+    /// ```
+    /// let array = phalanx::sync::Array::zeros(3)?;
+    /// array.write(&[1, 2, 3])?;
+    /// assert_eq!(array.to_vec(), [1, 2, 3]);
+    /// assert!(array.write(&[1, 2]).is_err());
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::ReadOnly`].
     pub fn write(&self, elements: &[T]) -> Result<(), MemoryError> {
@@ -240,6 +280,13 @@ impl<T: Element> Array<T> {
     }
 
     /// The same memory as a tensor of one dimension.
+    ///
+    /// ```
+    /// let array = phalanx::sync::Array::from_slice(&[1.0_f32, 2.0])?;
+    /// array.as_tensor().set(0, 5.0)?;
+    /// assert_eq!(array.get(0)?, 5.0);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn as_tensor(&self) -> &Tensor<T> {
         &self.tensor
