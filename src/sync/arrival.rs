@@ -51,6 +51,7 @@ impl<'a> Arrival<'a> {
     /// Says, inside the mutex, that the owner of a place has come in this state; the last one lets all go.
     pub(super) fn begin(members: &'a Members, place: usize, state: State) -> Result<Self, SyncError> {
         let index = members.arrive(place, state.round);
+        // Under the mutex: two cannot both be last.
         let is_last = index + 1 >= members.parties();
         if is_last {
             let released = members.round().release(state);

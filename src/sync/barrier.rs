@@ -202,6 +202,7 @@ impl Barrier {
     /// Comes in and says so; the last one lets all go.
     fn arrive(&self, policy: &WaitPolicy) -> Result<Arrival<'_>, SyncError> {
         let members = &self.members;
+        // The mutex is let go before the sleep: `Arrival` holds none.
         let _inside = members.enter(policy)?;
         let state = members.round().state();
         members.check(state)?;

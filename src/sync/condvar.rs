@@ -49,6 +49,8 @@ use crate::transfer::record::{Record, TypeTag};
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Condvar {
+    // No list of waiters: whoever was on it could die. A waiter compares an epoch, which every notification
+    // advances.
     shared: Record<EventCount>,
 }
 
@@ -160,6 +162,8 @@ impl Condvar {
     /// instant it is woken, the notification would die with it and the others wait for ever. Those for whom there is
     /// nothing to do wait again.
     pub fn notify_one(&self) {
+        // One that is woken alone could be killed before it looks, and take the notification along. So all are
+        // woken, and look.
         self.notify_all();
     }
 

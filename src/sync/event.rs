@@ -81,6 +81,8 @@ impl Event {
         // Nobody waits for that, so nobody is woken. Up, not back to where it was: a waiter that slept since before the
         // set finds another count, though it wakes after the clear.
         self.changed().notify_if(|count| {
+            // An odd count becomes the next even one. A fetch_and would give back an even count that was there
+            // before: a waiter that had read it would then sleep through a set and a clear.
             let _ =
                 count.fetch_update(Relaxed, Relaxed, |count| is_odd(count).then(|| count.wrapping_add(1)));
             false
@@ -128,11 +130,15 @@ impl Event {
     }
 
     fn wait_for(&self, policy: &WaitPolicy) -> Result<(), SyncError> {
+        // Read once. Were the flag looked at first and the epoch after it, a set and a clear between the two
+        // would be missed.
         let seen = self.changed().epoch();
         // From an even count on, the next change is that it is set.
         if is_odd(seen) {
             return Ok(());
         }
+        // Returns as soon as the epoch is another one, so also when the event was set and cleared again
+        // meanwhile.
         let waited = self.changed().wait(seen, policy);
         waited.map_err(|stop| stop.awaiting(|| Awaited::Anybody { what: "nobody set the event" }))
     }

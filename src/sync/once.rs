@@ -143,6 +143,7 @@ impl Once {
         }
         // Inside, only one is asked to make good what another has begun.
         let _inside = self.enter(&WaitPolicy::Forever)?;
+        // Looked at once more under the mutex: another may have run it while this thread waited.
         if !self.is_completed() {
             self.run(|| f(self.poisoned()))?;
         }
@@ -180,6 +181,7 @@ impl Once {
         let _inside = self.enter(policy).map_err(|stop| stop.awaiting(runner))?;
         // Again: another thread may have done it while this one waited.
         match (self.is_completed(), self.poisoned()) {
+            // Done counts more than poison: somebody has forced it since.
             (true, _) => Ok(()),
             (false, Some(pid)) => Err(SyncError::poisoned(pid)),
             (false, None) => Ok(self.run(f)?),

@@ -97,8 +97,10 @@ fn spin<W: AtomicWord, P: Futex<W>, T>(
 ) -> Option<T> {
     let backoff = Backoff::new();
     loop {
+        // Gives up the processor after some turns: on a single one the waker could not run otherwise.
         backoff.snooze();
         match look() {
+            // The clock is read after the look, so there is one look at the least.
             None if park.nanos() < until => {}
             found => return found,
         }
@@ -119,6 +121,7 @@ fn wait<W: AtomicWord, P: Futex<W>, T>(
     // Relaxed, and in shared memory: it is a guess about the other side, which the next waiter of any process may use.
     let short = park.nanos() + SHORT;
     if park.spins()
+        // A hint, which may be wrong: it costs time and never a wakeup.
         && skip_spin.load(Relaxed) == 0
         && let Some(found) = spin(park, short, &mut look)
     {
@@ -143,10 +146,13 @@ fn sleep_until_found<W: AtomicWord, P: Futex<W>, T>(
         let seen_waker = waker.load(Acquire);
         let slept = match look() {
             Some(found) => Ok(Some(found)),
+            // The kernel compares both words with what was read before the look (FUTEX_WAITV): a waker that
+            // came between the look and this call has changed the first, one that died has changed the second.
             None => park.wait(&[(word, ticket), (waker, seen_waker)]).map(|()| None),
         };
         // Before the last look: a waker that comes from here on makes no system call.
         finish(word);
+        // Woken, or woken for nothing: only the look decides.
         match slept.map(|found| found.or_else(&mut look)) {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => {}

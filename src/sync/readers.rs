@@ -61,6 +61,7 @@ impl RwFields {
             return read_again(place);
         }
         let _inside = self.enter(&keep, policy).map_err(|stop| stop.awaiting(|| self.holders()))?;
+        // Under the mutex: no writer can poison the lock between this look and the slot.
         self.check_order()?;
         let number = self.await_slot(policy).map_err(|stop| stop.awaiting(|| self.holders()))?;
         // No other thread takes it meanwhile, since this one owns the mutex.
@@ -96,6 +97,8 @@ impl RwFields {
             while owner_table::is_owned(place) {
                 // A caller that does not wait must not set WAITERS: it would cost the reader a system call for nothing.
                 let slept = policy.check().and_then(|()| {
+                    // `watch` gives the word and the value that it had. If the reader is gone meanwhile, there
+                    // is nothing to sleep on.
                     owner_table::watch(place).map_or(Ok(()), |reader| policy.sleep(&[reader]))
                 });
                 slept.map_err(|stop| stop.awaiting(|| self.holders()))?;
@@ -109,6 +112,7 @@ impl RwFields {
 
     /// Says that the writer is about to go out, in a panic perhaps. In a fork of the writer nothing happens.
     pub(super) fn end_to_write(&self, panicking: bool) {
+        // A fork of the writer has a copy of the guard, which means nothing there.
         if !robust_mutex::is_locked_here(&self.mutex) {
             return;
         }
@@ -126,6 +130,7 @@ impl RwFields {
     fn holders(&self) -> Awaited {
         let writer = self.writer.load(Relaxed);
         let readers = || self.table().owner_pids().collect();
+        // Without a lock, for the text of an error alone: what it names may have changed since.
         let holders = if writer & ALONE != 0 { vec![writer & !ALONE] } else { readers() };
         let inside = if holders.is_empty() { robust_mutex::owner_pid(&self.mutex) } else { 0 };
         Awaited::holders("the lock is", holders.into_iter().chain([inside]))
@@ -187,6 +192,8 @@ impl RwFields {
     /// Waits for a slot without an owner, inside the mutex.
     fn await_slot(&self, policy: &WaitPolicy) -> Result<usize, Interrupted> {
         loop {
+            // A slot whose owner has died is not owned: it is taken over, and its death is nobody's concern,
+            // since readers change nothing.
             if let Some(number) = self.table().first(|slot| !owner_table::is_owned(slot)) {
                 return Ok(number);
             }
@@ -216,6 +223,7 @@ pub(super) fn end_to_read(place: &ReaderSlot) {
         return;
     }
     match place.times.load(Relaxed).saturating_sub(1) {
+        // The last guard of this thread: a writer that sleeps on the word is woken.
         0 => owner_table::free(place),
         less => place.times.store(less, Relaxed),
     }

@@ -19,6 +19,7 @@ pub(super) struct RecordWith<C, T> {
 
 impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
     pub(super) fn new(kind: &str, value: T) -> Result<Self, MemoryError> {
+        // Found by the compiler, for each type that is used.
         const { assert!(align_of::<T>() <= 64, "the value lies at a cache line, and is aligned to no more") }
         let shared = Record::new(TypeTag::of::<T>(kind), size_of::<T>())?;
         let (map, at) = shared.room();

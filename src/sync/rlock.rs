@@ -203,6 +203,7 @@ impl RLock {
         // The guard is dropped if it is poisoned, so that whoever calls `recover` can have it.
         let guard = self.enter(policy)?;
         match self.poisoned() {
+            // The guard is dropped here, so the lock is free again, and still poisoned for the next.
             Some(pid) => Err(SyncError::poisoned(pid)),
             None => Ok(guard),
         }
@@ -281,6 +282,7 @@ impl Drop for RLockGuard<'_> {
         }
         // Not below 0: any process may have written there, and the lock must become free all the same.
         match depth.load(Relaxed).saturating_sub(1) {
+            // The depth stays 1 in memory: the next holder stores its own before anybody reads it.
             0 => robust_mutex::unlock(mutex),
             less => depth.store(less, Relaxed),
         }

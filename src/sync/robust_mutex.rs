@@ -135,6 +135,7 @@ impl<'a> Locked<'a> {
             if now != seen {
                 (seen, middle) = (now, WaitPolicy::of(IN_THE_MIDDLE));
             }
+            // An abort of the context ends this wait too.
             middle.check()?;
             locked = Self::lock(mutex, &keep, &WaitPolicy::of(LOOK_AGAIN));
         }

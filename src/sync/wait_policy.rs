@@ -159,6 +159,7 @@ impl WaitPolicy {
             // are looked at every `LOOK_AROUND`.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => match words {
                 &[(word, expected), ..] => futex::wait(word, expected, self.next_look(false)).map(|()| None),
+                // Nothing to sleep on but the abort: `check` sees that in the caller's next turn.
                 [] => Ok(None),
             },
             other => other,
