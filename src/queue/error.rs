@@ -18,6 +18,11 @@ pub(super) const CUT_OFF: &str =
 /// Everything that sending and receiving values can fail with.
 ///
 /// Texts name workers of the same context by their ranks; other processes by their pids.
+///
+/// [`Full`](Self::Full), [`Empty`](Self::Empty) and [`TimedOut`](Self::TimedOut) pass by themselves, and the call may
+/// be tried again. After [`Decode`](Self::Decode) and [`TasksLost`](Self::TasksLost) the queue goes on, without what
+/// was lost. [`Closed`](Self::Closed), [`Disconnected`](Self::Disconnected), [`Gone`](Self::Gone) and
+/// [`Corrupt`](Self::Corrupt) stay. After [`Aborted`](Self::Aborted) a worker does best to end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {

@@ -51,6 +51,24 @@ use crate::transfer::record::TypeTag;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a process dies
+///
+/// | it is killed | what becomes of the value |
+/// |---|---|
+/// | before its `put` has returned | it is in the queue as a whole, or not at all |
+/// | after that | it is in the queue |
+/// | before its `get` has returned | it is still in the queue, or gone with the process |
+/// | while it waits for room or for a value | nothing: the kernel lets the next one wait in its place |
+///
+/// A queue is not closed by a death. A consumer that may be the last one left waits for its context as well
+/// ([`wait`](crate::wait)), or lets [`Options::abort_on_failure`](crate::Options::abort_on_failure) end its wait. Use a
+/// [`JoinableQueue`](crate::JoinableQueue) to learn which tasks died with their takers.
+///
+/// # Threads and forks
+///
+/// A queue is `Send` and `Sync`: threads may share one handle, or have a clone each. In a worker that has it only by
+/// its fork every call is [`QueueError::Gone`]: give it to the worker in its arguments.
 pub struct Queue<T> {
     // Clones share the handle: three descriptors for each process, not for each clone.
     core: Arc<Core>,
@@ -64,6 +82,15 @@ impl<T> Queue<T> {
     /// A queue for at most `capacity` values, or at most as many as there is room for in its memory: 64 bytes for each, 64 KiB at
     /// the least and 4 MiB at the most. Of values with tensors or other things that travel beside them, and of those that are
     /// too large for that memory, some 270 can be in it at a time (what a socket holds: net.core.wmem_default).
+    ///
+    /// ```
+    /// use phalanx::{Queue, QueueError};
+    ///
+    /// let queue = Queue::<u64>::bounded(100)?;
+    /// assert_eq!((queue.capacity(), queue.len()), (100, 0));
+    /// assert!(matches!(Queue::<u64>::bounded(0), Err(QueueError::Bound { capacity: 0 })));
+    /// # Ok::<(), QueueError>(())
+    /// ```
     ///
     /// # Errors
     /// [`QueueError::Memory`] and [`QueueError::System`] when there is no memory for it or no descriptor (it needs three);
@@ -109,6 +136,20 @@ impl<T> Queue<T> {
     /// Closes it, in all processes: nothing can be put into it any more. What is in it can be taken out, and then
     /// [`get`](Self::get) says [`Closed`](QueueError::Closed), at which iterators end.
     ///
+    /// Those who wait in [`put`](Self::put) or [`get`](Self::get) are woken. A closed queue cannot be opened again.
+    ///
+    /// ```
+    /// use phalanx::{Queue, QueueError};
+    ///
+    /// let queue = Queue::<String>::bounded(8)?;
+    /// queue.put("last".to_owned())?;
+    /// queue.close()?;
+    /// assert!(matches!(queue.put("too late".to_owned()), Err(QueueError::Closed)));
+    /// assert_eq!(queue.get()?, "last");
+    /// assert!(matches!(queue.get(), Err(QueueError::Closed)));
+    /// # Ok::<(), QueueError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`QueueError::System`] when the system refuses to let others know.
     pub fn close(&self) -> Result<(), QueueError> {
@@ -129,6 +170,15 @@ impl<T> Queue<T> {
 impl<T: Serialize> Queue<T> {
     /// Puts a value in, for whose room it waits. The value is given, or lent: shards and connections in it are gone from here.
     ///
+    /// ```
+    /// let queue = phalanx::Queue::bounded(8)?;
+    /// let text = "lent".to_owned();
+    /// queue.put(&text)?;
+    /// queue.put("given".to_owned())?;
+    /// assert_eq!((queue.get()?, queue.get()?), (text, "given".to_owned()));
+    /// # Ok::<(), phalanx::QueueError>(())
+    /// ```
+    ///
     /// # Errors
     /// - [`QueueError::Closed`]
     /// - [`QueueError::Encode`] when the value cannot be serialised
@@ -141,6 +191,15 @@ impl<T: Serialize> Queue<T> {
 
     /// As [`put`](Self::put), but does not wait for room.
     ///
+    /// ```
+    /// use phalanx::{Queue, QueueError};
+    ///
+    /// let queue = Queue::bounded(1)?;
+    /// queue.try_put(1_u8)?;
+    /// assert!(matches!(queue.try_put(2), Err(QueueError::Full)));
+    /// # Ok::<(), QueueError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`put`](Self::put), and [`QueueError::Full`]; [`QueueError::TimedOut`] when another process has been in the middle of
     /// putting something for a second, as one that is stopped there.
@@ -150,6 +209,8 @@ impl<T: Serialize> Queue<T> {
     }
 
     /// As [`put`](Self::put), but waits for room no longer than `timeout`.
+    ///
+    /// The time is that of CLOCK_MONOTONIC, and includes waiting for other producers. If it is up, nothing was put.
     ///
     /// # Errors
     /// As [`put`](Self::put), and [`QueueError::TimedOut`].
@@ -166,6 +227,17 @@ impl<T: Serialize> Queue<T> {
 
 impl<T: DeserializeOwned> Queue<T> {
     /// Takes the next value out, for which it waits.
+    ///
+    /// ```
+    /// let queue = phalanx::Queue::bounded(8)?;
+    /// let waited = std::thread::scope(|scope| {
+    ///     let consumer = scope.spawn(|| queue.get());
+    ///     queue.put(5_u32)?;
+    ///     consumer.join().expect("it does not panic")
+    /// })?;
+    /// assert_eq!(waited, 5);
+    /// # Ok::<(), phalanx::QueueError>(())
+    /// ```
     ///
     /// # Errors
     /// - [`QueueError::Closed`] when it was closed and nothing is in it any more
@@ -190,6 +262,16 @@ impl<T: DeserializeOwned> Queue<T> {
     }
 
     /// As [`get`](Self::get), but waits no longer than `timeout`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::{Queue, QueueError};
+    ///
+    /// let queue = Queue::<u8>::bounded(8)?;
+    /// let waited = queue.get_timeout(Duration::from_millis(5));
+    /// assert!(matches!(waited, Err(QueueError::TimedOut { .. })));
+    /// # Ok::<(), QueueError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get), and [`QueueError::TimedOut`].

@@ -75,6 +75,21 @@ impl<T> JoinableQueue<T> {
 
     /// Says that one task that was taken out is done.
     ///
+    /// Any thread of the process that took the task may say so.
+    ///
+    /// ```
+    /// use phalanx::{JoinableQueue, QueueError};
+    ///
+    /// let tasks = JoinableQueue::bounded(8)?;
+    /// tasks.put(1_u8)?;
+    /// tasks.get()?;
+    /// assert_eq!((tasks.len(), tasks.unfinished()), (0, 1));
+    /// tasks.task_done()?;
+    /// assert_eq!(tasks.unfinished(), 0);
+    /// assert!(matches!(tasks.task_done(), Err(QueueError::TooManyDone)));
+    /// # Ok::<(), QueueError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`QueueError::TooManyDone`] when all that were put are done already.
     pub fn task_done(&self) -> Result<(), QueueError> {
@@ -89,6 +104,21 @@ impl<T> JoinableQueue<T> {
 
     /// Waits until all tasks that were put are done.
     ///
+    /// A thread that ends with a task in its hands, in this process or another one, ends the wait:
+    ///
+    /// ```
+    /// use phalanx::{JoinableQueue, QueueError};
+    ///
+    /// let tasks = JoinableQueue::bounded(8)?;
+    /// tasks.put(1_u8)?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| tasks.get()); // and no task_done
+    /// });
+    /// assert!(matches!(tasks.join(), Err(QueueError::TasksLost { count: 1, .. })));
+    /// tasks.join()?; // it is told once
+    /// # Ok::<(), QueueError>(())
+    /// ```
+    ///
     /// # Errors
     /// - [`QueueError::TasksLost`] when somebody died with tasks. They count as done from then on, and it is told once
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
@@ -98,6 +128,8 @@ impl<T> JoinableQueue<T> {
     }
 
     /// As [`join`](Self::join), but waits no longer than `timeout`.
+    ///
+    /// The error names the processes that have the unfinished tasks.
     ///
     /// # Errors
     /// As [`join`](Self::join), and [`QueueError::TimedOut`].

@@ -113,6 +113,11 @@ pub enum Never {}
 /// here.) So the other end learns when its process has ended.
 ///
 /// Threads may share it. A message goes to one of those who receive.
+///
+/// # When a process dies
+///
+/// The kernel closes the ends of a process that ends, whatever ends it: the other end receives what had been sent, and then gets
+/// [`QueueError::Disconnected`]. A message is sent as a whole or not at all, so a sender that is killed leaves no half of one.
 pub struct Connection<S, R> {
     end: Arc<End>,
     values: PhantomData<fn(S) -> R>,
@@ -129,6 +134,18 @@ impl<S: Serialize, R> Connection<S, R> {
     /// Sends a value, and waits as long as there is no room for it.
     ///
     /// The value is given, or lent. Memory and descriptors in it are shared, shards and connections are gone from here.
+    ///
+    /// ```
+    /// use phalanx::{QueueError, pipe};
+    ///
+    /// let (one, other) = pipe::<String, u32>()?;
+    /// one.send("hello".to_owned())?;
+    /// other.send(5)?;
+    /// assert_eq!((other.recv()?, one.recv()?), ("hello".to_owned(), 5));
+    /// drop(other);
+    /// assert!(matches!(one.send("anybody?".to_owned()), Err(QueueError::Disconnected)));
+    /// # Ok::<(), QueueError>(())
+    /// ```
     ///
     /// # Errors
     /// - [`QueueError::Disconnected`] when the other end is gone
@@ -165,7 +182,8 @@ impl<S: Serialize, R> Connection<S, R> {
             ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
         let end = self.end.enter()?;
         loop {
-            // Never blocking in sendmsg itself: the wait has to end at the deadline and at an abort too, which are other descriptors.
+            // Never blocking in sendmsg itself: the wait has to end at the deadline and at an abort too, which are
+            // other descriptors.
             let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
                 Attempt::Sent => break,
                 Attempt::Full => policy.await_descriptor(end.socket().as_fd(), Readiness::Writable),
@@ -203,6 +221,18 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     }
 
     /// As [`recv`](Self::recv), but waits for nothing.
+    ///
+    /// ```
+    /// use phalanx::{QueueError, one_way};
+    ///
+    /// let (sender, receiver) = one_way::<u8>()?;
+    /// assert!(matches!(receiver.try_recv(), Err(QueueError::Empty)));
+    /// sender.send(7)?;
+    /// drop(sender);
+    /// assert_eq!(receiver.try_recv()?, 7);
+    /// assert!(matches!(receiver.try_recv(), Err(QueueError::Disconnected)));
+    /// # Ok::<(), QueueError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and [`QueueError::Empty`] when there is no message.
