@@ -213,6 +213,8 @@ impl<T: Pod> Lock<T> {
     /// Nothing is waited for and nothing cleared, so this can be asked while somebody holds the lock.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
+        // Relaxed: a thread that owns the mutex sees what earlier owners stored, by the Acquire with which it took the
+        // word. To any other thread this is a snapshot, from which nothing follows for the value.
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
@@ -234,14 +236,16 @@ impl<T: Pod> Lock<T> {
     fn take(&self, policy: &WaitPolicy) -> Result<LockGuard<'_, T>, SyncError> {
         match self.enter(policy)? {
             (guard, None) => Ok(guard),
-            // The guard goes, and with it the lock is free for `recover`.
+            // This arm drops the guard, so the lock is free for `recover`. The poison stays in the record: the lock was
+            // given back in order, and the mutex alone would tell the next owner nothing.
             (_, Some(pid)) => Err(SyncError::poisoned(pid)),
         }
     }
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         // Cleared when the lock is held: the caller puts the value right before anybody else sees it. If it dies first,
-        // that poisons it anew.
+        // that poisons it anew: a death before the store leaves the old poison, and one after it is an EOWNERDEAD for
+        // the next owner.
         let (guard, poison) = self.enter(policy)?;
         self.fields().poisoned_by.store(0, Relaxed);
         Ok((guard, poison))
@@ -251,14 +255,15 @@ impl<T: Pod> Lock<T> {
     #[inline]
     fn enter(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         let LockFields { mutex, poisoned_by } = self.fields();
+        // Runs only after the wait has failed, so that a lock that is free costs no text.
         let holder = || Awaited::holders("the lock is", [robust_mutex::owner_pid(mutex)]);
         let entered = robust_mutex::lock(mutex, || self.shared.map_pin(), policy);
-        // Into the record, at once: it stays until `recover`, and it stays if this thread dies before its caller has
-        // heard of it.
+        // Into the record, at once: to take the word has cleared FUTEX_OWNER_DIED, so nothing else tells of that death
+        // any more. If this thread dies before the store, it dies as the owner, and the next one blames its process.
         if let Acquired::OwnerDied { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
             poisoned_by.store(pid, Relaxed);
         }
-        // Before the poison is looked at: the guard frees the lock whatever comes of it.
+        // The guard exists before the poison is looked at, and frees the lock whatever comes of it.
         let panicking = std::thread::panicking();
         let guard = LockGuard { lock: self, panicking, of_thread: PhantomData };
         Ok((guard, self.poisoned()))
@@ -308,6 +313,7 @@ pub struct LockGuard<'a, T: Pod> {
 
 impl<'a, T: Pod> LockGuard<'a, T> {
     pub(super) fn lock(&self) -> &'a Lock<T> {
+        // For as long as the lock lives, not the guard: a condition variable drops the guard and takes the lock again.
         self.lock
     }
 }
@@ -336,8 +342,10 @@ impl<T: Pod> Drop for LockGuard<'_, T> {
     fn drop(&mut self) {
         let LockFields { mutex, poisoned_by } = self.lock.fields();
         // A lock that was taken while the thread was unwinding already is not in the middle of that panic. In a fork of
-        // the holder the lock is the parent's.
+        // the holder the lock is the parent's, and a panic of the child says nothing of the value.
         if std::thread::panicking() && !self.panicking && robust_mutex::is_locked_here(mutex) {
+            // Before the unlock, whose Release publishes it: after it the next owner could read the value and find no
+            // poison. A death between the two is an EOWNERDEAD, and poisons as well.
             poisoned_by.store(robust_mutex::owner_pid(mutex), Relaxed);
         }
         robust_mutex::unlock(mutex);

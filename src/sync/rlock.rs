@@ -165,6 +165,8 @@ impl RLock {
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
+        // Relaxed: the owner of the mutex sees what earlier owners stored, by the Acquire with which it took the word.
+        // For any other thread it is a snapshot.
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
@@ -187,7 +189,8 @@ impl RLock {
     /// ```
     #[must_use]
     pub fn depth(&self) -> u32 {
-        // Relaxed: only the owner of the mutex writes and reads it.
+        // The list of this thread first: in memory there may be another holder's count, or that of a dead one. Relaxed:
+        // only the owner of the mutex writes it, and only the owner reads it.
         if robust_mutex::is_locked_here(self.mutex()) { self.fields().depth.load(Relaxed) } else { 0 }
     }
 
@@ -200,10 +203,10 @@ impl RLock {
     }
 
     fn take(&self, policy: &WaitPolicy) -> Result<RLockGuard<'_>, SyncError> {
-        // The guard is dropped if it is poisoned, so that whoever calls `recover` can have it.
         let guard = self.enter(policy)?;
+        // With the lock held: the poison that counts is what the last holder left, not what was there before the wait.
         match self.poisoned() {
-            // The guard is dropped here, so the lock is free again, and still poisoned for the next.
+            // This drops the guard, so that `recover` finds the lock free. The record stays poisoned.
             Some(pid) => Err(SyncError::poisoned(pid)),
             None => Ok(guard),
         }
@@ -211,7 +214,8 @@ impl RLock {
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         let guard = self.enter(policy)?;
-        // Inside the mutex, as all that write it.
+        // Inside the mutex, as is every write to it. A death before the store leaves the poison for the next holder. A
+        // death after it poisons anew, since this thread dies as the owner.
         let poison = self.poisoned();
         self.fields().poisoned_by.store(0, Relaxed);
         Ok((guard, poison))
@@ -221,6 +225,8 @@ impl RLock {
         // What a dead owner has counted is not read: a thread that does not own the mutex begins at 0.
         let depth = self.depth();
         if depth == 0 {
+            // A thread that owns the word through another mapping comes here as well, since its list has that address.
+            // `robust_mutex::lock` knows it by its id and nonce (Deadlock), so it does not wait for itself.
             let holder = || Awaited::holders("the lock is", [robust_mutex::owner_pid(self.mutex())]);
             self.come_in(policy).map_err(|stop| stop.awaiting(holder))?;
         }
@@ -233,7 +239,8 @@ impl RLock {
     }
 
     fn come_in(&self, policy: &WaitPolicy) -> Result<(), Interrupted> {
-        // Noted at once: should this thread die before it has told its caller, the next one must still find it.
+        // Noted at once: to take the word has cleared FUTEX_OWNER_DIED, so nothing else tells of that death any more.
+        // If this thread dies before the store, it dies as the owner, and the next one blames its process.
         if let Acquired::OwnerDied { pid } =
             robust_mutex::lock(self.mutex(), || self.shared.map_pin(), policy)?
         {
@@ -278,6 +285,8 @@ impl Drop for RLockGuard<'_> {
         }
         // One that was taken while the thread was unwinding already, by a destructor, says nothing of what it guards.
         if std::thread::panicking() && !self.panicking {
+            // An inner guard poisons at once, though outer ones still hold the lock: what it guards is half changed for
+            // this thread too. The unlock by the last guard publishes it to other threads (Release).
             poisoned_by.store(robust_mutex::owner_pid(mutex), Relaxed);
         }
         // Not below 0: any process may have written there, and the lock must become free all the same.

@@ -214,25 +214,32 @@ impl<T: Pod> RwLock<T> {
     }
 
     fn enter_to_read(&self, policy: &WaitPolicy) -> Result<RwLockReadGuard<'_, T>, SyncError> {
-        // The place, not the lock, is what the guard gives back: a thread may read by several guards of one place.
+        // The place, not the lock, is what the guard gives back: a thread may read by several guards of one place. A
+        // guard that is forgotten leaves its word on the list that the kernel follows when the thread ends, so the pin
+        // keeps the memory mapped after the handle is dropped.
         let place = self.fields().read(|| self.table.map_pin(), policy)?;
         Ok(RwLockReadGuard { lock: self, place, of_thread: PhantomData })
     }
 
     fn enter_to_write(&self, policy: &WaitPolicy) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         // The guard exists before the readers are gone, so that an error on the way, or a panic, lets new readers in
-        // again.
+        // again. It gives no reference before this function returns it.
         let guard = self.begin_to_write(policy)?;
-        // Before the wait for readers, who cannot change the answer.
+        // Before the wait for readers: they cannot change the answer, since only a writer poisons or recovers, and this
+        // thread owns the writers' mutex.
         self.fields().check_order()?;
         self.fields().await_readers(guard.me, policy)?;
         Ok(guard)
     }
 
     fn recover_for(&self, policy: &WaitPolicy) -> Result<(RwLockWriteGuard<'_, T>, Option<u32>), SyncError> {
-        // Readers may be there: they came before the writer that died.
+        // Readers are there only if the value is in order: a writer that poisoned it was alone, and `check_order` has
+        // refused every reader since. But this may be called on a lock in order.
         let guard = self.begin_to_write(policy)?;
         self.fields().await_readers(guard.me, policy)?;
+        // After `await_readers`, which has noted that this writer is alone: if it dies from here on, that poisons the
+        // value anew. Cleared before that note, the poison would be lost with a writer that dies between the two, and
+        // the next reader would take a half-written value for whole.
         let poison = self.poisoned();
         self.fields().clear_poison();
         Ok((guard, poison))
@@ -242,6 +249,8 @@ impl<T: Pod> RwLock<T> {
     fn begin_to_write(&self, policy: &WaitPolicy) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         let me = robust::me()?;
         let inside = self.fields().begin_to_write(me, || self.table.map_pin(), policy)?;
+        // Now, not only at the drop: a destructor that runs in a panic may take the lock, write and drop the guard in
+        // order, and has left nothing in disorder then.
         let panicking = std::thread::panicking();
         Ok(RwLockWriteGuard { lock: self, inside, me, panicking, of_thread: PhantomData })
     }
@@ -255,6 +264,7 @@ impl<T: Pod> Clone for RwLock<T> {
 
 impl<T: Pod> fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the value: to read it takes a place, for which a text would wait as long as a writer likes.
         let mut shown = f.debug_struct("RwLock");
         shown.field("at", &self.table).field("readers", &self.fields().count());
         shown.finish_non_exhaustive()
@@ -297,7 +307,8 @@ impl<T: Pod> Deref for RwLockReadGuard<'_, T> {
 
 impl<T: Pod> Drop for RwLockReadGuard<'_, T> {
     fn drop(&mut self) {
-        // A panic while one reads leaves the value as it is, so nothing is poisoned.
+        // A panic while one reads leaves the value as it is, so nothing is poisoned. In a fork of the reader the place
+        // is the parent's, and this does nothing.
         readers::end_to_read(self.place);
     }
 }
@@ -345,7 +356,8 @@ impl<T: Pod> DerefMut for RwLockWriteGuard<'_, T> {
 
 impl<T: Pod> Drop for RwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
-        // `inside` is dropped after this, and frees the mutex: whoever takes it finds the field in order.
+        // `inside` is dropped after this, and frees the mutex: whoever takes it finds the field in order. Were the
+        // mutex freed first, the next owner would find this writer in the field, and take it for one that died.
         self.lock.fields().end_to_write(std::thread::panicking() && !self.panicking);
     }
 }
