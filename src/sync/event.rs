@@ -78,11 +78,11 @@ impl Event {
     ///
     /// Those who waited when it was set pass all the same.
     pub fn clear(&self) {
-        // Nobody waits for that, so nobody is woken. Up, not back to where it was: a waiter that slept since before the
-        // set finds another count, though it wakes after the clear.
+        // Nobody waits for that, so nobody is woken (`false`).
         self.changed().notify_if(|count| {
-            // An odd count becomes the next even one. A fetch_and would give back an even count that was there
-            // before: a waiter that had read it would then sleep through a set and a clear.
+            // Up, not back: a fetch_and would restore the even count that was there before the set, and a waiter that
+            // had read it would sleep through the set and the clear. The largest u32 is odd, so that the count wraps
+            // around to an even one.
             let _ =
                 count.fetch_update(Relaxed, Relaxed, |count| is_odd(count).then(|| count.wrapping_add(1)));
             false

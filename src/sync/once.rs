@@ -141,7 +141,8 @@ impl Once {
         if self.is_completed() {
             return Ok(());
         }
-        // Inside, only one is asked to make good what another has begun.
+        // Inside, only one at a time is asked to make good what another has begun. Poison is looked at inside too: the
+        // runner may have died while this thread waited for it.
         let _inside = self.enter(&WaitPolicy::Forever)?;
         // Looked at once more under the mutex: another may have run it while this thread waited.
         if !self.is_completed() {
@@ -163,6 +164,8 @@ impl Once {
     /// The process that began it and died or panicked, unless it has been made good.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
+        // Relaxed: the owner of the mutex sees what earlier owners stored, by the Acquire with which it took the word.
+        // For any other thread it is a snapshot.
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
@@ -181,7 +184,8 @@ impl Once {
         let _inside = self.enter(policy).map_err(|stop| stop.awaiting(runner))?;
         // Again: another thread may have done it while this one waited.
         match (self.is_completed(), self.poisoned()) {
-            // Done counts more than poison: somebody has forced it since.
+            // Done counts more than poison: somebody has forced it since, or the runner died after it had stored
+            // `done` and before it cleared `running`, which `enter` then takes for poison.
             (true, _) => Ok(()),
             (false, Some(pid)) => Err(SyncError::poisoned(pid)),
             (false, None) => Ok(self.run(f)?),
@@ -192,8 +196,8 @@ impl Once {
     fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
         let fields = self.fields();
         let (inside, _) = Locked::lock(&fields.mutex, || self.shared.map_pin(), policy)?;
-        // Who died inside without running it has done no harm.
-        // 0 even if the last owner died: it only looked whether it was done.
+        // This field is asked, not EOWNERDEAD: an owner that died when it had only looked whether it was done has left
+        // 0 here, and has done no harm.
         match fields.running.swap(0, Relaxed) {
             0 => {}
             pid => fields.poisoned_by.store(pid, Relaxed),
@@ -205,15 +209,18 @@ impl Once {
     fn run(&self, f: impl FnOnce()) -> Result<(), Interrupted> {
         let fields = self.fields();
         // Before the function begins. A death from here on leaves it set, and the next one inside knows that it was
-        // begun (`enter`).
+        // begun (`enter`). Relaxed: that one has taken the word after the kernel took this owner out, which is a full
+        // barrier.
         fields.running.store(robust::me()?.pid, Relaxed);
         // A guard, since the function may unwind: the mutex is freed by the caller's, after this one is dropped.
         let running = Running(fields);
         f();
         // A process that was forked in there is not the one that runs it.
         if robust_mutex::is_locked_here(&fields.mutex) {
-            // Before `done`, which publishes it.
+            // Before `done`, whose Release publishes it: a process that finds it done finds no poison either. A death
+            // between the two leaves `running`, which poisons it anew.
             fields.poisoned_by.store(0, Relaxed);
+            // Release, with the Acquire of `is_completed`: most callers look there alone, and never take the mutex.
             fields.done.store(1, Release);
         }
         drop(running);
@@ -227,6 +234,8 @@ struct Running<'a>(&'a OnceFields);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let Self(fields) = self;
+        // A process that the function forked unwinds through here too. Its parent still runs the function, and must not
+        // be called dead.
         if !robust_mutex::is_locked_here(&fields.mutex) {
             return;
         }

@@ -164,7 +164,8 @@ impl Permits {
     fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
         let (mutex, keep) = (&self.fields().mutex, || self.shared.map_pin());
         let entered: Result<(_, Acquired), _> = match policy {
-            // A waiter has the mutex for as long as all permits are held: then there is nothing to be had inside.
+            // A waiter has the mutex for as long as all permits are held. To wait for the mutex would be hopeless then:
+            // inside this thread would find no permit either.
             WaitPolicy::Never => Locked::lock_soon(mutex, keep, || self.free() == 0),
             policy => Locked::lock(mutex, keep, policy),
         };

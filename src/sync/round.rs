@@ -72,6 +72,8 @@ impl Round {
     }
 
     pub(super) fn state(&self) -> State {
+        // Acquire, with the Release of `change`: the last one to arrive has counted the others inside the mutex, so who
+        // sees it let them go sees what each of them did before it came.
         State::of(self.state.load(Acquire))
     }
 
@@ -95,6 +97,8 @@ impl Round {
 
     /// Begins another round, whole.
     pub(super) fn reset(&self) {
+        // From whatever state: also a barrier that was broken in this very moment is whole again. The number goes up in
+        // any case, so no waiter takes the new round for its own.
         self.change(|now| Some(now.next()));
     }
 

@@ -140,6 +140,8 @@ macro_rules! semaphore {
 
             fn take(&self, policy: &WaitPolicy) -> Result<Permit<'_>, SyncError> {
                 // The slot's number, not a reference: the permit borrows the semaphore, which keeps the memory mapped.
+                // From here on the kernel gives the permit back if this thread dies, also before the caller has heard
+                // of it: the thread owns a slot, and the slot's word is on its robust list.
                 let place = self.permits.take(policy)?;
                 Ok(Permit { permits: &self.permits, place, of_thread: PhantomData })
             }
@@ -162,13 +164,15 @@ macro_rules! semaphore {
 
 semaphore!(
     Semaphore,
-    // The total is a u32 in shared memory.
+    // As many as the total in shared memory can count. It must not wrap around: it would then say
+    // fewer than are held.
     |_| u32::MAX,
     "[`SyncError::TooMany`] when there would be more than a `u32` can count."
 );
 semaphore!(
     BoundedSemaphore,
-    // Held permits are part of the total, so that more than there were at first is more than were taken.
+    // Held permits are part of the total, so the total is at its first value again when all that were forgotten have
+    // been released. Whatever goes beyond that was never taken.
     |permits| permits,
     "[`SyncError::TooMany`] when there would be more than there were at first."
 );
@@ -181,6 +185,7 @@ semaphore!(
 pub struct Permit<'a> {
     permits: &'a Permits,
     place: usize,
+    // On another thread the drop would not find the slot's word on the list of that thread, and would free nothing.
     of_thread: OfThread,
 }
 
@@ -196,7 +201,8 @@ impl Permit<'_> {
     /// # Ok::<(), phalanx::sync::SyncError>(())
     /// ```
     pub fn forget(self) {
-        // The drop that follows frees the slot; the total is one less, so no permit becomes free by that.
+        // The drop that follows frees the slot; the total is one less, so no permit becomes free by that. A death
+        // between the two steps ends the same way: the kernel frees the slot, and the total stays one less.
         self.permits.remove(self.place);
     }
 }
