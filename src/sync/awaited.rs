@@ -68,6 +68,7 @@ impl Awaited {
             // No process is to blame for what anybody could have done.
             Self::Anybody { .. } => Vec::new(),
             Self::Holders { pids, .. } => pids.clone(),
+            // A member that has left is to blame as well: the barrier still needs as many as before.
             Self::Members { missing, left, .. } => distinct(missing.iter().chain(left).copied()),
         }
     }
@@ -75,7 +76,8 @@ impl Awaited {
 
 /// In their order, without what is no process.
 pub(super) fn distinct(pids: impl IntoIterator<Item = u32>) -> Vec<u32> {
-    // Each process once, though several of its threads may be waited for.
+    // Each process once, though several of its threads may be waited for. 0 is no process: a word has it for the moment
+    // between the write of its owner's thread id and that of the process.
     let mut pids: Vec<_> = pids.into_iter().filter(|&pid| pid != 0).collect();
     pids.sort_unstable();
     pids.dedup();
@@ -98,7 +100,8 @@ impl fmt::Display for Awaited {
                 let gone = |&pid| format!("{}, which has dropped its handle", roster::peer(pid));
                 let mut parts: Vec<_> = missing.iter().map(|&pid| roster::peer(pid).to_string()).collect();
                 parts.extend(left.iter().map(gone));
-                // A party that never had the barrier has no slot, and no process that could be named.
+                // A party that never had the barrier has no slot, and no process that could be named. Saturating: more
+                // threads may have joined than it takes.
                 match parties.saturating_sub(came + missing.len() + left.len()) {
                     0 => {}
                     others => parts.push(format!(

@@ -68,6 +68,7 @@ pub(super) fn receive<'de, C: AtomicRecord, D: Deserializer<'de>>(
     Record::receive(handle, TypeTag::of::<()>(kind), 0).map_err(D::Error::custom)
 }
 
+// Not derived: that would ask for `C: Clone`, and the fields of a record are atomics, which are shared and not copied.
 impl<C, T> Clone for RecordWith<C, T> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), value: PhantomData }

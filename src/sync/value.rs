@@ -102,6 +102,8 @@ impl<T: Element> Value<T> {
     /// What it is, when that is not `current`.
     #[inline]
     pub fn compare_exchange(&self, current: T, new: T) -> Result<T, T> {
+        // By bits: with `==` a NaN would never be its own `current`, and `fetch_update` would try for ever. An exchange
+        // that fails has read, and the fence behind it orders that read too.
         ordered(|| one(self.tensor.compare_exchange(0, current, new)))
     }
 

@@ -79,6 +79,7 @@ fn race_with_watcher(end: End) {
         let watcher = {
             let (word, futex) = (word.clone(), futex.clone());
             thread::spawn(move || {
+                // Without an end to its patience: a wake that is lost leaves it asleep, which loom calls a deadlock.
                 while let Some(watched) = watch_owned(&*word) {
                     futex.wait(&[(&word, watched)]).unwrap();
                 }
@@ -125,6 +126,9 @@ fn loom_watcher_of_a_free_word_is_woken_by_the_death_of_its_next_owner() {
 }
 
 /// What `WaitPolicy` is for that looks again from time to time.
+//
+// It also proves the models: sleepers that look again would hide every lost wake, and here loom finds the one that
+// there is.
 #[test]
 #[should_panic(expected = "deadlock")]
 fn loom_finds_who_sleeps_for_ever_on_an_older_kernel_that_is_trusted() {
@@ -142,6 +146,7 @@ fn race_with_doomed(futex: impl Fn() -> FutexModel + Sync + Send + 'static, end:
         let doomed = {
             let (word, park) = (word.clone(), Doomed { futex: futex.clone(), tid: 2 });
             thread::spawn(move || {
+                // Not `take`, whose first look may find the word free: only a sleeper can die as it is woken.
                 if take_sleeping(&*word, 2, &park).is_ok() {
                     free(&*word, &park.futex);
                 }
@@ -211,6 +216,7 @@ fn loom_waiter_that_gives_up_takes_no_wake_with_it() {
                 }
             })
         };
+        // One wake for two sleepers: which of them it is for decides whether there is anything to pass on.
         free(&*word, &park);
         patient.join().unwrap();
         impatient.join().unwrap();

@@ -20,6 +20,8 @@ struct Words {
 
 /// One waits for a message, and then for another, as the inside of a mutex does.
 fn receive(place: &Words, futex: &FutexModel) {
+    // Twice: the second wait begins with the sequence number and the `last_wake` that the first has left behind, and
+    // must not be taken for a waiter that was woken already.
     for wanted in 1..=2 {
         let look = || (place.messages.load(Acquire) >= wanted).then_some(());
         wait((&place.word, &place.waker, &place.skip_spin), futex, look).unwrap();
@@ -27,6 +29,7 @@ fn receive(place: &Words, futex: &FutexModel) {
 }
 
 fn put(place: &Words) {
+    // It reads and writes, as `unpark` demands of the change before it: on x86-64 this instruction is the barrier.
     place.messages.fetch_add(1, Release);
 }
 
@@ -85,6 +88,7 @@ fn loom_next_message_wakes_when_the_producer_of_the_last_died_before_it_could() 
 /// The last producer of all dies as soon as its messages are there, as the owner of a word that is pending.
 const DIES: fn(&Words, &FutexModel) = |place, futex| {
     futex_lock::own_unlisted(&place.waker, 1);
+    // Both at once, and no wake: no later message comes that would make up for the wake that the death has cost.
     put(place);
     put(place);
     futex.bury(&place.waker, 1);
@@ -104,6 +108,8 @@ fn loom_finds_who_sleeps_for_ever_if_the_word_that_is_pending_does_not_change() 
         |place, futex| {
             put(place);
             put(place);
+            // Not owned: the kernel wakes those that sleep, but changes no word, so a waiter that has looked already
+            // and is about to sleep is not held back.
             futex.bury(&place.waker, 1);
         },
     );
