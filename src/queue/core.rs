@@ -112,12 +112,12 @@ impl Core {
     /// How far consumers and producers are.
     pub(super) fn positions(&self) -> (Position, Position) {
         let fields = self.fields();
-        let mut head = fields.get.at.load(Acquire);
+        let mut head = fields.get.position.load(Acquire);
         loop {
-            let tail = fields.put.at.load(Acquire);
+            let tail = fields.put.position.load(Acquire);
             // Both sides move meanwhile. If a consumer has moved since `head` was read, `tail - head` counts messages that were
             // in the queue at no one time, even more than it has room for. An unchanged `head` makes both of one moment.
-            let now = fields.get.at.load(Acquire);
+            let now = fields.get.position.load(Acquire);
             if now == head {
                 return (Position::from_word(head), Position::from_word(tail));
             }
@@ -264,7 +264,7 @@ mod tests {
     fn positions_that_cannot_be_are_told() {
         let (core, tensor) = (core(), Tensor::from_slice(&[7], &[1]).unwrap());
         for word in [1_u64, 1 << 40, u64::MAX] {
-            core.fields().put.at.store(word, Relaxed);
+            core.fields().put.position.store(word, Relaxed);
             let put = core.put(message(&tensor), &WaitPolicy::Never);
             let got = core.get(&WaitPolicy::Never);
             assert!(matches!(put, Err(QueueError::Corrupt { .. } | QueueError::Full)), "{word}: {put:?}");
@@ -305,7 +305,12 @@ mod tests {
             let (messages, bytes) = (u32::MAX - 7, 0_u32.wrapping_sub(40_000) & !7);
             let start = (u64::from(messages) << 32) | u64::from(bytes);
             let fields = core.fields();
-            for at in [&fields.put.at, &fields.put.other, &fields.get.at, &fields.get.other] {
+            for at in [
+                &fields.put.position,
+                &fields.put.other_position,
+                &fields.get.position,
+                &fields.get.other_position,
+            ] {
                 at.store(start, Relaxed);
             }
             let limit = core.inline();

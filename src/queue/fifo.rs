@@ -61,14 +61,14 @@ use crate::transfer::record::TypeTag;
 /// | before its `get` has returned | it is still in the queue, or gone with the process |
 /// | while it waits for room or for a value | nothing: the kernel lets the next one wait in its place |
 ///
-/// A queue is not closed by a death. A consumer that may be the last one left waits for its context as well
-/// ([`wait`](crate::wait)), or lets [`Options::abort_on_failure`](crate::Options::abort_on_failure) end its wait. Use a
-/// [`JoinableQueue`](crate::JoinableQueue) to learn which tasks died with their takers.
+/// No death closes a queue. A launcher that takes the values of workers waits for their context as well
+/// ([`wait`](crate::wait())), and a worker lets [`Options::abort_on_failure`](crate::Options::abort_on_failure) end its
+/// wait. A [`JoinableQueue`](crate::JoinableQueue) tells how many tasks died with their takers.
 ///
 /// # Threads and forks
 ///
 /// A queue is `Send` and `Sync`: threads may share one handle, or have a clone each. In a worker that has it only by
-/// its fork every call is [`QueueError::Gone`]: give it to the worker in its arguments.
+/// its fork every call that puts, takes or closes is [`QueueError::Gone`]: give it to the worker in its arguments.
 pub struct Queue<T> {
     // Clones share the handle: three descriptors for each process, not for each clone.
     core: Arc<Core>,

@@ -51,7 +51,7 @@ impl Core {
         // The one step by which the message is out. Before it a consumer may die, and the next one finds the message; after it
         // the message dies with its consumer, and comes twice to nobody. The Release half pairs with the Acquire load in
         // `await_room`.
-        fields.no_room.publish(|| fields.get.at.swap(end, AcqRel));
+        fields.no_room.publish(|| fields.get.position.swap(end, AcqRel));
         // A consumer that is killed here leaves descriptors in the socket whose ticket is older than all in the ring: the next
         // `take` drops them.
         let descriptors = match header.place {
@@ -70,9 +70,9 @@ impl Core {
     fn await_message(&self, policy: &WaitPolicy) -> Result<(Position, Position), QueueError> {
         let fields = self.fields();
         // Relaxed: only an owner of the mutex writes it, and taking the mutex has ordered this after the last owner's swap.
-        let head = Position::from_word(fields.get.at.load(Relaxed));
-        let known = Position::from_word(fields.get.other.load(Relaxed));
-        // Messages up to the last known tail are there, whatever has been put since. As long as there are some, `put.at` is not
+        let head = Position::from_word(fields.get.position.load(Relaxed));
+        let known = Position::from_word(fields.get.other_position.load(Relaxed));
+        // Messages up to the last known tail are there, whatever has been put since. As long as there are some, `put.position` is not
         // loaded, whose cache line the producers write with each message.
         if known.messages != head.messages {
             return Ok((head, known));
@@ -82,8 +82,8 @@ impl Core {
             // then the old tail and the new word together say that the queue is closed and empty, and the message stays behind.
             let is_closed = self.is_closed();
             // Acquire, with the producer's swap: the bytes of all messages before this tail are visible.
-            let tail = fields.put.at.load(Acquire);
-            fields.get.other.store(tail, Relaxed);
+            let tail = fields.put.position.load(Acquire);
+            fields.get.other_position.store(tail, Relaxed);
             let tail = Position::from_word(tail);
             if tail.messages != head.messages { Some(Some(tail)) } else { is_closed.then_some(None) }
         };
@@ -104,7 +104,7 @@ impl Core {
         // Not hopeless, so that a call that does not wait gives that producer the moment that it needs.
         let inside = fields.put.enter(&fields.no_room, policy, || false);
         drop(inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, producer))?);
-        let tail = Position::from_word(fields.put.at.load(Acquire));
+        let tail = Position::from_word(fields.put.position.load(Acquire));
         if tail.messages == head.messages { Err(QueueError::Closed) } else { Ok((head, tail)) }
     }
 }

@@ -39,10 +39,10 @@ impl Core {
         self.ring().write(tail, message.header(), message.bytes());
         let end = tail.after(header).to_word();
         // One swap of messages and bytes together puts the message in. Its Release half orders the bytes of the message before
-        // it, for the consumer's Acquire load of `put.at` (`await_message`). It is a swap, since `publish` has its barrier after
+        // it, for the consumer's Acquire load of `put.position` (`await_message`). It is a swap, since `publish` has its barrier after
         // an operation that reads and writes: on x86-64 such an instruction is the barrier (`barrier_after_change`). If this
         // thread dies between the swap and the wake, the kernel wakes the consumer, because the parker's word is pending.
-        fields.no_message.publish(|| fields.put.at.swap(end, AcqRel));
+        fields.no_message.publish(|| fields.put.position.swap(end, AcqRel));
         drop(inside);
         // Only now, when the put cannot fail any more, do shards and connections in the value go from this process. Outside the
         // mutex, because closing descriptors and writing an event are system calls, for which no other producer should wait.
@@ -57,21 +57,21 @@ impl Core {
     fn await_room(&self, header: Header, policy: &WaitPolicy) -> Result<Position, QueueError> {
         let (fields, ring) = (self.fields(), self.ring());
         // Relaxed: only an owner of the mutex writes it, and taking the mutex has ordered this after the last owner's swap.
-        let tail = Position::from_word(fields.put.at.load(Relaxed));
+        let tail = Position::from_word(fields.put.position.load(Relaxed));
         if self.is_closed() {
             return Err(QueueError::Closed);
         }
         // A head that is too old makes the ring look fuller than it is, never emptier. So with enough room by the last known head
-        // there is no need to load `get.at`, whose cache line the consumers write with each message.
-        let known = Position::from_word(fields.put.other.load(Relaxed));
+        // there is no need to load `get.position`, whose cache line the consumers write with each message.
+        let known = Position::from_word(fields.put.other_position.load(Relaxed));
         if ring.check(known, tail).is_ok() && ring.fits(known, tail, header) {
             return Ok(tail);
         }
         let look = || {
-            // Acquire, with the swap of `get.at` in `get`: the consumer has copied its message out before this thread overwrites
+            // Acquire, with the swap of `get.position` in `get`: the consumer has copied its message out before this thread overwrites
             // the bytes.
-            let head = fields.get.at.load(Acquire);
-            fields.put.other.store(head, Relaxed);
+            let head = fields.get.position.load(Acquire);
+            fields.put.other_position.store(head, Relaxed);
             let head = Position::from_word(head);
             match ring.check(head, tail) {
                 // First: a queue that was closed while its producer slept refuses the value, even if a consumer has made room since.

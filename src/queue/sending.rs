@@ -38,7 +38,7 @@ impl Core {
             // order, this one last.
             let receiving = self.enter_to_receive(policy, QueueError::Full)?;
             // Loaded with the mutex owned: an older head could be that of a message which a consumer has fetched since.
-            let head = fields.get.at.load(Acquire);
+            let head = fields.get.position.load(Acquire);
             self.fd_channel.drop_orphans(self.ring().first_ticket(Position::from_word(head), tail)?)?;
             attempt = self.fd_channel.try_send(message, ticket)?;
             // Freed before the wait: a consumer needs it to make the room that this producer waits for.
@@ -61,7 +61,7 @@ impl Core {
         let fields = self.fields();
         // Not a wait for the socket to be writable (poll): that would not end when the queue is closed, nor when its consumers
         // have taken a message without descriptors, behind which orphans stand.
-        let look = || match fields.get.at.load(Acquire) == head {
+        let look = || match fields.get.position.load(Acquire) == head {
             _ if self.is_closed() => Some(Err(QueueError::Closed)),
             true => None,
             false => Some(Ok(())),

@@ -16,12 +16,12 @@ atomic_record! {
         // The other side reads the next field: not from the cache line of the mutex, which each caller of this side writes.
         spare: [AtomicU32; 6],
         /// How far it is. Only the owner of the mutex writes it.
-        pub(super) at: AtomicU64,
+        pub(super) position: AtomicU64,
         /// How far the other side was when an owner of the mutex last looked.
         //
-        // To load `at` of the other side with each message would fetch its cache line, which that side writes, from another
+        // To load `position` of the other side with each message would fetch its cache line, which that side writes, from another
         // processor. An old value is safe: the other side only goes on, so there is at least this much room, or this many messages.
-        pub(super) other: AtomicU64,
+        pub(super) other_position: AtomicU64,
     }
 }
 
@@ -47,7 +47,7 @@ impl Side {
         if let Acquired::OwnerDied { .. } = found {
             // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on
             // the other side would make a system call for nobody. No disorder is left otherwise: the ring changes by one store
-            // (`at`).
+            // (`position`).
             parker.reset_after_death();
         }
         Ok(inside)
