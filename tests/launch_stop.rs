@@ -177,6 +177,8 @@ fn nobody_is_left_when_the_launcher_is_killed_at_any_moment() {
             running.send(Signal::SIGKILL);
             running.launcher.wait().unwrap();
             await_that(|| tagged("LAUNCH_STOP_TAG", &tag).is_empty());
+            // The guardian's last act. Before it was forked there may be no directory.
+            await_that(|| fs::read_dir(place.path("tmp")).unwrap().next().is_none());
         }
     });
 }

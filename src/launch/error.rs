@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::error::limit_met;
+
 /// Why a job could not be run. That a worker failed is no error of the launch: the [`Summary`](super::Summary) tells of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -48,7 +50,10 @@ impl LaunchError {
     /// Names what was being done when the system refused.
     pub(super) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
-        |os| Self::System { what, os }
+        |os| match limit_met(&os) {
+            Some(limit) => Self::System { what: format!("{what} ({limit})"), os },
+            None => Self::System { what, os },
+        }
     }
 }
 

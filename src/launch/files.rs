@@ -25,7 +25,9 @@ impl JobDir {
         let parent = log_dir.map_or_else(std::env::temp_dir, Path::to_owned);
         let failed =
             |os| LaunchError::system(format!("making a directory for logs in {}", parent.display()))(os);
-        fs::create_dir_all(&parent).map_err(failed)?;
+        if log_dir.is_some() {
+            fs::create_dir_all(&parent).map_err(failed)?;
+        }
         // A run id may have any letters; those of a path are not taken for one.
         let name: String =
             run_id.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).take(100).collect();
@@ -43,6 +45,11 @@ impl JobDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is to be removed when the job is over, however it ends.
+    pub(super) fn temporary(&self) -> Option<&Path> {
+        self.is_temporary.then_some(&self.path)
     }
 
     /// Makes the directories of an attempt: one for each rank if there are logs; else one, for error files alone.

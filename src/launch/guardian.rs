@@ -1,9 +1,10 @@
-//! The guardian of a job: a small process that ends the job's descendants when the launcher is killed.
+//! The guardian of a job: a small process that ends the job's descendants when the launcher is killed, and removes its temporary files.
 //!
 //! Workers die with the launcher by their death signal; what they have started does not.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use super::descendants;
 use crate::sys::epoll::wait_readable;
@@ -23,7 +24,7 @@ impl Guardian {
     ///
     /// # Errors
     /// When this process has several threads, or the system has no room for another process.
-    pub(super) fn start(token: &str) -> io::Result<Self> {
+    pub(super) fn start(token: &str, temporary: Option<&Path>) -> io::Result<Self> {
         let (begin, end) = pipe()?;
         let refused = |error| match error {
             ForkError::Threads(threads) => {
@@ -37,7 +38,7 @@ impl Guardian {
         let alone = fork::single_thread().map_err(refused)?;
         // The child's copy of the launcher's end is closed with all its other descriptors.
         let child = || {
-            guard(&begin, token);
+            guard(&begin, token, temporary);
             fork::exit_at_once(0)
         };
         Ok(Self { process: UnsignaledChild::fork(&alone, child).map_err(refused)?, end })
@@ -53,7 +54,7 @@ impl Drop for Guardian {
 }
 
 /// The guardian: it holds no descriptor of the launcher's, and no signal but SIGKILL ends it.
-fn guard(begin: &OwnedFd, token: &str) {
+fn guard(begin: &OwnedFd, token: &str, temporary: Option<&Path>) {
     signal::outlive_all();
     let _ = signal::unblock_all();
     // Ctrl-C at the terminal and `kill` of the job's group are not meant for it.
@@ -66,5 +67,7 @@ fn guard(begin: &OwnedFd, token: &str) {
         && !matches!(read_now(begin.as_fd(), &mut [0]), Ok(Read::Bytes(_)))
     {
         descendants::kill_all(token);
+        // Nobody writes to it any more. There is nobody to be told of an error.
+        let _ = temporary.map(std::fs::remove_dir_all);
     }
 }

@@ -56,9 +56,9 @@ impl Job {
 pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
     let has_logs = has_logs(&launch.logs, plan.nproc);
-    // The guardian is forked in here, so the pump's thread comes after it.
-    let control = Control::take_over(launch.handles_signals, &launch.stop_signals, &plan)?;
     let dir = JobDir::make(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
+    // The guardian is forked in here, so the pump's thread comes after it.
+    let control = Control::take_over(&launch, &plan, &dir)?;
     let timers = Timers::make(&plan.base, dir.path())?;
     if let Some(timers) = &timers {
         plan.base.insert(timers::FILE.into(), timers.path().into());

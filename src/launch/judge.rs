@@ -4,7 +4,7 @@ use super::summary::{Ending, Role};
 use crate::error::{Cause, ResourceUsage, Status};
 use crate::supervise::diagnose;
 use crate::supervise::group::EndedChild;
-use crate::supervise::verdict::{Failing, Weight, first_failure, is_victim};
+use crate::supervise::verdict::is_victim;
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 
@@ -27,46 +27,29 @@ impl Ended {
 }
 
 /// What each worker has to do with the failure of the attempt, by rank.
+///
+/// Error files and ends are told by one epoll, in the order in which they came; so the moments at which they were seen are in the
+/// order of the failures.
 pub(super) fn roles(workers: &[Ended], stopped_at: Option<Moment>) -> Vec<Option<Role>> {
-    let facts: Vec<_> = workers.iter().map(|ended| facts(ended, stopped_at)).collect();
-    let mut order: Vec<_> = (0..workers.len()).collect();
-    order.sort_by_key(|&rank| facts[rank].ended_at);
-    let failing: Vec<_> =
-        order.into_iter().filter(|&rank| facts[rank].has_failed && !facts[rank].was_stopped).collect();
-    let failing: Vec<_> = failing.into_iter().map(|rank| Failing { rank, ..facts[rank].failing }).collect();
-    let root = first_failure(&failing).map(|first| first.rank);
-    let role = |(rank, facts): (usize, &Facts)| match facts {
-        Facts { has_failed: false, .. } => None,
+    let failed = |ended: &Ended| ended.ending != Ending::Succeeded;
+    let by_itself = |(_, ended): &(usize, &Ended)| failed(ended) && !was_stopped(ended, stopped_at);
+    // One that was only left behind has perhaps not failed at all.
+    let key = |(rank, ended): &(usize, &Ended)| (ended.ending == Ending::LeftBehind, ended.moment(), *rank);
+    let root = workers.iter().enumerate().filter(by_itself).min_by_key(key).map(|(rank, _)| rank);
+    let role = |(rank, ended): (usize, &Ended)| match ended {
+        ended if !failed(ended) => None,
         _ if Some(rank) == root => Some(Role::RootCause),
-        Facts { was_stopped: true, .. } => Some(Role::Stopped),
+        ended if was_stopped(ended, stopped_at) => Some(Role::Stopped),
         _ => Some(Role::FailedLater),
     };
-    facts.iter().enumerate().map(role).collect()
+    workers.iter().enumerate().map(role).collect()
 }
 
-struct Facts {
-    has_failed: bool,
-    was_stopped: bool,
-    ended_at: Moment,
-    failing: Failing,
-}
-
-fn facts(ended: &Ended, stopped_at: Option<Moment>) -> Facts {
-    let alive = ended.child.map_or(ended.at, |child| child.alive);
-    let weight = if ended.ending == Ending::LeftBehind { Weight::LeftBehind } else { Weight::Own };
-    let failing = Failing { rank: 0, weight, recorded: ended.failed_at, alive, killed_with_cgroup: None };
-    let by_teardown = is_victim(
-        status(ended.ending),
-        ended.failed_at,
-        ended.child.and_then(|child| child.sent_by_teardown),
-    );
-    let by_stop = stopped_at.is_some_and(|at| ended.failed_at.unwrap_or(ended.at) >= at);
-    Facts {
-        has_failed: ended.ending != Ending::Succeeded,
-        was_stopped: by_teardown || by_stop,
-        ended_at: ended.at,
-        failing,
-    }
+/// Whether the teardown, or a stop of the whole job, came before a worker's failure.
+fn was_stopped(ended: &Ended, stopped_at: Option<Moment>) -> bool {
+    let sent = ended.child.and_then(|child| child.sent_by_teardown);
+    is_victim(status(ended.ending), ended.failed_at, sent)
+        || stopped_at.is_some_and(|at| ended.moment() >= at)
 }
 
 fn status(ending: Ending) -> Status {
@@ -153,6 +136,10 @@ mod tests {
         // One that is written in the teardown is no failure of its own.
         let late = Ended { failed_at: Some(at(30)), ..sent(code(1, 90), 11) };
         assert_eq!(roles(&[code(2, 10), late], None), [Some(Role::RootCause), Some(Role::Stopped)]);
+        // Both were seen in one look, and the file came first.
+        let file = Ended { failed_at: Some(at(9)), ..sent(code(1, 90), 11) };
+        let end = Ended { child: ended(Ending::Succeeded, 2).child, ..code(2, 10) };
+        assert_eq!(roles(&[end, file], None), [Some(Role::FailedLater), Some(Role::RootCause)]);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::descendants;
 use super::error::{LaunchError, Result};
+use super::files::JobDir;
 use super::guardian::Guardian;
+use super::options::Launch;
 use super::plan::Plan;
 use crate::supervise::group::Group;
 use crate::sys::clock::Moment;
@@ -45,24 +47,25 @@ pub(super) struct Control {
 
 impl Control {
     /// Takes over the signals, and becomes the parent of orphans. One of the stop signals that is ignored stays so.
-    pub(super) fn take_over(handles: bool, stop_signals: &[Signal], plan: &Plan) -> Result<Self> {
+    pub(super) fn take_over(launch: &Launch, plan: &Plan, dir: &JobDir) -> Result<Self> {
         let mut control = Self {
             signals: None,
             _guardian: None,
-            stop_signals: stop_signals.to_vec(),
+            stop_signals: launch.stop_signals.clone(),
             stops: 0,
             terminal: None,
             worker_has_terminal: false,
         };
-        if !handles {
+        if !launch.handles_signals {
             return Ok(control);
         }
         let failed = |what: &str| LaunchError::system(what.to_owned());
         // First: it is forked, and this process may have no second thread, nor a handler that the fork would have too.
-        control._guardian = Some(Guardian::start(&plan.token).map_err(failed("starting the guardian"))?);
+        control._guardian =
+            Some(Guardian::start(&plan.token, dir.temporary()).map_err(failed("starting the guardian"))?);
         prctl::become_subreaper().map_err(failed("becoming the parent of orphans"))?;
         let others = PASSED.into_iter().chain([Signal::TSTP, Signal::CHLD]);
-        let all: Vec<_> = stop_signals.iter().copied().chain(others).collect();
+        let all: Vec<_> = launch.stop_signals.iter().copied().chain(others).collect();
         control.signals = Some(SignalPipe::take_over(&all).map_err(failed("taking over signals"))?);
         control.terminal = plan.stdin_rank.and_then(|rank| Some((rank, fd::copy_of_stdio(0).ok()?)));
         control.terminal.take_if(|(_, stdin)| !is_terminal(stdin));
