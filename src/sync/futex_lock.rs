@@ -150,7 +150,7 @@ pub(super) fn let_go<W: AtomicWord>(word: &W) -> u32 {
 /// by one of those others.
 pub(crate) fn free_for_all<W: AtomicWord>(word: &W) -> bool {
     // The bit goes with the owner, unlike in `free`: no sleeper that is passed over relies on it, since all are woken.
-    // A death between this and the caller's wake is seen to by the kernel, which has the word pending without an owner.
+    // The caller has the word pending: if it dies before its wake, the kernel wakes one sleeper for it.
     word.swap(0, Release) & WAITERS != 0
 }
 

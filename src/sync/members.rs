@@ -208,7 +208,7 @@ impl Members {
     /// When it is broken in this state.
     pub(super) fn check(&self, state: State) -> Result<(), SyncError> {
         let Some((by, pid)) = state.breach() else { return Ok(()) };
-        // For those who did not come in time the error names whom they kept waiting; a death or an abort says all by
+        // The error of a member that gave up also names those for whom it had waited. A death or an abort says all by
         // itself.
         if by != BrokenBy::GivingUp {
             return Err(SyncError::broken(pid, by, Vec::new()));

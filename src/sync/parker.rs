@@ -118,10 +118,10 @@ fn wait<W: AtomicWord, P: Futex<W>, T>(
     }
     // A caller that does not wait must not set the bit: wakers would make system calls for nothing.
     park.check()?;
-    // Relaxed, and in shared memory: it is a guess about the other side, which the next waiter of any process may use.
     let short = park.nanos() + SHORT;
     if park.spins()
-        // A hint, which may be wrong: it costs time and never a wakeup.
+        // A hint about the other side, by the last waiter of any process. It may be wrong, which costs time and never a
+        // wakeup.
         && skip_spin.load(Relaxed) == 0
         && let Some(found) = spin(park, short, &mut look)
     {
