@@ -198,10 +198,14 @@ impl Once {
         let (inside, _) = Locked::lock(&fields.mutex, || self.shared.map_pin(), policy)?;
         // This field is asked, not EOWNERDEAD: an owner that died when it had only looked whether it was done has left
         // 0 here, and has done no harm.
-        match fields.running.swap(0, Relaxed) {
-            0 => {}
-            pid => fields.poisoned_by.store(pid, Relaxed),
+        let running = fields.running.load(Relaxed);
+        // One that died after `done` has left nothing half done.
+        if running != 0 && !self.is_completed() {
+            // Before `running` is cleared: if this thread is killed between the two, the next one inside finds it still set.
+            // The other way round it would find neither, and run the function a second time.
+            fields.poisoned_by.store(running, Relaxed);
         }
+        fields.running.store(0, Relaxed);
         Ok(inside)
     }
 
@@ -276,6 +280,18 @@ mod tests {
         assert_eq!((blamed, once.poisoned(), once.is_completed()), (Some(own), None, true));
         once.call_once(|| unreachable!("it is done")).unwrap();
         once.call_once_force(|_| unreachable!("it is done")).unwrap();
+    }
+
+    #[test]
+    fn death_while_it_runs_poisons_and_death_after_it_is_done_does_not() {
+        for (done, poison) in [(0, Some(7)), (1, None)] {
+            let once = Once::new().unwrap();
+            // As a process has left it that was killed inside.
+            once.fields().running.store(7, Relaxed);
+            once.fields().done.store(done, Relaxed);
+            drop(once.enter(&WaitPolicy::Forever).unwrap());
+            assert_eq!((once.poisoned(), once.fields().running.load(Relaxed)), (poison, 0));
+        }
     }
 
     #[test]
