@@ -75,7 +75,7 @@ impl<'a> Ends<'a> {
     }
 
     /// Says of each outcome that is the consequence of another's that it is.
-    pub(super) fn tell(&self, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    pub(super) fn mark_consequences(&self, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
         let waits = self.waits();
         for outcome in &mut outcomes {
             let own = outcome.ended.as_mut().filter(|ended| ended.kind == Some(FailureKind::Own));

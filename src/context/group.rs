@@ -17,12 +17,12 @@ use crate::supervise::stop::Stop;
 use crate::supervise::verdict::{Failing, Weight};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
-use crate::wire::abort::{Abort, Blame};
+use crate::wire::abort::{Abort, FailedRank};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 
 /// How long ends may be taken in when the caller's time is up already.
-const TAKING_IN: Duration = Duration::from_millis(10);
+const REAPING: Duration = Duration::from_millis(10);
 
 /// How long a worker may take to exit when its report is whole and no grace period was set.
 const EXIT: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ impl WorkerGroup {
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
         let outcomes = self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank));
-        self.ends().tell(outcomes.collect())
+        self.ends().mark_consequences(outcomes.collect())
     }
 
     fn ends(&self) -> Ends<'_> {
@@ -129,7 +129,7 @@ impl WorkerGroup {
 
     /// Does all that can be done now, without waiting.
     fn step(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
-        let all = self.look(deadline)?;
+        let all = self.reap_ended(deadline)?;
         if self.running() == 0 {
             self.close()?;
             return Ok(Progress::Finished);
@@ -140,7 +140,7 @@ impl WorkerGroup {
         }
         self.watch_exits();
         for (rank, why) in self.children.carry_on() {
-            self.leave(rank, &why);
+            self.give_up_on(rank, &why);
         }
         if self.running() == 0 {
             self.close()?;
@@ -155,14 +155,14 @@ impl WorkerGroup {
         let first = self.first_failure();
         let waited = first.is_some_and(|first| first.weight == Weight::Consequence);
         let standings = if waited { self.workers.iter().map(Worker::standing).collect() } else { Vec::new() };
-        self.abort(first.map(|first| first.rank));
+        self.abort_waits(first.map(|first| first.rank));
         self.children.stop(Some(Stop::after_failure(self.config.grace, Moment::now())));
         self.state = State::Stopping(standings);
     }
 
     /// Takes in who has ended, and ends nobody. Who polls the descriptor is woken if there is something to do.
     pub(super) fn refresh(&mut self) -> Result<(), Error> {
-        self.look(None)?;
+        self.reap_ended(None)?;
         let due = match self.state {
             State::Closed(_) => false,
             State::Failing => true,
@@ -172,14 +172,14 @@ impl WorkerGroup {
     }
 
     /// Takes in who has ended; says whether that were all. With a deadline it may leave some for the next time.
-    fn look(&mut self, deadline: Option<Moment>) -> Result<bool, Error> {
+    fn reap_ended(&mut self, deadline: Option<Moment>) -> Result<bool, Error> {
         self.check_owner()?;
         let start = Moment::now();
-        let until = deadline.map(|deadline| deadline.max(start.checked_add(TAKING_IN).unwrap_or(deadline)));
+        let until = deadline.map(|deadline| deadline.max(start.checked_add(REAPING).unwrap_or(deadline)));
         loop {
             match self.children.next().map_err(Error::system("ask who has ended (epoll_wait)"))? {
-                Step::Ended(rank) => self.take_in(rank)?,
-                Step::Readable(_) => self.take_returns()?,
+                Step::Ended(rank) => self.reap(rank)?,
+                Step::Readable(_) => self.drain_results()?,
                 Step::Idle => return Ok(true),
             }
             if until.is_some_and(|until| until <= Moment::now()) {
@@ -188,7 +188,7 @@ impl WorkerGroup {
         }
     }
 
-    fn take_returns(&mut self) -> Result<(), Error> {
+    fn drain_results(&mut self) -> Result<(), Error> {
         self.result_channel.drain().map_err(Error::system("receive what workers return (recvmsg)"))
     }
 
@@ -200,10 +200,10 @@ impl WorkerGroup {
         }
     }
 
-    fn take_in(&mut self, rank: usize) -> Result<(), Error> {
+    fn reap(&mut self, rank: usize) -> Result<(), Error> {
         // What it sent is in the socket by now, whether or not the socket was told of yet. Before it is reaped: an error here
         // is tried again at the next call, but an end is told only once.
-        self.take_returns()?;
+        self.drain_results()?;
         let ended = self.children.reap(rank).map_err(Error::system("reap a worker (waitid)"))?;
         let slot = &mut self.workers[rank].slot;
         if let Some((ended, slot)) = ended.and_then(|ended| Some((ended, slot.take()?))) {
@@ -227,7 +227,7 @@ impl WorkerGroup {
     }
 
     /// Notes the end of a worker that no signal ends.
-    fn leave(&mut self, rank: usize, why: &LeftBehind) {
+    fn give_up_on(&mut self, rank: usize, why: &LeftBehind) {
         self.workers[rank].slot = None;
         self.note_end(rank, End::left_behind(why, self.times(rank)));
     }
@@ -260,9 +260,9 @@ impl WorkerGroup {
     }
 
     /// Ends the waiting of those who run.
-    fn abort(&self, blame: Blame) {
+    fn abort_waits(&self, failed: FailedRank) {
         if let Some(abort) = &self.config.abort {
-            abort.say(blame);
+            abort.raise(failed);
         }
     }
 
@@ -308,7 +308,7 @@ impl WorkerGroup {
     /// Ends all who run and waits for them.
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
-        self.abort(self.first_failure().map(|first| first.rank));
+        self.abort_waits(self.first_failure().map(|first| first.rank));
         self.children.stop(Some(match self.children.stopping() {
             _ if self.config.daemon || std::thread::panicking() => Stop::at_once(now),
             Some(under_way) => under_way.hurry(now),
@@ -319,13 +319,13 @@ impl WorkerGroup {
     }
 
     /// Waits for all, ends none: whoever fails, the others go on.
-    pub(super) fn outlast(mut self) -> Result<(), Error> {
+    pub(super) fn wait_without_ending(mut self) -> Result<(), Error> {
         self.children.stop(None);
         self.next_look = None;
         self.set_alarm(None)?;
         while self.running() > 0 {
             self.sleep(None)?;
-            self.look(None)?;
+            self.reap_ended(None)?;
         }
         Ok(())
     }

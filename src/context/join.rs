@@ -128,8 +128,8 @@ impl<R> ProcessContext<R> {
         let workers = self.workers;
         workers.check_owner()?;
         // Nobody is there to hear of an error; the children's own drop reaps them then.
-        let outlast = move || drop(workers.outlast());
-        let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(outlast);
+        let reap_all = move || drop(workers.wait_without_ending());
+        let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(reap_all);
         thread.map(drop).map_err(Error::system("create the thread that reaps detached workers"))
     }
 }

@@ -12,7 +12,7 @@ use crate::supervise::verdict;
 use crate::sys::clock::Moment;
 use crate::wire::codec;
 use crate::wire::lifecycle::State;
-use crate::wire::slot::{Account, Slot};
+use crate::wire::slot::{Slot, SlotHeader};
 
 /// What is kept of a worker that has ended.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ pub(super) fn examine(
     let seen = Moment::now();
     let exit = known.exit;
     let mut found = Findings::read(&slot);
-    let account = found.account.as_ref();
-    let fault = account.and_then(|account| account.fault.clone());
+    let header = found.header.as_ref();
+    let fault = header.and_then(|header| header.fault.clone());
     let evidence = Evidence {
         state: found.state,
         fault: fault.as_ref().and_then(diagnose::fault_kind),
@@ -52,9 +52,9 @@ pub(super) fn examine(
     let (status, cause) = diagnose::diagnose(exit.map(|exit| exit.status), &evidence);
     let failed = status != Status::Succeeded;
     // A worker cannot have failed after it was seen dead, whatever its memory says.
-    let recorded = account.and_then(|account| account.failed_at).filter(|_| failed).map(|at| at.min(seen));
+    let recorded = header.and_then(|header| header.failed_at).filter(|_| failed).map(|at| at.min(seen));
     let at = recorded.unwrap_or(seen);
-    let peak_kib = account.map_or(0, |account| account.peak_kib);
+    let peak_kib = header.map_or(0, |header| header.peak_kib);
     let by_program = cause == Some(Cause::SignaledByLauncher);
     let at_once = matches!(cause, Some(Cause::OutOfMemory { scope: OomScope::WholeCgroup, .. }));
     let victim = !by_program && !at_once && verdict::is_victim(status, recorded, known.sent_by_teardown);
@@ -69,8 +69,8 @@ pub(super) fn examine(
         usage,
         ..bare(status, times, at)
     };
-    let account = found.account.filter(|_| !failed);
-    let result = account.map(|account| Returned::new(slot, account, descriptors));
+    let header = found.header.filter(|_| !failed);
+    let result = header.map(|header| Returned::new(slot, header, descriptors));
     let killed_with_cgroup = at_once.then(|| usage.peak_memory.unwrap_or(0));
     End { ended, recorded, alive: known.alive, waited_for: found.waited_for, killed_with_cgroup, result }
 }
@@ -127,7 +127,7 @@ fn wall_clock(moment: Moment) -> SystemTime {
 /// What a report slot had in it.
 struct Findings {
     state: State,
-    account: Option<Account>,
+    header: Option<SlotHeader>,
     raised: Option<Raised>,
     /// The processes for which it had waited, if what it raised is the error of that wait.
     waited_for: Option<Vec<u32>>,
@@ -137,25 +137,25 @@ struct Findings {
 impl Findings {
     /// A report that cannot be read counts as cut short, with the reason as a note.
     fn read(slot: &Slot) -> Self {
-        let account = match slot.account() {
-            Ok(account) => account,
+        let header = match slot.header() {
+            Ok(header) => header,
             Err(error) => return Self::damaged(None, &error.to_string()),
         };
-        let (state, note) = (account.state, account.note.clone());
-        let mut found = Self { state, raised: None, waited_for: None, note, account: None };
-        if account.state == State::Raised {
-            let body = slot.body(&account).and_then(|body| codec::decode_plain(&body));
+        let (state, note) = (header.state, header.note.clone());
+        let mut found = Self { state, raised: None, waited_for: None, note, header: None };
+        if header.state == State::Raised {
+            let body = slot.body(&header).and_then(|body| codec::decode_plain(&body));
             match body {
                 Ok((raised, waited_for)) => (found.raised, found.waited_for) = (Some(raised), waited_for),
-                Err(reason) => return Self::damaged(Some(account), &reason),
+                Err(reason) => return Self::damaged(Some(header), &reason),
             }
         }
-        found.account = Some(account);
+        found.header = Some(header);
         found
     }
 
-    fn damaged(account: Option<Account>, reason: &str) -> Self {
+    fn damaged(header: Option<SlotHeader>, reason: &str) -> Self {
         let note = Some(format!("its report cannot be read: {reason}"));
-        Self { state: State::Reporting, account, raised: None, waited_for: None, note }
+        Self { state: State::Reporting, header, raised: None, waited_for: None, note }
     }
 }

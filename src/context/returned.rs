@@ -8,14 +8,14 @@ use serde::de::DeserializeOwned;
 
 use crate::memory::worker_dir::WorkerDir;
 use crate::transfer::received::Received;
-use crate::wire::slot::{Account, Slot};
+use crate::wire::slot::{Slot, SlotHeader};
 use crate::wire::{codec, fd_passing, result_channel};
 
 /// A result, still in its slot, and what came beside it.
 #[derive(Debug)]
 pub(super) struct Returned {
     slot: Slot,
-    account: Account,
+    header: SlotHeader,
     beside: Mutex<Beside>,
     /// Wakes the threads that wait for one that reads it.
     read: Condvar,
@@ -32,14 +32,14 @@ enum Beside {
 }
 
 impl Returned {
-    pub(super) fn new(slot: Slot, account: Account, descriptors: Vec<OwnedFd>) -> Self {
+    pub(super) fn new(slot: Slot, header: SlotHeader, descriptors: Vec<OwnedFd>) -> Self {
         slot.worker_dir().into_iter().for_each(WorkerDir::clear_but_result);
-        Self { slot, account, beside: Mutex::new(Beside::Unread(descriptors)), read: Condvar::new() }
+        Self { slot, header, beside: Mutex::new(Beside::Unread(descriptors)), read: Condvar::new() }
     }
 
     /// The value; each time the same, but for shards, which are there only once.
     pub(super) fn decode<R: DeserializeOwned>(&self) -> Result<R, String> {
-        let body = self.slot.body(&self.account)?;
+        let body = self.slot.body(&self.header)?;
         let (manifest, at) = result_channel::open(&body)?;
         let received = match self.begin_to_read()? {
             Beside::Unread(descriptors) => {

@@ -13,7 +13,7 @@ use crate::sys::standing::{self, Beside, Difference, Standing};
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{dir, env, fd, thread};
 use crate::wire::names::{SERVER, WORKER};
-use crate::wire::service::{Attributes, Peer, Trouble};
+use crate::wire::service::{Attributes, LandlockProbe, Trouble};
 use crate::worker::Changes;
 
 /// The environment of workers: this process's own, with changes.
@@ -45,16 +45,16 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
         limits: Limits::of_process(),
         thread: ThreadState::of_caller(),
         standing,
-        peer: None,
+        landlock: None,
     })
 }
 
 /// How the calling thread and the server see each other. `None` where that tells nothing.
-pub(super) fn peer(server: u32) -> Option<Peer> {
+pub(super) fn landlock_probe(server: u32) -> Option<LandlockProbe> {
     // Asked of the kernel by a call that needs ptrace access to the other and changes nothing. Where this process is not dumpable
     // (prctl(2)), every such call fails, whatever rules there are.
-    let peer = || Peer { thread: thread::id(), sees_server: standing::may_inspect(server) };
-    standing::is_inspectable().then(peer)
+    let probe = || LandlockProbe { thread: thread::id(), sees_server: standing::may_inspect(server) };
+    standing::is_inspectable().then(probe)
 }
 
 /// Refuses a caller that differs from the server in something that a worker cannot change.
@@ -66,16 +66,16 @@ pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Tro
     };
     // Landlock rules cannot be read, by anybody. But a process with rules may inspect only processes that have at least the same ones
     // (landlock(7), "Ptrace restrictions"). So where each may inspect the other, both have the same rules.
-    let rules = match attributes.peer.filter(|_| standing::is_inspectable()) {
-        Some(Peer { sees_server: false, .. }) => Some(landlock("some", "others or none")),
-        Some(Peer { thread, .. }) if !standing::may_inspect(thread) => {
+    let rules = match attributes.landlock.filter(|_| standing::is_inspectable()) {
+        Some(LandlockProbe { sees_server: false, .. }) => Some(landlock("some", "others or none")),
+        Some(LandlockProbe { thread, .. }) if !standing::may_inspect(thread) => {
             Some(landlock("others or none", "some"))
         }
         _ => None,
     };
     // A difference that can be named exactly is told first.
     let difference = attributes.standing.difference(own).or(rules);
-    difference.map_or(Ok(()), |difference| Err(Trouble::Unlike(difference)))
+    difference.map_or(Ok(()), |difference| Err(Trouble::Differs(difference)))
 }
 
 /// What each worker has to apply to itself: what the server does not have.
@@ -158,10 +158,10 @@ mod tests {
         }
         let mut own = of_this_thread();
         let standing = own.standing.clone();
-        own.peer = Some(Peer { thread: thread::id(), sees_server: true });
+        own.landlock = Some(LandlockProbe { thread: thread::id(), sees_server: true });
         assert!(compare(&own, &standing).is_ok());
-        own.peer = Some(Peer { thread: thread::id(), sees_server: false });
+        own.landlock = Some(LandlockProbe { thread: thread::id(), sees_server: false });
         let refused = compare(&own, &standing).unwrap_err();
-        assert!(matches!(refused, Trouble::Unlike(difference) if difference.what.contains("Landlock")));
+        assert!(matches!(refused, Trouble::Differs(difference) if difference.what.contains("Landlock")));
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn start_each(
     // next must not be another thread's before the last batch of this plan.
     let mut known = forkserver::link();
     let link = forkserver::connected(&mut known)?;
-    attributes.peer = link.peer();
+    attributes.landlock = link.landlock_probe();
     for first in (0..nprocs).step_by(BATCH) {
         let ranks = first..nprocs.min(first + BATCH);
         let batch = ForkBatch {

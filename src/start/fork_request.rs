@@ -39,7 +39,9 @@ impl<'a> OpenRequest<'a> {
         // missing, slots and lifelines would be taken for one another: a count is the only thing that tells.
         if descriptors.len() != expected || request.jobs == 0 {
             let came = descriptors.len();
-            return Err(Trouble::Confused(format!("{came} descriptors came with a request, not {expected}")));
+            return Err(Trouble::Malformed(format!(
+                "{came} descriptors came with a request, not {expected}"
+            )));
         }
         let (before, rest) = descriptors.split_at(BEFORE_JOBS);
         let (jobs, rest) = rest.split_at(request.jobs);
@@ -49,7 +51,7 @@ impl<'a> OpenRequest<'a> {
         let numbers = request.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
         let ledger = Ledger::open(before[0].as_fd(), request.nprocs);
         // Shared with the workers that are forked: their ends are recorded long after this request is dropped.
-        let ledger = Rc::new(ledger.map_err(|error| Trouble::Confused(format!("its ledger: {error}")))?);
+        let ledger = Rc::new(ledger.map_err(|error| Trouble::Malformed(format!("its ledger: {error}")))?);
         let output = [before[2].as_fd(), before[3].as_fd()];
         // Compared here and not in each worker: a fork has what this process has, so the difference is the same for all.
         let (dir, changes) = (before[1].as_fd(), attributes::changes(&request.attributes));

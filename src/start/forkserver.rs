@@ -131,7 +131,7 @@ pub(super) fn before_any_rank(trouble: Trouble) -> Error {
             let callee = preload.map(|entry| entry.callee(None)).unwrap_or_default();
             return Error::Preload(Box::new(RaisedError::new(raised, callee)));
         }
-        Trouble::Unlike(Difference { what, here, there }) => format!(
+        Trouble::Differs(Difference { what, here, there }) => format!(
             "a worker would have the server's {what}, not the calling thread's: {there:?} in the server, {here:?} in the \
              thread. Use StartMethod::Spawn, or start from a thread as the one that started the server"
         ),
@@ -142,7 +142,7 @@ pub(super) fn before_any_rank(trouble: Trouble) -> Error {
         Trouble::System { step, errno } => {
             format!("{}: {}", step.name(), io::Error::from_raw_os_error(errno))
         }
-        Trouble::Confused(reason) => reason,
+        Trouble::Malformed(reason) => reason,
     };
     Error::ForkServer { reason }
 }

@@ -173,7 +173,7 @@ impl Server {
             Ok(Some((Request::Fork(request), descriptors))) => self.fork(&request, &descriptors),
             // A message is one packet, which is gone: the next one begins where it should, so only this request fails.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                (Reply::of(Some(Trouble::Confused(error.to_string()))), Vec::new())
+                (Reply::of(Some(Trouble::Malformed(error.to_string()))), Vec::new())
             }
             // The launcher sees that the server is gone.
             Err(error) => return Err(error),
@@ -193,7 +193,7 @@ impl Server {
         let (standing, beside) = Standing::of_caller().map_err(|os| system(Step::LookAtItself, &os))?;
         self.standing = standing;
         done.and_then(|()| match beside.entered_by_children {
-            Some(kind) => Err(Trouble::Confused(format!(
+            Some(kind) => Err(Trouble::Malformed(format!(
                 "its preload function has had its children go into another {kind} namespace (unshare, setns), where no \
                  worker can be"
             ))),
@@ -230,7 +230,7 @@ impl Server {
             self.reap().map_err(|os| system(Step::Reap, &os))?;
             self.guardian.take(&self.epoll);
             if self.launcher.as_ref().is_some_and(is_readable) {
-                return Err(Trouble::Confused("its launcher is gone".to_owned()));
+                return Err(Trouble::Malformed("its launcher is gone".to_owned()));
             }
             let marker = open.marker(number, slot.as_raw_fd());
             let pid = fork::fork(alone, || worker::run(&marker, &Origin::Served(open.served(server))))
@@ -286,17 +286,17 @@ fn system(step: Step, os: &io::Error) -> Trouble {
 
 /// Runs the preload function.
 fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
-    let confused = |error: String| Trouble::Confused(error);
-    let own = Image::main().map_err(|error| confused(error.to_string()))?;
-    let entry = entry::find_at(image, entry, function, own).map_err(confused)?;
-    let unit = codec::encode_plain(&()).map_err(confused)?;
+    let malformed = |error: String| Trouble::Malformed(error);
+    let own = Image::main().map_err(|error| malformed(error.to_string()))?;
+    let entry = entry::find_at(image, entry, function, own).map_err(malformed)?;
+    let unit = codec::encode_plain(&()).map_err(malformed)?;
     // The function may take long, and the server looks after no process meanwhile: it has none to look after yet. So it may
     // die at once with the launcher.
     let launcher = fork::parent_id();
     die_with_launcher(Signal::KILL)?;
     // Only a death after the line above sends the signal.
     if fork::parent_id() != launcher {
-        return Err(Trouble::Confused("its launcher is gone".to_owned()));
+        return Err(Trouble::Malformed("its launcher is gone".to_owned()));
     }
     // What the function starts must not inherit this process's mask, nor that signals are ignored: a handler that does
     // nothing is reset by exec.

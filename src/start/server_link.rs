@@ -19,7 +19,7 @@ use crate::sys::spawn::Blocked;
 use crate::sys::wait::{self, Reaped};
 use crate::wire::framed::{self, Framed};
 use crate::wire::names::SERVER;
-use crate::wire::service::{Peer, Reply, Request, ServerMarker};
+use crate::wire::service::{LandlockProbe, Reply, Request, ServerMarker};
 
 /// How often a server that does not answer is woken.
 const WAKE: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl ServerLink {
         let pidfd = pidfd.map_err(failed("pidfd_open"))?;
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
         // Landlock rules tell nothing of themselves, but this thread cannot inspect a process that has others.
-        let is_open = attributes::peer(pid).is_some_and(|peer| peer.sees_server);
+        let is_open = attributes::landlock_probe(pid).is_some_and(|probe| probe.sees_server);
         // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask`
         // would wait in vain.
         Ok(Self::to((pid, pidfd), requests, guards, is_open))
@@ -92,10 +92,10 @@ impl ServerLink {
     }
 
     /// How the calling thread and the server see each other, if that tells something.
-    pub(super) fn peer(&self) -> Option<Peer> {
+    pub(super) fn landlock_probe(&self) -> Option<LandlockProbe> {
         // A server that even the thread which started it could not inspect is closed to all, for another reason than rules:
         // nothing follows from it.
-        attributes::peer(self.pid).filter(|_| self.is_open)
+        attributes::landlock_probe(self.pid).filter(|_| self.is_open)
     }
 
     /// Whether this process has started the server.

@@ -112,7 +112,7 @@ fn server_finds_each_descriptor_of_a_request_in_its_place() {
 fn request_of_which_a_descriptor_was_lost_is_refused() {
     let look = |_: &Plan, open: Result<OpenRequest<'_>, Trouble>, _: &[[RawFd; 2]]| {
         let refused = open.unwrap_err();
-        let Trouble::Confused(text) = refused else { panic!("{refused:?}") };
+        let Trouble::Malformed(text) = refused else { panic!("{refused:?}") };
         // Four before the jobs, one job, the channel, two slots and two lifelines.
         assert_eq!(text, "9 descriptors came with a request, not 10");
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::awaited::{Awaited, named};
 use super::wait_policy::Interrupted;
 use crate::error::{MemoryError, consequence, with_hint};
-use crate::wire::abort::Blame;
+use crate::wire::abort::FailedRank;
 use crate::wire::roster;
 
 /// What a call on a lock, an event, a barrier or the like can fail with.
@@ -147,7 +147,7 @@ impl SyncError {
         Self::Poisoned { pid }.noted(&[pid])
     }
 
-    fn aborted(rank: Blame) -> Self {
+    fn aborted(rank: FailedRank) -> Self {
         Self::Aborted { rank }.noted(&aborters(rank))
     }
 
@@ -187,14 +187,14 @@ impl From<Interrupted> for SyncError {
     }
 }
 
-/// The process that is to blame when a wait is aborted, if it is known.
-pub(crate) fn aborters(rank: Blame) -> Vec<u32> {
+/// The process to name when a wait is aborted, if it is known.
+pub(crate) fn aborters(rank: FailedRank) -> Vec<u32> {
     // No rank: nobody has failed, and the launcher is the process to name.
     rank.map_or_else(roster::launcher, roster::pid_of).into_iter().collect()
 }
 
 /// The failed rank for which a wait is aborted.
-pub(crate) struct Aborter(pub(crate) Blame);
+pub(crate) struct Aborter(pub(crate) FailedRank);
 
 impl fmt::Display for Aborter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -215,8 +215,8 @@ impl Members {
         }
         // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to
         // blame.
-        if let Some(blame) = abort::told() {
-            return Err(Interrupted::Aborted(blame).into());
+        if let Some(failed) = abort::failed_rank() {
+            return Err(Interrupted::Aborted(failed).into());
         }
         let missing = self.awaited(state.round).pids().into_iter().filter(|&other| other != pid);
         Err(SyncError::broken(pid, by, missing.collect()))

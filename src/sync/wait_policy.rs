@@ -10,14 +10,14 @@ use super::futex_lock::{AtomicWord, Futex};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::{futex, robust};
-use crate::wire::abort::{self, Blame};
+use crate::wire::abort::{self, FailedRank};
 
 /// Why a wait is over without what was waited for.
 #[derive(Debug)]
 pub(crate) enum Interrupted {
     WouldBlock,
     TimedOut(Duration),
-    Aborted(Blame),
+    Aborted(FailedRank),
     /// This thread waits for itself.
     Deadlock,
     System(io::Error),
@@ -63,8 +63,8 @@ impl WaitPolicy {
     /// Whether there is nothing left of it.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         // First: a worker that is to end is told so, not that its time was up.
-        if let Some(blame) = abort::told() {
-            return Err(Interrupted::Aborted(blame));
+        if let Some(failed) = abort::failed_rank() {
+            return Err(Interrupted::Aborted(failed));
         }
         match *self {
             Self::Never => Err(Interrupted::WouldBlock),

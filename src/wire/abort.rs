@@ -16,15 +16,16 @@ use crate::sys::{futex, memfd};
 static OWN: Global<Abort> = Global::new();
 
 const SIZE: usize = 64;
-/// Nothing has failed yet.
-const NOTHING: u32 = 0;
-/// The program ends its workers. Any other value is the failed rank plus one.
-const NOBODY: u32 = u32::MAX;
+/// The value of the word until a launcher ends the waits.
+const UNSET: u32 = 0;
+/// The value when no rank has failed and the program ends its workers. Any other value is the failed rank plus one.
+const BY_PROGRAM: u32 = u32::MAX;
 
-/// The rank that failed; `None`: the program ends its workers.
-pub(crate) type Blame = Option<usize>;
+/// The rank because of which the waits end; `None` when no rank has failed and the program ends its workers.
+pub(crate) type FailedRank = Option<usize>;
 
-/// The word, and an eventfd that is readable once the word is set.
+/// The abort word of a context, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever
+/// its wait is made of (futex(2), poll(2)).
 #[derive(Debug)]
 pub(crate) struct Abort {
     map: SharedMap,
@@ -33,7 +34,7 @@ pub(crate) struct Abort {
 }
 
 impl Abort {
-    /// Makes one for the workers of a context.
+    /// Makes the word for the workers of a context, unset.
     pub(crate) fn new() -> io::Result<Self> {
         let memory = memfd::create("phalanx-abort", SIZE as u64)?;
         memfd::seal_size(memory.as_fd())?;
@@ -55,7 +56,7 @@ impl Abort {
         [&self.memory, self.event.descriptor()]
     }
 
-    /// Their numbers.
+    /// The numbers of [`descriptors`](Self::descriptors) in the launcher.
     pub(crate) fn numbers(&self) -> [RawFd; 2] {
         self.descriptors().map(|descriptor| descriptor.as_fd().as_raw_fd())
     }
@@ -64,30 +65,32 @@ impl Abort {
         self.map.u32(0)
     }
 
-    /// Ends all waits of the workers. The first call decides who is to blame.
-    pub(crate) fn say(&self, blame: Blame) {
-        let word = blame.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(NOBODY);
-        if self.word().compare_exchange(NOTHING, word, Release, Acquire).is_ok() {
+    /// Ends all waits of the workers. The rank of the first call stays.
+    pub(crate) fn raise(&self, failed: FailedRank) {
+        let word = failed.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(BY_PROGRAM);
+        // Release pairs with the Acquire of `failed_rank`. Woken last: a waiter that is woken before the word is set would sleep again.
+        if self.word().compare_exchange(UNSET, word, Release, Acquire).is_ok() {
             futex::wake_all(self.word());
             self.event.ring();
         }
     }
 }
 
-/// Adopts, in a worker, the word of its launcher.
+/// Adopts the launcher's word in a worker.
 pub(crate) fn apply(memory: OwnedFd, event: OwnedFd) -> io::Result<()> {
     OWN.set(Box::leak(Box::new(Abort::open(memory, event)?)));
     Ok(())
 }
 
-/// Forgets, in a forked worker, the word of its parent, which may be a worker itself.
+/// Forgets the parent's word in a forked worker: the parent may itself be a worker, of another context.
 pub(crate) fn forget() {
     OWN.clear();
 }
 
-/// The word of this process, and the value that it has until it is set: what a waiter sleeps on.
+/// The word that a waiter of this process sleeps on, and the value that the word has until it is set. `None` when the launcher has
+/// not asked for [`Options::abort_on_failure`](crate::Options::abort_on_failure).
 pub(crate) fn word() -> Option<(&'static AtomicU32, u32)> {
-    OWN.get().map(|abort| (abort.word(), NOTHING))
+    OWN.get().map(|abort| (abort.word(), UNSET))
 }
 
 /// The eventfd that is readable once the word is set.
@@ -95,11 +98,11 @@ pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
     OWN.get().map(|abort| abort.event.as_fd())
 }
 
-/// The failed rank, once this worker's waits are to end.
-pub(crate) fn told() -> Option<Blame> {
+/// The failed rank; `None` as long as this worker may go on waiting.
+pub(crate) fn failed_rank() -> Option<FailedRank> {
     match OWN.get()?.word().load(Acquire) {
-        NOTHING => None,
-        NOBODY => Some(None),
+        UNSET => None,
+        BY_PROGRAM => Some(None),
         rank => Some(Some(rank as usize - 1)),
     }
 }
@@ -115,8 +118,8 @@ mod tests {
         let abort = Abort::new().unwrap();
         let event = abort.descriptors()[1].as_fd();
         assert!(!wait_readable(event, Some(Moment::now())).unwrap());
-        abort.say(Some(3));
-        abort.say(None);
+        abort.raise(Some(3));
+        abort.raise(None);
         assert_eq!(abort.word().load(Acquire), 4);
         assert!(wait_readable(event, Some(Moment::now())).unwrap());
     }

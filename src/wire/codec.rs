@@ -14,15 +14,15 @@ pub(crate) struct Encoded {
     pub(crate) attachments: Attachments,
 }
 
-/// Serialises a value with its tensors.
+/// Serialises a value; its tensors, queues and descriptors become attachments.
 ///
 /// # Errors
-/// The words of the value's type, or of serde, with the field.
+/// What the value's type or serde said, with the path of the field.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
     encode_into(value, Vec::new())
 }
 
-/// As [`encode`], into a buffer that is reused.
+/// As [`encode`], into a buffer that is emptied first: a queue's producer keeps one, so that a put allocates nothing.
 pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
     buffer.clear();
     let (bytes, attachments) = context::collect(|| encoding::write_into(buffer, value));
@@ -35,7 +35,7 @@ pub(crate) fn encode_plain<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     encoding::write(value).map_err(|error| error.of_type::<T>())
 }
 
-/// Deserialises a value without attachments.
+/// Deserialises a value without attachments; a tensor in it is an error.
 pub(crate) fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     context::provide_nothing(|| encoding::read(bytes)).map_err(|error| error.of_type::<T>())
 }
@@ -46,13 +46,13 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], received: Received) -> (
     (value.map_err(|error| error.of_type::<T>()), rest)
 }
 
-/// A header: its length (8 bytes, little-endian), then its bytes.
+/// An encoded header as it stands before other bytes: its length (8 bytes, little-endian), then its bytes.
 pub(crate) fn with_header<T: Serialize>(header: &T) -> Result<Vec<u8>, String> {
     let header = encode_plain(header)?;
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
 }
 
-/// Reads such a header; returns the offset of what follows it too.
+/// Reads what [`with_header`] wrote; returns the header and the offset of the byte behind it.
 pub(crate) fn read_header<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), String> {
     let cut_short = || "it is cut short".to_owned();
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(cut_short)?;

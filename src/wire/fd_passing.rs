@@ -1,8 +1,8 @@
 //! File descriptor passing (unix(7), SCM_RIGHTS): any number of descriptors beside one message.
 //!
 //! The kernel takes 253 of them with a message (SCM_MAX_FD). When there are more, they are queued in socketpairs first, and
-//! the receiving ends of these travel: so a value is one message still: messages of several senders do not
-//! mix, and a sender that dies leaves no half of one.
+//! the receiving ends of these travel. So a value is one message still: messages of several senders do not mix, and a sender
+//! that dies leaves no half of a message.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,16 +11,17 @@ use crate::sys::clock::Moment;
 use crate::sys::limits::{self, with_room};
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Socket};
 
-/// The most descriptors that travel with a message themselves: the sender may add one of its own.
+/// The most descriptors of a batch that travel with the message itself. One less than the kernel takes: the sender may add one.
 const DIRECT: usize = MAX_DESCRIPTORS - 1;
-/// How many a socketpair holds while it is not read. It has room for some 270 messages (net.core.wmem_default).
+/// The number of descriptors that are queued in one socketpair. An unread socket has room for some 270 messages
+/// (net.core.wmem_default), of which each takes MAX_DESCRIPTORS; 128 of them leave room where the sysctl is lower.
 const PER_SOCKET: usize = 128 * MAX_DESCRIPTORS;
 
-/// Descriptors that are sent with one message.
+/// The descriptors of one message, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct FdBatch<D> {
     descriptors: Vec<D>,
-    /// The socketpairs' ends to send, once the descriptors are queued in them.
+    /// The receiving ends of the socketpairs, once the descriptors are queued in them.
     sockets: Vec<OwnedFd>,
 }
 
@@ -83,13 +84,13 @@ impl<D: AsFd> FdBatch<D> {
     }
 }
 
-/// How many descriptors a message has of a batch of `count`.
+/// The number of descriptors that the message itself carries for a batch of `count`: the batch, or its socketpairs.
 pub(super) fn direct(count: usize) -> usize {
     if count <= DIRECT { count } else { count.div_ceil(PER_SOCKET) }
 }
 
-/// Sockets from which the descriptors can be received. If it cannot be done now, none is kept: two senders that each
-/// had half of theirs on their way would wait for one another.
+/// Queues the descriptors in socketpairs and returns the receiving ends. If the kernel takes no more now, no socketpair is kept: two
+/// senders that each had half of their descriptors on the way would wait for one another.
 fn fill_sockets(descriptors: &[impl AsFd]) -> io::Result<Result<Vec<OwnedFd>, Attempt>> {
     let mut sockets = Vec::new();
     for some in descriptors.chunks(PER_SOCKET) {
@@ -112,10 +113,10 @@ fn fill_sockets(descriptors: &[impl AsFd]) -> io::Result<Result<Vec<OwnedFd>, At
     Ok(Ok(sockets))
 }
 
-/// The batch of `count` descriptors of which these came with a message.
+/// The whole batch of `count` descriptors, of which `descriptors` came with the message itself.
 ///
 /// # Errors
-/// When some were lost, as for want of room in this process.
+/// When some were lost, as when this process had no numbers left for them (RLIMIT_NOFILE).
 pub(crate) fn unpack(descriptors: Vec<OwnedFd>, count: usize) -> Result<Vec<OwnedFd>, String> {
     let descriptors = if count > DIRECT { empty_sockets(descriptors, count) } else { descriptors };
     if descriptors.len() == count { Ok(descriptors) } else { Err(lost(descriptors.len(), count)) }

@@ -17,7 +17,8 @@ use crate::sys::map::SharedMap;
 use crate::sys::socket::{Attempt, MAX_DESCRIPTORS, Message, Socket};
 use crate::sys::{limits, memfd};
 
-/// The most bytes of contents that are in the packet itself. The socket has room for some 200 KiB.
+/// The most bytes of contents that are in the packet itself. The socket has room for some 200 KiB (net.core.wmem_default), which
+/// several senders share.
 pub(super) const INLINE: usize = 32 << 10;
 /// Bytes of the frame: the place of the contents, and the number of descriptors as a u32.
 pub(super) const FRAME: usize = 5;
@@ -29,13 +30,13 @@ pub(super) const IN_MEMFD: u8 = 1;
 #[derive(Debug)]
 pub(crate) struct Framed<D> {
     bytes: Vec<u8>,
-    /// The memfd of contents that are not in `bytes`.
+    /// The sealed memfd of the contents, when these are too large for `bytes`.
     contents: Option<OwnedFd>,
     descriptors: FdBatch<D>,
 }
 
 impl<D: AsFd> Framed<D> {
-    /// Makes all ready that can be before there is room for the message.
+    /// Does all of the work of a message that needs no room in the socket: what is left is one sendmsg(2).
     ///
     /// # Errors
     /// When there is no memory for large contents, or no descriptor.
@@ -60,12 +61,12 @@ impl<D: AsFd> Framed<D> {
         Self::new([&body, &[]], FdBatch::new(descriptors))
     }
 
-    /// Sends it, if that can be done without waiting.
+    /// Sends the message, if the socket has room for it now.
     pub(super) fn try_send(&mut self, socket: &Socket<impl AsFd>) -> io::Result<Attempt> {
         self.descriptors.try_send(socket, &self.bytes, self.contents.as_ref().map(AsFd::as_fd))
     }
 
-    /// Sends it; waits for room until `deadline`.
+    /// Sends the message; waits for room until `deadline`.
     pub(crate) fn send(&mut self, socket: &Socket, deadline: Option<Moment>) -> io::Result<()> {
         self.descriptors.send(socket, &self.bytes, self.contents.as_ref().map(AsFd::as_fd), deadline)
     }
@@ -76,7 +77,7 @@ fn frame(place: u8, count: u32) -> [u8; FRAME] {
     [place, a, b, c, d]
 }
 
-/// How many descriptors a packet has that begins so, and how many belong to its contents.
+/// The number of descriptors that came with the packet that begins with this frame, and the number that belongs to its contents.
 fn counts([place, count @ ..]: [u8; FRAME]) -> (usize, usize) {
     let count = usize::try_from(u32::from_ne_bytes(count)).unwrap_or(usize::MAX);
     (fd_passing::direct(count).saturating_add((place == IN_MEMFD).into()), count)
@@ -105,16 +106,16 @@ impl Frame {
     }
 }
 
-/// Why there is no message. The one that there was is gone.
+/// Why no message was received. If there was one, it has been taken out of the socket.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveFault {
     /// The other end is closed in all processes, and all that was sent has been received.
     #[error("the other end is gone")]
     Ended,
-    /// It had descriptors that did not arrive.
+    /// The message had descriptors that did not arrive.
     #[error("{0}")]
     Lost(String),
-    /// It is none of ours.
+    /// What arrived is no message of this library.
     #[error("{0}")]
     Damaged(String),
     #[error("{0}")]
@@ -133,7 +134,7 @@ impl From<io::Error> for ReceiveFault {
     }
 }
 
-/// The next message, if one is there. It does not wait.
+/// Receives the next message, if one is in the socket. Does not wait.
 pub(super) fn try_receive(socket: &Socket<impl AsFd>) -> Result<Option<Frame>, ReceiveFault> {
     let Some(frame) = socket.peek::<FRAME>()? else { return Ok(None) };
     let (direct, _) = counts(frame);
@@ -161,7 +162,8 @@ pub(super) fn open(message: Message<Vec<u8>>) -> Result<Frame, ReceiveFault> {
     Ok(Frame { contents, descriptors })
 }
 
-/// Maps contents, once they are found to be sealed.
+/// Maps the memfd of a message's contents, once it is found to be sealed: a sender that could still write would change bytes that were
+/// already checked.
 pub(crate) fn map(fd: OwnedFd) -> Result<SharedMap, ReceiveFault> {
     let (_, size) = memfd::identity(fd.as_fd()).map_err(|error| ReceiveFault::Damaged(error.to_string()))?;
     if !memfd::is_content_sealed(fd.as_fd()) {
@@ -172,11 +174,11 @@ pub(crate) fn map(fd: OwnedFd) -> Result<SharedMap, ReceiveFault> {
     map.map_err(ReceiveFault::System)
 }
 
-/// Receives what [`Framed::of`] was given, for which it waits until `deadline`. `None`: the other end is closed.
+/// Receives what [`Framed::of`] was given; waits for it until `deadline`. `None`: the other end is closed.
 ///
 /// # Errors
-/// `InvalidData` when it did not come whole, as for want of descriptors: it has been taken out of the socket, and the next
-/// one can be received. Any other when it does not come in time, or the socket fails.
+/// `InvalidData` when the message did not come whole, as when this process had no numbers left for its descriptors: it has been taken
+/// out of the socket, and the next one can be received. Any other error when no message came in time, or the socket failed.
 pub(crate) fn receive<T: DeserializeOwned>(
     socket: &Socket,
     deadline: Option<Moment>,

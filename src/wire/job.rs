@@ -48,14 +48,14 @@ impl JobFile {
         Ok(Self { fd, attachments, beside })
     }
 
-    /// Adds the roster, in which its worker enters itself, and the abort word.
+    /// Adds the roster, in which the worker enters its pid, and the abort word.
     pub(crate) fn with_group(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
         let of_abort = abort.into_iter().flat_map(Abort::descriptors);
         self.beside.extend(of_abort.chain([roster.descriptor()]).cloned());
         self
     }
 
-    /// The descriptors that a worker must inherit for it.
+    /// The descriptors that a worker must inherit to read this job: the job's own memfd first.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.fd.as_fd()).chain(self.beside.iter().map(AsFd::as_fd))
     }
@@ -67,12 +67,12 @@ impl JobFile {
         named.try_for_each(|(number, segment)| segment.link(&worker_dir.argument(number)))
     }
 
-    /// What kind of thing its arguments have that only one worker may get.
+    /// The name of a thing in the arguments that only one worker may have, such as a shard; `None` when there is none.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
         self.attachments.exclusive()
     }
 
-    /// Notes that a worker has been started with it; returns the loans, at the first call.
+    /// Notes that a worker was started with this job. The first call returns the loans: the rights to write that these workers have.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.attachments.deliver()
     }
@@ -102,6 +102,7 @@ impl OpenJob {
         Ok(Self { job, map, arguments_at })
     }
 
+    /// The bytes of the arguments.
     pub(crate) fn arguments(&self) -> &[u8] {
         self.map.sealed_bytes().and_then(|bytes| bytes.get(self.arguments_at..)).unwrap_or_default()
     }
@@ -112,8 +113,8 @@ impl OpenJob {
         process_dir: Option<&ProcessDir>,
         adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Received> {
-        // A descriptor that was not inherited is an error of the start, with the words of the system: the function would
-        // otherwise fail in its arguments, and look guilty.
+        // A descriptor that was not inherited is an error of the start, with the system's text. Without this check decoding the arguments
+        // would fail, which would be reported as a failure of the user's function.
         let mut refused = None;
         let take = |number| adopt(number).map_err(|error| refused.insert(error).to_string());
         let received = self
@@ -123,7 +124,7 @@ impl OpenJob {
         refused.map_or(Ok(received), Err)
     }
 
-    /// The numbers of all descriptors that came with it.
+    /// The numbers, in the launcher, of all descriptors that came with the job.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
         let of_abort = self.job.abort.into_iter().flatten();
         let of_place = self.job.process_dir.iter().map(|(raw, _)| *raw);

@@ -12,14 +12,14 @@ use crate::sys::signal::Signal;
 use crate::sys::wait::{Exit, ExitStatus};
 use crate::sys::{futex, memfd};
 
-// Where the fields lie: the gate, then a record for each rank.
+// Offsets in bytes: the gate, then a record of 64 bytes for each rank, so that no two ranks share a cache line.
 const GATE: usize = 0;
 const HEADER: usize = 64;
 const RECORD: usize = 64;
-/// How often a worker at the gate looks whether the server lives: a futex does not report its death.
+/// How often a worker at the gate looks whether the server lives: a futex does not report the death of the process that would wake it.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
-// Of a record.
+// Offsets in a record. STATE is 0 until the other fields are written.
 const STATE: usize = 0;
 const KIND: usize = 4;
 const NUMBER: usize = 8;
@@ -27,7 +27,7 @@ const USER: usize = 16;
 const SYSTEM: usize = 24;
 const MAX_RSS: usize = 32;
 
-/// The kinds of ends.
+// The values of KIND.
 const CODE: u32 = 0;
 const SIGNAL: u32 = 1;
 const DUMPED: u32 = 2;
@@ -41,14 +41,17 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Makes one, and the descriptor to send.
+    /// Makes a ledger for that many ranks; returns it and the descriptor to send to the server.
     pub(crate) fn new(ranks: usize) -> io::Result<(Self, OwnedFd)> {
         let fd = memfd::create("phalanx-ledger", size_for(ranks)? as u64)?;
         memfd::seal_size(fd.as_fd())?;
         Ok((Self::open(fd.as_fd(), ranks)?, fd))
     }
 
-    /// Maps what [`new`](Self::new) made.
+    /// Maps a ledger that [`new`](Self::new) made.
+    ///
+    /// # Errors
+    /// Also when the memfd is too small or could still shrink: an access beyond the end of a file is a SIGBUS (mmap(2)).
     pub(crate) fn open(fd: BorrowedFd<'_>, ranks: usize) -> io::Result<Self> {
         let size = size_for(ranks)?;
         if !memfd::is_size_sealed(fd) || memfd::identity(fd)?.1 < size as u64 {
@@ -57,18 +60,19 @@ impl Ledger {
         Ok(Self { map: SharedMap::new(fd, size)?, ranks })
     }
 
-    /// Lets the workers run their function.
+    /// Opens the gate: the workers of this ledger run their functions.
     pub(crate) fn open_gate(&self) {
         self.map.u32(GATE).store(1, Release);
         futex::wake_all(self.map.u32(GATE));
     }
 
-    /// Waits until the gate is open; false when `is_served` says that the process that would open it is gone.
+    /// Waits until the gate is open; false when `is_served` says that the server, this worker's parent, is gone: it ends with the
+    /// launcher, which alone opens the gate.
     pub(crate) fn await_gate(&self, is_served: impl Fn() -> bool) -> io::Result<bool> {
         let gate = self.map.u32(GATE);
         while gate.load(Acquire) == 0 {
             if !is_served() {
-                // The launcher may have opened the gate before it died.
+                // Looked at once more: the launcher may have opened the gate before it died.
                 return Ok(gate.load(Acquire) != 0);
             }
             futex::wait(gate, 0, Moment::now().checked_add(LOOK_AROUND))?;
@@ -76,7 +80,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Writes how a worker ended; `None`: its status is lost.
+    /// Writes how a worker ended; `None`: its exit status is lost.
     pub(crate) fn record(&self, rank: usize, exit: Option<Exit>) {
         let Some(at) = self.place(rank) else { return };
         let (kind, number) = match exit.map(|exit| exit.status) {
@@ -93,11 +97,12 @@ impl Ledger {
             self.map.u64(at + SYSTEM).store(exit.system.as_nanos() as u64, Relaxed);
             self.map.u64(at + MAX_RSS).store(exit.max_rss_kib, Relaxed);
         }
+        // Release, and last: the launcher reads the fields above once it has seen this with Acquire.
         self.map.u32(at + STATE).store(1, Release);
         futex::wake_all(self.map.u32(at + STATE));
     }
 
-    /// Waits until the end of a worker is written; `None` when `deadline` passes before.
+    /// Waits until the end of a worker is written. The outer `None`: `deadline` passed before; the inner: its exit status is lost.
     pub(crate) fn await_record(&self, rank: usize, deadline: Moment) -> io::Result<Option<Option<Exit>>> {
         let Some(at) = self.place(rank) else { return Ok(Some(None)) };
         let state = self.map.u32(at + STATE);

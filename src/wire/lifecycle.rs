@@ -1,14 +1,14 @@
 //! Pure: the states of a worker, and which may follow which.
 
-/// How far a worker has come.
+/// How far a worker has come, as the first word of its report slot has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub(crate) enum State {
     /// The worker has not reached `init`.
     Empty = 0,
-    /// It has, and sets itself up.
+    /// The worker has reached `init` and sets itself up.
     Begun = 1,
-    /// It gave up setting itself up; the note says why.
+    /// The worker could not set itself up; the note in the slot says why.
     Refused = 2,
     /// The user's function runs.
     Running = 3,
@@ -31,6 +31,7 @@ impl State {
         Self::Raised,
     ];
 
+    /// The state that a word of the slot means. A word that a worker has damaged counts as nothing reached.
     pub(super) fn from_word(word: u32) -> Self {
         Self::ALL.into_iter().find(|&state| state as u32 == word).unwrap_or(Self::Empty)
     }

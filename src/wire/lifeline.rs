@@ -28,6 +28,7 @@ pub(crate) struct Lifeline {
 pub(crate) struct WorkersEnd(OwnedFd);
 
 impl Lifeline {
+    /// A lifeline for one worker, and the end which that worker inherits.
     pub(crate) fn new() -> io::Result<(Self, WorkersEnd)> {
         let (ours, theirs) = Socket::pair()?;
         Ok((Self { _ours: ours }, WorkersEnd(theirs.into_descriptor())))
@@ -40,10 +41,10 @@ impl AsFd for WorkersEnd {
     }
 }
 
-/// Has the kernel kill this process when the other end of `end` is closed.
+/// Has the kernel kill this process by SIGKILL when the other end of `end` is closed (fcntl(2), F_SETSIG).
 ///
 /// # Errors
-/// Also when that has happened already.
+/// When the system refuses, or when the launcher was gone before the signal was armed.
 pub(crate) fn hold(end: OwnedFd) -> io::Result<()> {
     fd::signal_on_hangup(end.as_fd(), Signal::KILL)?;
     // The signal is armed first, then the state is read: a launcher that dies before that is seen by the read, one that dies

@@ -14,7 +14,7 @@ use crate::transfer::context::Attachments;
 use crate::transfer::grant::Grant;
 use crate::transfer::received::{Received, ReceivedSegment};
 
-/// What travels beside the bytes of a value.
+/// The list of what travels beside the bytes of a value. A grant names its segment by the place in `segments`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) segments: Vec<Source>,
@@ -26,13 +26,13 @@ pub(crate) struct Manifest {
 /// Where the receiver finds a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Source {
-    /// It is the descriptor of this number: an inherited one, or one of those that were sent.
+    /// The segment is a descriptor: the inherited one of this number, or the one at this place among those that were sent.
     Descriptor { number: RawFd },
-    /// It has a name in the receiver's directory, which the segment's number makes up.
+    /// The segment is a file in the receiver's directory of named memory; its name is made of the segment's place in the list.
     Name,
 }
 
-/// Gives the named segment of a number a name where the receiver looks for it.
+/// Makes a hard link to the named segment with this place in the list, where the receiver looks for it.
 pub(super) type Link<'a> = &'a dyn Fn(usize, &Segment) -> io::Result<()>;
 
 impl Manifest {
@@ -65,13 +65,13 @@ impl Manifest {
         of_segments.chain(self.descriptors.iter().copied())
     }
 
-    /// How many descriptors go with it.
+    /// The number of descriptors that travel.
     pub(crate) fn count(&self) -> usize {
         self.numbers().count()
     }
 
-    /// What the receiver has of it. `take` finds the descriptor of a number, or says why it is not there; `name` makes the
-    /// path of a named segment, where this process has a directory for such.
+    /// What the receiver gets. `take` finds the descriptor of a number, or says why it is not there; `name` makes the path of a named
+    /// segment, if this process has a directory of named memory.
     pub(super) fn receive(
         &self,
         mut take: impl FnMut(RawFd) -> Result<OwnedFd, String>,
@@ -91,8 +91,8 @@ impl Manifest {
         Received::new(segments, self.grants.clone(), descriptors)
     }
 
-    /// As [`receive`](Self::receive), of descriptors that were sent in this order, or did not arrive: when some were lost
-    /// it is not known which the others are.
+    /// As [`receive`](Self::receive), with descriptors that were sent in the order of the manifest. When some were lost, all count as
+    /// lost: it is not known which ones arrived.
     pub(crate) fn receive_sent(
         &self,
         sent: Result<Vec<OwnedFd>, String>,
@@ -119,8 +119,8 @@ pub(crate) struct OutgoingAttachments {
 }
 
 impl OutgoingAttachments {
-    /// Makes all ready that can be before there is room for the message. The receiver may be a process of another tree, so
-    /// named memory travels as descriptors of its files.
+    /// Does all of the work that needs no room in a socket. The receiver may be a process of another tree, so named memory travels as
+    /// descriptors of its files.
     ///
     /// # Errors
     /// When a file of named memory cannot be opened.
@@ -128,7 +128,7 @@ impl OutgoingAttachments {
         Self::with_links(attachments, None)
     }
 
-    /// As [`new`](Self::new), for a receiver that finds named memory under the names that `link` makes.
+    /// As [`new`](Self::new), for a receiver that finds named memory by the hard links that `link` makes.
     pub(super) fn with_links(attachments: Attachments, link: Option<Link<'_>>) -> io::Result<Self> {
         let mut descriptors = Vec::new();
         let carry = |descriptor| {
@@ -139,7 +139,7 @@ impl OutgoingAttachments {
         Ok(Self { manifest, descriptors: FdBatch::new(descriptors), attachments })
     }
 
-    /// What the receiver needs to know of the descriptors.
+    /// Which descriptor of the message is what.
     pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -163,7 +163,7 @@ impl OutgoingAttachments {
         (self.manifest, self.descriptors, self.attachments)
     }
 
-    /// Says that the message was sent. Nothing is lent: its receiver may live longer than this process knows.
+    /// Notes that the message was sent. There are no loans: this process does not learn when the receiver ends.
     pub(crate) fn deliver(mut self) {
         let _lent = self.attachments.deliver();
     }
@@ -172,7 +172,7 @@ impl OutgoingAttachments {
 /// What arrived of [`OutgoingAttachments`] with their message.
 ///
 /// # Errors
-/// When some descriptors were lost, as for want of room in this process.
+/// When some descriptors were lost, as when this process had no numbers left for them.
 pub(crate) fn receive(manifest: &Manifest, descriptors: Vec<OwnedFd>) -> Result<Received, String> {
     receive_unpacked(manifest, fd_passing::unpack(descriptors, manifest.count())?)
 }

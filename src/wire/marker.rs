@@ -7,16 +7,20 @@ use std::str::FromStr;
 use super::names::PROTOCOL;
 use crate::sys::signal::Signal;
 
-/// What a worker must know before it can read its job.
+/// What a worker must know before it can read its job. As text it is the protocol's version and these fields, as decimal numbers with a
+/// space between them; 0 stands for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Marker {
     pub(crate) rank: usize,
-    /// The process that must be our parent.
+    /// The pid of the process that must be the worker's parent: with another parent the launcher, or its fork server, is dead.
     pub(crate) launcher: u32,
+    /// The inherited memfd of the job.
     pub(crate) job: RawFd,
+    /// The inherited memfd of the report slot.
     pub(crate) report: RawFd,
+    /// The signal that the kernel is to send when the parent dies (prctl(2), PR_SET_PDEATHSIG).
     pub(crate) death_signal: Option<Signal>,
-    /// The number of this worker's directory in the launcher's directory of named memory.
+    /// The number of this worker's directory in the launcher's directory of named memory, from 1 on.
     pub(crate) worker_dir: Option<u64>,
     /// The worker's end of the lifeline, if the worker is to be killed when its launcher ends.
     pub(crate) lifeline: Option<RawFd>,

@@ -8,18 +8,18 @@ use super::manifest::Manifest;
 use super::setup::Setup;
 use crate::memory::strategy::Choice;
 
-/// What a worker is to do. Its arguments follow it as bytes.
+/// What a worker is to do: the header of a job, which the bytes of the arguments follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// The identity of the executable that the offset below belongs to.
+    /// The build of the launcher's executable (its build id, or what stands for it), to which the offsets belong.
     pub(crate) image: Vec<u8>,
-    /// The offset of the entry from the load address.
+    /// The offset of the function's entry, in bytes from the executable's load address.
     pub(crate) entry: u64,
     /// The function's name, to be compared with the entry's.
     pub(crate) function: String,
     /// The job's name, for the worker's comm name.
     pub(crate) name: String,
-    /// How its launcher shares memory.
+    /// The sharing strategy of the launcher, which the worker begins with.
     pub(crate) sharing: Choice,
     /// The launcher's directory of named memory, if it has one: the directory of its tree of processes, inherited, and the
     /// launcher's path in it.
@@ -32,6 +32,7 @@ pub(crate) struct Job {
     pub(crate) abort: Option<[RawFd; 2]>,
     /// The memory of a `Roster`, inherited.
     pub(crate) roster: RawFd,
+    /// What the worker knows of itself, and what it sets up before its function.
     pub(crate) setup: Setup,
     /// The manifest of the arguments. Its descriptors are inherited.
     pub(crate) manifest: Manifest,

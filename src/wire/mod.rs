@@ -1,4 +1,4 @@
-//! What crosses between processes, and how.
+//! What crosses between processes, and how: job, report, ledger, messages, and the file descriptors beside them.
 //!
 //! - `names`: environment variables, exit codes, the protocol version
 //! - `marker`: the line by which a worker knows that it is one

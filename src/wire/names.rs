@@ -6,7 +6,7 @@ pub(crate) const WORKER: &str = "__PHALANX_WORKER";
 /// Makes a process a fork server: a [`ServerMarker`](super::service::ServerMarker) as text.
 pub(crate) const SERVER: &str = "__PHALANX_SERVER";
 
-/// Counts up when marker, job or report slot change.
+/// The version of marker, job and report slot: it counts up when the bytes of one of them change. A worker refuses another one.
 pub(crate) const PROTOCOL: u32 = 2;
 
 /// Exit code of a worker whose function returned `Err` or panicked.

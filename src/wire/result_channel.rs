@@ -18,17 +18,18 @@ use crate::sys::epoll::wait_readable;
 use crate::sys::limits;
 use crate::sys::socket::{MAX_DESCRIPTORS, Message, Socket};
 
-/// The launcher's end, with what has arrived.
+/// The launcher's end of the socket, with the descriptors that have arrived.
 #[derive(Debug)]
 pub(crate) struct ResultChannel {
     receiver: Socket,
     /// The end that workers inherit. It stays open here, so that the receiver never sees the end of the stream.
     sender: Socket,
-    /// The descriptors of each rank.
+    /// The descriptors that have arrived, by the rank that sent them.
     arrived: HashMap<u64, Vec<OwnedFd>>,
 }
 
 impl ResultChannel {
+    /// A channel for the workers of one context.
     pub(crate) fn new() -> io::Result<Self> {
         let (receiver, sender) = Socket::pair()?;
         Ok(Self { receiver, sender, arrived: HashMap::new() })
@@ -65,7 +66,7 @@ impl ResultChannel {
         self.arrived.entry(u64::from_ne_bytes(bytes)).or_default().extend(descriptors);
     }
 
-    /// The descriptors that a rank has sent.
+    /// Removes and returns the descriptors that a rank has sent.
     pub(crate) fn take(&mut self, rank: usize) -> Vec<OwnedFd> {
         self.arrived.remove(&(rank as u64)).unwrap_or_default()
     }
@@ -96,7 +97,7 @@ pub(crate) fn send(
     if outgoing.manifest().count() > 0 {
         outgoing.send(sender, &(rank as u64).to_ne_bytes(), None).map_err(failed)?;
     }
-    // This process ends with its result, so that nothing here is frozen or divided while the loans last.
+    // The loans are dropped at once: this process ends with its result, so nothing is frozen or divided here while others write.
     outgoing.deliver();
     Ok([header, bytes].concat())
 }

@@ -16,7 +16,7 @@ static OWN: Global<List> = Global::new();
 /// The rosters of the contexts that this process has started.
 static STARTED: RwLock<Vec<Weak<Roster>>> = RwLock::new(Vec::new());
 
-/// A pid is a word: first the launcher's, then one for each rank, 0 until the worker has entered it.
+/// The size of a pid in the roster: first the launcher's, then one for each rank, 0 until the worker has entered it.
 const WORD: usize = size_of::<u32>();
 
 /// The pids of a launcher and its workers.
@@ -34,7 +34,7 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
-    /// Makes one for the workers of a context that this process is about to start.
+    /// Makes the roster of a context that this process is about to start.
     pub(crate) fn new(nprocs: usize) -> io::Result<Arc<Self>> {
         let memory = memfd::create("phalanx-roster", ((1 + nprocs) * WORD) as u64)?;
         memfd::seal_size(memory.as_fd())?;
@@ -52,7 +52,7 @@ impl Roster {
         &self.memory
     }
 
-    /// Its number.
+    /// The number of [`descriptor`](Self::descriptor) in the launcher.
     pub(crate) fn number(&self) -> RawFd {
         self.memory.as_fd().as_raw_fd()
     }
@@ -81,7 +81,7 @@ impl List {
     }
 }
 
-/// Adopts, in a worker, its launcher's roster, and enters this process.
+/// Adopts the launcher's roster in a worker, and enters this process as `rank`.
 pub(crate) fn apply(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     let list = Box::leak(Box::new(List::open(memory)?));
     if rank < list.ranks {
@@ -91,7 +91,7 @@ pub(crate) fn apply(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Forgets, in a forked worker, the rosters of its parent.
+/// Forgets the parent's rosters in a forked worker.
 pub(crate) fn forget() {
     OWN.clear();
     // The lock was free when this process was forked: a process that forks workers has one thread.
@@ -100,7 +100,7 @@ pub(crate) fn forget() {
     }
 }
 
-/// What a process is to this one's job, or to a job that this process has started.
+/// The part that a process has in this worker's job, or in a job that this process has started.
 pub(crate) fn peer(pid: u32) -> Peer {
     let own = OWN.get().and_then(|list| list.peer(pid));
     own.or_else(|| {
@@ -111,12 +111,12 @@ pub(crate) fn peer(pid: u32) -> Peer {
     .unwrap_or(Peer::Process { pid })
 }
 
-/// The process that has started the context which this process is a worker of.
+/// The pid of the launcher, if this process is a worker.
 pub(crate) fn launcher() -> Option<u32> {
     OWN.get().map(|list| list.map.u32(0).load(Acquire))
 }
 
-/// The process of a rank of the context which this process is a worker of, if that has entered it.
+/// The pid of another rank of this worker's context, once that worker has entered itself.
 pub(crate) fn pid_of(rank: usize) -> Option<u32> {
     OWN.get()?.pid(rank)
 }

@@ -16,7 +16,7 @@ use crate::sys::thread_state::ThreadState;
 /// The marker of a fork server, as [`Marker`](super::marker::Marker) is of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ServerMarker {
-    /// The process that must be our parent.
+    /// The pid of the launcher, which must be the server's parent: with another parent the launcher is dead.
     pub(crate) launcher: u32,
     /// The socket of its requests.
     pub(crate) requests: RawFd,
@@ -46,12 +46,12 @@ impl FromStr for ServerMarker {
     }
 }
 
-/// A request of the launcher.
+/// What the launcher asks of its fork server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request<'a> {
-    /// To run a function once, before the first fork: the offset of its entry, and its name.
+    /// Run a function once, before the first fork: the function whose entry has this offset and this name.
     Preload { image: Vec<u8>, entry: u64, function: String },
-    /// To fork some of N workers.
+    /// Fork some of the workers of a plan.
     Fork(Box<ForkRequest<'a>>),
 }
 
@@ -59,11 +59,13 @@ pub(crate) enum Request<'a> {
 /// the jobs, those that the jobs speak of, a report slot for each worker, and for each the end of its lifeline, if they have one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ForkRequest<'a> {
+    /// The number of all workers of the context.
     pub(crate) nprocs: usize,
+    /// The rank of the first worker of this request.
     pub(crate) first: usize,
     /// By worker, the number of its directory in the launcher's directory of named memory.
     pub(crate) worker_dirs: Vec<Option<u64>>,
-    /// The number of a signal; 0: none.
+    /// The number of the parent-death signal; 0: none.
     pub(crate) death_signal: i32,
     pub(crate) attributes: Cow<'a, Attributes>,
     /// One for all workers, or one for each of these.
@@ -74,27 +76,29 @@ pub(crate) struct ForkRequest<'a> {
     pub(crate) numbers: Vec<RawFd>,
 }
 
-/// How many descriptors of an order come before its jobs.
+/// The number of descriptors of a request that come before those of its jobs: ledger, working directory, stdout, stderr.
 pub(crate) const BEFORE_JOBS: usize = 4;
 
 /// The state of the thread that asks for workers, besides what is a descriptor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Attributes {
-    /// The whole environment, as bytes. This and the umask the server takes on for its workers.
+    /// The whole environment, as bytes. The server applies it and the umask to itself, and its workers inherit both.
     pub(crate) environment: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) umask: u32,
-    /// What each worker takes on by itself: the server might not get back what it had.
+    /// The resource limits, which each worker applies to itself: a server that lowered its own could not raise them again.
     pub(crate) limits: Limits,
     pub(crate) thread: ThreadState,
-    /// What no worker can take on, so that it must be the server's too.
+    /// Credentials, namespaces and the like, which no process can take from another: the server must have the same ones.
     pub(crate) standing: Standing,
-    pub(crate) peer: Option<Peer>,
+    /// What is known of the thread's Landlock rules.
+    pub(crate) landlock: Option<LandlockProbe>,
 }
 
-/// What tells of Landlock rules, where something does.
+/// What a launcher finds out of Landlock rules, which cannot be read: whether the calling thread may inspect the server. The server
+/// tries the other direction (landlock(7), "Ptrace restrictions").
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct Peer {
-    /// The number of the calling thread.
+pub(crate) struct LandlockProbe {
+    /// The tid of the calling thread.
     pub(crate) thread: u32,
     /// Whether it may inspect the server.
     pub(crate) sees_server: bool,
@@ -105,9 +109,9 @@ pub(crate) struct Peer {
 pub(crate) struct Reply {
     /// The workers that were forked, whose pidfds come beside, in order.
     pub(crate) pids: Vec<u32>,
-    /// The most memory that the server has had resident: a worker's count begins with it.
+    /// The most memory that the server has had resident, in KiB: the kernel's count of a forked worker begins with it.
     pub(crate) rss_kib: u64,
-    /// Why fewer were forked than asked for.
+    /// Why fewer workers were forked than were asked for; `None` when all were.
     pub(crate) trouble: Option<Trouble>,
 }
 
@@ -116,14 +120,14 @@ pub(crate) struct Reply {
 pub(crate) enum Trouble {
     /// The preload function failed.
     Preload(Raised),
-    /// The calling thread, here, and the server, there, differ in what a worker cannot take on.
-    Unlike(Difference),
-    /// It left threads behind, whose locks a fork would inherit locked.
+    /// The calling thread (`here`) and the server (`there`) differ in something that a worker cannot change.
+    Differs(Difference),
+    /// The preload function left that many threads behind: a fork would inherit their locks as they are, locked for ever.
     Threads(usize),
     /// The system refused, with this errno.
     System { step: Step, errno: i32 },
-    /// The request was damaged.
-    Confused(String),
+    /// The request, or what came beside it, cannot be understood.
+    Malformed(String),
 }
 
 /// The step of the server in which a system call failed.
@@ -159,8 +163,8 @@ impl Step {
     }
 }
 
-/// What asks for the guard of a worker: its pid, beside which its pidfd comes. A second descriptor asks to hold its process
-/// group, and is closed when that is done.
+/// The message by which a worker asks for a guard: its pid as a u64 in the machine's byte order, with its pidfd beside it. If a second
+/// descriptor comes, the guardian first joins the worker's process group, and then closes that descriptor.
 pub(crate) type GuardRequest = [u8; 8];
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::sys::map::SharedMap;
 use crate::sys::memfd;
 use crate::sys::signal::{Fault, Signal};
 
-// Where the fields lie.
+// The offsets of the fields, and their largest sizes, in bytes. docs/architecture.md has them as a table.
 const STATE: usize = 0;
 const MODULES_LEN: usize = 4;
 const FAILED_AT: usize = 8;
@@ -69,7 +69,7 @@ impl ModuleList {
     }
 }
 
-/// The worker's end. In a process that the user's function forks, its copy writes nothing.
+/// The worker's end of its report slot. In a process that the user's function forks, the copy writes nothing.
 #[derive(Debug)]
 pub(crate) struct SlotWriter {
     map: SharedMap,
@@ -79,6 +79,10 @@ pub(crate) struct SlotWriter {
 }
 
 impl SlotWriter {
+    /// Maps the fixed fields of an inherited slot.
+    ///
+    /// # Errors
+    /// When the descriptor is none of a slot: a memfd that is too small would raise SIGBUS when it is written (mmap(2)).
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let (identity, size) = memfd::identity(fd.as_fd())?;
         if size < BODY as u64 {
@@ -93,6 +97,7 @@ impl SlotWriter {
         self.owner.is_now()
     }
 
+    /// How far this worker has come. Async-signal-safe.
     pub(crate) fn state(&self) -> State {
         State::from_word(self.map.u32(STATE).load(Acquire))
     }
@@ -133,7 +138,8 @@ impl SlotWriter {
         let _ = self.map.u64(FAILED_AT).compare_exchange(0, moment.as_nanos(), Release, Relaxed);
     }
 
-    /// Claims the record of a fatal signal for the thread `tid`, or returns the tid that has it. Async-signal-safe.
+    /// Claims the record of a fatal signal for the thread `tid`; otherwise returns the tid of the thread that has claimed it before.
+    /// Async-signal-safe.
     pub(crate) fn claim_fault(&self, tid: u32) -> Result<(), u32> {
         self.map.u32(FAULT_CLAIM).compare_exchange(0, tid, Relaxed, Relaxed).map(drop)
     }
@@ -178,20 +184,22 @@ impl SlotWriter {
     }
 }
 
-/// The launcher's end.
+/// The launcher's end of a worker's report slot.
 #[derive(Debug)]
 pub(crate) struct Slot {
     file: File,
-    /// The worker's directory of named memory, which goes with the slot.
+    /// The worker's directory of named memory, which is removed when the slot is dropped.
     worker_dir: Option<WorkerDir>,
 }
 
-/// The fixed fields of a slot.
+/// The fixed fields of a slot, read.
 #[derive(Clone, Debug)]
-pub(crate) struct Account {
+pub(crate) struct SlotHeader {
     pub(crate) state: State,
+    /// When the worker failed or was interrupted by a fatal signal, if it recorded that.
     pub(crate) failed_at: Option<Moment>,
     pub(crate) note: Option<String>,
+    /// The most memory that the worker had resident when it reported, in KiB; 0: not recorded.
     pub(crate) peak_kib: u64,
     pub(crate) fault: Option<FaultRecord>,
     body_len: u64,
@@ -208,6 +216,7 @@ pub(crate) struct FaultRecord {
 }
 
 impl Slot {
+    /// An empty slot for one worker.
     pub(crate) fn new(worker_dir: Option<WorkerDir>) -> io::Result<Self> {
         Ok(Self { file: File::from(memfd::create("phalanx-report", BODY as u64)?), worker_dir })
     }
@@ -216,7 +225,7 @@ impl Slot {
         self.worker_dir.as_ref()
     }
 
-    /// Whether the report is whole, also while the worker still exits.
+    /// Whether the report is whole. It can be while the worker still exits.
     pub(crate) fn is_whole(&self) -> io::Result<bool> {
         let mut word = [0; 4];
         self.file.read_exact_at(&mut word, STATE as u64)?;
@@ -224,7 +233,7 @@ impl Slot {
     }
 
     /// Reads the fixed fields.
-    pub(crate) fn account(&self) -> io::Result<Account> {
+    pub(crate) fn header(&self) -> io::Result<SlotHeader> {
         let mut bytes = vec![0; MODULES];
         self.file.read_exact_at(&mut bytes, 0)?;
         let fields = Fields(&bytes);
@@ -232,7 +241,7 @@ impl Slot {
             Some(signal) => Some(self.fault(signal, &fields)?),
             None => None,
         };
-        Ok(Account {
+        Ok(SlotHeader {
             state: State::from_word(fields.u32(STATE)),
             failed_at: Some(fields.u64(FAILED_AT)).filter(|&nanos| nanos != 0).map(Moment::from_nanos),
             note: fields.note(),
@@ -256,14 +265,14 @@ impl Slot {
         })
     }
 
-    /// Reads the body, of the length that `account` has.
-    pub(crate) fn body(&self, account: &Account) -> Result<Vec<u8>, String> {
-        // The length is the worker's word: it is held against the size of the file before memory is allocated for it.
+    /// Reads the body, of the length that `header` has.
+    pub(crate) fn body(&self, header: &SlotHeader) -> Result<Vec<u8>, String> {
+        // The worker wrote the length, and may have damaged it: it is compared with the size of the file before memory is allocated.
         let room = self.file.metadata().map_err(|error| error.to_string())?.len().saturating_sub(BODY as u64);
-        if account.body_len > room {
-            return Err(format!("{} bytes were announced, but only {room} are there", account.body_len));
+        if header.body_len > room {
+            return Err(format!("{} bytes were announced, but only {room} are there", header.body_len));
         }
-        let len = usize::try_from(account.body_len).map_err(|error| error.to_string())?;
+        let len = usize::try_from(header.body_len).map_err(|error| error.to_string())?;
         let mut body = Vec::new();
         body.try_reserve_exact(len).map_err(|error| format!("{len} bytes: {error}"))?;
         body.resize(len, 0);
@@ -316,8 +325,8 @@ mod tests {
 
     #[test]
     fn fresh_slot_is_empty() {
-        let account = pair().0.account().unwrap();
-        assert_eq!((account.state, account.failed_at, account.note), (State::Empty, None, None));
+        let header = pair().0.header().unwrap();
+        assert_eq!((header.state, header.failed_at, header.note), (State::Empty, None, None));
         assert!(!pair().0.is_whole().unwrap());
     }
 
@@ -330,10 +339,10 @@ mod tests {
         assert!(!slot.is_whole().unwrap());
         writer.finish(State::Raised, b"body", 3).unwrap();
         assert!(slot.is_whole().unwrap());
-        let account = slot.account().unwrap();
-        assert_eq!((account.state, account.peak_kib), (State::Raised, 3));
-        assert_eq!(account.failed_at, Some(Moment::from_nanos(7)));
-        assert_eq!(slot.body(&account).unwrap(), b"body");
+        let header = slot.header().unwrap();
+        assert_eq!((header.state, header.peak_kib), (State::Raised, 3));
+        assert_eq!(header.failed_at, Some(Moment::from_nanos(7)));
+        assert_eq!(slot.body(&header).unwrap(), b"body");
     }
 
     #[test]
@@ -341,14 +350,14 @@ mod tests {
         let (slot, writer) = pair();
         reporting(&writer).finish(State::Returned, &[5; 100], 0).unwrap();
         writer.map.u64(BODY_LEN).store(1 << 60, Relaxed);
-        assert!(slot.body(&slot.account().unwrap()).unwrap_err().contains("only 100"));
+        assert!(slot.body(&slot.header().unwrap()).unwrap_err().contains("only 100"));
     }
 
     #[test]
     fn truncated_slot_is_an_error() {
         let (slot, writer) = pair();
         writer.file.set_len(10).unwrap();
-        assert!(slot.account().is_err());
+        assert!(slot.header().is_err());
         assert!(SlotWriter::new(slot.as_fd().try_clone_to_owned().unwrap()).is_err());
     }
 
@@ -358,9 +367,9 @@ mod tests {
         writer.set_note(&"ä".repeat(5000));
         writer.set_fault(&Fault { signal: Signal::SEGV, address: 1, instruction: 2, stack: 3 });
         assert_eq!((0..1000).take_while(|&n| writer.add_frame(n)).count(), FRAMES_MAX);
-        let account = slot.account().unwrap();
-        assert_eq!(account.note.unwrap(), "ä".repeat(NOTE_MAX / 2));
-        assert_eq!(account.fault.unwrap().frames.len(), FRAMES_MAX);
+        let header = slot.header().unwrap();
+        assert_eq!(header.note.unwrap(), "ä".repeat(NOTE_MAX / 2));
+        assert_eq!(header.fault.unwrap().frames.len(), FRAMES_MAX);
     }
 
     #[test]
@@ -377,7 +386,7 @@ mod tests {
         writer.set_fault(&Fault { signal: Signal::SEGV, address: 1, instruction: 2, stack: 3 });
         let read_back = |modules: &[Module]| {
             writer.set_modules(&ModuleList::of(modules));
-            slot.account().unwrap().fault.unwrap().modules
+            slot.header().unwrap().fault.unwrap().modules
         };
         assert_eq!(read_back(&modules[..200]), modules[..200]);
         let kept = read_back(&modules);
@@ -393,8 +402,8 @@ mod tests {
         fn hostile_slot_never_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), at in 0_usize..BODY) {
             let (slot, writer) = pair();
             writer.file.write_all_at(&bytes, at as u64).unwrap();
-            let account = slot.account().unwrap();
-            let _ = slot.body(&account);
+            let header = slot.header().unwrap();
+            let _ = slot.body(&header);
         }
     }
 }

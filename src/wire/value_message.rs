@@ -22,7 +22,7 @@ pub(crate) struct ValueMessage {
 }
 
 impl ValueMessage {
-    /// Makes all ready that can be before there is room for the message.
+    /// Does all of the work that needs no room in the socket.
     ///
     /// # Errors
     /// When there is no memory for large contents, or no descriptor.
@@ -32,12 +32,12 @@ impl ValueMessage {
         Ok(Self { message: Framed::new([&header, &value], descriptors)?, attachments })
     }
 
-    /// Sends it, if that can be done without waiting.
+    /// Sends the message, if the socket has room for it now.
     pub(crate) fn try_send(&mut self, socket: &Socket<impl AsFd>) -> io::Result<Attempt> {
         self.message.try_send(socket)
     }
 
-    /// Says that it was sent. Nothing is lent: its receiver may live longer than this process knows.
+    /// Notes that the message was sent. There are no loans: this process does not learn when the receiver ends.
     pub(crate) fn deliver(mut self) {
         let _lent = self.attachments.deliver();
     }
@@ -52,7 +52,7 @@ pub(crate) struct ReceivedMessage {
     received: Received,
 }
 
-/// The next message, if one is there. It does not wait.
+/// Receives the next message, if one is in the socket. Does not wait.
 pub(crate) fn try_receive(socket: &Socket<impl AsFd>) -> Result<Option<ReceivedMessage>, ReceiveFault> {
     framed::try_receive(socket)?.map(open).transpose()
 }
@@ -67,7 +67,7 @@ fn open(mut frame: Frame) -> Result<ReceivedMessage, ReceiveFault> {
 }
 
 impl ReceivedMessage {
-    /// The value, with what came beside it.
+    /// Decodes the value, which finds its attachments among what came beside it.
     pub(crate) fn decode<T: DeserializeOwned>(self) -> Result<T, String> {
         let bytes = self.frame.contents().get(self.value_at..).unwrap_or_default();
         codec::decode(bytes, self.received).0

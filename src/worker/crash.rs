@@ -11,17 +11,17 @@ use crate::wire::slot::{ModuleList, SlotWriter};
 
 static SLOT: Global<SlotWriter> = Global::new();
 
-/// What the fork server has found out for its workers.
+/// The modules that the fork server has listed for its workers (dl_iterate_phdr(3)), which are the same in every fork.
 static PREPARED: Mutex<Option<ModuleList>> = Mutex::new(None);
 
-/// From now on a fatal signal of this process leaves its traceback in `slot`.
+/// Installs the handler: from now on a fatal signal of this process leaves its traceback in `slot`.
 pub(super) fn watch(slot: &'static SlotWriter) -> io::Result<()> {
     slot.set_modules(&ModuleList::of(&image::modules()));
     SLOT.set(slot);
     signal::on_fault(record)
 }
 
-/// Does in the fork server what is the same for all its workers. Until one of them has a slot, the handler records
+/// Does once, in the fork server, what is the same for all its workers. As long as a process has no slot, the handler records
 /// nothing.
 pub(crate) fn prepare() -> io::Result<()> {
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ModuleList::of(&image::modules()));
@@ -35,6 +35,7 @@ pub(super) fn watch_prepared(slot: &'static SlotWriter) {
     SLOT.set(slot);
 }
 
+/// The handler: writes signal, address and return addresses into the slot, while the thread is still on the stack that failed.
 fn record(fault: &Fault) {
     let Some(slot) = SLOT.get().filter(|slot| slot.is_own()) else { return };
     let thread = thread::id();
@@ -42,7 +43,8 @@ fn record(fault: &Fault) {
         Ok(()) => {}
         // The unwinder below has given up by abort(3), which unblocks its signal: what is recorded is all there is.
         Err(holder) if holder == thread => return,
-        // Another thread is at it, and its signal will end this one too.
+        // Another thread is recording, and its signal will end this one too. Returning here would let this thread's own signal
+        // end the process before that record is complete.
         Err(_) => signal::await_death(),
     }
     slot.set_failed_at(Moment::now());

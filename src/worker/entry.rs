@@ -1,4 +1,4 @@
-//! How a plain Rust function is found again in the child.
+//! Entry: how a plain Rust function is found again in the child.
 //!
 //! For every function there is a constant record in the executable. The launcher sends the record's offset; the
 //! child is the same executable, so the record lies at the same offset from wherever the loader put it. A code
@@ -70,7 +70,7 @@ where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
     E: WorkerError,
 {
-    conjure::<F>()().map_err(Into::into)?;
+    zero_sized_function::<F>()().map_err(Into::into)?;
     codec::encode(&()).map_err(anyhow::Error::msg)
 }
 
@@ -101,7 +101,7 @@ where
     E: WorkerError,
 {
     let info = info::worker_info().ok_or_else(|| anyhow!("this process is no worker"))?;
-    conjure::<F>()(&info).map_err(Into::into)?;
+    zero_sized_function::<F>()(&info).map_err(Into::into)?;
     codec::encode(&()).map_err(anyhow::Error::msg)
 }
 
@@ -130,7 +130,7 @@ where
     // What the arguments did not take is dropped here.
     let (arguments, _) = codec::decode::<A>(arguments, received);
     let arguments = arguments.map_err(|reason| anyhow!("cannot read the arguments: {reason}"))?;
-    let result = conjure::<F>()(rank, arguments).map_err(Into::into)?;
+    let result = zero_sized_function::<F>()(rank, arguments).map_err(Into::into)?;
     codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
 }
 
@@ -144,9 +144,13 @@ pub(crate) const fn assert_plain<F>() {
     );
 }
 
-/// The value of a function type: it has no bytes, so there is nothing to send.
-#[expect(unsafe_code, reason = "a function item cannot be named in another process, only conjured")]
-fn conjure<F: Copy + Send + 'static>() -> F {
+/// A value of a function type. Function items, and closures that capture nothing, have no bytes: there is nothing to send, and a
+/// value can be made of nothing.
+#[expect(
+    unsafe_code,
+    reason = "a function item cannot be named in another process, but it has no bytes that would have to be sent"
+)]
+fn zero_sized_function<F: Copy + Send + 'static>() -> F {
     const { assert_plain::<F>() }
     // SAFETY: F has no bytes to read, as just asserted. The launcher had a value of F, so F is inhabited;
     // F is Copy, 'static and Send, so it is no token of uniqueness, of a lifetime or of a thread.
@@ -154,17 +158,22 @@ fn conjure<F: Copy + Send + 'static>() -> F {
 }
 
 impl Entry {
+    /// The path of the function, as the compiler names its type.
     pub(crate) fn name(&self) -> &'static str {
         (self.name)()
     }
 
-    /// The function, as tracebacks want to know it, and the hook that runs before it.
+    /// What a traceback needs to know of the function and of the hook that runs before it, to cut off the library's own frames.
     pub(crate) fn callee(&self, hook: Option<&Self>) -> Callee {
         let hook = hook.map(|hook| (hook.name(), hook.call as usize));
         Callee { name: self.name(), trampoline: self.call as usize, hook }
     }
 
-    /// The offset of this record in the executable.
+    /// The offset of this record from the executable's load address, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::FunctionElsewhere`] when record or function lie in a shared object: a worker may have that at another place, or another
+    /// version of it.
     pub(crate) fn offset(&'static self, image: &Image) -> Result<u64, Error> {
         let parts = [std::ptr::from_ref(self).addr(), self.name as usize, self.call as usize];
         if parts.iter().any(|&address| image.offset_of(address).is_none()) {
@@ -173,19 +182,20 @@ impl Entry {
         image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
     }
 
+    /// Decodes the arguments, calls the function, and encodes its result.
     pub(crate) fn call(&self, rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded> {
         (self.call)(rank, arguments, received)
     }
 }
 
-/// What a worker calls.
+/// The functions that a worker calls: the hook of `Options::on_start`, then the function of the context.
 #[derive(Debug)]
 pub(super) struct Called {
     pub(super) hook: Option<&'static Entry>,
     pub(super) entry: &'static Entry,
 }
 
-/// Finds the records that `job` means, or says why one is not there.
+/// Finds the records that `job` names; the error says why one is not there.
 pub(super) fn find(job: &Job, image: &Image) -> Result<Called, String> {
     let hook = job.setup.hook.as_ref().map(|(offset, name)| find_at(&job.image, *offset, name, image));
     let entry = find_at(&job.image, job.entry, &job.function, image)?;

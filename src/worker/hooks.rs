@@ -8,7 +8,7 @@ use crate::sys::dir;
 type Hook = Box<dyn Fn(u64) + Send>;
 
 static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
-/// The process that drew it, and the seed.
+/// The seed, and the pid of the process that drew it: a fork has its parent's seed in memory, and must draw another one.
 static SEED: Mutex<Option<(u32, u64)>> = Mutex::new(None);
 
 /// Registers a function that every worker runs which is forked from this process, before its own function: with
@@ -28,8 +28,8 @@ pub fn after_fork(hook: impl Fn(u64) + Send + 'static) {
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(hook));
 }
 
-/// A random number that is this process's own: every worker has another, however it was started, and also each time it
-/// is started.
+/// A random number of 64 bits that is this process's own: each call in a process returns the same one, and every worker has another,
+/// by whichever start method it was started. A worker that is started again has another one too.
 ///
 /// ```
 /// assert_eq!(phalanx::seed(), phalanx::seed());
@@ -45,14 +45,14 @@ pub fn seed() -> u64 {
     }
 }
 
-/// From the kernel; the clock and the pid where it has none to give.
+/// Draws from the kernel (getrandom(2)); from clock and pid where that call is refused, as by a seccomp filter.
 fn draw() -> u64 {
     dir::random().unwrap_or_else(|_| {
         mix(crate::sys::clock::Moment::now().as_nanos() ^ u64::from(std::process::id()).rotate_left(40))
     })
 }
 
-/// splitmix64's last step.
+/// The last step of splitmix64, by which seeds that differ in one bit differ in half of their bits.
 fn mix(number: u64) -> u64 {
     let z = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -62,7 +62,7 @@ fn mix(number: u64) -> u64 {
 /// Runs the hooks, in a worker that was forked.
 ///
 /// # Errors
-/// What a hook that panicked said.
+/// The message of the panic, if a hook panicked. The hooks after it do not run.
 pub(super) fn run() -> Result<(), String> {
     // Not under the lock: a hook may register one.
     let hooks = std::mem::take(&mut *HOOKS.lock().unwrap_or_else(PoisonError::into_inner));

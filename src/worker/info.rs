@@ -2,17 +2,18 @@
 
 use crate::sys::global::Global;
 
-/// Which worker this is, and of how many: see [`worker_info`].
+/// What a worker knows of itself: its rank, the number of workers, the job's name and the launcher. [`worker_info`] returns it, and
+/// [`Options::on_start`](crate::Options::on_start) is given it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerInfo {
-    /// Its rank, counted from zero.
+    /// The worker's number, from 0 on.
     pub rank: usize,
-    /// How many workers its launcher has started with it.
+    /// The number of workers of its context, this one included.
     pub nprocs: usize,
     /// The job's name: that of [`Options::name`](crate::Options::name), or the executable's.
     pub name: String,
-    /// The launcher's process.
+    /// The pid of the launcher.
     pub launcher: u32,
 }
 
@@ -23,8 +24,8 @@ struct Known {
 
 static KNOWN: Global<Known> = Global::new();
 
-/// Which worker this process is; `None` in a process that is none, such as the launcher, the fork server, or a child of a
-/// worker.
+/// Which worker this process is; `None` in every process that is no worker: the launcher, the fork server, a child of a worker.
+/// torch's name of the same, for the workers of a data loader: `torch.utils.data.get_worker_info`.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -47,7 +48,7 @@ pub fn worker_info() -> Option<WorkerInfo> {
     KNOWN.get().filter(|known| known.process == own).map(|known| known.info.clone())
 }
 
-/// Says which worker this process is. In a fork of a worker it replaces what that was.
+/// Sets what [`worker_info`] returns. In a fork of a worker, which is a worker of another context, it replaces the parent's.
 pub(super) fn set(info: WorkerInfo) {
     KNOWN.set(Box::leak(Box::new(Known { process: std::process::id(), info })));
 }

@@ -6,11 +6,14 @@ use std::io;
 use crate::error::{Callee, Captured, Traceback};
 use crate::sys::{thread, trace};
 
-/// In the path of tokio's functions that run a future on its runtime with several threads.
+/// What the paths of tokio's functions begin with that run a future on the runtime with several threads.
 const MULTI_THREAD: &str = "tokio::runtime::scheduler::multi_thread::";
 
-/// Refuses to begin inside of a runtime. Threads alone are no reason: profilers, allocators and preloaded libraries may have
-/// started some before main.
+/// Refuses to begin inside of a runtime. Threads alone are no reason: profilers, allocators and preloaded libraries may have started
+/// some before main.
+///
+/// # Errors
+/// With the names of the threads, when a tokio runtime is on this thread's stack.
 pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
     // Naming the stack takes long, so it is only done where there may be a runtime. A thread names itself when it first runs: until
     // then it has the name of the thread that made it, as all have that were given none.
@@ -24,7 +27,8 @@ pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
     }
     let stack = Traceback::new(Captured::here(trace::here()), Callee::default());
     let is_on_stack = |path: &str| stack.frames().iter().any(|frame| frame.function.contains(path));
-    // The scheduler on the stack tells without names, unless the compiler has inlined it. New threads have run meanwhile, or not.
+    // Either sign is enough. The compiler may have inlined the scheduler's functions, so that they are not on the stack; and a thread
+    // that has not run yet has no name of its own. The names are asked for again: resolving the stack took time, in which threads ran.
     let threads = thread::names()?;
     let has_threads = is_on_stack(MULTI_THREAD) || has_tokios(&threads);
     if !has_threads || !is_on_stack("tokio::runtime::") {

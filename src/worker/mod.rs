@@ -1,4 +1,4 @@
-//! Everything that runs inside a child.
+//! Everything that runs inside a child of the launcher or of its fork server.
 //!
 //! - `run`: what a worker does from its first instruction to its last
 //! - `entry`: how the user's function is found and called

@@ -14,13 +14,16 @@ use crate::wire::codec;
 use crate::wire::lifecycle::State;
 use crate::wire::slot::SlotWriter;
 
-/// Runs the preload function in the fork server, whose failure is told to the launcher by a reply.
+/// Runs the preload function in the fork server, which sends a failure to the launcher in its reply.
+///
+/// # Errors
+/// What the function returned, or its panic.
 pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
     let previous = Arc::new(panic::take_hook());
     let hook = previous.clone();
     set_hook(move |info| {
         see_panic(None, info);
-        // Where a panic aborts, stderr is the only place to tell it.
+        // Where a panic aborts, no report follows: stderr is the only place for it.
         if !IN_FUNCTION.get() || cfg!(panic = "abort") {
             hook(info);
         }
@@ -38,7 +41,7 @@ pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> R
     done
 }
 
-/// What the hook saw of a panic, for when nobody catches it.
+/// What the panic hook saw of a panic: text, place, stack and time. The payload that catch_unwind returns has the text only.
 struct Seen {
     message: String,
     location: Option<String>,
@@ -46,7 +49,8 @@ struct Seen {
     at: Moment,
 }
 
-/// The last panic of any thread: that of another one may be resumed in the user's function.
+/// The last panic of any thread. The user's function may join a thread that panicked and resume its panic (resume_unwind), which calls
+/// no hook.
 static LAST_PANIC: Mutex<Option<Seen>> = Mutex::new(None);
 
 thread_local! {
@@ -62,13 +66,13 @@ struct Failure {
     at: Moment,
 }
 
-/// Asks for the most memory that the process has had resident, in KiB.
+/// Returns the most memory that the process has had resident, in KiB.
 pub(super) type Peak = fn() -> u64;
 
-/// Runs the user's function and writes its report; says whether it succeeded.
+/// Runs the user's function and writes its report. Returns whether the function succeeded.
 ///
 /// # Errors
-/// When the report cannot be written, as for want of memory.
+/// When the report cannot be written, as when there is no memory left for it (a memfd's bytes are memory).
 pub(super) fn call_and_report(
     slot: &'static SlotWriter,
     peak: Peak,
@@ -90,7 +94,7 @@ pub(super) fn call_and_report(
     written
 }
 
-/// Says whether the function succeeded.
+/// Writes the report. Returns whether the function succeeded.
 fn write_report(
     slot: &SlotWriter,
     peak_kib: u64,
@@ -102,15 +106,15 @@ fn write_report(
         Err(payload) => panicked(&**keep(payload)),
     };
     slot.set_failed_at(failure.at);
-    // The note that tells this error takes the place of the one that told the failure.
+    // A slot has room for one note: the text of this error replaces the failure's, and so has both.
     write_failure(slot, &failure.raised, peak_kib).map_err(|error| {
-        std::io::Error::other(format!("{}; before that {}", with_limit(&error), told(&failure.raised)))
+        std::io::Error::other(format!("{}; before that {}", with_limit(&error), note_text(&failure.raised)))
     })?;
     Ok(false)
 }
 
-/// A failure as a note tells it.
-fn told(raised: &Raised) -> String {
+/// The text of a failure for the note of a slot.
+fn note_text(raised: &Raised) -> String {
     let text = raised.chain.join(": ");
     match &raised.location {
         Some(at) => format!("it panicked at {at}: {text}"),
@@ -125,10 +129,10 @@ fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::
     slot.finish(State::Raised, &body, peak_kib)
 }
 
-/// The addresses of what is never dropped, so that a leak detector finds it in use.
+/// The addresses of what is never dropped: a leak detector (LeakSanitizer, valgrind) finds them here and reports no leak.
 static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// Never drops what a function has left: a destructor that panics would cost the report, and this process ends anyway.
+/// Leaks what a function has left. A destructor that panics or hangs would cost the report, and the process ends anyway.
 pub(super) fn keep<T>(left: T) -> &'static T {
     let left: &'static T = Box::leak(Box::new(left));
     KEPT.lock().unwrap_or_else(PoisonError::into_inner).push((&raw const *left).expose_provenance());
@@ -159,10 +163,10 @@ fn returned_error(slot: Option<&SlotWriter>, error: &anyhow::Error) -> Failure {
     });
     let mut raised =
         Raised { panicked: false, chain, location: None, hook_replaced: false, trace: Captured::default() };
-    // Until the report is whole, the note tells the error. Its traceback takes long, and comes after that.
+    // The note comes first: naming the traceback takes long, and if the process is killed meanwhile, the note is all that is left.
     if let Some(slot) = slot {
         slot.set_failed_at(at);
-        slot.set_note(&told(&raised));
+        slot.set_note(&note_text(&raised));
     }
     raised.trace = Captured::here(trace::addresses_of(error.backtrace()));
     Failure { raised, at }
@@ -178,7 +182,7 @@ fn panicked(payload: &(dyn Any + Send)) -> Failure {
     }
 }
 
-/// A panic that the hook has not seen.
+/// A panic that the hook has not seen: one that was resumed, or one for which the program has set a hook of its own.
 fn unseen(message: String) -> Raised {
     Raised {
         panicked: true,
@@ -204,7 +208,7 @@ pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "Box<dyn Any>".to_owned())
 }
 
-/// Where the hook of this process lies that sees panics.
+/// The address of the panic hook that this module has set, to find out later whether another one has replaced it.
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
 /// Panics of the user's function are kept for the report; those of other threads are shown as ever too.

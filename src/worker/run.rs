@@ -33,32 +33,32 @@ use crate::wire::setup::Setup;
 use crate::wire::slot::SlotWriter;
 use crate::wire::{result_channel, roster};
 
-/// How long the guardian may take to make room for a worker's request.
+/// How long a worker waits for the guardian: to make room in the socket for the request, and to join the worker's process group.
 const ASKING: Duration = Duration::from_secs(10);
 
-/// How this process came to be.
+/// How this process was started.
 #[derive(Debug)]
 pub(crate) enum Origin<'a> {
-    /// By exec: a fresh image, whose exit handlers are its own.
+    /// By posix_spawn of the executable: a fresh image with exit handlers of its own.
     Exec,
-    /// By fork of the launcher: a copy, whose exit handlers and dispositions are its parent's.
+    /// By fork of the launcher: a copy with the launcher's exit handlers and dispositions.
     Fork,
-    /// By fork of the fork server, a copy too.
+    /// By fork of the fork server: a copy too, of a process with one thread.
     Served(Served<'a>),
 }
 
 /// What a worker gets from the fork server.
 #[derive(Debug)]
 pub(crate) struct Served<'a> {
-    /// The numbers that descriptors have in the launcher, and have here.
+    /// The number here of each descriptor, by its number in the launcher, which is the one that the job has.
     pub(crate) numbers: &'a HashMap<RawFd, RawFd>,
     pub(crate) ledger: &'a Ledger,
     pub(crate) changes: &'a Changes,
-    /// The server's process, our parent.
+    /// The pid of the server, this worker's parent.
     pub(crate) server: u32,
 }
 
-/// What the thread that asked for a worker has, and the fork server has not.
+/// The limits and the scheduling state of the thread that asked for a worker, as far as the fork server's differ.
 #[derive(Debug)]
 pub(crate) struct Changes {
     pub(crate) limits: Limits,
@@ -67,7 +67,7 @@ pub(crate) struct Changes {
 
 impl Changes {
     fn apply(&self) -> io::Result<()> {
-        // A limit can be what allows the rest, as RLIMIT_NICE.
+        // Limits first: one may be what allows the rest, as RLIMIT_NICE allows a lower nice value (getrlimit(2)).
         self.limits.apply().and_then(|()| self.thread.apply()).map_err(|error| {
             io::Error::other(format!(
                 "{error}. The fork server is not as the thread that asked for this worker, and may not become so: use \
@@ -78,8 +78,8 @@ impl Changes {
 }
 
 impl Origin<'_> {
-    /// How to ask for the most memory that this process has had resident. Through an exec the count of getrusage goes on
-    /// from that of the process before; after a fork it begins anew, and asking it is much cheaper.
+    /// The function that returns the most memory that this process has had resident, in KiB. Through an exec the count of getrusage(2)
+    /// goes on from the process before; after a fork it begins anew, and asking it is much cheaper than reading /proc.
     fn peak(&self) -> report::Peak {
         match self {
             Self::Exec => || memory::peak_resident_kib().unwrap_or(0),
@@ -87,7 +87,7 @@ impl Origin<'_> {
         }
     }
 
-    /// The number here of a descriptor that the job speaks of.
+    /// The number that a descriptor of the job has in this process.
     fn local(&self, number: RawFd) -> RawFd {
         match self {
             Self::Exec | Self::Fork => number,
@@ -97,21 +97,22 @@ impl Origin<'_> {
     }
 }
 
-/// Lives the life of a worker.
+/// Runs a worker from its first instruction to its exit. Never returns.
 pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
     let _no_way_back = fork::AbortOnUnwind;
     let code = match die_with_launcher(marker) {
-        // Whoever wanted to know about this worker is gone: it says nothing.
+        // The launcher is dead, so that nobody would read a message.
         Ok(false) => EXIT_REFUSED,
         Ok(true) => report_slot(marker)
-            .map_or_else(|error| complain(marker, &error), |slot| work(marker, origin, slot)),
-        Err(error) => complain(marker, &error),
+            .map_or_else(|error| report_on_stderr(marker, &error), |slot| work(marker, origin, slot)),
+        Err(error) => report_on_stderr(marker, &error),
     };
-    leave(code, origin)
+    exit(code, origin)
 }
 
-/// Without a slot there is only stderr to tell it to; if that fails too, the exit code is left.
-fn complain(marker: &Marker, error: &io::Error) -> i32 {
+/// Writes why the worker cannot begin to stderr, as long as there is no slot to write it into. If stderr is closed, the exit code
+/// alone tells it.
+fn report_on_stderr(marker: &Marker, error: &io::Error) -> i32 {
     let _ = writeln!(io::stderr(), "phalanx: worker {} cannot begin: {error}", marker.rank);
     EXIT_REFUSED
 }
@@ -150,7 +151,7 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
     }
 }
 
-/// What a worker needs for its call.
+/// What a worker needs to call its function: the job, what came beside the arguments, and the socket for what goes beside the result.
 struct CallContext {
     open: OpenJob,
     received: Received,
@@ -161,7 +162,7 @@ impl CallContext {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
         let Self { open, received, sender } = self;
-        // Never closed: of a descriptor that the function has closed already, std's debug builds abort the process, and
+        // Leaked, so never closed: of a descriptor that the function has closed already, std's debug builds abort the process, and
         // what the function has said would be lost.
         let (open, sender) = (report::keep(open), report::keep(sender));
         if let Some(hook) = hook {
@@ -174,7 +175,8 @@ impl CallContext {
     }
 }
 
-/// What comes last before the function: the hooks of who was forked, and the gate that opens when all are watched.
+/// The last steps before the function: a forked worker runs the `after_fork` hooks, and one of the fork server waits at the gate,
+/// which the launcher opens when it watches all workers.
 fn await_start(origin: &Origin<'_>) -> io::Result<()> {
     match origin {
         Origin::Exec => Ok(()),
@@ -198,7 +200,8 @@ fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
     EXIT_REFUSED
 }
 
-/// Makes the process what a worker's function may expect to find.
+/// Sets the process up: descriptors, dispositions, the rank's options, name, crash handler, and what the worker shares with its
+/// launcher.
 fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io::Result<CallContext> {
     let job = fd::adopt(marker.job)?;
     let open = OpenJob::read(job.as_fd())?;
@@ -208,16 +211,16 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
         Origin::Exec => {
             late_init::refuse_inside_of_a_runtime()?;
             fd::close_inherited(Inherited::ThroughExec, &own)?;
-            // As any Rust main does; but init may run before main.
+            // std ignores SIGPIPE before main; `auto_init!` runs earlier than that, from .init_array.
             signal::ignore(signal::Signal::PIPE)?;
         }
         Origin::Fork => {
-            come_from_fork(&own)?;
+            clean_up_after_fork(&own)?;
             signal::reset_all()?;
         }
         Origin::Served(served) => {
             served.changes.apply()?;
-            come_from_fork(&own)?;
+            clean_up_after_fork(&own)?;
             // The server has reset its dispositions for us; only the mask is left.
             signal::unblock_all()?;
         }
@@ -230,7 +233,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     }
     fd::open_stdio_on_null()?;
     info::set(info_of(&open.job, marker.rank));
-    // For who looks at it; nothing depends on it.
+    // For people who read `ps` or `top`: nothing depends on the name, so an error is none of the worker's.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
     match origin {
         Origin::Served(_) => crash::watch_prepared(slot),
@@ -246,7 +249,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     if let Some([memory, event]) = open.job.abort {
         abort::apply(adopt(memory)?, adopt(event)?)?;
     }
-    // One that may outlive its launcher needs no guard.
+    // A guard ends a worker's children when the launcher is killed. A worker that may outlive its launcher is not to be ended by it.
     if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
         asked
@@ -258,7 +261,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     Ok(CallContext { open, received, sender })
 }
 
-fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
+fn clean_up_after_fork(own: &[RawFd]) -> io::Result<()> {
     fork::lead_own_group(0)?;
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
@@ -267,11 +270,12 @@ fn come_from_fork(own: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells the guardian of this worker, before it can have children: whatever becomes of the launcher, the guardian finds
-/// the request.
+/// Asks the guardian to watch this worker, before the worker can have children: the request is in the socket, and the guardian finds
+/// it there whatever becomes of the launcher.
 ///
-/// Where its pidfd does not mean its group, the guardian must have joined that before: both the launcher and this worker may
-/// be gone when it looks. It closes the second descriptor when it has; a guardian that is dead has none open.
+/// Before Linux 6.9 a pidfd cannot signal a process group (pidfd_send_signal(2), PIDFD_SIGNAL_PROCESS_GROUP). The guardian then keeps
+/// a process in the group, and this function waits until it is there: later both the launcher and this worker may be gone, and the
+/// group's number be another's. The guardian closes the second descriptor when it has joined; if the guardian dies, the kernel does.
 fn ask_for_guard(guards: &Socket) -> io::Result<()> {
     let own = std::process::id();
     let pidfd = pidfd::open(own)?;
@@ -291,7 +295,7 @@ fn info_of(job: &Job, rank: usize) -> WorkerInfo {
     WorkerInfo { rank, nprocs, name: job.name.clone(), launcher }
 }
 
-/// `job:rank`, of whose 15 bytes the rank has its whole.
+/// The comm name `job:rank`. The kernel keeps 15 bytes (prctl(2), PR_SET_NAME): the job's name is cut, the rank never.
 fn comm(job: &Job, rank: usize) -> String {
     const KEPT: usize = 15;
     let rank = format!(":{rank}");
@@ -299,7 +303,7 @@ fn comm(job: &Job, rank: usize) -> String {
     format!("{}{rank}", &job.name[..job.name.floor_char_boundary(room)])
 }
 
-/// Stamps the moment at which something exits while the user's function still runs.
+/// Registers an exit handler that stamps the moment when something calls exit(3) while the user's function still runs.
 fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
     static SLOT: Global<SlotWriter> = Global::new();
     extern "C" fn at_exit() {
@@ -311,13 +315,14 @@ fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
     fork::at_exit(at_exit)
 }
 
-/// Ends the process with what it has written flushed.
+/// Ends the process after flushing what it has written. A forked worker runs no exit handlers: they are its parent's, and would undo
+/// there what the parent still uses, such as temporary files.
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "this is where a worker ends")]
-fn leave(code: i32, origin: &Origin<'_>) -> ! {
+fn exit(code: i32, origin: &Origin<'_>) -> ! {
     match origin {
         Origin::Exec => std::process::exit(code),
         Origin::Fork | Origin::Served(_) => {
-            // A stdout that is closed loses what is left in the buffer, as at any exit.
+            // An error means that stdout is closed: the rest of the buffer is lost, as at every exit.
             let _ = io::stdout().flush();
             stdio::flush();
             stdio::write_profiles();

@@ -1,4 +1,4 @@
-//! Gives a worker what its rank has of its own.
+//! Applies the `RankOptions` of a worker's rank: output files, working directory, processors, environment.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,7 +10,11 @@ use crate::sys::affinity::Affinity;
 use crate::sys::{env, fd};
 use crate::wire::setup::{OutputPath, RankSetup};
 
-/// Takes it on, with the output first: a relative path is one in the launcher's working directory.
+/// Applies a rank's options. The output files come first: a relative path is one in the launcher's working directory, which the next
+/// step leaves.
+///
+/// # Errors
+/// What could not be done, with rank and path; the worker does not run its function then.
 pub(super) fn apply(setup: &RankSetup, rank: usize) -> io::Result<()> {
     let RankSetup { environment, directory, processors, stdout, stderr } = setup;
     for (number, name, output) in [(1, "stdout", stdout), (2, "stderr", stderr)] {
@@ -24,11 +28,12 @@ pub(super) fn apply(setup: &RankSetup, rank: usize) -> io::Result<()> {
     }
     if let Some(processors) = processors {
         let numbers = format!("{:?}", processors.processors().collect::<Vec<_>>());
-        let taken = take_on_all(processors);
-        taken.map_err(failed(rank, "taking on its processors (sched_setaffinity)", numbers.as_bytes()))?;
+        let applied = apply_processors(processors);
+        applied.map_err(failed(rank, "taking on its processors (sched_setaffinity)", numbers.as_bytes()))?;
     }
     for (key, value) in environment {
-        // By exec it came with the rest, and other threads may be there already.
+        // setenv(3) is not safe while another thread reads the environment. By exec the variable came with the rest of the environment,
+        // so that nothing is set in a process that may have threads already.
         if std::env::var_os(key).as_deref() != Some(OsStr::new(value)) {
             env::set(key, value);
         }
@@ -36,8 +41,9 @@ pub(super) fn apply(setup: &RankSetup, rank: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel leaves out in silence those that are not there or that a cpuset forbids, unless these are all.
-fn take_on_all(processors: &Affinity) -> io::Result<()> {
+/// Sets the processors and compares them with those that the thread then has: the kernel leaves out, without an error, the ones that
+/// do not exist or that the cpuset forbids, unless none would be left (sched_setaffinity(2)).
+fn apply_processors(processors: &Affinity) -> io::Result<()> {
     processors.apply()?;
     let taken = Affinity::of_caller()?;
     if taken == *processors {
