@@ -1,4 +1,8 @@
 //! An end of a pipe: how it is in one process at a time.
+//!
+//! A claim marks the end as sent when it is serialised into a message. If the message is delivered, the claim makes the
+//! descriptor mean /dev/null here; if the message is dropped, the claim takes the mark back. So after a failed send the end is
+//! still in this process, and after a successful one its peer reads EOF when the new owner ends.
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,7 +47,10 @@ impl End {
         self.uses.load(Acquire) == SENT
     }
 
-    /// Keeps it from being sent away as long as the result lives.
+    /// Begins a call that uses the end, which cannot be sent away as long as the result lives.
+    ///
+    /// # Errors
+    /// [`QueueError::Gone`] when it was sent away, or came into this worker by its fork, which closed it.
     pub(super) fn enter(&self) -> Result<Use<'_>, QueueError> {
         if self.socket.descriptor().is_cut_off() {
             return Err(QueueError::Gone { reason: CUT_OFF });
@@ -58,7 +65,7 @@ impl End {
         }
     }
 
-    /// Marks it as sent, which only one caller can.
+    /// Marks it as sent, which only one caller can. The error says why it cannot be sent: it was sent, or a call uses it.
     fn claim(this: &Arc<Self>) -> Result<Claimed, String> {
         // Opened now, when an error can still be returned. Once the message is delivered (`keep`), there is no way back.
         let null = with_room(fd::null)
@@ -89,7 +96,7 @@ impl End {
     }
 }
 
-/// A call that uses an end.
+/// A call that uses an end. Its drop ends the call.
 #[derive(Debug)]
 pub(super) struct Use<'a>(&'a End);
 
@@ -108,7 +115,7 @@ impl Drop for Use<'_> {
     }
 }
 
-/// An end that was put into a message.
+/// An end that was put into a message. Dropped before the message was delivered, it gives the end back to this process.
 #[derive(Debug)]
 struct Claimed {
     end: Arc<End>,

@@ -1,4 +1,7 @@
 //! What sending and receiving can fail with.
+//!
+//! Errors of waits that another process was to end are noted beside the error (`error::consequence`): a worker that fails with
+//! one of them is not blamed for the failure, the process that it waited for is.
 
 use std::io;
 use std::time::Duration;
@@ -17,12 +20,34 @@ pub(super) const CUT_OFF: &str =
 
 /// Everything that sending and receiving values can fail with.
 ///
-/// Texts name workers of the same context by their ranks; other processes by their pids.
+/// An error that names processes names workers of the same context by their ranks in its text, other processes by their pids.
 ///
 /// [`Full`](Self::Full), [`Empty`](Self::Empty) and [`TimedOut`](Self::TimedOut) pass by themselves, and the call may
 /// be tried again. After [`Decode`](Self::Decode) and [`TasksLost`](Self::TasksLost) the queue goes on, without what
 /// was lost. [`Closed`](Self::Closed), [`Disconnected`](Self::Disconnected), [`Gone`](Self::Gone) and
 /// [`Corrupt`](Self::Corrupt) stay. After [`Aborted`](Self::Aborted) a worker does best to end.
+///
+/// Python has `queue.Full` and `queue.Empty` for calls that do not wait and for timeouts alike; here a timeout is
+/// [`TimedOut`](Self::TimedOut). Its `EOFError` is [`Disconnected`](Self::Disconnected).
+///
+/// A worker may return any of these from its function. [`TimedOut`](Self::TimedOut), [`Aborted`](Self::Aborted),
+/// [`Disconnected`](Self::Disconnected) and [`TasksLost`](Self::TasksLost) are taken for the consequence of what another
+/// process did, so the launcher reports the failure of that process first if there is one.
+///
+/// ```
+/// use phalanx::{Queue, QueueError};
+///
+/// fn next(queue: &Queue<String>) -> Result<Option<String>, QueueError> {
+///     match queue.try_get() {
+///         Ok(value) => Ok(Some(value)),
+///         Err(QueueError::Empty | QueueError::Closed) => Ok(None),
+///         Err(error) => Err(error),
+///     }
+/// }
+///
+/// assert_eq!(next(&Queue::bounded(4)?)?, None);
+/// # Ok::<(), QueueError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
@@ -34,89 +59,103 @@ pub enum QueueError {
     #[error("there is no value at the moment: try again later, or use the call that waits (get, recv)")]
     Empty,
 
-    /// The time that the call might take was up. Nothing was sent or received.
+    /// The time that the call might take was up. Nothing was sent or received, and the call may be repeated.
+    ///
+    /// A call named `try_…` gives up with this error too, after a second, when another thread does not finish what it is in
+    /// the middle of: its process is stopped, say by SIGSTOP or a debugger.
     #[error("timed out after {waited:?}{awaited}")]
     TimedOut {
-        /// How long it waited.
+        /// The time that the call was given, or one second of a `try_` call.
         waited: Duration,
-        /// What it waited for, and which processes, as far as they are known.
+        /// What it waited for, and which processes were to end the wait, as far as they are known.
         awaited: Awaited,
     },
 
-    /// The queue was closed: it takes no more values, and gives none once it is empty.
+    /// Some process has closed the queue: it takes no more values, and gives none once it is empty. For a consumer this is the
+    /// regular end, at which iterators end too.
     #[error("the queue was closed by close(): it takes no more values, and gives none once it is empty")]
     Closed,
 
     /// A worker of the same context has failed or the context is being ended, and
-    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
+    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that its workers are to wait no more.
+    ///
+    /// Each later wait of the worker ends in the same way. What a call can do without waiting it still does, so that the worker
+    /// can clean up.
     #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// The failed rank; `None`: the launcher ends its workers.
+        /// The rank that failed; `None` when the launcher ends its workers.
         rank: Option<usize>,
     },
 
-    /// The other end of a pipe is gone: it was dropped, or its process has ended. What was sent before has been received.
+    /// The other end of a pipe is gone: it was dropped, or its process has ended, by whatever signal. A call that receives
+    /// returns this after all that was sent before.
     #[error("the other end of the pipe is gone: it was dropped, or its process has ended")]
     Disconnected,
 
-    /// The connection or queue is not in this process, or not any more. Nothing was sent or received.
+    /// The connection or queue is not in this process: the connection was sent to another process, or the handle came into this
+    /// worker by its fork alone, and not in its arguments. Nothing was sent or received.
     #[error("this connection or queue is not in this process: {reason}")]
     Gone {
-        /// Where it is.
+        /// Where it is, as a part of a sentence.
         reason: &'static str,
     },
 
-    /// The value could not be serialised. Nothing was sent.
+    /// The value could not be serialised. Nothing was sent, and shards and connections in the value are still here.
     #[error("cannot serialise the value, which was not sent: {reason}")]
     Encode {
         /// What serde or the type said.
         reason: String,
     },
 
-    /// A message could not be made a value. It is gone, and the next one can be received.
+    /// A message could not be made a value: its type refuses what was written, or its descriptors did not arrive because this
+    /// process has no room for them. The message is gone, and the next one can be received.
     #[error("cannot deserialise a message, which is lost; the next one can be received: {reason}")]
     Decode {
         /// What serde or the type said, or what of it did not arrive.
         reason: String,
     },
 
-    /// What was received does not come from this library, or from another version of the program.
+    /// What was received is no message: some process has written to the queue's memory or the pipe's descriptor by other
+    /// means. A queue may stay unusable after that.
     #[error("received what is no message of this program: {reason}")]
     Corrupt {
         /// What was wrong with it.
         reason: String,
     },
 
-    /// More tasks were said to be done than had been put.
+    /// [`JoinableQueue::task_done`](crate::JoinableQueue::task_done) was called more often than tasks had been put. The count
+    /// stays as it was.
     #[error(
         "task_done() was called more often than tasks were put: call it once for each task that was taken"
     )]
     TooManyDone,
 
     /// Threads that had taken tasks ended, or were killed, before they said that these were done.
+    /// [`JoinableQueue::join`](crate::JoinableQueue::join) returns this once; the tasks then count as done.
     #[error("{count} {} lost: {} ended before it said that they were done", tasks(*.count), named(.pids))]
     TasksLost {
-        /// How many tasks.
+        /// How many tasks were lost.
         count: usize,
-        /// The processes that these threads belonged to.
+        /// The processes that these threads belonged to. They may live on, where only a thread has ended.
         pids: Vec<u32>,
     },
 
-    /// A queue cannot have room for that number of values.
+    /// A queue cannot be made for that number of values: it can be for 1 to 2^28.
     #[error("cannot make a queue for {capacity} values: it can be for 1 to {MOST}")]
     Bound {
         /// How many were asked for.
         capacity: usize,
     },
 
-    /// Shared memory could not be had.
+    /// The shared memory of a new queue could not be made.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 
-    /// The system refused something.
+    /// The system refused something, as for want of memory or descriptors. The text says what limit was met, where that is
+    /// known.
     #[error("cannot {doing}: {}", with_hint(.os))]
     System {
-        /// What was being done to what.
+        /// What was being done, as in "make a pipe (socketpair)".
         doing: &'static str,
         /// What the system said.
         os: io::Error,

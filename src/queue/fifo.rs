@@ -15,15 +15,14 @@ use super::message::Outgoing;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::transfer::record::TypeTag;
 
-/// A queue of values, from many producers to many consumers in any processes.
+/// A queue of values, from many producers to many consumers in any processes: Python's `multiprocessing.Queue`.
 ///
 /// A value whose [`put`](Self::put) has returned is in the queue, also if its producer is killed in the next instant: there is no
-/// thread that would still have to send it. What a process that is killed can take along is a value whose `put` has not
-/// returned, and one that it has taken out. Nobody else waits for it, and nothing is damaged or comes twice. Values of one
-/// producer come in its order.
+/// thread that would still have to send it. Values come out in the order of their puts: if one `put` returned before another
+/// one began, its value comes first. Each value goes to one consumer.
 ///
-/// Values are any serde type; tensors, descriptors, queues and locks in them are shared, not copied. A large value goes in a
-/// memfd. A queue is given to workers in their arguments, or through another queue or pipe; clones are the same queue.
+/// Values are any serde type; tensors, descriptors, queues and locks in them are shared, not copied. A value that is too large
+/// for the ring (more than 16 KiB in a small queue, 64 KiB in a large one) travels in a memfd.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -54,21 +53,32 @@ use crate::transfer::record::TypeTag;
 ///
 /// # When a process dies
 ///
-/// | it is killed | what becomes of the value |
+/// | a process is killed | what becomes of the value |
 /// |---|---|
 /// | before its `put` has returned | it is in the queue as a whole, or not at all |
 /// | after that | it is in the queue |
 /// | before its `get` has returned | it is still in the queue, or gone with the process |
 /// | while it waits for room or for a value | nothing: the kernel lets the next one wait in its place |
 ///
-/// No death closes a queue. A launcher that takes the values of workers waits for their context as well
-/// ([`wait`](crate::wait())), and a worker lets [`Options::abort_on_failure`](crate::Options::abort_on_failure) end its
-/// wait. A [`JoinableQueue`](crate::JoinableQueue) tells how many tasks died with their takers.
+/// No value comes twice. A process that is *stopped* (SIGSTOP) in the middle of a call keeps the others on its side waiting;
+/// their timeouts hold.
 ///
-/// # Threads and forks
+/// No death closes a queue, which does not know its producers. Where all of them may be dead, a launcher waits for its context
+/// as well ([`wait`](crate::wait()), [`values_from`](crate::ProcessContext::values_from)), and a worker lets
+/// [`Options::abort_on_failure`](crate::Options::abort_on_failure) end its wait. A
+/// [`JoinableQueue`](crate::JoinableQueue) tells how many tasks died with their takers.
 ///
-/// A queue is `Send` and `Sync`: threads may share one handle, or have a clone each. In a worker that has it only by
-/// its fork every call that puts, takes or closes is [`QueueError::Gone`]: give it to the worker in its arguments.
+/// # Processes, threads and forks
+///
+/// A queue comes into another process in the arguments or the result of a worker, or through another queue or a pipe, at any
+/// time. It is `Send` and `Sync` whatever `T` is: threads may share one handle, or have a clone each, which shares its three
+/// descriptors. In a worker that has it only by its fork every call that puts, takes or closes is [`QueueError::Gone`]: give it
+/// to the worker in its arguments. The memory, with the values in it, is freed with the last handle in any process.
+///
+/// # Timeouts
+///
+/// Their clock is CLOCK_MONOTONIC. A timeout covers the whole wait: for the turn of this caller and for the room or the value.
+/// `Duration::ZERO` looks once, and `Duration::MAX` has no end.
 pub struct Queue<T> {
     // Clones share the handle: three descriptors for each process, not for each clone.
     core: Arc<Core>,
@@ -79,22 +89,20 @@ pub struct Queue<T> {
 const KIND: &str = "Queue";
 
 impl<T> Queue<T> {
-    /// A queue for at most `capacity` values, or at most as many as there is room for in its memory: 64 bytes for each, 64 KiB at
-    /// the least and 4 MiB at the most. Of values with tensors or other things that travel beside them, and of those that are
-    /// too large for that memory, some 270 can be in it at a time (what a socket holds: net.core.wmem_default).
+    /// Makes a queue for at most `capacity` values, and at most as many as its memory has room for.
     ///
-    /// ```
-    /// use phalanx::{Queue, QueueError};
+    /// The memory has 64 bytes for each value, rounded up to a power of two, 64 KiB at the least and 4 MiB at the most. Values
+    /// that need more than 64 bytes fill it before there are `capacity` of them. Of values with tensors or other things that
+    /// travel beside them, and of those that travel in a memfd, some 270 can be in it at a time (what a socket holds:
+    /// net.core.wmem_default).
     ///
-    /// let queue = Queue::<u64>::bounded(100)?;
-    /// assert_eq!((queue.capacity(), queue.len()), (100, 0));
-    /// assert!(matches!(Queue::<u64>::bounded(0), Err(QueueError::Bound { capacity: 0 })));
-    /// # Ok::<(), QueueError>(())
-    /// ```
+    /// Every queue has a bound: Python's `maxsize=0` has no counterpart. Name the type, as in `Queue::<u64>::bounded(8)`,
+    /// where the compiler cannot tell it: [`put`](Self::put) takes a value or a reference.
     ///
     /// # Errors
-    /// [`QueueError::Memory`] and [`QueueError::System`] when there is no memory for it or no descriptor (it needs three);
-    /// [`QueueError::Bound`] when `capacity` is 0 or more than 2^28.
+    /// - [`QueueError::Bound`] when `capacity` is 0 or more than 2^28
+    /// - [`QueueError::Memory`] when there is no shared memory for it
+    /// - [`QueueError::System`] when this process has no descriptors left: a queue needs three, or four for more than 2048 values
     pub fn bounded(capacity: usize) -> Result<Self, QueueError> {
         // Positions count messages modulo 2^32, and `messages_since` needs the difference to be far below that.
         let bound = u32::try_from(capacity).ok().filter(|bound| (1..=MOST).contains(bound));
@@ -108,35 +116,43 @@ impl<T> Queue<T> {
         Self { core: Arc::new(core), values: PhantomData }
     }
 
-    /// How many values are in it.
+    /// How many values are in it: Python's `qsize()`.
+    ///
+    /// The number is exact for one moment. Other processes go on, so it may be out of date when it arrives.
     #[must_use]
     #[doc(alias = "qsize")]
     pub fn len(&self) -> usize {
         self.core.len() as usize
     }
 
-    /// The most that can be.
+    /// The most values that can be in it: the `capacity` that was given to [`bounded`](Self::bounded).
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.core.most() as usize
     }
 
-    /// Whether nothing is in it.
+    /// Whether nothing is in it at this moment: Python's `empty()`. Use [`try_get`](Self::try_get) to take what is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.core.len() == 0
     }
 
-    /// Whether there are as many values in it as there can be, or its memory has no room for a small one more.
+    /// Whether there are as many values in it as there can be, or its memory has no room for one more of 64 bytes: Python's
+    /// `full()`.
+    ///
+    /// A put of a larger value, or of one with tensors or descriptors, may have to wait although this is `false`.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.core.is_full()
     }
 
-    /// Closes it, in all processes: nothing can be put into it any more. What is in it can be taken out, and then
-    /// [`get`](Self::get) says [`Closed`](QueueError::Closed), at which iterators end.
+    /// Closes it, in all processes: nothing can be put into it any more.
     ///
-    /// Those who wait in [`put`](Self::put) or [`get`](Self::get) are woken. A closed queue cannot be opened again.
+    /// A put that waits for room ends with [`QueueError::Closed`], as each later one does. What is in the queue can be taken
+    /// out; after the last value [`get`](Self::get) is `Closed` too, at which iterators end. A closed queue stays closed.
+    /// Dropping a handle does not close it. One step closes the queue and wakes the waiters, also if this process is killed.
+    ///
+    /// Python's `close()` concerns the calling process alone, so there each consumer needs a value that says "the end".
     ///
     /// ```
     /// use phalanx::{Queue, QueueError};
@@ -151,12 +167,13 @@ impl<T> Queue<T> {
     /// ```
     ///
     /// # Errors
-    /// [`QueueError::System`] when the system refuses to let others know.
+    /// - [`QueueError::Gone`] in a forked worker that has the queue from the fork alone
+    /// - [`QueueError::System`] when the system refuses to wake the waiters
     pub fn close(&self) -> Result<(), QueueError> {
         self.core.close()
     }
 
-    /// Whether it was closed. There may still be values in it.
+    /// Whether some process has closed it. There may still be values in it.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.core.is_closed()
@@ -168,28 +185,32 @@ impl<T> Queue<T> {
 }
 
 impl<T: Serialize> Queue<T> {
-    /// Puts a value in, for whose room it waits. The value is given, or lent: shards and connections in it are gone from here.
+    /// Puts a value in, and waits as long as there is no room for it.
+    ///
+    /// The value is given, or lent, and is serialised before the call waits. Memory, descriptors, queues and locks in it are
+    /// shared with the consumer. Shards and connections in it are gone from here once the call has succeeded. After an error
+    /// they are still here, and the value is not in the queue.
     ///
     /// ```
-    /// let queue = phalanx::Queue::bounded(8)?;
-    /// let text = "lent".to_owned();
-    /// queue.put(&text)?;
+    /// let (queue, lent) = (phalanx::Queue::bounded(8)?, "lent".to_owned());
+    /// queue.put(&lent)?;
     /// queue.put("given".to_owned())?;
-    /// assert_eq!((queue.get()?, queue.get()?), (text, "given".to_owned()));
+    /// assert_eq!((queue.get()?, queue.get()?), (lent, "given".to_owned()));
     /// # Ok::<(), phalanx::QueueError>(())
     /// ```
     ///
     /// # Errors
-    /// - [`QueueError::Closed`]
+    /// - [`QueueError::Closed`] when the queue was closed, before the call or while it waited
     /// - [`QueueError::Encode`] when the value cannot be serialised
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`QueueError::Gone`] in a forked worker that has the queue from the fork alone
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
     /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
     pub fn put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
         self.put_by(value.borrow(), &WaitPolicy::Forever)
     }
 
-    /// As [`put`](Self::put), but does not wait for room.
+    /// As [`put`](Self::put), but does not wait for room: Python's `put_nowait`.
     ///
     /// ```
     /// use phalanx::{Queue, QueueError};
@@ -201,19 +222,19 @@ impl<T: Serialize> Queue<T> {
     /// ```
     ///
     /// # Errors
-    /// As [`put`](Self::put), and [`QueueError::Full`]; [`QueueError::TimedOut`] when another process has been in the middle of
-    /// putting something for a second, as one that is stopped there.
+    /// - [`QueueError::Full`] when there is no room at the moment
+    /// - [`QueueError::TimedOut`] when there is room, but a thread in the middle of a put keeps others out for a second
+    /// - the others of [`put`](Self::put)
     #[doc(alias = "put_nowait")]
     pub fn try_put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
         self.put_by(value.borrow(), &WaitPolicy::Never)
     }
 
-    /// As [`put`](Self::put), but waits for room no longer than `timeout`.
-    ///
-    /// The time is that of CLOCK_MONOTONIC, and includes waiting for other producers. If it is up, nothing was put.
+    /// As [`put`](Self::put), but waits for room no longer than `timeout`: Python's `put(value, timeout=seconds)`.
     ///
     /// # Errors
-    /// As [`put`](Self::put), and [`QueueError::TimedOut`].
+    /// - [`QueueError::TimedOut`] when the time was up before there was room (where Python raises `Full`)
+    /// - the others of [`put`](Self::put)
     pub fn put_timeout(&self, value: impl Borrow<T>, timeout: Duration) -> Result<(), QueueError> {
         self.put_by(value.borrow(), &WaitPolicy::of(timeout))
     }
@@ -226,24 +247,17 @@ impl<T: Serialize> Queue<T> {
 }
 
 impl<T: DeserializeOwned> Queue<T> {
-    /// Takes the next value out, for which it waits.
+    /// Takes the next value out, and waits as long as there is none.
     ///
-    /// ```
-    /// let queue = phalanx::Queue::bounded(8)?;
-    /// let waited = std::thread::scope(|scope| {
-    ///     let consumer = scope.spawn(|| queue.get());
-    ///     queue.put(5_u32)?;
-    ///     consumer.join().expect("it does not panic")
-    /// })?;
-    /// assert_eq!(waited, 5);
-    /// # Ok::<(), phalanx::QueueError>(())
-    /// ```
+    /// One step takes the message out: a consumer that dies before it leaves the value to the next one, and the value dies with
+    /// a consumer that dies after it. The value is deserialised then, while other consumers go on.
     ///
     /// # Errors
     /// - [`QueueError::Closed`] when it was closed and nothing is in it any more
     /// - [`QueueError::Decode`] when the value cannot be deserialised, or did not arrive whole for want of descriptors; it
     ///   is lost, and the next one can be taken
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`QueueError::Gone`] in a forked worker that has the queue from the fork alone
     /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
     /// - [`QueueError::System`] when the system refuses
     pub fn get(&self) -> Result<T, QueueError> {
@@ -251,17 +265,18 @@ impl<T: DeserializeOwned> Queue<T> {
         self.core.get(&WaitPolicy::Forever)?.decode()
     }
 
-    /// As [`get`](Self::get), but does not wait for a value.
+    /// As [`get`](Self::get), but does not wait for a value: Python's `get_nowait`.
     ///
     /// # Errors
-    /// As [`get`](Self::get), and [`QueueError::Empty`]; [`QueueError::TimedOut`] when another process has been in the middle of
-    /// taking something for a second, as one that is stopped there.
+    /// - [`QueueError::Empty`] when there is no value at the moment, and the queue is not closed
+    /// - [`QueueError::TimedOut`] when there is a value, but a thread in the middle of a get keeps others out for a second
+    /// - the others of [`get`](Self::get)
     #[doc(alias = "get_nowait")]
     pub fn try_get(&self) -> Result<T, QueueError> {
         self.core.get(&WaitPolicy::Never)?.decode()
     }
 
-    /// As [`get`](Self::get), but waits no longer than `timeout`.
+    /// As [`get`](Self::get), but waits no longer than `timeout`: Python's `get(timeout=seconds)`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -274,12 +289,15 @@ impl<T: DeserializeOwned> Queue<T> {
     /// ```
     ///
     /// # Errors
-    /// As [`get`](Self::get), and [`QueueError::TimedOut`].
+    /// - [`QueueError::TimedOut`] when the time was up before there was a value (where Python raises `Empty`)
+    /// - the others of [`get`](Self::get)
     pub fn get_timeout(&self, timeout: Duration) -> Result<T, QueueError> {
         self.core.get(&WaitPolicy::of(timeout))?.decode()
     }
 
-    /// The values that are there now: ends when nothing is in it, without waiting. An error in between is an item, which
+    /// The values that are there now, taken out one by one by [`try_get`](Self::try_get).
+    ///
+    /// It ends when nothing is in the queue, without waiting. Any other error is an item, which
     /// `while let Ok(value) = queue.try_get()` would take for the end.
     ///
     /// ```
@@ -293,7 +311,9 @@ impl<T: DeserializeOwned> Queue<T> {
         std::iter::from_fn(|| until_empty(self.try_get()))
     }
 
-    /// The values as they come, until the queue was closed and is empty.
+    /// The values as they come, taken out one by one by [`get`](Self::get), until the queue was closed and is empty.
+    ///
+    /// An error other than [`QueueError::Closed`] is an item. [`QueueError::Aborted`] comes each time: the loop must end itself.
     pub fn iter(&self) -> QueueIter<T> {
         QueueIter { queue: self.clone() }
     }
@@ -316,7 +336,9 @@ pub(super) fn until_empty<T>(got: Result<T, QueueError>) -> Option<Result<T, Que
     }
 }
 
-/// The values of a [`Queue`] as they come; ends when it was closed and is empty.
+/// The values of a [`Queue`] as they come; ends when the queue was closed and is empty.
+///
+/// [`Queue::iter`] makes it, and so does a `for` loop over a queue. Each step waits as [`Queue::get`] does, with no timeout.
 #[derive(Clone, Debug)]
 pub struct QueueIter<T> {
     queue: Queue<T>,

@@ -12,8 +12,10 @@ use super::fifo::{Queue, until_closed, until_empty};
 use super::tasks::{Seat, Tasks};
 use crate::sync::wait_policy::WaitPolicy;
 
-/// A [`Queue`] of tasks: whoever takes one says by [`task_done`](Self::task_done) that it is done, and
-/// [`join`](Self::join) waits until all are.
+/// A [`Queue`] of tasks: a consumer calls [`task_done`](Self::task_done) for each task that it has done, and
+/// [`join`](Self::join) waits until all are done. Python's `multiprocessing.JoinableQueue`.
+///
+/// What [`Queue`] says of processes that die, of handles, threads and timeouts holds here too.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -41,9 +43,14 @@ use crate::sync::wait_policy::WaitPolicy;
 /// # }
 /// ```
 ///
-/// A task that a thread has taken is in its hands until somebody in its process has said that one is done. When it dies, or ends,
-/// with tasks in its hands, `join` says how many: [`QueueError::TasksLost`]. (That works for up to 256 threads that take
-/// tasks.)
+/// # When a process dies with a task
+///
+/// A task that a thread has taken is in its hands until a thread of the same process calls `task_done`. When the thread ends,
+/// or its process is killed, with tasks in its hands, these will never be done. `join` then returns
+/// [`QueueError::TasksLost`] with their number and the processes; Python's `join` waits for ever. The lost tasks count as done
+/// from then on, so that the next `join` waits for the others alone. The values are not put back.
+///
+/// Up to 256 threads can hold tasks of a queue at a time. Once more have tried, the queue works on, but reports no losses.
 #[derive(Debug, Serialize, Deserialize)]
 // Only handles travel, of which `T` is no part: the derived bounds would ask for `T: Serialize` where a worker only takes tasks.
 #[serde(bound = "")]
@@ -61,7 +68,7 @@ impl<T> Clone for JoinableQueue<T> {
 }
 
 impl<T> JoinableQueue<T> {
-    /// As [`Queue::bounded`].
+    /// Makes a queue for at most `capacity` tasks that no thread has taken yet. As [`Queue::bounded`].
     ///
     /// # Errors
     /// As [`Queue::bounded`].
@@ -73,9 +80,10 @@ impl<T> JoinableQueue<T> {
         self.queue.core()
     }
 
-    /// Says that one task that was taken out is done.
+    /// Says that one task that was taken out is done, and wakes the callers of [`join`](Self::join) if it was the last one.
     ///
-    /// Any thread of the process that took the task may say so.
+    /// Call it once for each task, in the process that has taken it. Another thread of that process may do so. What the caller
+    /// has written to shared memory before is visible after `join`.
     ///
     /// ```
     /// use phalanx::{JoinableQueue, QueueError};
@@ -91,18 +99,22 @@ impl<T> JoinableQueue<T> {
     /// ```
     ///
     /// # Errors
-    /// [`QueueError::TooManyDone`] when all that were put are done already.
+    /// [`QueueError::TooManyDone`] when all tasks that were put are done already (Python's `ValueError`).
     pub fn task_done(&self) -> Result<(), QueueError> {
         self.tasks.task_done(self.core())
     }
 
-    /// How many tasks were put and are not done yet.
+    /// How many tasks were put and are not done yet, both those in the queue and those in the hands of consumers.
+    ///
+    /// The number may be out of date when it arrives. Lost tasks count until a `join` has reported them.
     #[must_use]
     pub fn unfinished(&self) -> usize {
         self.tasks.unfinished(self.core()) as usize
     }
 
-    /// Waits until all tasks that were put are done.
+    /// Waits until all tasks that were put are done. It returns at once where none is open.
+    ///
+    /// Any number of threads of any processes may wait. It does not wait for the consumers to end, nor close the queue.
     ///
     /// A thread that ends with a task in its hands, in this process or another one, ends the wait:
     ///
@@ -120,43 +132,45 @@ impl<T> JoinableQueue<T> {
     /// ```
     ///
     /// # Errors
-    /// - [`QueueError::TasksLost`] when somebody died with tasks. They count as done from then on, and it is told once
+    /// - [`QueueError::TasksLost`] when threads ended, or were killed, with tasks in their hands. One caller is told, once;
+    ///   the tasks count as done from then on
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
-    /// - [`QueueError::System`] when the system refuses
+    /// - [`QueueError::System`] when the system refuses the wait
     pub fn join(&self) -> Result<(), QueueError> {
         self.tasks.join(self.core(), &WaitPolicy::Forever)
     }
 
-    /// As [`join`](Self::join), but waits no longer than `timeout`.
-    ///
-    /// The error names the processes that have the unfinished tasks.
+    /// As [`join`](Self::join), but waits no longer than `timeout`, by CLOCK_MONOTONIC.
     ///
     /// # Errors
-    /// As [`join`](Self::join), and [`QueueError::TimedOut`].
+    /// - [`QueueError::TimedOut`] when the time was up and tasks are open. It names the processes that hold some
+    /// - the others of [`join`](Self::join)
     pub fn join_timeout(&self, timeout: Duration) -> Result<(), QueueError> {
         self.tasks.join(self.core(), &WaitPolicy::of(timeout))
     }
 
-    /// As [`Queue::len`]: how many tasks nobody has taken yet.
+    /// How many tasks are in the queue, taken by nobody yet. As [`Queue::len`].
     #[must_use]
     #[doc(alias = "qsize")]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// As [`Queue::is_empty`].
+    /// Whether all tasks were taken. They may not be done. As [`Queue::is_empty`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// As [`Queue::is_full`].
+    /// Whether there is no room for one more task. As [`Queue::is_full`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.queue.is_full()
     }
 
-    /// As [`Queue::close`].
+    /// Closes it, in all processes: no more tasks can be put. As [`Queue::close`].
+    ///
+    /// [`join`](Self::join) and [`task_done`](Self::task_done) work on.
     ///
     /// # Errors
     /// As [`Queue::close`].
@@ -164,7 +178,7 @@ impl<T> JoinableQueue<T> {
         self.queue.close()
     }
 
-    /// As [`Queue::is_closed`].
+    /// Whether some process has closed it. As [`Queue::is_closed`].
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
@@ -172,7 +186,7 @@ impl<T> JoinableQueue<T> {
 }
 
 impl<T: Serialize> JoinableQueue<T> {
-    /// As [`Queue::put`].
+    /// Puts a task in, and waits as long as there is no room for it. As [`Queue::put`].
     ///
     /// # Errors
     /// As [`Queue::put`].
@@ -180,7 +194,7 @@ impl<T: Serialize> JoinableQueue<T> {
         self.queue.put(value)
     }
 
-    /// As [`Queue::try_put`].
+    /// Puts a task in if there is room. As [`Queue::try_put`].
     ///
     /// # Errors
     /// As [`Queue::try_put`].
@@ -189,7 +203,7 @@ impl<T: Serialize> JoinableQueue<T> {
         self.queue.try_put(value)
     }
 
-    /// As [`Queue::put_timeout`].
+    /// Puts a task in, and waits for room no longer than `timeout`. As [`Queue::put_timeout`].
     ///
     /// # Errors
     /// As [`Queue::put_timeout`].
@@ -199,27 +213,30 @@ impl<T: Serialize> JoinableQueue<T> {
 }
 
 impl<T: DeserializeOwned> JoinableQueue<T> {
-    /// As [`Queue::get`].
+    /// Takes the next task out, and waits as long as there is none. As [`Queue::get`].
+    ///
+    /// The task is in the hands of this thread until [`task_done`](Self::task_done).
     ///
     /// # Errors
-    /// As [`Queue::get`]. A task that cannot be read, [`QueueError::Decode`], counts as done.
+    /// As [`Queue::get`]. A task that cannot be read, [`QueueError::Decode`], counts as done: do not call `task_done` for it.
+    /// [`QueueError::System`] also when this thread holds 1000 locks, permits and places already.
     pub fn get(&self) -> Result<T, QueueError> {
         self.get_by(&WaitPolicy::Forever)
     }
 
-    /// As [`Queue::try_get`].
+    /// Takes the next task out if there is one. As [`Queue::try_get`].
     ///
     /// # Errors
-    /// As [`Queue::try_get`].
+    /// As [`Queue::try_get`], and those of [`get`](Self::get).
     #[doc(alias = "get_nowait")]
     pub fn try_get(&self) -> Result<T, QueueError> {
         self.get_by(&WaitPolicy::Never)
     }
 
-    /// As [`Queue::get_timeout`].
+    /// Takes the next task out, and waits no longer than `timeout`. As [`Queue::get_timeout`].
     ///
     /// # Errors
-    /// As [`Queue::get_timeout`].
+    /// As [`Queue::get_timeout`], and those of [`get`](Self::get).
     pub fn get_timeout(&self, timeout: Duration) -> Result<T, QueueError> {
         self.get_by(&WaitPolicy::of(timeout))
     }
@@ -240,18 +257,21 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
         task
     }
 
-    /// As [`Queue::try_iter`].
+    /// The tasks that are there now, taken out one by one by [`try_get`](Self::try_get). As [`Queue::try_iter`].
     pub fn try_iter(&self) -> impl Iterator<Item = Result<T, QueueError>> {
         std::iter::from_fn(|| until_empty(self.try_get()))
     }
 
-    /// The tasks as they come, until the queue was closed and is empty.
+    /// The tasks as they come, until the queue was closed and is empty. As [`Queue::iter`].
     pub fn iter(&self) -> TaskIter<T> {
         TaskIter { queue: self.clone() }
     }
 }
 
-/// The tasks of a [`JoinableQueue`] as they come; ends when it was closed and is empty.
+/// The tasks of a [`JoinableQueue`] as they come; ends when the queue was closed and is empty.
+///
+/// [`JoinableQueue::iter`] makes it, and so does a `for` loop. It does not call [`task_done`](JoinableQueue::task_done): the
+/// loop does, for each task.
 #[derive(Clone, Debug)]
 pub struct TaskIter<T> {
     queue: JoinableQueue<T>,
@@ -283,7 +303,10 @@ impl<T: DeserializeOwned> IntoIterator for &JoinableQueue<T> {
     }
 }
 
-/// The plain queue: `put` waits for room, `get` for a value. See [`Queue`], which can do more.
+/// The plain queue: `put` waits for room, `get` for a value. Python's `multiprocessing.SimpleQueue`.
+///
+/// It is a [`Queue`] for 1024 values, and what is said there of processes that die, of handles and of threads holds here too.
+/// It has no timeouts and no calls that do not wait; [`wait`](crate::wait) takes it, with a timeout.
 ///
 /// ```
 /// let queue = phalanx::SimpleQueue::<String>::new()?;
@@ -301,10 +324,10 @@ pub struct SimpleQueue<T> {
 const SIMPLE: usize = 1024;
 
 impl<T> SimpleQueue<T> {
-    /// A queue for 1024 values, or as many as fit into 64 KiB.
+    /// Makes a queue for 1024 values, or as many as fit into 64 KiB.
     ///
     /// # Errors
-    /// As [`Queue::bounded`].
+    /// [`QueueError::Memory`] and [`QueueError::System`], as of [`Queue::bounded`].
     pub fn new() -> Result<Self, QueueError> {
         Queue::bounded(SIMPLE).map(|queue| Self { queue })
     }
@@ -313,13 +336,13 @@ impl<T> SimpleQueue<T> {
         self.queue.core()
     }
 
-    /// Whether nothing is in it.
+    /// Whether nothing is in it. As [`Queue::is_empty`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// As [`Queue::close`].
+    /// Closes it, in all processes: nothing can be put into it any more. As [`Queue::close`].
     ///
     /// # Errors
     /// As [`Queue::close`].
@@ -329,7 +352,7 @@ impl<T> SimpleQueue<T> {
 }
 
 impl<T: Serialize> SimpleQueue<T> {
-    /// As [`Queue::put`].
+    /// Puts a value in, and waits as long as there is no room for it. As [`Queue::put`].
     ///
     /// # Errors
     /// As [`Queue::put`].
@@ -339,7 +362,7 @@ impl<T: Serialize> SimpleQueue<T> {
 }
 
 impl<T: DeserializeOwned> SimpleQueue<T> {
-    /// As [`Queue::get`].
+    /// Takes the next value out, and waits as long as there is none. As [`Queue::get`].
     ///
     /// # Errors
     /// As [`Queue::get`].

@@ -21,10 +21,11 @@ use crate::wire::codec;
 use crate::wire::framed::ReceiveFault;
 use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 
-/// Makes a pipe: two ends, of which the one sends `A` and receives `B`, the other the other way round.
+/// Makes a pipe of two ends: one sends `A` and receives `B`, the other sends `B` and receives `A`. Python's
+/// `multiprocessing.Pipe()`.
 ///
-/// An end is given to a worker in its arguments, or through another pipe. Values are any serde type, tensors and descriptors
-/// included, and other connections; messages are of any size.
+/// Each end is in one process at a time. It moves to a worker in its arguments, or through a queue or another pipe. Values are
+/// any serde type, tensors, descriptors and other connections included; messages are of any size.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -48,7 +49,7 @@ use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 /// ```
 ///
 /// # Errors
-/// [`QueueError::System`] when this process has no descriptors left.
+/// [`QueueError::System`] when this process has no descriptors left, of which a pipe needs two.
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> {
     // SOCK_SEQPACKET: a message arrives whole or not at all, so a sender that is killed leaves no half of one, and threads that
@@ -58,7 +59,8 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
     Ok((Connection::over(one), Connection::over(other)))
 }
 
-/// Makes a pipe with a direction: the first end only sends, the second only receives.
+/// Makes a pipe with a direction: the first end only sends, the second only receives. Python's `Pipe(duplex=False)`, which
+/// returns them in the opposite order.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -91,7 +93,7 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
 /// ```
 ///
 /// # Errors
-/// As [`pipe`].
+/// [`QueueError::System`] when this process has no descriptors left, of which a pipe needs two.
 #[expect(clippy::type_complexity, reason = "what each end sends is what is to be seen")]
 pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
     let (sender, receiver) = pipe::<T, Never>()?;
@@ -102,22 +104,29 @@ pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), Queu
     Ok((sender, receiver))
 }
 
-/// What is never sent: it has no values, and neither `Serialize` nor `Deserialize`.
+/// The type of what an end of a [`one_way`] pipe never sends or receives: it has no values, and is neither `Serialize` nor
+/// `Deserialize`. So a [`Connection<T, Never>`](Connection) has no `recv`, and a `Connection<Never, T>` has no `send`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Never {}
 
-/// An end of a [`pipe`], which sends `S` and receives `R`.
+/// An end of a [`pipe`], which sends `S` and receives `R`: Python's `multiprocessing.connection.Connection`.
 ///
-/// It is in one process at a time: one that was sent to another process is gone from here, as a
-/// [`Shard`](crate::Shard) is, and using it is an error. (If it could not be sent, or its worker was not started, it is still
-/// here.) So the other end learns when its process has ended.
+/// # Which process has it
 ///
-/// Threads may share it. A message goes to one of those who receive.
+/// A connection is in one process at a time. Once it was sent to another process it is gone from here, as a
+/// [`Shard`](crate::Shard) is, and using it is [`QueueError::Gone`]. If it could not be sent, or its worker was not started, it
+/// is still here. It cannot be sent while another thread is in a call of it: the call that would send it fails. A copy that a
+/// forked worker has from the fork alone is `Gone` too. Dropping the connection closes the end.
 ///
-/// # When a process dies
+/// It is `Send` and `Sync`, and threads may share it. A message goes to one of the threads that receive.
 ///
-/// The kernel closes the ends of a process that ends, whatever ends it: the other end receives what had been sent, and then gets
-/// [`QueueError::Disconnected`]. A message is sent as a whole or not at all, so a sender that is killed leaves no half of one.
+/// # When the other process dies
+///
+/// The kernel closes the end of a process that ends, whatever ends it. A message arrives whole or not at all, so what was sent
+/// before can still be received; after that `recv`, like each `send`, is [`QueueError::Disconnected`]. A call that waits
+/// ends at once. Messages that the dead process had not received are lost.
+///
+/// The clock of timeouts is CLOCK_MONOTONIC. `Duration::ZERO` looks once and does not wait; `Duration::MAX` has no end.
 pub struct Connection<S, R> {
     end: Arc<End>,
     values: PhantomData<fn(S) -> R>,
@@ -133,7 +142,9 @@ impl<S, R> Connection<S, R> {
 impl<S: Serialize, R> Connection<S, R> {
     /// Sends a value, and waits as long as there is no room for it.
     ///
-    /// The value is given, or lent. Memory and descriptors in it are shared, shards and connections are gone from here.
+    /// The value is given, or lent. It is serialised before the call waits. Memory and descriptors in it are shared; shards and
+    /// connections in it are gone from here once it is sent, and still here after an error. A value that was sent can be
+    /// received though this process end.
     ///
     /// ```
     /// use phalanx::{QueueError, pipe};
@@ -148,9 +159,9 @@ impl<S: Serialize, R> Connection<S, R> {
     /// ```
     ///
     /// # Errors
-    /// - [`QueueError::Disconnected`] when the other end is gone
+    /// - [`QueueError::Disconnected`] when the other end was dropped, or its process has ended
     /// - [`QueueError::Encode`] when the value cannot be serialised
-    /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::Gone`] when this end was sent to another process, or came by a fork alone
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
     pub fn send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
@@ -160,7 +171,8 @@ impl<S: Serialize, R> Connection<S, R> {
     /// As [`send`](Self::send), but waits for nothing.
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`QueueError::Full`] when there is no room.
+    /// - [`QueueError::Full`] when there is no room at the moment
+    /// - the others of [`send`](Self::send)
     pub fn try_send(&self, value: impl Borrow<S>) -> Result<(), QueueError> {
         self.send_by(value.borrow(), &WaitPolicy::Never)
     }
@@ -168,7 +180,8 @@ impl<S: Serialize, R> Connection<S, R> {
     /// As [`send`](Self::send), but waits for room no longer than `timeout`.
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`QueueError::TimedOut`].
+    /// - [`QueueError::TimedOut`] when the other end has received nothing in that time; the value was not sent
+    /// - the others of [`send`](Self::send)
     pub fn send_timeout(&self, value: impl Borrow<S>, timeout: Duration) -> Result<(), QueueError> {
         self.send_by(value.borrow(), &WaitPolicy::of(timeout))
     }
@@ -212,10 +225,12 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     ///
     /// # Errors
     /// - [`QueueError::Disconnected`] when the other end is gone and all that it has sent was received
-    /// - [`QueueError::Decode`] when a message cannot be deserialised, or did not arrive whole for want of descriptors
-    /// - [`QueueError::Gone`] when this end was sent to another process
+    /// - [`QueueError::Decode`] when a message cannot be deserialised, or did not arrive whole for want of descriptors; it is
+    ///   lost, and the next one can be received
+    /// - [`QueueError::Gone`] when this end was sent to another process, or came by a fork alone
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
-    /// - [`QueueError::Corrupt`] and [`QueueError::System`] when something else is wrong
+    /// - [`QueueError::Corrupt`] when the other process has written something else to its descriptor
+    /// - [`QueueError::System`] when the system refuses, as for want of memory
     pub fn recv(&self) -> Result<R, QueueError> {
         self.recv_by(&WaitPolicy::Forever)
     }
@@ -235,7 +250,8 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// ```
     ///
     /// # Errors
-    /// As [`recv`](Self::recv), and [`QueueError::Empty`] when there is no message.
+    /// - [`QueueError::Empty`] when there is no message at the moment
+    /// - the others of [`recv`](Self::recv)
     pub fn try_recv(&self) -> Result<R, QueueError> {
         self.recv_by(&WaitPolicy::Never)
     }
@@ -243,17 +259,20 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
     /// As [`recv`](Self::recv), but waits no longer than `timeout`.
     ///
     /// # Errors
-    /// As [`recv`](Self::recv), and [`QueueError::TimedOut`].
+    /// - [`QueueError::TimedOut`] when the other end has sent nothing in that time
+    /// - the others of [`recv`](Self::recv)
     pub fn recv_timeout(&self, timeout: Duration) -> Result<R, QueueError> {
         self.recv_by(&WaitPolicy::of(timeout))
     }
 
-    /// Waits, no longer than `timeout`, until there is something to be received; says whether there is. The end of the
-    /// other side is something too. (With several threads another one may be faster.)
+    /// Waits, no longer than `timeout`, until [`recv`](Self::recv) has something to return, and says whether it has.
+    ///
+    /// The end of the other process counts: `recv` is then [`QueueError::Disconnected`]. Another thread may be faster.
     ///
     /// # Errors
-    /// [`QueueError::Gone`] when this end was sent to another process, [`QueueError::Aborted`] when the wait is ended
-    /// because another worker has failed, [`QueueError::System`] when the system refuses.
+    /// - [`QueueError::Gone`] when this end was sent to another process, or came by a fork alone
+    /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+    /// - [`QueueError::System`] when the system refuses
     pub fn poll(&self, timeout: Duration) -> Result<bool, QueueError> {
         // Entered for the whole wait: the descriptor must not come to mean /dev/null under a poll that has begun.
         let end = self.end.enter()?;
@@ -302,8 +321,10 @@ fn not_received(fault: ReceiveFault) -> QueueError {
 }
 
 impl<S, R> AsFd for Connection<S, R> {
-    /// Readable when [`recv`](Self::recv) has something to return, the end of the other side included. Of a connection that
-    /// was sent away it is /dev/null.
+    /// The socket: readable when [`recv`](Self::recv) has something to return, the end of the other process included.
+    ///
+    /// It is for poll(2), epoll(7) and [`wait`](crate::wait); bytes that are read from it are lost to `recv`. The descriptor of
+    /// a connection that was sent away is /dev/null.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.end.socket().as_fd()
     }

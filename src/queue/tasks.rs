@@ -79,7 +79,10 @@ impl Tasks {
         self.table().own(robust::me().ok()?)
     }
 
-    /// The place of this thread; takes one if it has none. `None`: all are taken.
+    /// The place of this thread; takes one if it has none. `None`: all are taken, and losses are not reported any more.
+    ///
+    /// # Errors
+    /// [`QueueError::Aborted`] and [`QueueError::System`], the latter also when this thread owns too many robust words.
     pub(super) fn sit_down(&self) -> Result<Option<Seat<'_>>, QueueError> {
         // A seat is given up with the last task in it. A thread can own 1,000 words (`sys::robust`), so one that has taken a task
         // from each of many queues would else soon be unable to lock anything.
@@ -101,7 +104,10 @@ impl Tasks {
         Ok(None)
     }
 
-    /// Says that one more task is done.
+    /// Says that one more task is done, whichever of the tasks that this process holds it was.
+    ///
+    /// # Errors
+    /// [`QueueError::TooManyDone`] when all tasks that were put are done.
     pub(super) fn task_done(&self, queue: &Core) -> Result<(), QueueError> {
         let mut counted = None;
         self.fields().done.notify_if(|done| {
@@ -140,7 +146,11 @@ impl Tasks {
         queue.put_count().wrapping_sub(done)
     }
 
-    /// Waits until all tasks that were put are done, or some never will be.
+    /// Waits until all tasks that were put are done, or some never will be, since their takers are dead.
+    ///
+    /// # Errors
+    /// [`QueueError::TasksLost`] to one joiner, which has counted these tasks as done; [`QueueError::TimedOut`] with the
+    /// processes that hold tasks; [`QueueError::Aborted`] and [`QueueError::System`] of the wait.
     pub(super) fn join(&self, queue: &Core, policy: &WaitPolicy) -> Result<(), QueueError> {
         loop {
             // Before all counts: the death of a thread that is counted as living below changes its word (FUTEX_OWNER_DIED), so

@@ -12,8 +12,10 @@ use crate::sync::wait_policy::{Interrupted, WaitPolicy};
 use crate::sys::epoll::{self, Epoll, Readiness};
 use crate::sys::limits::with_room;
 
-/// What [`wait`] can wait for: [`Queue`]s, and everything that has a descriptor ([`AsFd`]), such as a
-/// [`Connection`](crate::Connection), a [`ProcessContext`](crate::ProcessContext) or a socket.
+/// What [`wait`] can wait for: a [`Queue`], [`JoinableQueue`] or [`SimpleQueue`], and everything that has a descriptor
+/// ([`AsFd`]), such as a [`Connection`](crate::Connection), a [`ProcessContext`](crate::ProcessContext) or a socket.
+///
+/// The trait is sealed. A type of yours is `Waitable` when it has `AsFd`; its descriptor counts when it is readable.
 pub trait Waitable: sealed::Source {}
 
 impl<W: sealed::Source> Waitable for W {}
@@ -27,7 +29,7 @@ mod sealed {
         fn source(&self) -> Telltale<'_>;
     }
 
-    /// What tells of it.
+    /// What tells that a source has something: its descriptor is readable, or the queue's event rings.
     #[derive(Clone, Copy, Debug)]
     pub(in super::super) enum Telltale<'a> {
         Descriptor(BorrowedFd<'a>),
@@ -67,12 +69,22 @@ impl<T> sealed::Source for JoinableQueue<T> {
     }
 }
 
-/// Waits until at least one of these has something, at most for `timeout` (`None`: as long as it takes); returns which, by
-/// their indices. None when the time was up.
+/// Waits until at least one of these has something, and returns the indices of all that have, in ascending order. Python's
+/// `multiprocessing.connection.wait`, for queues too.
 ///
-/// A queue has something when a value is in it or it was closed; a connection when there is a message or its peer is gone; a
-/// context when a worker has ended: then call its [`join_timeout`](crate::ProcessContext::join_timeout). Another process
-/// may be faster than who was told: take what there is by `try_get` and the like.
+/// `timeout` is by CLOCK_MONOTONIC, and `None` is as long as it takes. The list is empty when the time was up. With
+/// `Duration::ZERO` the call looks once and does not wait.
+///
+/// - A queue has something when a value is in it or it was closed.
+/// - A connection has something when there is a message or its peer is gone.
+/// - A context has something when a worker has ended: then call its
+///   [`join_timeout`](crate::ProcessContext::join_timeout).
+/// - Any other descriptor has something when it is readable, or has an error or a hangup (poll(2)).
+///
+/// Nothing is taken out, and another process may be faster: take what there is by `try_get` and the like.
+///
+/// A process that is killed in the middle of a put or a close may leave no sign for this call, which therefore looks at the
+/// queues once a second too.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -104,8 +116,9 @@ impl<T> sealed::Source for JoinableQueue<T> {
 /// ```
 ///
 /// # Errors
-/// [`QueueError::Aborted`] when the wait is ended because another worker has failed; [`QueueError::System`] when the system
-/// refuses, as for want of a descriptor.
+/// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
+/// - [`QueueError::Gone`] in a forked worker that has one of the queues from the fork alone
+/// - [`QueueError::System`] when the system refuses, as for want of a descriptor: with queues in the list the call needs one
 pub fn wait(sources: &[&dyn Waitable], timeout: Option<Duration>) -> Result<Vec<usize>, QueueError> {
     let policy = timeout.map_or(WaitPolicy::Forever, WaitPolicy::of);
     let sources: Vec<_> = sources.iter().map(|source| source.source()).collect();
