@@ -77,8 +77,7 @@ use crate::transfer::record::TypeTag;
 ///
 /// # Timeouts
 ///
-/// Their clock is CLOCK_MONOTONIC. A timeout covers the whole wait: for the turn of this caller and for the room or the value.
-/// `Duration::ZERO` looks once, and `Duration::MAX` has no end.
+/// Their clock is CLOCK_MONOTONIC, and they cover the whole wait. `Duration::ZERO` looks once; `Duration::MAX` has no end.
 pub struct Queue<T> {
     // Clones share the handle: three descriptors for each process, not for each clone.
     core: Arc<Core>,

@@ -306,7 +306,7 @@ impl<T: DeserializeOwned> IntoIterator for &JoinableQueue<T> {
 /// The plain queue: `put` waits for room, `get` for a value. Python's `multiprocessing.SimpleQueue`.
 ///
 /// It is a [`Queue`] for 1024 values, and what is said there of processes that die, of handles and of threads holds here too.
-/// It has no timeouts and no calls that do not wait; [`wait`](crate::wait) takes it, with a timeout.
+/// It has no timeouts and no calls that do not wait; [`wait`](crate::wait()) takes it, with a timeout.
 ///
 /// ```
 /// let queue = phalanx::SimpleQueue::<String>::new()?;

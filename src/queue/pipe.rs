@@ -59,8 +59,7 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
     Ok((Connection::over(one), Connection::over(other)))
 }
 
-/// Makes a pipe with a direction: the first end only sends, the second only receives. Python's `Pipe(duplex=False)`, which
-/// returns them in the opposite order.
+/// Makes a pipe with a direction: the first end sends, the second receives. Python's `Pipe(duplex=False)`, in the opposite order.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -142,9 +141,8 @@ impl<S, R> Connection<S, R> {
 impl<S: Serialize, R> Connection<S, R> {
     /// Sends a value, and waits as long as there is no room for it.
     ///
-    /// The value is given, or lent. It is serialised before the call waits. Memory and descriptors in it are shared; shards and
-    /// connections in it are gone from here once it is sent, and still here after an error. A value that was sent can be
-    /// received though this process end.
+    /// The value is given, or lent. Memory and descriptors in it are shared; shards and connections in it are gone from here once
+    /// it is sent, and still here after an error. What was sent can be received though this process end.
     ///
     /// ```
     /// use phalanx::{QueueError, pipe};
@@ -323,7 +321,7 @@ fn not_received(fault: ReceiveFault) -> QueueError {
 impl<S, R> AsFd for Connection<S, R> {
     /// The socket: readable when [`recv`](Self::recv) has something to return, the end of the other process included.
     ///
-    /// It is for poll(2), epoll(7) and [`wait`](crate::wait); bytes that are read from it are lost to `recv`. The descriptor of
+    /// It is for poll(2), epoll(7) and [`wait`](crate::wait()); bytes that are read from it are lost to `recv`. The descriptor of
     /// a connection that was sent away is /dev/null.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.end.socket().as_fd()

@@ -14,10 +14,12 @@ use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
-/// Waits, without the lock, until another process has changed what a [`Lock`](super::Lock) guards.
+/// Waits, without the lock, until another thread has changed what a [`Lock`](super::Lock) guards: Python's
+/// `multiprocessing.Condition`.
 ///
 /// A waiter may be woken spuriously, and has to look again: [`wait_while`](Self::wait_while) does. Clones, and what
-/// arrives in another process, are the same condition. It may be used with several locks.
+/// arrives in another process, are the same condition. It is `Send` and `Sync`, and may be used with several locks: the
+/// lock comes with each wait. Python's condition has one lock of its own, which its `notify` must hold.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -44,8 +46,9 @@ use crate::transfer::record::{Record, TypeTag};
 ///
 /// A waiter that is killed takes no notification with it, whenever that happens: pthread's condition variables hang
 /// then. A notifier that is killed in the middle of [`notify_all`](Self::notify_all) has either not begun, or all
-/// waiters are woken. What dies with the lock held poisons the lock, and the waiters get [`SyncError::Poisoned`] when
-/// they take it again.
+/// waiters are woken. A process that dies with the lock held poisons the lock, and the waiters get
+/// [`SyncError::Poisoned`] when they take it again. They are not woken by that death: they sleep until a notification,
+/// which may never come if the dead process was to send it.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Condvar {
@@ -57,15 +60,18 @@ pub struct Condvar {
 const KIND: &str = "Condvar";
 
 impl Condvar {
-    /// A condition for which nobody waits.
+    /// Makes a condition for which nobody waits.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new() -> Result<Self, MemoryError> {
         Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
-    /// Gives the lock up, waits until it is notified, or for nothing, and takes the lock again.
+    /// Gives the lock up, waits for a notification, and takes the lock again.
+    ///
+    /// The wait begins before the lock is free, so no notification is lost that comes from a later holder. It may end
+    /// without one: look at the value in a loop.
     ///
     /// ```
     /// use phalanx::sync::{Condvar, Lock};
@@ -96,7 +102,10 @@ impl Condvar {
         self.wait_for(guard, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
-    /// Waits as long as the condition holds, with the lock held whenever it is asked.
+    /// Waits as long as `condition` returns `true`. Python's `wait_for`, in the opposite sense.
+    ///
+    /// `condition` runs with the lock held, at first before any wait and then after each notification. The lock is held
+    /// when the call returns `Ok`. A panic of `condition` poisons the lock.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -108,8 +117,10 @@ impl Condvar {
         self.wait_while_for(guard, condition, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
-    /// As [`wait`](Self::wait), at most so long, and then as long as it takes to have the lock again. Says whether the
-    /// time was up before it was notified.
+    /// As [`wait`](Self::wait), but waits for a notification no longer than `timeout`, by CLOCK_MONOTONIC. To take the lock
+    /// again it then waits as long as that takes.
+    ///
+    /// The `bool` is `true` when the time was up without a notification: the opposite of what Python's `wait` returns.
     ///
     /// ```
     /// use std::time::Duration;
@@ -131,8 +142,10 @@ impl Condvar {
         self.wait_for(guard, &WaitPolicy::of(timeout))
     }
 
-    /// As [`wait_while`](Self::wait_while), at most so long, and then as long as it takes to have the lock again. Says
-    /// whether the time was up while the condition still held.
+    /// As [`wait_while`](Self::wait_while), but waits for notifications no longer than `timeout` in all, by
+    /// CLOCK_MONOTONIC. To take the lock again it then waits as long as that takes.
+    ///
+    /// The `bool` is `true` when the time was up and `condition` still returned `true`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -156,21 +169,21 @@ impl Condvar {
         self.wait_while_for(guard, condition, &WaitPolicy::of(timeout))
     }
 
-    /// Wakes whoever waits: at least one goes on.
+    /// Wakes the waiters, so that at least one of them goes on. Python's `notify()`.
     ///
-    /// It wakes all, as [`notify_all`](Self::notify_all) does. Were it only one, and were that one killed in the
-    /// instant it is woken, the notification would die with it and the others wait for ever. Those for whom there is
-    /// nothing to do wait again.
+    /// It wakes all, as [`notify_all`](Self::notify_all) does. If it woke only one, and that one were killed in the
+    /// instant it is woken, the notification would die with it and the others would wait for ever. A waiter that finds
+    /// nothing to do waits again.
     pub fn notify_one(&self) {
         // One that is woken alone could be killed before it looks, and take the notification along. So all are
         // woken, and look.
         self.notify_all();
     }
 
-    /// Wakes all who wait.
+    /// Wakes all waiters, and waits for none of them.
     ///
-    /// The caller may hold the lock or not. Notifications are not kept: one that comes when nobody waits is lost, so
-    /// change what the lock guards first, and let waiters ask for that.
+    /// The caller may hold the lock or not. A notification is not kept: it is lost when no thread waits. So change what
+    /// the lock guards first, and let each waiter look at that.
     pub fn notify_all(&self) {
         // With the lock held or not: a waiter reads the epoch before it gives the lock up.
         self.shared.fields().notify_all();

@@ -14,12 +14,11 @@ use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::transfer::record::{Record, TypeTag};
 
-/// A flag that one process sets and others wait for.
+/// A flag that one process sets and others wait for: Python's `multiprocessing.Event`.
 ///
-/// Setting it lets all pass that wait at that moment, though it be cleared at once, and all that come until it is
-/// cleared. What was done before [`set`](Self::set) is seen by who finds it set. Neither the death of one that waits
-/// nor of one that is just setting it keeps any other waiting. Clones, and what arrives in another process, are the
-/// same event.
+/// To set it lets all waiters go on, even if it is cleared at once, and all that come until it is cleared. A thread that
+/// finds it set sees what the setter had written before [`set`](Self::set). Clones, and what arrives in another process,
+/// are the same event. It is `Send` and `Sync`.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -39,6 +38,13 @@ use crate::transfer::record::{Record, TypeTag};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # When a process dies
+///
+/// Nobody owns an event, so nothing is freed or poisoned: the flag stays as it is. A waiter that is killed keeps no other
+/// one waiting, and `set` waits for no waiter. If the setter is killed in the middle of `set`, the event either is not
+/// set, or is set and the kernel wakes the waiters. If no process is left to set it, the waiters wait on: use
+/// [`wait_timeout`](Self::wait_timeout) or [`Options::abort_on_failure`](crate::Options::abort_on_failure).
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Event {
@@ -49,15 +55,15 @@ pub struct Event {
 const KIND: &str = "Event";
 
 impl Event {
-    /// An event that is not set.
+    /// Makes an event that is not set.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new() -> Result<Self, MemoryError> {
         Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
-    /// Sets it, and lets all pass that wait.
+    /// Sets it, and wakes all waiters. It waits for nothing, and setting it again changes nothing.
     ///
     /// ```
     /// let event = phalanx::sync::Event::new()?;
@@ -74,9 +80,9 @@ impl Event {
         self.changed().notify_if(|count| !is_odd(count.fetch_or(1, Release)));
     }
 
-    /// Clears it: who comes now waits.
+    /// Clears it: from now on [`wait`](Self::wait) waits for the next [`set`](Self::set).
     ///
-    /// Those who waited when it was set pass all the same.
+    /// A thread that waited when the event was set goes on all the same, where one of Python's may get `False`.
     pub fn clear(&self) {
         // Nobody waits for that, so nobody is woken (`false`).
         self.changed().notify_if(|count| {
@@ -91,7 +97,7 @@ impl Event {
 
     /// Whether it is set.
     ///
-    /// Who finds it set sees what was done before [`set`](Self::set).
+    /// A thread that finds it set sees what the setter had written before [`set`](Self::set).
     #[must_use]
     #[inline]
     pub fn is_set(&self) -> bool {
@@ -100,7 +106,7 @@ impl Event {
         is_odd(self.changed().epoch())
     }
 
-    /// Waits until it is set.
+    /// Waits until it is set; returns at once if it is.
     ///
     /// # Errors
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
@@ -109,7 +115,9 @@ impl Event {
         self.wait_for(&WaitPolicy::Forever)
     }
 
-    /// Waits until it is set, at most so long.
+    /// Waits until it is set, but no longer than `timeout`, by CLOCK_MONOTONIC.
+    ///
+    /// Python's `wait(timeout)` returns `False` when the time is up; this is an error, so that `?` does not pass over it.
     ///
     /// ```
     /// use std::time::Duration;
@@ -124,7 +132,8 @@ impl Event {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::TimedOut`], else as [`wait`](Self::wait)
+    /// - [`SyncError::TimedOut`] when it was not set in that time; the error names no process, since any may set it
+    /// - the others of [`wait`](Self::wait)
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), SyncError> {
         self.wait_for(&WaitPolicy::of(timeout))
     }

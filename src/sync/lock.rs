@@ -29,10 +29,13 @@ atomic_record! {
     }
 }
 
-/// A value in shared memory that one thread of one process at a time can reach.
+/// A value in shared memory that one thread of one process at a time can reach: Python's `multiprocessing.Lock`, with
+/// what it guards.
 ///
 /// A holder that dies, by SIGKILL too, frees it, and the next one learns of it: [`SyncError::Poisoned`]. A lock is
-/// given to other processes in arguments, results, queues and pipes; clones are the same lock.
+/// given to other processes in arguments, results, queues and pipes; clones are the same lock. It is `Send` and `Sync`.
+/// Only the thread that took it can give it back, where Python lets any process release a lock. `Lock::new(())` is a
+/// lock that guards no value of its own.
 ///
 /// The value is plain data ([`bytemuck::Pod`]: numbers, arrays, and structs of them that derive it), since a process
 /// that dies in the middle of a change leaves any bytes.
@@ -63,22 +66,26 @@ atomic_record! {
 /// the middle of a change perhaps. So the next call gets [`SyncError::Poisoned`] with the holder's process, and so does
 /// every later call in any process, until [`recover`](Self::recover) has given somebody the lock to put the value
 /// right. A holder that panics poisons it in the same way.
+///
+/// A holder that is only *stopped* (SIGSTOP) keeps the lock. [`lock_timeout`](Self::lock_timeout) ends in time all the
+/// same and names its process.
 pub struct Lock<T: Pod> {
     shared: RecordWith<LockFields, T>,
 }
 
 impl<T: Pod> Lock<T> {
-    /// A lock that nobody holds.
+    /// Makes a lock that nobody holds, with a copy of `value` in shared memory.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
         Ok(Self { shared: RecordWith::new(KIND, value)? })
     }
 
-    /// Takes it, for which it waits.
+    /// Takes the lock, and waits as long as another thread holds it. Python's `acquire()`.
     ///
-    /// The guard is the value, and its drop gives the lock back.
+    /// The guard derefs to the value, and its drop gives the lock back. The order in which waiters get the lock is not
+    /// defined.
     ///
     /// ```
     /// use phalanx::sync::{Lock, SyncError};
@@ -102,7 +109,7 @@ impl<T: Pod> Lock<T> {
         self.take(&WaitPolicy::Forever)
     }
 
-    /// Takes it if that is possible at once.
+    /// Takes the lock if nobody holds it. Python's `acquire(block=False)`.
     ///
     /// ```
     /// use phalanx::sync::{Lock, SyncError};
@@ -116,14 +123,16 @@ impl<T: Pod> Lock<T> {
     /// ```
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when somebody holds it, else as [`lock`](Self::lock).
+    /// - [`SyncError::WouldBlock`] when another thread holds it
+    /// - the others of [`lock`](Self::lock); [`SyncError::Deadlock`] too, when this thread holds it
     pub fn try_lock(&self) -> Result<LockGuard<'_, T>, SyncError> {
         self.take(&WaitPolicy::Never)
     }
 
-    /// Takes it, for which it waits at most so long.
+    /// Takes the lock, and waits for it no longer than `timeout`, by CLOCK_MONOTONIC. Python's `acquire(timeout=seconds)`.
     ///
-    /// A holder that dies meanwhile ends the wait: the call then has the lock, or is [`SyncError::Poisoned`].
+    /// A holder that dies meanwhile ends the wait with [`SyncError::Poisoned`], unless it had only just taken the lock
+    /// or was about to give it back: then nothing is in disorder, and this call has the lock.
     ///
     /// ```
     /// use std::time::Duration;
@@ -143,13 +152,16 @@ impl<T: Pod> Lock<T> {
     /// ```
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
+    /// - [`SyncError::TimedOut`] when another thread held it all the while; it names the process of that thread
+    /// - the others of [`lock`](Self::lock)
     pub fn lock_timeout(&self, timeout: Duration) -> Result<LockGuard<'_, T>, SyncError> {
         self.take(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it whatever its last holder has left, and clears that: for who can put the value right. With it comes the
-    /// process that died or panicked, if one did.
+    /// Takes the lock though it is poisoned, and clears the poison: for a caller that can put the value right.
+    ///
+    /// With the guard comes the process that died or panicked, `None` if the lock was not poisoned. If the caller dies
+    /// or panics before it has dropped the guard, the lock is poisoned anew, by the caller's process.
     ///
     /// ```
     /// use phalanx::sync::{Lock, SyncError};
@@ -180,15 +192,16 @@ impl<T: Pod> Lock<T> {
         self.recover_for(&WaitPolicy::Forever)
     }
 
-    /// As [`recover`](Self::recover), if that is possible at once.
+    /// As [`recover`](Self::recover), if nobody holds the lock.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when somebody holds it, else as [`recover`](Self::recover).
+    /// - [`SyncError::WouldBlock`] when another thread holds it
+    /// - the others of [`recover`](Self::recover)
     pub fn try_recover(&self) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::Never)
     }
 
-    /// As [`recover`](Self::recover), for which it waits at most so long.
+    /// As [`recover`](Self::recover), but waits for the lock no longer than `timeout`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -203,7 +216,8 @@ impl<T: Pod> Lock<T> {
     /// ```
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    /// - [`SyncError::TimedOut`] when another thread held it all the while
+    /// - the others of [`recover`](Self::recover)
     pub fn recover_timeout(&self, timeout: Duration) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::of(timeout))
     }
@@ -218,7 +232,7 @@ impl<T: Pod> Lock<T> {
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
-    /// Whether somebody holds it at this moment.
+    /// Whether a thread of any process holds it at this moment. Python's `locked()`.
     ///
     /// The answer may be out of date when it arrives: it is for a log or a test. Use [`try_lock`](Self::try_lock) to
     /// take what is free.
@@ -297,10 +311,13 @@ impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
     }
 }
 
-/// Holds a [`Lock`], and is its value. Dropped in a panic it leaves the lock poisoned.
+/// Holds a [`Lock`], and derefs to its value. Its drop gives the lock back and wakes a waiter.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the
-/// process lives.
+/// A guard that is dropped by a panic leaves the lock poisoned; one that was taken while the thread was unwinding
+/// already does not.
+///
+/// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked
+/// ([`mem::forget`](std::mem::forget)) keeps the lock taken as long as the process lives, even when the thread has ended.
 ///
 /// In a child that the holder forks, its copy gives nothing back when it is dropped.
 #[must_use = "dropping it gives the lock back"]

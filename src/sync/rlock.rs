@@ -28,11 +28,13 @@ atomic_record! {
     }
 }
 
-/// A lock that the thread which holds it can take again, and which is free when it has been given back as often.
+/// A lock that the thread which holds it can take again, and which is free when it has been given back as often:
+/// Python's `multiprocessing.RLock`.
 ///
-/// It guards nothing of its own: several holders of one value in one thread would be references that contradict each
-/// other. What one wants to change under it is a [`Value`](super::Value), an [`Array`](super::Array) or a tensor. A
-/// holder that dies, by SIGKILL too, frees it, and the next one learns of it, as with a [`Lock`](super::Lock).
+/// It guards no value of its own, since two guards in one thread would be two `&mut` of one value. Change a
+/// [`Value`](super::Value), an [`Array`](super::Array) or a tensor under it. A holder that dies, by SIGKILL too, frees
+/// it, and the next one learns of it, as with a [`Lock`](super::Lock). Clones, and what arrives in another process, are
+/// the same lock; it is `Send` and `Sync`. Times are those of CLOCK_MONOTONIC.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -61,7 +63,8 @@ atomic_record! {
 /// # When the holder dies
 ///
 /// When the process of the holder ends, the lock is free, however often the holder had taken it. The next call gets
-/// [`SyncError::Poisoned`], until somebody calls [`recover`](Self::recover): what the lock guards may be half changed.
+/// [`SyncError::Poisoned`], until some process calls [`recover`](Self::recover): what the lock guards may be half
+/// changed. A holder that panics poisons it in the same way.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct RLock {
@@ -71,20 +74,23 @@ pub struct RLock {
 const KIND: &str = "RLock";
 
 impl RLock {
-    /// A lock that nobody holds.
+    /// Makes a lock that nobody holds.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new() -> Result<Self, MemoryError> {
         Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
-    /// Takes it, for which it waits unless this thread holds it already.
+    /// Takes the lock once more, and waits as long as another thread holds it. Python's `acquire()`.
+    ///
+    /// A thread that holds it already never waits. The lock is free when all guards of the thread are dropped.
     ///
     /// # Errors
     /// - [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since
     /// - [`SyncError::Full`] when this thread has taken it 4 294 967 295 times
-    /// - [`SyncError::Deadlock`] when it holds it by a handle that a fork has left it, of which this one is not a clone
+    /// - [`SyncError::Deadlock`] when this thread holds it by another mapping: a forked worker has one handle from the
+    ///   fork and another, no clone of it, from its arguments
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
@@ -92,7 +98,7 @@ impl RLock {
         self.take(&WaitPolicy::Forever)
     }
 
-    /// Takes it if that is possible at once.
+    /// Takes the lock once more if no other thread holds it. Python's `acquire(block=False)`.
     ///
     /// ```
     /// use phalanx::sync::{RLock, SyncError};
@@ -107,21 +113,24 @@ impl RLock {
     /// ```
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when another thread holds it, else as [`lock`](Self::lock).
+    /// - [`SyncError::WouldBlock`] when another thread holds it
+    /// - the others of [`lock`](Self::lock)
     pub fn try_lock(&self) -> Result<RLockGuard<'_>, SyncError> {
         self.take(&WaitPolicy::Never)
     }
 
-    /// Takes it, for which it waits at most so long.
+    /// Takes the lock once more, and waits for it no longer than `timeout`. Python's `acquire(timeout=seconds)`.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`lock`](Self::lock).
+    /// - [`SyncError::TimedOut`] when another thread held it all the while; it names the process of that thread
+    /// - the others of [`lock`](Self::lock)
     pub fn lock_timeout(&self, timeout: Duration) -> Result<RLockGuard<'_>, SyncError> {
         self.take(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it whatever its last holder has left, and clears that. With it comes the process that died or panicked, if
-    /// one did.
+    /// Takes the lock though it is poisoned, and clears the poison: for a caller that can put right what it guards.
+    ///
+    /// With the guard comes the process that died or panicked, `None` if the lock was not poisoned.
     ///
     /// ```
     /// use phalanx::sync::{RLock, SyncError};
@@ -146,23 +155,27 @@ impl RLock {
         self.recover_for(&WaitPolicy::Forever)
     }
 
-    /// As [`recover`](Self::recover), if that is possible at once.
+    /// As [`recover`](Self::recover), if no other thread holds the lock.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when another thread holds it, else as [`recover`](Self::recover).
+    /// - [`SyncError::WouldBlock`] when another thread holds it
+    /// - the others of [`recover`](Self::recover)
     pub fn try_recover(&self) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::Never)
     }
 
-    /// As [`recover`](Self::recover), for which it waits at most so long.
+    /// As [`recover`](Self::recover), but waits for the lock no longer than `timeout`.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    /// - [`SyncError::TimedOut`] when another thread held it all the while
+    /// - the others of [`recover`](Self::recover)
     pub fn recover_timeout(&self, timeout: Duration) -> Result<(RLockGuard<'_>, Option<u32>), SyncError> {
         self.recover_for(&WaitPolicy::of(timeout))
     }
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    ///
+    /// A death is noted by the next call that takes the lock, so this may be `None` until then.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
         // Relaxed: the owner of the mutex sees what earlier owners stored, by the Acquire with which it took the word.
@@ -170,13 +183,13 @@ impl RLock {
         Some(self.fields().poisoned_by.load(Relaxed)).filter(|&pid| pid != 0)
     }
 
-    /// Whether somebody holds it at this moment.
+    /// Whether a thread of any process holds it at this moment. The answer may be out of date when it arrives.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         robust_mutex::is_locked(&self.mutex().word)
     }
 
-    /// How many times this thread holds it.
+    /// How many times this thread holds it: 0 when it does not, whoever else does.
     ///
     /// ```
     /// let lock = phalanx::sync::RLock::new()?;
@@ -262,11 +275,13 @@ impl<'de> Deserialize<'de> for RLock {
     }
 }
 
-/// Holds an [`RLock`] once. Dropped in a panic it leaves the lock poisoned.
+/// Holds an [`RLock`] once. Its drop gives the lock back once.
 ///
-/// It belongs to the thread that took it, whose end frees the lock: it is not `Send`.
+/// A guard that is dropped by a panic leaves the lock poisoned. Guards of one thread may be dropped in any order: the lock
+/// is free when the last one is gone.
 ///
-/// Guards of one thread may be dropped in any order: the lock is free when the last one is gone.
+/// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked keeps the lock taken as
+/// long as the process lives. In a child that the holder forks, its copy gives nothing back.
 #[must_use = "dropping it gives the lock back"]
 #[derive(Debug)]
 pub struct RLockGuard<'a> {
