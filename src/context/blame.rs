@@ -18,6 +18,7 @@ impl<'a> Ends<'a> {
         Self { workers, ranks }
     }
 
+    /// A process by its part in the job.
     fn peer(&self, pid: u32) -> Peer {
         match self.ranks.get(&pid) {
             Some(&rank) => Peer::Rank { rank, pid },

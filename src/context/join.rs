@@ -25,6 +25,29 @@ use crate::sys::signal::Signal;
 /// It is `Send` and `Sync`, and its descriptor ([`AsFd`]) is readable when a worker has ended or hands in memory with its
 /// result, when a teardown that is under way has its next deadline, or when it is time to look whether workers exit
 /// ([`Options::grace_period`](crate::Options::grace_period)): then call [`join_timeout`](Self::join_timeout) with zero.
+///
+/// torch's name of the same: `torch.multiprocessing.ProcessContext`.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use std::time::Duration;
+/// use phalanx::{Options, Status, start_processes};
+///
+/// fn work(rank: usize, base: u64) -> anyhow::Result<u64> {
+///     Ok(base + rank as u64)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let mut context = start_processes(work, 40, Options::new(3))?;
+/// while !context.join_timeout(Duration::from_millis(100))? {
+///     // Something else is done meanwhile.
+/// }
+/// assert_eq!(context.status(2)?, Status::Succeeded);
+/// assert_eq!(context.result(2)?, Some(42));
+/// assert_eq!(context.into_results()?, [40, 41, 42]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropping it ends its workers"]
 pub struct ProcessContext<R> {
     workers: WorkerGroup,

@@ -103,6 +103,8 @@ impl End {
     }
 }
 
+/// What is known of a worker of which there is no report: its state, and when it was seen so. Times are from the start of the first
+/// worker (`begin`), and of this one (`started`).
 fn bare(status: Status, (begin, started): (Moment, Moment), at: Moment) -> Ended {
     Ended {
         status,
@@ -119,6 +121,7 @@ fn bare(status: Status, (begin, started): (Moment, Moment), at: Moment) -> Ended
     }
 }
 
+/// The reading that the wall clock had at a moment, by what it reads now.
 fn wall_clock(moment: Moment) -> SystemTime {
     let now = SystemTime::now();
     now.checked_sub(Moment::now().since(moment)).unwrap_or(now)

@@ -21,6 +21,7 @@ pub(super) struct Returned {
     read: Condvar,
 }
 
+/// What came beside a result's bytes: descriptors, until the first reading has made memory of them.
 #[derive(Debug)]
 enum Beside {
     Unread(Vec<OwnedFd>),

@@ -290,6 +290,7 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
     }
 }
 
+/// Starts the workers of jobs that are complete, all or none, and makes their context.
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     let JobBuilder { callee, result_channel, guards, process_dir, abort, roster, .. } = builder;
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;

@@ -9,11 +9,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 
-/// An error that was made.
+/// An error of a wait that was made in this worker.
 struct Note {
+    /// Its text, as `to_string` has it.
     text: String,
     /// As a panic of `unwrap` shows it.
     debug: String,
+    /// The processes for which the wait was.
     pids: Vec<u32>,
 }
 
@@ -22,6 +24,7 @@ struct Note {
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 /// The last few: one that is returned has just been made.
 static NOTES: Mutex<VecDeque<Note>> = Mutex::new(VecDeque::new());
+/// How many errors are kept.
 const KEPT: usize = 16;
 
 /// Begins to keep them.
@@ -36,6 +39,7 @@ pub(crate) fn note(error: &impl Error, pids: &[u32]) {
     }
 }
 
+/// Puts the newest first, and drops the oldest.
 fn keep(note: Note) {
     let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
     notes.truncate(KEPT - 1);

@@ -26,6 +26,7 @@ pub(crate) struct FailureReport {
     pub(super) outcomes: Vec<Outcome>,
 }
 
+/// What travels: the rank that failed first, what kept it waiting, and all outcomes.
 type ReportParts = (usize, Vec<Culprit>, Vec<Outcome>);
 
 impl TryFrom<ReportParts> for FailureReport {

@@ -145,6 +145,7 @@ impl<'a> RawFrame<'a> {
     }
 }
 
+/// The frame of a symbol, if that has a name.
 fn named(symbol: Symbol) -> Option<Frame> {
     let Symbol { function, file, line, column } = symbol;
     Some(Frame { function: function?, file, line, column })
@@ -209,6 +210,7 @@ fn raised_by_libc(frames: &[Frame]) -> usize {
     frames[..in_libc].iter().rposition(raises).map_or(0, |last| last + 1)
 }
 
+/// Whether it lies in libc, where nothing names it: its debug information is not installed.
 fn is_unnamed_of_libc(frame: &Frame) -> bool {
     frame.function.rsplit_once("+0x").is_some_and(|(module, _)| image::is_libc(module))
 }
@@ -221,12 +223,14 @@ fn is_trampoline(frame: &Frame) -> bool {
         || frame.function.starts_with("call") && of_entry.is_some_and(|file| in_source(frame, &file))
 }
 
+/// Whether it begins a panic.
 fn is_raising(frame: &Frame) -> bool {
     frame.function.contains("rust_begin_unwind")
         || in_source(frame, "/library/core/src/panicking.rs")
         || frame.function.contains("begin_panic") && in_source(frame, "/library/std/src/panicking.rs")
 }
 
+/// Whether it belongs to what raises failures, and not to what went wrong.
 fn is_machinery(frame: &Frame) -> bool {
     MACHINERY_SOURCES.iter().any(|sources| in_source(frame, sources))
         || MACHINERY.iter().any(|prefix| bare(&frame.function).starts_with(prefix))
@@ -234,6 +238,7 @@ fn is_machinery(frame: &Frame) -> bool {
         || frame.function.contains("anyhow::")
 }
 
+/// Whether the path of its source file, where that is known, contains a part.
 fn in_source(frame: &Frame, part: &str) -> bool {
     frame.file.as_ref().is_some_and(|file| file.contains(part))
 }

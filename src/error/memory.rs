@@ -11,6 +11,15 @@ use crate::sys::limits::Shortage;
 use crate::sys::memory::Available;
 
 /// What can go wrong with a [`Storage`](crate::Storage), a [`Tensor`](crate::Tensor) and what is made of them.
+///
+/// ```
+/// use phalanx::{MemoryError, Tensor};
+///
+/// // More than any machine has: refused before a page is touched.
+/// let error = Tensor::<f32>::zeros(&[1 << 40]).unwrap_err();
+/// let MemoryError::NotEnough { asked, available, .. } = error else { panic!("{error}") };
+/// assert!(asked > available);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {

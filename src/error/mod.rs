@@ -39,6 +39,27 @@ use crate::sys::signal::Signal;
 /// Everything that a call of this crate can fail with.
 ///
 /// The first two are failures of the workers' own code; the rest say what the library was doing to what.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Error, spawn};
+///
+/// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+///     match rank {
+///         0 => anyhow::bail!("no such file"),
+///         _ => Ok(()),
+///     }
+/// }
+///
+/// # fn main() {
+/// match spawn(work, (), 2) {
+///     Err(Error::ProcessRaised(exception)) => assert_eq!(exception.error_index(), 0),
+///     Err(Error::ProcessExited(exception)) => panic!("killed, or gone by exit: {exception}"),
+///     Err(other) => panic!("the workers could not be started: {other}"),
+///     Ok(_) => unreachable!("rank 0 fails"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -13,6 +13,19 @@ use super::traceback::Traceback;
 use crate::sys::signal::Signal;
 
 /// The state of a worker, in one word.
+///
+/// What it says is what the launcher has seen when it last looked, by a call that joins or asks. As text it continues a sentence:
+/// `terminated with exit code 3`.
+///
+/// ```
+/// use phalanx::{Signal, Status};
+///
+/// let killed = Status::Signaled { signal: Signal::KILL, core_dumped: false };
+/// assert_eq!(killed.to_string(), "terminated with signal SIGKILL");
+/// // As Python and torch write it.
+/// assert_eq!((killed.exit_code(), Status::Exited { code: 3 }.exit_code()), (Some(-9), Some(3)));
+/// assert!(Status::Running.is_alive() && !Status::Lost.is_alive());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Status {
@@ -94,6 +107,15 @@ impl fmt::Display for Status {
 }
 
 /// What probably ended a worker that left without a result, or did not exit by itself.
+///
+/// Each cause has evidence: a count of the kernel's, a record that the worker's signal handler has made, or what the launcher itself
+/// has done. Where there is none, there is no cause: an end by SIGKILL is not called out of memory because it could be.
+///
+/// ```
+/// use phalanx::Cause;
+/// let cause = Cause::InvalidAccess { address: 8 };
+/// assert_eq!(cause.to_string(), "invalid access to address 0x8");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Cause {
@@ -104,14 +126,14 @@ pub enum Cause {
         /// Whether they were counted in the worker's cgroup or on the whole machine.
         scope: OomScope,
     },
-    /// The stack was full.
+    /// The stack was full: the address that could not be used lies beside the stack pointer.
     StackOverflow,
-    /// It used memory that is not there, or not for that use.
+    /// It used memory that is not there, or not for that use (SIGSEGV, SIGBUS).
     InvalidAccess {
-        /// The address.
+        /// The address that it used, as the processor reports it.
         address: u64,
     },
-    /// It ended while it was writing its report.
+    /// It ended while it was writing its report: the function had ended, and how is not known.
     ReportCutShort,
     /// It ended before `init()`, or came through main without calling it.
     NeverReachedInit,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::frames::{Callee, Captured};
 use super::traceback::Traceback;
 
+/// What the text of a panic says where its place is missing for this reason.
 const HOOK_REPLACED: &str = " (the function has set a panic hook instead of the one that records place and traceback: take \
                              that by std::panic::take_hook, and let the new one call it)";
 

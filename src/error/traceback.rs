@@ -13,6 +13,21 @@ use super::frames::{self, Callee, Captured, Frame};
 /// in the Cargo profile. (With `"line-tables-only"` functions come without their paths.) Naming the frames takes
 /// some milliseconds, the first time in a process up to some hundred, and is done when they are first asked for.
 ///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::{Error, spawn};
+///
+/// fn divide(_rank: usize, by: u32) -> anyhow::Result<u32> {
+///     Ok(1 / by)
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessRaised(exception)) = spawn(divide, 0, 1) else { panic!("it panics") };
+/// let innermost = &exception.traceback().frames()[0];
+/// assert!(innermost.function.ends_with("divide"), "{innermost}");
+/// # }
+/// ```
+///
 /// A traceback that is sent or written as JSON is the list of its frames. Two are equal when their frames are.
 #[derive(Clone, Debug)]
 pub struct Traceback {
