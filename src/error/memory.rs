@@ -156,7 +156,7 @@ pub enum MemoryError {
     StillWritable {
         /// Size of the memory.
         bytes: usize,
-        /// Who.
+        /// The process, or the part of the program, that can still write, in words.
         holder: &'static str,
     },
 

@@ -46,7 +46,7 @@ pub enum Status {
     },
     /// A signal ended it.
     Signaled {
-        /// Which one.
+        /// The signal that ended it.
         signal: Signal,
         /// Whether it left a core file.
         core_dumped: bool,

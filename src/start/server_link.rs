@@ -69,7 +69,7 @@ impl ServerLink {
         // Landlock rules tell nothing of themselves, but this thread cannot inspect a process that has others.
         let is_open = attributes::landlock_probe(pid).is_some_and(|probe| probe.sees_server);
         // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask`
-        // would wait in vain.
+        // would wait for ever.
         Ok(Self::to((pid, pidfd), requests, guards, is_open))
     }
 
