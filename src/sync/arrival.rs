@@ -5,7 +5,7 @@ use super::members::Members;
 use super::round::State;
 use super::wait_policy::WaitPolicy;
 
-/// Says what place one had among those whom a [`Barrier`](super::Barrier) let go.
+/// What a [`Barrier`](super::Barrier) returns to each member that it lets go: in which place that member came.
 ///
 /// ```
 /// use phalanx::sync::Barrier;
@@ -22,15 +22,17 @@ pub struct BarrierWaitResult {
 }
 
 impl BarrierWaitResult {
-    /// Whether it is the one of them that came last: the same for exactly one of each round.
+    /// Whether this member came last, which is true for exactly one member of each round.
     ///
-    /// What has to be done once a round is for the leader: to print a line, to write a file.
+    /// The leader is to do what has to be done once a round, such as to print a line or to write a file. The others go
+    /// on at the same time: let them wait once more where they need what it does. Python's barrier has an `action` for
+    /// that.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.is_leader
     }
 
-    /// How many came before it: a number of its own for each, from 0 on.
+    /// How many members came before this one: each has a number of its own, from 0 on. What Python's `wait` returns.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index

@@ -5,11 +5,12 @@ use std::fmt;
 use crate::error::listed;
 use crate::wire::roster;
 
-/// Those for whom a wait was whose time was up, as far as it is known.
+/// What a wait was for when its time was up, and which processes were to end it, as far as they are known.
 ///
-/// Its text names workers by their ranks.
-///
-/// A look at that moment: a process that is named may have gone on since, or have died.
+/// It is in [`SyncError::TimedOut`](super::SyncError::TimedOut) and
+/// [`QueueError::TimedOut`](crate::QueueError::TimedOut). Its text names workers by their ranks, other processes by
+/// their pids, and is the end of a sentence. It is a look at that moment: a process that is named may have gone on
+/// since, or have died.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,23 +27,23 @@ use crate::wire::roster;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Awaited {
-    /// Nobody in particular: whoever sets the event, puts a value or makes room.
+    /// No process in particular: any may set the event, put a value or make room.
     Anybody {
-        /// What nobody did.
+        /// What no process did, such as "nobody set the event".
         what: &'static str,
     },
-    /// Those who had it.
+    /// The processes that had what the wait was for.
     Holders {
         /// What they had, such as "the lock is".
         what: &'static str,
-        /// Their processes.
+        /// The processes, each once, in ascending order.
         pids: Vec<u32>,
     },
-    /// Those who had not come to a barrier.
+    /// The members of a barrier that had not come.
     Members {
-        /// How many had come.
+        /// How many members had come.
         came: usize,
-        /// How many it takes.
+        /// How many members the barrier waits for.
         parties: usize,
         /// The processes of the members who had not come.
         missing: Vec<u32>,
@@ -61,7 +62,7 @@ impl Awaited {
         }
     }
 
-    /// The processes for which the wait was.
+    /// The processes that were to end the wait, each once; none of [`Anybody`](Self::Anybody).
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
         match self {

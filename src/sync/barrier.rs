@@ -15,7 +15,8 @@ use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 use crate::sys::robust::{self, Me};
 
-/// A point at which a number of parties wait until all of them have come, as often as they like.
+/// A point at which a number of parties wait until all of them have come, again and again: Python's
+/// `multiprocessing.Barrier`.
 ///
 /// # Members
 ///
@@ -23,9 +24,9 @@ use crate::sys::robust::{self, Me};
 /// worker's arguments or in another message. It is one until the handle is dropped. The process that only makes a
 /// barrier is none.
 ///
-/// If a member dies, the barrier is *broken*, whether that member was waiting or had not come yet: all who wait, and
-/// who come, get [`SyncError::Broken`] with its process. So it is when the handle is dropped in a panic, when
-/// somebody's time is up in [`wait_timeout`](Self::wait_timeout), and by [`abort`](Self::abort). It stays so until
+/// If a member dies, the barrier is *broken*, whether that member was waiting or had not come yet: every wait that is
+/// under way or begins later is [`SyncError::Broken`] with its process. A panic that drops the handle breaks it too, as
+/// do a timeout in [`wait_timeout`](Self::wait_timeout) and [`abort`](Self::abort). It stays so until
 /// [`reset`](Self::reset).
 ///
 /// The kernel does not say whether a thread ended or died: one that ends while the handle by which it waited lives on
@@ -76,17 +77,17 @@ pub struct Barrier {
 }
 
 impl Barrier {
-    /// A barrier for `parties` members; 0 is taken as 1.
+    /// Makes a barrier for `parties` members; 0 is taken as 1.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it, or `parties` is more than a `u32` can count.
     pub fn new(parties: usize) -> Result<Self, MemoryError> {
         Ok(Self::over(Members::new(parties)?))
     }
 
     /// Waits until as many have come as there are parties.
     ///
-    /// What each party did before it came is seen by all when they go on.
+    /// When they go on, all of them see what each party had written to shared memory before it came.
     ///
     /// ```
     /// let barrier = phalanx::sync::Barrier::new(2)?;
@@ -111,7 +112,8 @@ impl Barrier {
         self.wait_for(&WaitPolicy::Forever)
     }
 
-    /// As [`wait`](Self::wait), at most so long: who gives up breaks the barrier for the others.
+    /// As [`wait`](Self::wait), but no longer than `timeout`, by CLOCK_MONOTONIC. A timeout breaks the barrier for the
+    /// others.
     ///
     /// ```
     /// use std::time::Duration;
@@ -126,26 +128,26 @@ impl Barrier {
     /// ```
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`wait`](Self::wait).
+    /// [`SyncError::TimedOut`], which names the members that had not come; else as [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult, SyncError> {
         self.wait_for(&WaitPolicy::of(timeout))
     }
 
-    /// Breaks the barrier: all who wait, and who come, are told.
+    /// Breaks the barrier: every wait that is under way or begins later is [`SyncError::Broken`].
     ///
-    /// It waits for nobody, also where a process is stopped in the middle of the barrier. A barrier that is broken
+    /// It waits for nothing, also where a process is stopped in the middle of the barrier. A barrier that is broken
     /// already keeps its first reason.
     pub fn abort(&self) {
         // Without the mutex, which a stopped process may own: to break it is one step in one word.
         self.break_by(BrokenBy::Abort);
     }
 
-    /// Makes the barrier as good as new. Those who wait at this moment get [`SyncError::Broken`]; members who have died
-    /// are forgotten, and others may take their place.
+    /// Makes the barrier as good as new. A wait that is under way ends with [`SyncError::Broken`]; members that have
+    /// died are forgotten, and others may take their place.
     ///
     /// # Errors
-    /// [`SyncError::Aborted`]; [`SyncError::TimedOut`] when a process has been in the middle of joining or arriving for
-    /// a second, as one that is stopped there.
+    /// [`SyncError::Aborted`] when another worker has failed; [`SyncError::TimedOut`] when a process has been in the
+    /// middle of joining or arriving for a second, as one that is stopped there.
     pub fn reset(&self) -> Result<(), SyncError> {
         // Inside, so that nobody arrives in the middle: it would be counted in a round that is over.
         let _inside = self.members.enter_soon()?;
@@ -161,13 +163,13 @@ impl Barrier {
         self.members.look_for_deaths()
     }
 
-    /// How many have to come.
+    /// How many members have to come.
     #[must_use]
     pub fn parties(&self) -> usize {
         self.members.parties()
     }
 
-    /// How many are waiting at this moment.
+    /// How many members are waiting at this moment: Python's `n_waiting`.
     #[must_use]
     pub fn waiting(&self) -> usize {
         // Those who were waiting are on their way out of a broken round, though their slots still say that they came.

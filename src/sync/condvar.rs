@@ -117,8 +117,8 @@ impl Condvar {
         self.wait_while_for(guard, condition, &WaitPolicy::Forever).map(|(guard, _)| guard)
     }
 
-    /// As [`wait`](Self::wait), but waits for a notification no longer than `timeout`, by CLOCK_MONOTONIC. To take the lock
-    /// again it then waits as long as that takes.
+    /// As [`wait`](Self::wait), but waits for a notification no longer than `timeout`, by CLOCK_MONOTONIC. To take the
+    /// lock again it then waits as long as that takes.
     ///
     /// The `bool` is `true` when the time was up without a notification: the opposite of what Python's `wait` returns.
     ///

@@ -12,7 +12,14 @@ use crate::wire::roster;
 
 /// What a call on a lock, an event, a barrier or the like can fail with.
 ///
-/// Texts name workers of the same context by their ranks; other processes by their pids.
+/// The text of an error names workers of the same context by their ranks, other processes by their pids.
+///
+/// [`TimedOut`](Self::TimedOut), [`Poisoned`](Self::Poisoned), [`Aborted`](Self::Aborted) and [`Broken`](Self::Broken)
+/// are consequences of what another process did. A worker may fail with one of them: the launcher reports the failure
+/// of that process first if there is one.
+///
+/// Python has no error where a `timeout` is up, but returns `False`. Its `BrokenBarrierError` is
+/// [`Broken`](Self::Broken).
 ///
 /// Whether the call may be tried again depends on the kind: [`WouldBlock`](Self::WouldBlock) and
 /// [`TimedOut`](Self::TimedOut) pass by themselves, [`Poisoned`](Self::Poisoned) and [`Broken`](Self::Broken) stay
@@ -45,79 +52,89 @@ use crate::wire::roster;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SyncError {
-    /// Others have it at the moment, and a `try_` call does not wait.
+    /// Other threads have it at the moment, and a `try_` call does not wait.
     #[error("others have it at the moment: try again later, or use the call that waits")]
     WouldBlock,
 
-    /// The time that the call might take was up.
+    /// The time that the call might take was up, and it has changed nothing. (A barrier is broken by it.)
+    ///
+    /// A `try_` call gives up with this error too, after a second, when a thread does not finish what it is in the
+    /// middle of: its process is stopped, say by SIGSTOP or a debugger.
     #[error("timed out after {waited:?}{awaited}")]
     TimedOut {
-        /// How long it waited.
+        /// The time that the call was given, or one second of a `try_` call.
         waited: Duration,
-        /// For whom.
+        /// What it waited for, and which processes, as far as they are known.
         awaited: Awaited,
     },
 
-    /// Its holder died, or panicked, while it held it: what it guards may be half done. `recover` takes it
-    /// nevertheless, and clears this.
+    /// A process died, or panicked, while it held the lock: what the lock guards may be half changed. Every call fails
+    /// with this, in all processes, until `recover` has taken the lock nevertheless (of a [`Once`](super::Once):
+    /// [`call_once_force`](super::Once::call_once_force)).
     #[error(
         "{} died or panicked while it held the lock: what that guards may be half written; take it by recover() (a Once by \
          call_once_force()) and put it right",
         roster::peer(*.pid)
     )]
     Poisoned {
-        /// Its process.
+        /// The process that died or panicked.
         pid: u32,
     },
 
     /// A worker of the same context has failed or the context is being ended, and
-    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that nobody is to wait any more.
+    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that its workers are to wait no more.
+    ///
+    /// Each later wait of the worker ends in the same way. What a call can do without waiting it still does, so that
+    /// the worker can clean up.
     #[error("the wait was aborted: {}", Aborter(*.rank))]
     Aborted {
-        /// The failed rank; `None`: the launcher ends its workers.
+        /// The rank that failed; `None` when the launcher ends its workers.
         rank: Option<usize>,
     },
 
     /// The barrier is broken, and stays so until [`Barrier::reset`](super::Barrier::reset).
     #[error("the barrier is broken: {}", Breach(*.by, *.pid, .missing))]
     Broken {
-        /// The process that broke it; `None`: it was reset, or that is not known.
+        /// The process that broke it; `None` when it was reset, or the process is not known.
         pid: Option<u32>,
-        /// How.
+        /// How it was broken.
         by: BrokenBy,
-        /// The processes for which that one had waited when it gave up.
+        /// The processes of the members that had not come when that process gave up.
         missing: Vec<u32>,
     },
 
-    /// This thread holds it already, so it would wait for itself for ever.
+    /// This thread holds it already, so it would wait for itself for ever. The call has changed nothing. A deadlock
+    /// between several threads is not found: use a timeout, which names the processes.
     #[error("this thread holds it already and would wait for itself: release it first")]
     Deadlock,
 
-    /// More permits are given back than were taken.
+    /// More permits would be given back than were taken from a [`BoundedSemaphore`](super::BoundedSemaphore), or than a
+    /// `u32` can count. None was added.
     #[error(
         "cannot add permits: there are {value}, and there can be at most {limit}; release only what was taken"
     )]
     TooMany {
-        /// How many there are.
+        /// How many permits there are, taken or free.
         value: u32,
-        /// How many there can be.
+        /// How many permits there can be.
         limit: u32,
     },
 
-    /// There is no room to note one more holder or member.
+    /// There is no room to note one more holder of a permit, member of a barrier or guard of an
+    /// [`RLock`](super::RLock).
     #[error("cannot note one more of {what}: all {capacity} entries are taken; release one first")]
     Full {
-        /// Of whom.
+        /// What there is no room for.
         what: &'static str,
         /// How many can be noted.
         capacity: usize,
     },
 
-    /// Its memory could not be had.
+    /// The shared memory of a new one could not be made.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 
-    /// The system refused something.
+    /// The system refused the wait, or this thread holds 1000 locks, permits and the like already.
     #[error("cannot take it or wait for it: {}", with_hint(.0))]
     System(#[from] io::Error),
 }
@@ -130,9 +147,9 @@ pub enum BrokenBy {
     Death,
     /// A member waited no longer: its time was up, or its wait was aborted.
     GivingUp,
-    /// Somebody called [`Barrier::abort`](super::Barrier::abort), or dropped a handle in a panic.
+    /// A process called [`Barrier::abort`](super::Barrier::abort), or a panic dropped a handle.
     Abort,
-    /// Somebody called [`Barrier::reset`](super::Barrier::reset) while others waited. It is as good as new.
+    /// A process called [`Barrier::reset`](super::Barrier::reset) while others waited. The barrier is as good as new.
     Reset,
 }
 

@@ -16,9 +16,9 @@ use crate::transfer::record::{Record, TypeTag};
 
 /// A flag that one process sets and others wait for: Python's `multiprocessing.Event`.
 ///
-/// To set it lets all waiters go on, even if it is cleared at once, and all that come until it is cleared. A thread that
-/// finds it set sees what the setter had written before [`set`](Self::set). Clones, and what arrives in another process,
-/// are the same event. It is `Send` and `Sync`.
+/// To set it lets all waiters go on, even if it is cleared at once, and all that come until it is cleared. A thread
+/// that finds it set sees what the setter had written before [`set`](Self::set). Clones, and what arrives in another
+/// process, are the same event. It is `Send` and `Sync`.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -41,9 +41,9 @@ use crate::transfer::record::{Record, TypeTag};
 ///
 /// # When a process dies
 ///
-/// Nobody owns an event, so nothing is freed or poisoned: the flag stays as it is. A waiter that is killed keeps no other
-/// one waiting, and `set` waits for no waiter. If the setter is killed in the middle of `set`, the event either is not
-/// set, or is set and the kernel wakes the waiters. If no process is left to set it, the waiters wait on: use
+/// Nobody owns an event, so nothing is freed or poisoned: the flag stays as it is. A waiter that is killed keeps no
+/// other one waiting, and `set` waits for no waiter. If the setter is killed in the middle of `set`, the event either
+/// is not set, or is set and the kernel wakes the waiters. If no process is left to set it, the waiters wait on: use
 /// [`wait_timeout`](Self::wait_timeout) or [`Options::abort_on_failure`](crate::Options::abort_on_failure).
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
@@ -117,7 +117,8 @@ impl Event {
 
     /// Waits until it is set, but no longer than `timeout`, by CLOCK_MONOTONIC.
     ///
-    /// Python's `wait(timeout)` returns `False` when the time is up; this is an error, so that `?` does not pass over it.
+    /// Python's `wait(timeout)` returns `False` when the time is up; this is an error, so that `?` does not pass over
+    /// it.
     ///
     /// ```
     /// use std::time::Duration;

@@ -129,7 +129,8 @@ impl<T: Pod> Lock<T> {
         self.take(&WaitPolicy::Never)
     }
 
-    /// Takes the lock, and waits for it no longer than `timeout`, by CLOCK_MONOTONIC. Python's `acquire(timeout=seconds)`.
+    /// Takes the lock, and waits for it no longer than `timeout`, by CLOCK_MONOTONIC. Python's
+    /// `acquire(timeout=seconds)`.
     ///
     /// A holder that dies meanwhile ends the wait with [`SyncError::Poisoned`], unless it had only just taken the lock
     /// or was about to give it back: then nothing is in disorder, and this call has the lock.
@@ -317,7 +318,8 @@ impl<'de, T: Pod> Deserialize<'de> for Lock<T> {
 /// already does not.
 ///
 /// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked
-/// ([`mem::forget`](std::mem::forget)) keeps the lock taken as long as the process lives, even when the thread has ended.
+/// ([`mem::forget`](std::mem::forget)) keeps the lock taken as long as the process lives, even when the thread has
+/// ended.
 ///
 /// In a child that the holder forks, its copy gives nothing back when it is dropped.
 #[must_use = "dropping it gives the lock back"]

@@ -29,11 +29,12 @@ atomic_record! {
     }
 }
 
-/// Something that one process does, for which the others wait.
+/// Something that one thread of one process does once, while the others wait for it: [`std::sync::Once`] for processes.
 ///
-/// Whoever comes later sees what it has done. If the one that does it dies or panics, those who come learn of it
-/// ([`SyncError::Poisoned`]) until [`call_once_force`](Self::call_once_force) has made it good. Clones, and what
-/// arrives in another process, are the same.
+/// A thread that finds it done sees what the function has written to shared memory. If the process that does it dies or
+/// panics, all later calls are [`SyncError::Poisoned`] until [`call_once_force`](Self::call_once_force) has made it
+/// good. Clones, and what arrives in another process, are the same `Once`. It is `Send` and `Sync`. Python has no
+/// counterpart.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -54,8 +55,8 @@ atomic_record! {
 ///
 /// # When the process that does it dies
 ///
-/// The kernel wakes one that waits. It has not been done then, and nobody knows how far it came:
-/// [`call_once`](Self::call_once) is [`SyncError::Poisoned`] in all processes, and does not try again by itself.
+/// The kernel wakes a waiter. The function may have run up to any point, so [`call_once`](Self::call_once) is
+/// [`SyncError::Poisoned`] in all processes, and does not try again by itself.
 /// [`call_once_force`](Self::call_once_force) does.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
@@ -66,15 +67,17 @@ pub struct Once {
 const KIND: &str = "Once";
 
 impl Once {
-    /// Nobody has done it yet.
+    /// Makes one that nobody has done yet.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new() -> Result<Self, MemoryError> {
         Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
-    /// Runs `f`, unless somebody has done it or does it, for whom it waits.
+    /// Runs `f` if nobody has done it yet; waits as long as another thread is doing it.
+    ///
+    /// When the call returns `Ok`, it has been done, by this thread or another one.
     ///
     /// ```
     /// use phalanx::sync::Once;
@@ -87,24 +90,27 @@ impl Once {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] when who did it died or panicked
-    /// - [`SyncError::Deadlock`] when this thread is doing it
+    /// - [`SyncError::Poisoned`] when a process died or panicked in the middle of it
+    /// - [`SyncError::Deadlock`] when `f` of this thread calls it again
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
     ///
     /// # Panics
-    /// When `f` does, and leaves it poisoned.
+    /// When `f` panics, which leaves it poisoned.
     pub fn call_once(&self, f: impl FnOnce()) -> Result<(), SyncError> {
         self.call(f, &WaitPolicy::Forever)
     }
 
-    /// As [`call_once`](Self::call_once), and waits at most so long for another that does it.
+    /// As [`call_once`](Self::call_once), but waits no longer than `timeout`, by CLOCK_MONOTONIC, for another thread
+    /// that is doing it.
     ///
     /// The time is that of the wait: `f` itself may run longer.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`call_once`](Self::call_once).
+    /// - [`SyncError::TimedOut`] when the other thread had not done it in that time; it names the process of that
+    ///   thread
+    /// - the others of [`call_once`](Self::call_once)
     ///
     /// # Panics
     /// As [`call_once`](Self::call_once).
@@ -112,7 +118,10 @@ impl Once {
         self.call(f, &WaitPolicy::of(timeout))
     }
 
-    /// As [`call_once`](Self::call_once), also when one that did it died or panicked, whose process `f` is told.
+    /// As [`call_once`](Self::call_once), but runs `f` also when a process died or panicked in the middle of it.
+    ///
+    /// `f` gets that process, or `None` if nobody had begun, and is to put right what was left. If it succeeds, nothing
+    /// is poisoned any more.
     ///
     /// ```
     /// use phalanx::sync::{Once, SyncError};
@@ -130,7 +139,7 @@ impl Once {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Deadlock`] when this thread is doing it
+    /// - [`SyncError::Deadlock`] when `f` of this thread calls it again
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
@@ -153,7 +162,7 @@ impl Once {
 
     /// Whether it has been done.
     ///
-    /// Who finds it done sees what the function has done.
+    /// A thread that finds it done sees what the function has written to shared memory.
     #[must_use]
     #[inline]
     pub fn is_completed(&self) -> bool {
@@ -161,7 +170,8 @@ impl Once {
         self.fields().done.load(Acquire) != 0
     }
 
-    /// The process that began it and died or panicked, unless it has been made good.
+    /// The process that died or panicked in the middle of it, unless it has been made good. A death is noted by the
+    /// next call that runs or waits.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
         // Relaxed: the owner of the mutex sees what earlier owners stored, by the Acquire with which it took the word.

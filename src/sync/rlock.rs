@@ -277,8 +277,8 @@ impl<'de> Deserialize<'de> for RLock {
 
 /// Holds an [`RLock`] once. Its drop gives the lock back once.
 ///
-/// A guard that is dropped by a panic leaves the lock poisoned. Guards of one thread may be dropped in any order: the lock
-/// is free when the last one is gone.
+/// A guard that is dropped by a panic leaves the lock poisoned. Guards of one thread may be dropped in any order: the
+/// lock is free when the last one is gone.
 ///
 /// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked keeps the lock taken as
 /// long as the process lives. In a child that the holder forks, its copy gives nothing back.

@@ -20,10 +20,10 @@ use crate::sys::robust::{self, Me};
 
 /// A value in shared memory that many threads of any process can read at a time, or one can write.
 ///
-/// A reader that dies, by SIGKILL too, is one reader less. A writer that dies or panics frees it, and who comes next
-/// learns of it: [`SyncError::Poisoned`]. While a writer waits, new readers wait behind it; a thread that reads already
-/// can always read once more. At most 120 threads read at a time, and others wait for one of these to end. Clones, and
-/// what arrives in another process, are the same lock.
+/// While a writer waits, new readers wait behind it; a thread that reads already can always read once more. At most 120
+/// threads read at a time, and further ones wait until one of these has ended. Clones, and what arrives in another
+/// process, are the same lock. It is `Send` and `Sync`. The value is plain data ([`bytemuck::Pod`]), as in a
+/// [`Lock`](super::Lock). Timeouts are by CLOCK_MONOTONIC. Python has no counterpart.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -53,8 +53,8 @@ use crate::sys::robust::{self, Me};
 ///
 /// A reader only looks, so when its process ends the kernel frees its place, and a writer that waited for it goes on. A
 /// writer leaves the value as it is at that moment: from then on [`read`](Self::read) and [`write`](Self::write) are
-/// [`SyncError::Poisoned`] in all processes, until [`recover`](Self::recover). A writer that still waited for readers
-/// has changed nothing, and its death poisons nothing.
+/// [`SyncError::Poisoned`] in all processes, until [`recover`](Self::recover). A writer that panics does the same. A
+/// writer that still waited for readers has changed nothing, and its death poisons nothing.
 pub struct RwLock<T: Pod> {
     table: RecordWith<RwFields, T>,
 }
@@ -62,15 +62,17 @@ pub struct RwLock<T: Pod> {
 const KIND: &str = "RwLock";
 
 impl<T: Pod> RwLock<T> {
-    /// A lock that nobody holds.
+    /// Makes a lock that nobody holds, with a copy of `value` in shared memory.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
         Ok(Self { table: RecordWith::new(KIND, value)? })
     }
 
-    /// Takes it to read, for which it waits while somebody writes or is waiting to.
+    /// Takes the lock to read, and waits as long as another thread writes or is waiting to write.
+    ///
+    /// A thread may have several guards to read at a time.
     ///
     /// ```
     /// use phalanx::sync::RwLock;
@@ -83,7 +85,7 @@ impl<T: Pod> RwLock<T> {
     ///
     /// # Errors
     /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
-    /// - [`SyncError::Deadlock`] when this thread writes
+    /// - [`SyncError::Deadlock`] when this thread holds the lock to write
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
@@ -91,27 +93,30 @@ impl<T: Pod> RwLock<T> {
         self.enter_to_read(&WaitPolicy::Forever)
     }
 
-    /// Takes it to read if that is possible at once.
+    /// Takes the lock to read if nobody writes, or is waiting to.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`]; [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a
-    /// second, as a process that is stopped there; else as [`read`](Self::read).
+    /// - [`SyncError::WouldBlock`] when another thread writes or is waiting to, or 120 threads read
+    /// - [`SyncError::TimedOut`] when another reader has been in the middle of taking it for a second, as in a process
+    ///   that is stopped (SIGSTOP) there
+    /// - the others of [`read`](Self::read)
     pub fn try_read(&self) -> Result<RwLockReadGuard<'_, T>, SyncError> {
         self.enter_to_read(&WaitPolicy::Never)
     }
 
-    /// Takes it to read, for which it waits at most so long.
+    /// As [`read`](Self::read), but waits for the lock no longer than `timeout`.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`read`](Self::read).
+    /// - [`SyncError::TimedOut`] when the time was up before the lock was free; it names the process that had it
+    /// - the others of [`read`](Self::read)
     pub fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard<'_, T>, SyncError> {
         self.enter_to_read(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it to write, for which it waits while anybody has it.
+    /// Takes the lock to write, and waits as long as other threads read or write.
     ///
-    /// New readers wait from the moment at which this call begins to. A thread that reads must end that first: two
-    /// readers that both wanted to write would wait for each other.
+    /// New readers wait from the moment at which this call begins to wait. A thread that reads must drop its guards
+    /// first: two readers that both wanted to write would wait for each other.
     ///
     /// ```
     /// use phalanx::sync::{RwLock, SyncError};
@@ -125,8 +130,8 @@ impl<T: Pod> RwLock<T> {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] as [`read`](Self::read)
-    /// - [`SyncError::Deadlock`] when this thread reads or writes
+    /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Deadlock`] when this thread holds the lock, to read or to write
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
@@ -134,27 +139,30 @@ impl<T: Pod> RwLock<T> {
         self.enter_to_write(&WaitPolicy::Forever)
     }
 
-    /// Takes it to write if that is possible at once.
+    /// Takes the lock to write if no other thread reads or writes.
     ///
     /// # Errors
-    /// [`SyncError::WouldBlock`] when anybody has it, [`SyncError::TimedOut`] as [`try_read`](Self::try_read), else as
-    /// [`write`](Self::write).
+    /// - [`SyncError::WouldBlock`] when another thread reads or writes
+    /// - [`SyncError::TimedOut`] as of [`try_read`](Self::try_read)
+    /// - the others of [`write`](Self::write)
     pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         self.enter_to_write(&WaitPolicy::Never)
     }
 
-    /// Takes it to write, for which it waits at most so long.
+    /// As [`write`](Self::write), but waits for the lock no longer than `timeout`.
     ///
-    /// Readers that came before go on reading; new ones wait until the time is up.
+    /// Readers that came before go on reading; new ones wait until this call has ended or its guard is dropped.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`write`](Self::write).
+    /// - [`SyncError::TimedOut`] when the time was up before the lock was free; it names the processes that had it
+    /// - the others of [`write`](Self::write)
     pub fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         self.enter_to_write(&WaitPolicy::of(timeout))
     }
 
-    /// Takes it to write, whatever its last writer has left, and clears that: for who can put the value right. With it
-    /// comes the process that died or panicked, if one did.
+    /// Takes the lock to write though it is poisoned, and clears the poison: for a caller that can put the value right.
+    ///
+    /// With the guard comes the process that died or panicked, `None` if the lock was not poisoned.
     ///
     /// ```
     /// use phalanx::sync::RwLock;
@@ -183,7 +191,7 @@ impl<T: Pod> RwLock<T> {
         self.recover_for(&WaitPolicy::Forever)
     }
 
-    /// As [`recover`](Self::recover), if that is possible at once.
+    /// As [`recover`](Self::recover), if no other thread reads or writes.
     ///
     /// # Errors
     /// As [`try_write`](Self::try_write), but never [`SyncError::Poisoned`].
@@ -191,10 +199,11 @@ impl<T: Pod> RwLock<T> {
         self.recover_for(&WaitPolicy::Never)
     }
 
-    /// As [`recover`](Self::recover), for which it waits at most so long.
+    /// As [`recover`](Self::recover), but waits for the lock no longer than `timeout`.
     ///
     /// # Errors
-    /// [`SyncError::TimedOut`], else as [`recover`](Self::recover).
+    /// - [`SyncError::TimedOut`] when the time was up before the lock was free
+    /// - the others of [`recover`](Self::recover)
     pub fn recover_timeout(
         &self,
         timeout: Duration,
@@ -283,10 +292,10 @@ impl<'de, T: Pod> Deserialize<'de> for RwLock<T> {
     }
 }
 
-/// Holds an [`RwLock`] to read, and is its value.
+/// Holds an [`RwLock`] to read, and derefs to its value. A panic that drops it poisons nothing.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps writers out as long as the process
-/// lives.
+/// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked keeps writers out as
+/// long as the process lives.
 #[must_use = "dropping it gives the lock back"]
 pub struct RwLockReadGuard<'a, T: Pod> {
     lock: &'a RwLock<T>,
@@ -319,10 +328,10 @@ impl<T: Pod + fmt::Debug> fmt::Debug for RwLockReadGuard<'_, T> {
     }
 }
 
-/// Holds an [`RwLock`] to write, and is its value. Dropped in a panic it leaves the lock poisoned.
+/// Holds an [`RwLock`] to write, and derefs to its value. A panic that drops it leaves the lock poisoned.
 ///
-/// It belongs to the thread that took it: it is not `Send`. One that is leaked keeps the lock taken as long as the
-/// process lives.
+/// It belongs to the thread that took it: it is `Sync`, but not `Send`. A guard that is leaked keeps the lock taken as
+/// long as the process lives.
 #[must_use = "dropping it gives the lock back"]
 pub struct RwLockWriteGuard<'a, T: Pod> {
     lock: &'a RwLock<T>,

@@ -12,14 +12,13 @@ use super::robust_mutex::OfThread;
 use super::wait_policy::WaitPolicy;
 use crate::error::MemoryError;
 
-/// A number of permits, of which each holder has one.
+/// A number of permits, which threads of any process take and give back: Python's `multiprocessing.Semaphore`.
 ///
 /// A holder that dies, by SIGKILL too, gives its permit back. Clones, and what arrives in another process, are the same
-/// semaphore.
+/// semaphore. It is `Send` and `Sync`. Timeouts are by CLOCK_MONOTONIC.
 ///
-/// At most 1024 permits can be held at a time, or as many as it has at first if these are fewer, but at least 64; with
-/// more than 124 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the
-/// like.
+/// As many permits can be held at a time as the semaphore has at first, but at least 64 and at most 1024. With more
+/// than 124 holders the death of one may be noticed 50 ms late. One thread can hold 1000 permits, locks and the like.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -51,10 +50,11 @@ pub struct Semaphore {
     permits: Permits,
 }
 
-/// A [`Semaphore`] that never has more permits than it had at first: to give back more than were taken is an error.
+/// A [`Semaphore`] that never has more permits than it had at first: Python's `multiprocessing.BoundedSemaphore`.
 ///
-/// Since a [`Permit`] gives itself back, that concerns only those who [`forget`](Permit::forget) theirs and
-/// [`release`](Self::release) them elsewhere.
+/// To give back more permits than were taken is an error. A [`Permit`] gives itself back, so that concerns only a
+/// program that [`forget`](Permit::forget)s permits and [`release`](Self::release)s them elsewhere. What [`Semaphore`]
+/// says of holders that die holds here too.
 ///
 /// ```
 /// use phalanx::sync::{BoundedSemaphore, SyncError};
@@ -76,10 +76,10 @@ pub struct BoundedSemaphore {
 macro_rules! semaphore {
     ($name:ident, $most:expr, $release_fails:literal) => {
         impl $name {
-            /// A semaphore with that number of permits, which may be 0.
+            /// Makes a semaphore with that number of permits, which may be 0.
             ///
             /// # Errors
-            /// [`MemoryError`] when there is no memory for it.
+            /// [`MemoryError`] when there is no shared memory for it.
             pub fn new(permits: u32) -> Result<Self, MemoryError> {
                 let most: fn(u32) -> u32 = $most;
                 // The name is in the record's tag: a plain semaphore that arrives where a bounded one is expected is
@@ -87,10 +87,11 @@ macro_rules! semaphore {
                 Ok(Self { permits: Permits::new(stringify!($name), permits, most(permits))? })
             }
 
-            /// Takes a permit, for which it waits.
+            /// Takes a permit, and waits as long as none is free. Python's `acquire()`.
             ///
-            /// One thread waits for a permit at a time, and the others wait behind it. A thread may take several, and
-            /// is not told of a deadlock: one that waits for a permit while it holds all of them waits for ever.
+            /// One thread waits for a permit at a time, and the others wait behind it. A thread may take several
+            /// permits, and no deadlock is found: a thread that waits for a permit while it holds all of them waits for
+            /// ever.
             ///
             /// # Errors
             /// - [`SyncError::Full`] when there are permits, but too many are held to note one more holder
@@ -101,22 +102,22 @@ macro_rules! semaphore {
                 self.take(&WaitPolicy::Forever)
             }
 
-            /// Takes a permit if there is one.
+            /// Takes a permit if one is free. Python's `acquire(block=False)`.
             ///
             /// # Errors
-            /// [`SyncError::WouldBlock`] when there is none; [`SyncError::TimedOut`] when there seems to be one, but
-            /// another has been in the middle of taking it for a second, as a process that is stopped there; else as
-            /// [`acquire`](Self::acquire).
+            /// - [`SyncError::WouldBlock`] when none is free
+            /// - [`SyncError::TimedOut`] when one seems to be free, but another thread has been in the middle of taking
+            ///   it for a second, as in a process that is stopped (SIGSTOP) there
+            /// - the others of [`acquire`](Self::acquire)
             pub fn try_acquire(&self) -> Result<Permit<'_>, SyncError> {
                 self.take(&WaitPolicy::Never)
             }
 
-            /// Takes a permit, for which it waits at most so long.
-            ///
-            /// The error names the processes that hold permits.
+            /// Takes a permit, and waits for it no longer than `timeout`. Python's `acquire(timeout=seconds)`.
             ///
             /// # Errors
-            /// [`SyncError::TimedOut`], else as [`acquire`](Self::acquire).
+            /// - [`SyncError::TimedOut`] when none was free in that time; it names the processes that hold permits
+            /// - the others of [`acquire`](Self::acquire)
             pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, SyncError> {
                 self.take(&WaitPolicy::of(timeout))
             }
@@ -130,7 +131,7 @@ macro_rules! semaphore {
                 self.permits.add(permits)
             }
 
-            /// How many permits are free at this moment.
+            /// How many permits are free at this moment. Python's `get_value()`.
             ///
             /// The answer may be out of date when it arrives: use `try_acquire` to take what is free.
             #[must_use]
@@ -179,7 +180,9 @@ semaphore!(
 
 /// Holds a permit of a [`Semaphore`] or a [`BoundedSemaphore`].
 ///
-/// It belongs to the thread that took it, whose end gives the permit back: it is not `Send`.
+/// Its drop gives the permit back and wakes a waiter. It belongs to the thread that took it: it is `Sync`, but not
+/// `Send`. If it is leaked, the permit comes back when that thread ends. In a child that the holder forks, its copy
+/// gives nothing back.
 #[must_use = "dropping it gives the permit back"]
 #[derive(Debug)]
 pub struct Permit<'a> {
@@ -190,7 +193,10 @@ pub struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// Keeps the permit taken for good, though this thread end: until somebody [releases](Semaphore::release) it.
+    /// Keeps the permit taken for good, also when this thread ends, until some process
+    /// [releases](Semaphore::release) it.
+    ///
+    /// That is how one process takes a permit and another one gives it back, as with Python's semaphores.
     ///
     /// ```
     /// let doors = phalanx::sync::Semaphore::new(2)?;

@@ -11,11 +11,12 @@ use crate::error::MemoryError;
 use crate::tensor::element::{Element, Number};
 use crate::tensor::typed::Tensor;
 
-/// One number, or a `bool`, that processes share.
+/// One number, or a `bool`, that processes share: Python's `multiprocessing.Value`, without a lock.
 ///
 /// Every access is atomic, and orders memory: what a process did before it changed the value is seen by another that
 /// reads what it put there (release and acquire). Several changes that belong together need a [`Lock`](super::Lock). It
 /// is a [`Tensor`] of one element, and travels as it. Clones, and what arrives in another process, are the same value.
+/// It is `Send` and `Sync`. Python's `v.value += 1` is two steps; [`fetch_add`](Self::fetch_add) is one.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -48,17 +49,17 @@ pub struct Value<T: Element> {
 }
 
 impl<T: Element> Value<T> {
-    /// A value that begins so.
+    /// Makes a shared value that is `value` at first.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn new(value: T) -> Result<Self, MemoryError> {
         // A tensor, not a record of atomics: an element of any type is changed in one step by what tensors have for
         // that.
         Ok(Self { tensor: Tensor::from_slice(&[value], &[1])? })
     }
 
-    /// What it is.
+    /// What it is now. The caller sees what another process had written before it put that value there.
     #[must_use]
     #[inline]
     pub fn get(&self) -> T {
@@ -68,7 +69,8 @@ impl<T: Element> Value<T> {
         value
     }
 
-    /// Sets it.
+    /// Sets it. A change of another process between a [`get`](Self::get) and this is overwritten: see
+    /// [`fetch_update`](Self::fetch_update).
     #[inline]
     pub fn set(&self, value: T) {
         // Before the store: what this thread wrote earlier is seen by whoever reads the value and has a fence after
@@ -77,7 +79,7 @@ impl<T: Element> Value<T> {
         one(self.tensor.set(0, value));
     }
 
-    /// Sets it; returns what it was.
+    /// Sets it in one step, and returns what it was.
     ///
     /// ```
     /// let value = phalanx::sync::Value::new(1_u8)?;
@@ -89,7 +91,8 @@ impl<T: Element> Value<T> {
         ordered(|| one(self.tensor.swap(0, value)))
     }
 
-    /// Sets it to `new` if it is `current`, floats to the bit. Returns what it was.
+    /// Sets it to `new` in one step if it is `current`, and returns what it was. Floats are compared bit by bit: `0.0`
+    /// is not `-0.0`.
     ///
     /// ```
     /// let value = phalanx::sync::Value::new(1.5_f64)?;
@@ -99,7 +102,7 @@ impl<T: Element> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// What it is, when that is not `current`.
+    /// What it is, when that is not `current`; it is then unchanged.
     #[inline]
     pub fn compare_exchange(&self, current: T, new: T) -> Result<T, T> {
         // By bits: with `==` a NaN would never be its own `current`, and `fetch_update` would try for ever. An exchange
@@ -107,7 +110,8 @@ impl<T: Element> Value<T> {
         ordered(|| one(self.tensor.compare_exchange(0, current, new)))
     }
 
-    /// Sets it to what `update` makes of it, which is asked again if somebody came between. Returns what it was.
+    /// Sets it to what `update` makes of it, and returns what it was. `update` runs again with the new value each time
+    /// that another process has changed it meanwhile.
     ///
     /// ```
     /// let value = phalanx::sync::Value::new(9_u8)?;
@@ -117,7 +121,7 @@ impl<T: Element> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// What it is, when `update` returned `None`.
+    /// What it is, when `update` returned `None`; it is then unchanged.
     pub fn fetch_update(&self, mut update: impl FnMut(T) -> Option<T>) -> Result<T, T> {
         // Not a step of its own: between a look and the exchange others may come, and a value that has come back is as
         // good as before.
@@ -179,7 +183,7 @@ impl<'de, T: Element> Deserialize<'de> for Value<T> {
     }
 }
 
-/// A fixed number of numbers, or of `bool`, that processes share.
+/// A fixed number of numbers, or of `bool`, that processes share: Python's `multiprocessing.Array`, without a lock.
 ///
 /// Every access to an element is atomic but says nothing of the order of several, as with the [`Tensor`] of one
 /// dimension that it is: a [`Lock`](super::Lock), an [`Event`](super::Event), a [`Barrier`](super::Barrier), a
@@ -216,7 +220,7 @@ impl<T: Element> Array<T> {
     /// An array of `len` zeros.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no memory for it.
+    /// [`MemoryError`] when there is no shared memory for it.
     pub fn zeros(len: usize) -> Result<Self, MemoryError> {
         Ok(Self { tensor: Tensor::zeros(&[len])? })
     }
@@ -241,7 +245,7 @@ impl<T: Element> Array<T> {
         self.tensor.is_empty()
     }
 
-    /// An element.
+    /// The element at `index`: Python's `a[index]`, from 0 on.
     ///
     /// # Errors
     /// [`MemoryError::OutOfBounds`] when there is no such element.
@@ -250,16 +254,17 @@ impl<T: Element> Array<T> {
         self.tensor.get(index)
     }
 
-    /// Sets an element.
+    /// Sets the element at `index`.
     ///
     /// # Errors
-    /// As [`get`](Self::get); [`MemoryError::ReadOnly`] when its memory has been frozen.
+    /// [`MemoryError::OutOfBounds`] when there is no such element, [`MemoryError::ReadOnly`] when the memory has been
+    /// frozen.
     #[inline]
     pub fn set(&self, index: usize, value: T) -> Result<(), MemoryError> {
         self.tensor.set(index, value)
     }
 
-    /// A copy of all elements.
+    /// A copy of all elements: Python's `a[:]`. Elements that others change meanwhile are old or new, each for itself.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
         self.tensor.to_vec()
@@ -276,7 +281,8 @@ impl<T: Element> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::ReadOnly`].
+    /// [`MemoryError::LengthMismatch`] when `elements` are not as many as the array has, [`MemoryError::ReadOnly`] when
+    /// the memory has been frozen.
     pub fn write(&self, elements: &[T]) -> Result<(), MemoryError> {
         self.tensor.write_from(elements)
     }
@@ -296,8 +302,8 @@ impl<T: Element> Array<T> {
 }
 
 impl<T: Number> Array<T> {
-    /// Adds to an element, so that no addition of another process is lost; returns what was there. Integers wrap
-    /// around.
+    /// Adds to the element at `index` in one step, so that no addition of another process is lost, and returns what was
+    /// there. Integers wrap around.
     ///
     /// # Errors
     /// As [`set`](Self::set).
