@@ -2,11 +2,11 @@
 //!
 //! - `fifo`: queues, of many processes
 //! - `joinable`: queues of tasks that are to be done, and the plain one
-//! - `tasks`: how many tasks are done, and who has the others
+//! - `tasks`: how many tasks are done, and which threads hold the others
 //! - `wait`: waiting for several things at once
 //! - `core`: what all of them are: a ring with a mutex at either side, and a socket
 //! - `put`, `get`: a message into one of them, and out of it
-//! - `side`: the producers or the consumers, of whom one is in the mutex
+//! - `side`: the producers or the consumers, one of which at a time owns the mutex
 //! - `ring`: messages one after the other in a ring of bytes
 //! - `fd_channel`: what goes beside messages
 //! - `sending`: sending that, past what dead producers have left

@@ -1,4 +1,4 @@
-//! For whom a wait was.
+//! What a wait was for, and which processes were to end it.
 
 use std::fmt;
 
@@ -45,9 +45,9 @@ pub enum Awaited {
         came: usize,
         /// How many members the barrier waits for.
         parties: usize,
-        /// The processes of the members who had not come.
+        /// The processes of the members that had not come.
         missing: Vec<u32>,
-        /// The processes of the members who had left before, and are still needed.
+        /// The processes that were members and have dropped their handles, where too few members are left.
         left: Vec<u32>,
     },
 }

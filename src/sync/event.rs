@@ -83,6 +83,14 @@ impl Event {
     /// Clears it: from now on [`wait`](Self::wait) waits for the next [`set`](Self::set).
     ///
     /// A thread that waited when the event was set goes on all the same, where one of Python's may get `False`.
+    ///
+    /// ```
+    /// let event = phalanx::sync::Event::new()?;
+    /// event.set();
+    /// event.clear();
+    /// assert!(!event.is_set());
+    /// # Ok::<(), phalanx::sync::SyncError>(())
+    /// ```
     pub fn clear(&self) {
         // Nobody waits for that, so nobody is woken (`false`).
         self.changed().notify_if(|count| {

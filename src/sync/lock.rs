@@ -225,7 +225,8 @@ impl<T: Pod> Lock<T> {
 
     /// The process that died or panicked while it held this, unless somebody has recovered it since.
     ///
-    /// Nothing is waited for and nothing cleared, so this can be asked while somebody holds the lock.
+    /// The call waits for nothing and clears nothing, so this can be asked while another thread holds the lock. A death
+    /// is noted by the next call that takes the lock, so this may be `None` until then.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
         // Relaxed: a thread that owns the mutex sees what earlier owners stored, by the Acquire with which it took the

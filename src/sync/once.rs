@@ -107,6 +107,21 @@ impl Once {
     ///
     /// The time is that of the wait: `f` itself may run longer.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use phalanx::sync::{Once, SyncError};
+    ///
+    /// let once = Once::new()?;
+    /// once.call_once(|| {
+    ///     let other = std::thread::scope(|scope| {
+    ///         scope.spawn(|| once.call_once_timeout(Duration::from_millis(5), || ())).join()
+    ///     });
+    ///     assert!(matches!(other, Ok(Err(SyncError::TimedOut { .. }))), "this thread is doing it");
+    /// })?;
+    /// once.call_once_timeout(Duration::ZERO, || unreachable!("it has been done"))?;
+    /// # Ok::<(), SyncError>(())
+    /// ```
+    ///
     /// # Errors
     /// - [`SyncError::TimedOut`] when the other thread had not done it in that time; it names the process of that
     ///   thread

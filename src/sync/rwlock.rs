@@ -86,6 +86,7 @@ impl<T: Pod> RwLock<T> {
     /// # Errors
     /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
     /// - [`SyncError::Deadlock`] when this thread holds the lock to write
+    /// - [`SyncError::Full`] when this thread has 4 294 967 295 guards to read
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
     ///   the wait
@@ -143,7 +144,8 @@ impl<T: Pod> RwLock<T> {
     ///
     /// # Errors
     /// - [`SyncError::WouldBlock`] when another thread reads or writes
-    /// - [`SyncError::TimedOut`] as of [`try_read`](Self::try_read)
+    /// - [`SyncError::TimedOut`] when a reader has been in the middle of taking it for a second, as in
+    ///   [`try_read`](Self::try_read)
     /// - the others of [`write`](Self::write)
     pub fn try_write(&self) -> Result<RwLockWriteGuard<'_, T>, SyncError> {
         self.enter_to_write(&WaitPolicy::Never)
@@ -212,6 +214,8 @@ impl<T: Pod> RwLock<T> {
     }
 
     /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
+    ///
+    /// A death is noted by the next call that takes the lock, so this may be `None` until then.
     #[must_use]
     pub fn poisoned(&self) -> Option<u32> {
         self.fields().poisoned()

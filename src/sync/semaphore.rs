@@ -180,6 +180,22 @@ semaphore!(
 
 /// Holds a permit of a [`Semaphore`] or a [`BoundedSemaphore`].
 ///
+/// ```
+/// use std::time::Duration;
+/// use phalanx::sync::{Semaphore, SyncError};
+///
+/// let doors = Semaphore::new(1)?;
+/// let permit = doors.acquire()?;
+/// assert!(matches!(doors.try_acquire(), Err(SyncError::WouldBlock)));
+/// let Err(SyncError::TimedOut { awaited, .. }) = doors.acquire_timeout(Duration::from_millis(5)) else {
+///     panic!("the permit is taken")
+/// };
+/// assert_eq!(awaited.pids(), [std::process::id()]); // the holder's process
+/// drop(permit);
+/// drop(doors.try_acquire()?);
+/// # Ok::<(), SyncError>(())
+/// ```
+///
 /// Its drop gives the permit back and wakes a waiter. It belongs to the thread that took it: it is `Sync`, but not
 /// `Send`. If it is leaked, the permit comes back when that thread ends. In a child that the holder forks, its copy
 /// gives nothing back.

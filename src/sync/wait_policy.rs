@@ -28,7 +28,7 @@ pub(crate) enum Interrupted {
 pub(crate) enum WaitPolicy {
     /// Not at all.
     Never,
-    /// For so long, which is over at that moment. `None`: never.
+    /// For `timeout`, which is over at the moment `end`. `None`: the time is never up.
     Until { timeout: Duration, end: Option<Moment> },
     /// However long it takes.
     Forever,
