@@ -14,8 +14,7 @@ use crate::sys::signal::Signal;
 
 /// The state of a worker, in one word.
 ///
-/// What it says is what the launcher has seen when it last looked, by a call that joins or asks. As text it continues a sentence:
-/// `terminated with exit code 3`.
+/// What it says is what the launcher has seen when it last looked, by a call that joins or asks.
 ///
 /// ```
 /// use phalanx::{Signal, Status};
@@ -110,12 +109,6 @@ impl fmt::Display for Status {
 ///
 /// Each cause has evidence: a count of the kernel's, a record that the worker's signal handler has made, or what the launcher itself
 /// has done. Where there is none, there is no cause: an end by SIGKILL is not called out of memory because it could be.
-///
-/// ```
-/// use phalanx::Cause;
-/// let cause = Cause::InvalidAccess { address: 8 };
-/// assert_eq!(cause.to_string(), "invalid access to address 0x8");
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Cause {
@@ -282,7 +275,6 @@ pub(crate) struct Ended {
 /// let outcome = &exception.outcomes()[1];
 /// assert_eq!((outcome.rank(), outcome.status()), (1, Status::Raised));
 /// assert_eq!(outcome.error().unwrap().message(), "no data");
-/// assert!(outcome.to_string().contains("raised: no data"));
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

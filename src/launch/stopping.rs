@@ -63,7 +63,7 @@ impl Control {
         // First: it is forked, and this process may have no second thread, nor a handler that the fork would have too.
         control._guardian =
             Some(Guardian::start(&plan.token, dir.temporary()).map_err(failed("starting the guardian"))?);
-        prctl::become_subreaper().map_err(failed("becoming the parent of orphans"))?;
+        prctl::set_subreaper(true).map_err(failed("becoming the parent of orphans"))?;
         let others = PASSED.into_iter().chain([Signal::TSTP, Signal::CHLD]);
         let all: Vec<_> = launch.stop_signals.iter().copied().chain(others).collect();
         control.signals = Some(SignalPipe::take_over(&all).map_err(failed("taking over signals"))?);
@@ -215,5 +215,9 @@ pub fn die_of(signal: Signal) {
 impl Drop for Control {
     fn drop(&mut self) {
         self.take_terminal();
+        if self.signals.is_some() {
+            // It can only refuse where it is not known, and then it was not set.
+            let _ = prctl::set_subreaper(false);
+        }
     }
 }

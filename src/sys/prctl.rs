@@ -15,7 +15,7 @@ pub(crate) fn set_name(name: &str) -> io::Result<()> {
     prctl::set_name(name).map_err(io::Error::from_raw_os_error)
 }
 
-/// PR_SET_CHILD_SUBREAPER: orphans among our descendants become our children, not those of the first process.
-pub(crate) fn become_subreaper() -> io::Result<()> {
-    prctl::set_child_subreaper(true).map_err(io::Error::from_raw_os_error)
+/// PR_SET_CHILD_SUBREAPER: whether orphans among our descendants become our children, not those of the first process.
+pub(crate) fn set_subreaper(is_subreaper: bool) -> io::Result<()> {
+    prctl::set_child_subreaper(is_subreaper).map_err(io::Error::from_raw_os_error)
 }
