@@ -112,10 +112,25 @@ pub(crate) fn seal_size(fd: BorrowedFd<'_>) -> io::Result<()> {
     add_seals(fd, SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)
 }
 
+/// How often a seal is tried that the kernel refuses because somebody uses the pages.
+const SEAL_ATTEMPTS: u32 = 20;
+
 /// Seals against any change at all.
+///
+/// # Errors
+/// EBUSY when somebody can still write to it.
 pub(crate) fn seal_contents(fd: BorrowedFd<'_>) -> io::Result<()> {
     let all =
         SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    for _ in 1..SEAL_ATTEMPTS {
+        // Beside a writable map, which is refused at once, EBUSY means that a page has another user: the kernel itself
+        // has waited 75 ms for that (memfd_wait_for_pins). Reclaim, compaction and DAMON may hold a page for longer on a
+        // busy machine, and let go of it.
+        match add_seals(fd, all) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            other => return other,
+        }
+    }
     add_seals(fd, all)
 }
 
@@ -167,4 +182,36 @@ pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<((u64, u64), u64)> {
 /// How many names it has.
 pub(crate) fn link_count(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(fstat(fd)?.st_nlink)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sys::epoll::pause;
+    use crate::sys::map::SharedMap;
+
+    #[test]
+    fn seal_waits_for_a_page_that_is_in_use_for_a_while() {
+        let file = File::from(create("pinned", 4096).unwrap());
+        file.write_all_at(b"x", 0).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let map = SharedMap::new(file.as_fd(), 4096).unwrap();
+        let part = libc::iovec { iov_base: map.at(0, 1, 1).cast(), iov_len: 1 };
+        // vmsplice(2) keeps the page in use until the byte is read from the pipe.
+        // SAFETY: one record, of memory that is mapped.
+        assert_eq!(unsafe { libc::vmsplice(writer.as_raw_fd(), &raw const part, 1, 0) }, 1);
+        // Else the writable map would be the reason.
+        drop(map);
+        let user = std::thread::spawn(move || {
+            // Longer than the kernel waits for it.
+            pause(Duration::from_millis(200)).unwrap();
+            reader.read_exact(&mut [0]).unwrap();
+        });
+        seal_contents(file.as_fd()).unwrap();
+        user.join().unwrap();
+    }
 }
