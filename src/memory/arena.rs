@@ -26,16 +26,25 @@ pub(crate) const ALIGN: usize = 64;
 struct Arena {
     /// A fork of this process has a copy of the arena, but must not carve the same bytes.
     owner: Here,
+    /// The strategy by which the segment was made: storages of another one need another segment.
     strategy: SharingStrategy,
+    /// The segment, as long as one of its storages is alive.
     segment: Weak<Segment>,
+    /// The segment's size in bytes.
     size: usize,
+    /// The bytes from the segment's begin on that are carved: the next storage begins there.
     used: usize,
+    /// The bytes from the segment's begin on whose memory is reserved.
     reserved: usize,
 }
 
+/// The arena of this process, once there is one.
 static ARENA: Mutex<Option<Arena>> = Mutex::new(None);
 
-/// Carves `bytes` zeros: the segment, and the offset in it.
+/// Carves a storage of `bytes` bytes, all zero, and returns its segment and its offset there in bytes.
+///
+/// # Errors
+/// As [`create::create`], and as [`Segment::reserve`].
 pub(super) fn carve(strategy: SharingStrategy, bytes: usize) -> Result<(Arc<Segment>, usize), MemoryError> {
     let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(arena) = arena.as_mut().filter(|arena| arena.serves(strategy, bytes))
@@ -61,10 +70,12 @@ fn segment_size(bytes: usize) -> usize {
 }
 
 impl Arena {
+    /// Whether this process may carve as many bytes from the segment, and they fit.
     fn serves(&self, strategy: SharingStrategy, bytes: usize) -> bool {
         self.owner.is_now() && self.strategy == strategy && self.used + bytes <= self.size
     }
 
+    /// Carves the next bytes, and returns their offset. When memory cannot be reserved for them, nothing is carved.
     fn take(&mut self, segment: &Segment, bytes: usize) -> Result<usize, MemoryError> {
         let (at, end) = (self.used, self.used + bytes);
         if end > self.reserved {

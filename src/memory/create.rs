@@ -22,7 +22,9 @@ const NAME: &str = "phalanx-storage";
 /// What kind of segment to make.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
+    /// Whether it is a memfd or a file of named memory.
     pub(super) strategy: SharingStrategy,
+    /// The size of the segment.
     pub(super) bytes: usize,
     /// How many of the bytes are reserved at once; [`Segment::reserve`] reserves more.
     pub(super) reserved: usize,
@@ -37,7 +39,7 @@ impl Plan {
     }
 }
 
-/// Refuses what the machine or the cgroup does not have.
+/// Refuses `asked` bytes when the machine or the cgroup does not have as many. Less than [`ASK_FIRST`] is never refused here.
 ///
 /// Asking the kernel by reserving is not enough: it overcommits, and kills a process (the OOM killer) where it should have
 /// refused (proc(5), overcommit_memory).
@@ -53,6 +55,10 @@ pub(crate) fn ask_first(asked: u64) -> Result<(), MemoryError> {
 
 /// Makes a segment of zeros. The reserved bytes have their memory when this returns, so that a later access to them does not
 /// raise SIGBUS.
+///
+/// # Errors
+/// [`MemoryError::NotEnough`], [`MemoryError::NoHugePages`], [`MemoryError::Directory`] for named memory, or
+/// [`MemoryError::Os`] when the system refused for another reason.
 pub(super) fn create(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     if !plan.huge && plan.is_memory()? {
         ask_first(plan.reserved as u64)?;
@@ -63,6 +69,7 @@ pub(super) fn create(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     }
 }
 
+/// Makes a memfd (memfd_create(2)), seals its size and maps it.
 fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
     let make = || match plan {
@@ -82,6 +89,7 @@ fn create_unnamed(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
         .map_err(MemoryError::os("mapping a memfd", size))
 }
 
+/// Makes a file in this process's directory of named memory and maps it.
 fn create_named(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
     let (size, reserved) = (plan.bytes as u64, plan.reserved as u64);
     let process_dir = named::process_dir()?;
@@ -97,6 +105,9 @@ fn create_named(plan: Plan) -> Result<Arc<Segment>, MemoryError> {
 }
 
 /// Maps a file of data, to be read only, through the page cache.
+///
+/// # Errors
+/// [`MemoryError::File`] when the file cannot be opened or mapped, or is the shared memory of some process.
 pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
     let failed = |error: io::Error| MemoryError::File {
         doing: "reading",
@@ -115,6 +126,9 @@ pub(super) fn of_file(path: &Path) -> Result<Arc<Segment>, MemoryError> {
 
 impl Segment {
     /// Reserves the memory of the bytes from `from` to `to` (fallocate(2)).
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`] when the machine or the file system has no more, or else [`MemoryError::Os`].
     pub(super) fn reserve(&self, from: usize, to: usize) -> Result<(), MemoryError> {
         let asked = (to - from) as u64;
         let reserve = |fd: BorrowedFd<'_>| memfd::reserve(fd, from as u64, to as u64);
@@ -131,6 +145,7 @@ fn is_shared_memory(target: &Path) -> bool {
     target.to_string_lossy().starts_with(&format!("/memfd:{NAME}")) || target.iter().any(is_tree)
 }
 
+/// The error of a memfd whose bytes could not be reserved.
 fn no_memory(os: io::Error, asked: u64) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
@@ -140,7 +155,7 @@ fn no_memory(os: io::Error, asked: u64) -> MemoryError {
     }
 }
 
-/// hugetlbfs answers ENOSPC or ENOMEM when it has too few free pages.
+/// The error of a memfd of huge pages: hugetlbfs answers ENOSPC or ENOMEM when it has too few free pages.
 fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
     match Shortage::of(&os) {
         Some(Shortage::Space | Shortage::Memory) => {
@@ -151,6 +166,7 @@ fn no_huge_pages(os: io::Error, asked: u64) -> MemoryError {
     }
 }
 
+/// The error of a file of named memory whose bytes could not be reserved.
 fn no_space(os: io::Error, asked: u64, process_dir: &ProcessDir) -> MemoryError {
     let (available, directory) = (process_dir.space().unwrap_or(0), Some(process_dir.base().to_owned()));
     match Shortage::of(&os) {

@@ -45,6 +45,7 @@ pub(super) fn is_tree(name: &str) -> bool {
 pub(crate) struct ProcessDir {
     /// The tree's directory, which this process has locked.
     pub(super) tree: Dir,
+    /// The directory in which the tree's lies, such as `/dev/shm`.
     base: PathBuf,
     /// The name of the tree's directory in `base`, if this process began the tree.
     founded: Option<String>,
@@ -52,12 +53,14 @@ pub(crate) struct ProcessDir {
     own: String,
     /// A fork of this process has a copy of this record, but storages of its own.
     owner: Here,
+    /// The last number that was given to a storage or to a worker's directory.
     serial: AtomicU64,
 }
 
+/// The directory that this process began or adopted, or has a copy of since a fork.
 static PLACE: Mutex<Option<Arc<ProcessDir>>> = Mutex::new(None);
 
-/// This process's directory, if it has one.
+/// This process's directory; `None` if it has none yet, or another program has removed it.
 pub(crate) fn process_dir_in_use() -> Option<Arc<ProcessDir>> {
     let process_dir = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
     process_dir.as_ref().filter(|process_dir| process_dir.is_usable()).cloned()
@@ -99,6 +102,9 @@ pub fn set_sharing_directory(path: impl AsRef<Path>) -> Result<(), MemoryError> 
 
 /// This process's directory. The first call begins a tree, unless the launcher has made a directory for this process; so does
 /// a call after another program has removed the directory.
+///
+/// # Errors
+/// [`MemoryError::Directory`] when a tree is to be begun and the system refuses.
 pub(crate) fn process_dir() -> Result<Arc<ProcessDir>, MemoryError> {
     let mut known = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(process_dir) = known.as_ref().filter(|process_dir| process_dir.is_usable()) {
@@ -115,7 +121,8 @@ pub(crate) fn process_dir() -> Result<Arc<ProcessDir>, MemoryError> {
     Ok(process_dir)
 }
 
-/// Adopts the directory that the launcher has made for this worker: the one of that number in its own.
+/// In a worker: adopts the directory that the launcher has made for it. `tree`: the descriptor of the tree's directory;
+/// `launchers`: the path of the launcher's directory in it; `number`: that of the worker's directory in the launcher's.
 pub(crate) fn adopt_process_dir(tree: OwnedFd, launchers: &str, number: u64) -> io::Result<()> {
     // A duplicate of the launcher's descriptor: flock(2) locks the open file, so this keeps the tree locked also when the
     // launcher is dead.
@@ -169,6 +176,7 @@ impl ProcessDir {
         }
     }
 
+    /// Whether this process began or adopted it, and has not just a copy of the record by a fork.
     pub(super) fn is_own(&self) -> bool {
         self.owner.is_now()
     }
@@ -193,6 +201,7 @@ impl ProcessDir {
         io::Error::new(io::ErrorKind::NotFound, text)
     }
 
+    /// A number that nothing in this directory has been named by.
     pub(super) fn next(&self) -> u64 {
         self.serial.fetch_add(1, Relaxed) + 1
     }
@@ -202,7 +211,7 @@ impl ProcessDir {
         &self.own
     }
 
-    /// Free bytes of its file system.
+    /// Free bytes of its file system (statvfs(3)); `None` when the system does not tell.
     pub(super) fn space(&self) -> Option<u64> {
         self.tree.space()
     }
@@ -233,6 +242,7 @@ impl ProcessDir {
         Ok((FileName { process_dir: self.clone(), path }, fd))
     }
 
+    /// The path of a new storage of this process's own.
     fn new_path(&self) -> String {
         format!("{}s{}", self.own, self.next())
     }

@@ -16,32 +16,39 @@ use crate::sys::memfd;
 /// Device and inode: what tells a file from any other.
 pub(super) type Identity = (u64, u64);
 
-/// Another holder, in an error.
+/// What an error calls the holder that keeps a segment from being sealed, when it is a handle in this process.
 pub(crate) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
 
 /// Memory in a memfd or a file, mapped here once.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    /// `None` when it has no bytes.
+    /// The map of all its bytes; `None` when it has no bytes, since mmap(2) refuses those.
     map: Option<SharedMap>,
+    /// Its size in bytes.
     len: usize,
+    /// By what another map of the same memory can be made.
     pub(super) backing: Backing,
+    /// What it is in every process.
     identity: Identity,
     /// Whether a fork has closed its descriptor: see [`close_all`].
     generation: Generation,
 }
 
+/// What this process keeps of a segment beside its map.
 #[derive(Debug)]
 pub(super) enum Backing {
+    /// The descriptor of a memfd or of a file of data.
     Descriptor(Descriptor),
+    /// A hard link to a file of named memory.
     Name(FileName),
-    /// Its descriptor was closed, behind its back.
+    /// Nothing: a fork has closed the descriptor.
     Closed,
 }
 
-/// How it travels to a process of the same tree.
+/// How a segment travels to a process of the same tree.
 #[derive(Debug)]
 pub(crate) enum Transport<'a> {
+    /// By its descriptor, which the other process gets a duplicate of.
     Descriptor(&'a Descriptor),
     /// By a name that is put where the other process looks for it.
     Name,
@@ -50,15 +57,19 @@ pub(crate) enum Transport<'a> {
 /// The segments of this process, each found by what it is: one that arrives twice is mapped once.
 static REGISTRY: Mutex<Option<HashMap<Identity, Entry>>> = Mutex::new(None);
 
+/// What the registry has of a segment.
 #[derive(Debug)]
 struct Entry {
+    /// The segment, as long as somebody holds it.
     segment: Weak<Segment>,
     /// What [`stats`](super::stats::stats) tells of it: a strong handle, even for a moment, would look like another holder.
     bytes: usize,
+    /// Whether it keeps a descriptor open, as [`stats`](super::stats::stats) counts them.
     has_descriptor: bool,
 }
 
 impl Entry {
+    /// The entry of a segment that is mapped here.
     fn of(segment: &Arc<Segment>) -> Self {
         let has_descriptor = segment.has_descriptor();
         Self { segment: Arc::downgrade(segment), bytes: segment.len(), has_descriptor }
@@ -68,6 +79,7 @@ impl Entry {
 /// The registry, locked.
 pub(crate) struct Registry(MutexGuard<'static, Option<HashMap<Identity, Entry>>>);
 
+/// Locks the registry, also one that a thread left poisoned.
 pub(crate) fn registry() -> Registry {
     Registry(REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -80,6 +92,7 @@ impl Registry {
         if entry.bytes as u64 == size { entry.segment.upgrade() } else { None }
     }
 
+    /// Makes a segment known, in the place of one of the same identity.
     pub(crate) fn insert(&mut self, segment: &Arc<Segment>) {
         self.0.get_or_insert_default().insert(segment.identity(), Entry::of(segment));
     }
@@ -93,7 +106,7 @@ impl Registry {
         }
     }
 
-    /// Forgets all.
+    /// Forgets all segments.
     pub(crate) fn clear(&mut self) {
         *self.0 = None;
     }
@@ -113,7 +126,7 @@ pub(crate) fn close_all() {
 }
 
 impl Segment {
-    /// Takes over one that another process has sent by its descriptor.
+    /// Takes over a segment that another process has sent by its descriptor.
     ///
     /// # Errors
     /// When it is a memfd whose size is not sealed; when it is no file, or cannot be mapped.
@@ -132,14 +145,17 @@ impl Segment {
         Self::map_known(Backing::Descriptor(fd.into()), map)
     }
 
-    /// Takes over one that another process has put under a name.
+    /// Takes over a segment that another process has put under a name.
+    ///
+    /// # Errors
+    /// When this process has no directory in the tree, or when there is no such name.
     pub(crate) fn receive_named(path: &str) -> io::Result<Arc<Self>> {
         let process_dir = named::process_dir_in_use()
             .ok_or_else(|| io::Error::other("this process has no named memory"))?;
         Self::map_known(Backing::Name(process_dir.take_over(path)?), SharedMap::new)
     }
 
-    /// The one that is mapped already, or a new map.
+    /// The segment of that memory: the one that is mapped here already, or else a new one, of which `map` makes the map.
     pub(super) fn map_known(
         backing: Backing,
         map: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<SharedMap>,
@@ -166,29 +182,33 @@ impl Segment {
         Ok(segment)
     }
 
+    /// The map of all its bytes; `None` when it has no bytes.
     #[inline]
     pub(crate) fn map(&self) -> Option<&SharedMap> {
         self.map.as_ref()
     }
 
+    /// Its size in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether it keeps a descriptor open in this process.
     pub(crate) fn has_descriptor(&self) -> bool {
         matches!(self.backing, Backing::Descriptor(_))
     }
 
+    /// The device and inode of its file, the same in every process.
     pub(crate) fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Whether it came by a fork that closed its descriptor: it can be used here, but not be sent on.
+    /// Whether a fork has closed its descriptor: the map can be used here, but the segment cannot be sent on.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.generation.is_past()
     }
 
-    /// How it travels to a process of the same tree.
+    /// How this segment travels to a process of the same tree.
     pub(crate) fn transport(&self) -> Transport<'_> {
         match &self.backing {
             Backing::Descriptor(fd) => Transport::Descriptor(fd),
@@ -253,6 +273,7 @@ impl Segment {
         (this, sealed)
     }
 
+    /// Takes the writable map away, seals the memory (F_SEAL_WRITE of fcntl(2)) and maps it again at the same place.
     fn try_seal(&mut self) -> Result<(), MemoryError> {
         let bytes = self.len;
         let (Backing::Descriptor(fd), Some(map)) = (&self.backing, self.map.as_mut()) else {
@@ -280,6 +301,7 @@ impl Backing {
     }
 }
 
+/// The error of a use of [`Backing::Closed`].
 fn closed() -> io::Error {
     io::Error::other("its descriptor was closed by a fork")
 }

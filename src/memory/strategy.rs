@@ -70,10 +70,13 @@ impl FromStr for SharingStrategy {
     }
 }
 
+/// This process's strategy, as a number.
 static CHOSEN: AtomicU8 = AtomicU8::new(SharingStrategy::FileDescriptor as u8);
+/// This process's directory for named memory; `None`: `/dev/shm`.
 static DIRECTORY: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// Chooses the strategy of this process's new storages. Workers start with their launcher's.
+/// Chooses the strategy of this process's new storages. Storages that exist keep theirs, and workers start with their launcher's.
+/// torch's name: `torch.multiprocessing.set_sharing_strategy`.
 ///
 /// ```
 /// use phalanx::{SharingStrategy, Tensor, get_sharing_strategy, set_sharing_strategy};
@@ -86,7 +89,8 @@ pub fn set_sharing_strategy(strategy: SharingStrategy) {
     CHOSEN.store(strategy as u8, Relaxed);
 }
 
-/// The strategy of this process's new storages.
+/// The strategy of this process's new storages: [`SharingStrategy::FileDescriptor`] until another one is chosen. torch's name:
+/// `torch.multiprocessing.get_sharing_strategy`.
 ///
 /// ```
 /// assert_eq!(phalanx::get_sharing_strategy(), phalanx::SharingStrategy::FileDescriptor);
@@ -97,7 +101,7 @@ pub fn get_sharing_strategy() -> SharingStrategy {
     SharingStrategy::ALL.into_iter().find(|&strategy| strategy as u8 == chosen).unwrap_or_default()
 }
 
-/// All strategies, the default first.
+/// All strategies, the default first. torch's name: `torch.multiprocessing.get_all_sharing_strategies`.
 ///
 /// ```
 /// assert_eq!(phalanx::get_all_sharing_strategies()[0], phalanx::SharingStrategy::default());
@@ -118,6 +122,7 @@ pub fn get_sharing_directory() -> PathBuf {
     chosen.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"))
 }
 
+/// Notes the directory for named memory. It is not checked here.
 pub(super) fn choose_directory(path: PathBuf) {
     *DIRECTORY.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
 }
@@ -131,6 +136,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// What this process has chosen, to be sent to a worker.
     pub(crate) fn of_this_process() -> Self {
         Self {
             strategy: get_sharing_strategy(),
@@ -138,6 +144,7 @@ impl Choice {
         }
     }
 
+    /// In a worker: chooses the same.
     pub(crate) fn apply(self) {
         set_sharing_strategy(self.strategy);
         choose_directory(OsString::from_vec(self.directory).into());

@@ -8,8 +8,11 @@ use super::named::{OUT, ProcessDir, argument_in, result_in, worker_dir_in};
 /// A worker's directory, as its launcher has it. Dropping it removes the directory and all its files.
 #[derive(Debug)]
 pub(crate) struct WorkerDir {
+    /// The launcher's own directory, in which the worker's lies.
     process_dir: Arc<ProcessDir>,
+    /// The path of the worker's directory in the tree's, with a "/" at its end.
     path: String,
+    /// The number that the worker's directory is named by in the launcher's.
     number: u64,
 }
 
@@ -23,6 +26,7 @@ impl WorkerDir {
         Ok(Self { process_dir: process_dir.clone(), path, number })
     }
 
+    /// The number by which the worker finds its directory: see [`adopt_process_dir`](super::named::adopt_process_dir).
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
