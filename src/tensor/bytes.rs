@@ -5,8 +5,11 @@ use crate::error::MemoryError;
 use crate::sys::map::SharedMap;
 
 impl DynTensor {
-    /// The map and the byte of the element at `place` in row-major order, of `size` bytes as the caller knows: what is
-    /// looked up in the type costs as much as all the rest.
+    /// The map and the byte of the element at `place` in row-major order. The caller passes the element's size in bytes, which it knows
+    /// when it is compiled: to look it up in the type costs as much as all the rest.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`].
     #[inline]
     pub(super) fn element(&self, place: usize, size: usize) -> Result<(&SharedMap, usize), MemoryError> {
         match (self.layout().element(place), self.storage().bytes()) {
@@ -15,12 +18,16 @@ impl DynTensor {
         }
     }
 
+    /// The error of a place that the tensor does not have.
     #[cold]
     fn out_of_bounds(&self, place: usize) -> MemoryError {
         MemoryError::OutOfBounds { index: vec![place], shape: self.shape().to_vec() }
     }
 
-    /// As [`element`](Self::element), to be written to.
+    /// As [`element`](Self::element), of an element that is to be written to.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfBounds`], [`MemoryError::ReadOnly`].
     #[inline]
     pub(super) fn writable_element(
         &self,
@@ -31,7 +38,8 @@ impl DynTensor {
         if map.is_writable() { Ok((map, at)) } else { Err(MemoryError::ReadOnly) }
     }
 
-    /// Where the elements lie: the map, the number of bytes that lie one after the other, and where such runs begin.
+    /// Where the elements lie: the map, the number of bytes that lie one after the other, and the byte at which each such run begins.
+    /// `None` when the storage has no bytes.
     pub(super) fn runs(&self) -> Option<(&SharedMap, usize, impl Iterator<Item = usize> + '_)> {
         let (map, begin) = self.storage().bytes()?;
         let (run, starts) = self.layout().runs();
@@ -39,12 +47,13 @@ impl DynTensor {
         Some((map, run * size, starts.map(move |start| begin + start * size)))
     }
 
-    /// As [`runs`](Self::runs) of one run: the map and the byte where all elements lie one after the other.
+    /// The map and the byte from which on all elements lie one after the other; `None` when they do not, or the storage has no bytes.
     pub(super) fn only_run(&self) -> Option<(&SharedMap, usize)> {
         let (map, begin) = self.storage().bytes().filter(|_| self.is_contiguous())?;
         Some((map, begin + self.offset() * self.dtype().size()))
     }
 
+    /// Refuses another number of elements than the tensor has, by [`MemoryError::LengthMismatch`].
     pub(super) fn check_length(&self, given: usize) -> Result<(), MemoryError> {
         let expected = self.len();
         if given == expected {
@@ -53,7 +62,16 @@ impl DynTensor {
         Err(MemoryError::LengthMismatch { given, expected, shape: self.shape().to_vec() })
     }
 
-    /// The bytes of all elements in row-major order, in the machine's byte order.
+    /// A copy of the bytes of all elements in row-major order, in the machine's byte order. Of an element that another process
+    /// writes meanwhile, it has the old value or the new one.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    ///
+    /// let column = Tensor::from_slice(&[1_u8, 2, 3, 4], &[2, 2])?.select(1, 0)?;
+    /// assert_eq!(column.as_dyn().to_bytes(), [1, 3]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len() * self.dtype().size()];
@@ -68,6 +86,7 @@ impl DynTensor {
         bytes
     }
 
+    /// The error of another number of bytes than the elements have.
     #[cold]
     fn misfit(&self, bytes: usize) -> MemoryError {
         let size = self.dtype().size();
@@ -78,7 +97,16 @@ impl DynTensor {
         MemoryError::Foreign { reason: format!("{bytes} bytes are no whole elements of {size}") }
     }
 
-    /// Copies the bytes of all elements, in row-major order, over those that are here.
+    /// Copies the bytes of all elements, in row-major order and in the machine's byte order, over those that are here.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    ///
+    /// let tensor = Tensor::<u16>::zeros(&[2])?;
+    /// tensor.as_dyn().write_bytes(&[7_u16.to_ne_bytes(), 9_u16.to_ne_bytes()].concat())?;
+    /// assert_eq!(tensor.to_vec(), [7, 9]);
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::LengthMismatch`] when there are not as many, [`MemoryError::Foreign`] when they are no whole

@@ -15,12 +15,20 @@ use crate::transfer::context::Claim;
 use crate::transfer::grant::{Cut, MAX_ALIGN};
 
 impl<T: Number> Tensor<T> {
-    /// Divides it along its first dimension into `n` shards, each of which one process can have for itself. They have
+    /// Divides the tensor along its first dimension into `n` shards, each of which one process can have for itself. They have
     /// as many rows each, but for one more in the first ones; with fewer rows than shards some are empty.
     ///
-    /// It is not copied when this is its only handle, it was never sent anywhere, it can be written to, and its elements
-    /// lie one after the other; else its elements are copied into memory of the shards' own, so that a holder of the old memory cannot
-    /// reach them.
+    /// Nothing is copied when this is the tensor's only handle, the tensor was never sent anywhere, it can be written to, and its
+    /// elements lie one after the other. Otherwise the elements are copied into memory of the shards' own, so that a holder of the old
+    /// memory cannot reach them.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    ///
+    /// let shards = Tensor::<f32>::zeros(&[5, 2])?.into_shards(2)?;
+    /// assert_eq!((shards[0].shape(), shards[1].shape()), (&[3, 2][..], &[2, 2][..]));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::CannotDivide`] when `n` is zero or the tensor has no dimension; [`MemoryError::NotEnough`] when there
@@ -51,6 +59,15 @@ impl<T: Number> Tensor<T> {
 
     /// Puts all shards of a tensor together again, in whichever order they are. Nothing is copied.
     ///
+    /// ```
+    /// use phalanx::Tensor;
+    ///
+    /// let mut shards = Tensor::from_slice(&[1, 2, 3], &[3])?.into_shards(3)?;
+    /// shards.reverse();
+    /// assert_eq!(Tensor::from_shards(shards)?.to_vec(), [1, 2, 3]);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Refused`], with the shards as they were: [`MemoryError::NotAllShards`] when they are not all shards of one
     /// tensor, [`MemoryError::ShardGone`] when one was sent.
@@ -68,7 +85,10 @@ impl<T: Number> Tensor<T> {
     }
 }
 
-/// Room for as many shards of a tensor, if there is the memory for them.
+/// Room for as many shards of a tensor of that many dimensions.
+///
+/// # Errors
+/// [`MemoryError::NotEnough`] when there is not the memory for them, [`MemoryError::TooMany`] when no address space has room for them.
 fn room_for<T: Number>(shards: usize, dimensions: usize) -> Result<Vec<Shard<T>>, MemoryError> {
     // Beside the shard itself: its storage, the flag that it was sent, its shape and that of the whole.
     let each = size_of::<Shard<T>>() + 256 + 2 * dimensions * size_of::<usize>();
@@ -82,7 +102,10 @@ fn room_for<T: Number>(shards: usize, dimensions: usize) -> Result<Vec<Shard<T>>
     Ok(room)
 }
 
-/// The tensor that these shards, in their order, make up.
+/// The tensor that these shards, in this order, make up.
+///
+/// # Errors
+/// [`MemoryError::NotAllShards`], [`MemoryError::ShardGone`].
 fn whole_of<T: Number>(shards: &[Shard<T>]) -> Result<DynTensor, MemoryError> {
     let given = shards.len();
     let refuse = |reason: String| MemoryError::NotAllShards { given, reason };
@@ -114,7 +137,7 @@ fn whole_of<T: Number>(shards: &[Shard<T>]) -> Result<DynTensor, MemoryError> {
     whole.ok_or_else(|| refuse("they do not fit their memory".to_owned()))
 }
 
-/// The shard of that number of a tensor.
+/// What the shard of that number, and of that shape, has to know of its tensor.
 fn cut_of(whole: &DynTensor, shape: Vec<usize>, index: usize, of: usize) -> Cut {
     let (store_offset, store_len) = (whole.storage().offset(), whole.storage().len());
     let (dtype, start, whole_shape) = (whole.dtype(), whole.offset(), whole.shape().to_vec());

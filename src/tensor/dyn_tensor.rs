@@ -27,13 +27,16 @@ use crate::transfer::context;
 /// ```
 #[derive(Clone)]
 pub struct DynTensor {
+    /// The memory that the elements lie in. All tensors over it have elements of the same size.
     storage: Storage,
+    /// The type of the elements.
     dtype: DType,
+    /// Which elements of the storage make up this tensor.
     layout: Layout,
 }
 
 impl DynTensor {
-    /// Makes a tensor of zeros. A shape without dimensions has one element.
+    /// Makes a tensor of zeros in memory of its own. A shape without dimensions has one element. torch's name: `torch.zeros`.
     ///
     /// # Errors
     /// As [`Storage::new`], and [`MemoryError::TooLarge`] when the shape has more bytes than the address space.
@@ -46,7 +49,17 @@ impl DynTensor {
         Ok(Self { storage, dtype, layout })
     }
 
-    /// Makes a tensor over the first bytes of a storage, in row-major order.
+    /// Makes a tensor over the first bytes of a storage, in row-major order. Nothing is copied.
+    ///
+    /// ```
+    /// use phalanx::shm::DType;
+    /// use phalanx::{DynTensor, Storage};
+    ///
+    /// let storage = Storage::new(64)?;
+    /// let tensor = DynTensor::from_storage(&storage, DType::I32, &[2, 4])?;
+    /// assert_eq!((tensor.len(), tensor.strides()), (8, &[4, 1][..]));
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::LengthMismatch`] when the storage is too small for the shape, [`MemoryError::OtherSize`] when tensors over
@@ -62,7 +75,8 @@ impl DynTensor {
         Ok(Self { storage: storage.clone(), dtype, layout })
     }
 
-    /// As [`from_storage`](Self::from_storage), from a byte of the storage on that is a multiple of the element.
+    /// As [`from_storage`](Self::from_storage), from the byte `at` of the storage on, which is a multiple of the element's size. `None`
+    /// when the shape does not fit, or tensors over the storage have had elements of another size.
     pub(super) fn within(storage: &Storage, at: usize, dtype: DType, shape: &[usize]) -> Option<Self> {
         let (layout, offset) = (Layout::row_major(shape)?, at / dtype.size());
         let room = storage.len() / dtype.size();
@@ -131,17 +145,26 @@ impl DynTensor {
         true
     }
 
-    /// A view of `len` elements along a dimension, from `start` on.
+    /// A view of `len` elements along a dimension, from `start` on. torch's name: `Tensor.narrow`.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPart`] when it reaches beyond the tensor.
+    /// [`MemoryError::NoSuchPart`] when the part reaches beyond the tensor.
     pub fn narrow(&self, dimension: usize, start: usize, len: usize) -> Result<Self, MemoryError> {
         self.view(self.layout.part(dimension, start, len, 1), dimension, || {
             format!("a part of {len} elements from {start} on")
         })
     }
 
-    /// A view of every `step`th element of a range along a dimension.
+    /// A view of every `step`th element of a range along a dimension, the first of the range included.
+    ///
+    /// ```
+    /// use phalanx::shm::DType;
+    /// use phalanx::DynTensor;
+    ///
+    /// let tensor = DynTensor::zeros(DType::F32, &[10, 3])?;
+    /// assert_eq!(tensor.slice(0, 1..9, 3)?.shape(), [3, 3]); // the rows 1, 4 and 7
+    /// # Ok::<(), phalanx::MemoryError>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPart`], also when the step is zero.
@@ -171,15 +194,15 @@ impl DynTensor {
         })
     }
 
-    /// A view of one element along a dimension, which the view lacks: of a matrix it has one dimension.
+    /// A view of one element along a dimension, which the view lacks: of a matrix it has one dimension. torch's name: `Tensor.select`.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPart`] when it reaches beyond the tensor.
+    /// [`MemoryError::NoSuchPart`] when the dimension has no such element.
     pub fn select(&self, dimension: usize, index: usize) -> Result<Self, MemoryError> {
         self.view(self.layout.select(dimension, index), dimension, || format!("element {index}"))
     }
 
-    /// A view in which two dimensions are swapped.
+    /// A view in which two dimensions are swapped. torch's name: `Tensor.transpose`.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPart`] when there is no such dimension.
@@ -187,7 +210,8 @@ impl DynTensor {
         self.view(self.layout.transpose(one, other), one.max(other), || "anything".to_owned())
     }
 
-    /// A view of the same elements, in the same order, with another shape.
+    /// A view of the same elements, in the same order, with another shape. torch's name: `Tensor.view`; its `reshape` copies where no
+    /// view is possible, this does not.
     ///
     /// # Errors
     /// [`MemoryError::LengthMismatch`] when that shape has another number of elements, [`MemoryError::NotContiguous`] when no
@@ -204,7 +228,7 @@ impl DynTensor {
         Ok(self.with(layout))
     }
 
-    /// This tensor if it is contiguous, else a contiguous copy.
+    /// This tensor if it is contiguous, else a contiguous copy. torch's name: `Tensor.contiguous`.
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros).
@@ -219,13 +243,14 @@ impl DynTensor {
         if alone { Ok(self) } else { self.copied() }
     }
 
-    /// A copy in memory of its own.
+    /// A contiguous copy in memory of its own.
     pub(super) fn copied(&self) -> Result<Self, MemoryError> {
         let copy = Self::zeros(self.dtype, self.shape())?;
         copy.copy_from(self);
         Ok(copy)
     }
 
+    /// The view of that layout; [`MemoryError::NoSuchPart`] without one, with `what` was asked of `dimension`.
     fn view(
         &self,
         layout: Option<Layout>,
@@ -244,10 +269,12 @@ impl DynTensor {
         Ok(self.with(layout.ok_or_else(missing)?))
     }
 
+    /// A tensor of another layout over the same storage.
     fn with(&self, layout: Layout) -> Self {
         Self { storage: self.storage.clone(), dtype: self.dtype, layout }
     }
 
+    /// The error of what needs elements that lie one after the other: `wanted` is what the tensor was to become.
     pub(super) fn not_contiguous(&self, wanted: String) -> MemoryError {
         MemoryError::NotContiguous { wanted, shape: self.shape().to_vec(), strides: self.strides().to_vec() }
     }
@@ -264,7 +291,7 @@ impl DynTensor {
 }
 
 impl DynTensor {
-    /// What it is, without its elements: there may be many, and others may be writing them.
+    /// Writes what the tensor is, under the type's name, without its elements: there may be many, and others may be writing them.
     pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         let Self { storage, dtype, layout } = self;
         let mut shown = f.debug_struct(name);
@@ -285,11 +312,15 @@ impl fmt::Debug for DynTensor {
 /// What crosses to another process in the place of a tensor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Handle {
+    /// The number of the message's grant that gives access to the storage.
     grant: u32,
+    /// The type of the elements.
     dtype: DType,
+    /// The number of elements along each dimension.
     shape: Vec<usize>,
-    /// None: row-major.
+    /// The distances of neighbours along each dimension, in elements; `None`: those of row-major order.
     strides: Option<Vec<usize>>,
+    /// The number of the first element in the storage.
     offset: usize,
 }
 
@@ -311,7 +342,7 @@ impl<'de> Deserialize<'de> for DynTensor {
 }
 
 impl DynTensor {
-    /// Nothing in the handle is taken on trust.
+    /// The tensor of a handle that has arrived. Nothing in the handle is taken on trust.
     fn open(handle: Handle) -> Result<Self, String> {
         let Handle { grant, dtype, shape, strides, offset } = handle;
         let storage = context::receive(grant)?;

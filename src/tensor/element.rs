@@ -12,6 +12,12 @@ use crate::sys::map::SharedMap;
 /// [`bf16`](half::bf16), `f32`, `f64`.
 ///
 /// Sealed: an element must be readable and writable in one relaxed atomic access.
+///
+/// ```
+/// use phalanx::shm::{DType, Element};
+///
+/// assert_eq!((f32::DTYPE, bool::DTYPE), (DType::F32, DType::Bool));
+/// ```
 pub trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static + sealed::Atomic {
     /// The type's name as data.
     const DTYPE: DType;
@@ -29,22 +35,26 @@ pub(super) mod sealed {
     pub trait Atomic: Sized {
         #[expect(private_interfaces, reason = "the trait is sealed: nobody outside can call it")]
         fn load(map: &SharedMap, at: usize) -> Self;
+        /// Writes the element.
         #[expect(private_interfaces, reason = "as load")]
         fn store(self, map: &SharedMap, at: usize);
-        /// Returns what was there before.
+        /// Writes the element, and returns what was there before.
         #[expect(private_interfaces, reason = "as load")]
         fn swap(self, map: &SharedMap, at: usize) -> Self;
-        /// Puts `new` in the place of this value, if it is there to the bit; else returns what is.
+        /// Puts `new` in the place of this value, if the element has the same bits; otherwise returns the element.
         #[expect(private_interfaces, reason = "as load")]
         fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self>;
+        /// Reads as many elements as `target` has, which lie one after the other from the byte `at` on.
         #[expect(private_interfaces, reason = "as load")]
         fn load_all(map: &SharedMap, at: usize, target: &mut [Self]);
+        /// The bytes of the elements, in the machine's byte order.
         fn bytes_of(elements: &[Self]) -> &[u8];
     }
 
+    /// Atomic addition to an element of shared memory.
     #[expect(unnameable_types, reason = "this is what seals Number")]
     pub trait Add: Sized {
-        /// Adds and returns what was there before.
+        /// Adds this value to the element at the byte `at`, and returns what was there before. Integers wrap around.
         #[expect(private_interfaces, reason = "as load")]
         fn fetch_add(self, map: &SharedMap, at: usize) -> Self;
     }

@@ -4,8 +4,9 @@
 /// shape are guaranteed to differ, but there are never more of them than the storage has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
+    /// The number of elements along each dimension, the outermost first.
     shape: Vec<usize>,
-    /// By dimension: how many elements of the storage lie between two neighbours.
+    /// By dimension: the distance of two neighbours, in elements of the storage.
     strides: Vec<usize>,
     /// The element of the storage that comes first.
     offset: usize,
@@ -21,6 +22,7 @@ impl Layout {
         Self::row_major_at(shape, 0)
     }
 
+    /// Row-major from the element `offset` of the storage on. `None` when the count overflows.
     fn row_major_at(shape: &[usize], offset: usize) -> Option<Self> {
         let strides = row_major_strides(shape)?;
         let len = product(shape)?;
@@ -70,6 +72,7 @@ impl Layout {
         self.len
     }
 
+    /// Whether the elements lie one after the other, in row-major order. One element does, and so do none.
     pub(super) fn is_contiguous(&self) -> bool {
         self.contiguous
     }
@@ -94,6 +97,7 @@ impl Layout {
         }
     }
 
+    /// As [`element`](Self::element), of a layout that is not contiguous and has that place.
     fn scattered(&self, place: usize) -> usize {
         let mut rest = place;
         let inner = self.shape.iter().zip(&self.strides).skip(1).rev();
@@ -130,7 +134,8 @@ impl Layout {
         (0, run)
     }
 
-    /// The elements of a dimension from `start` on, every `step`th, `count` of them.
+    /// `count` elements of a dimension, every `step`th from `start` on. `None` when there is no such dimension, the last of them is
+    /// beyond its end, or `step` is zero.
     pub(super) fn part(&self, dimension: usize, start: usize, count: usize, step: usize) -> Option<Self> {
         let size = *self.shape.get(dimension)?;
         let farthest = if count == 0 { start } else { start.checked_add((count - 1).checked_mul(step)?)? };
@@ -147,7 +152,7 @@ impl Layout {
         Some(Self::known(shape, strides, offset))
     }
 
-    /// One element of a dimension, which is gone then.
+    /// One element of a dimension, which the result lacks. `None` when there is no such element.
     pub(super) fn select(&self, dimension: usize, index: usize) -> Option<Self> {
         let part = self.part(dimension, index, 1, 1)?;
         let (mut shape, mut strides) = (part.shape, part.strides);
@@ -156,7 +161,7 @@ impl Layout {
         Some(Self::known(shape, strides, part.offset))
     }
 
-    /// Two dimensions change places.
+    /// The layout in which two dimensions have changed places. `None` when one of them does not exist.
     pub(super) fn transpose(&self, one: usize, other: usize) -> Option<Self> {
         if one >= self.shape.len() || other >= self.shape.len() {
             return None;
@@ -175,8 +180,8 @@ impl Layout {
         Some(Self::known(shape.to_vec(), self.regrouped_strides(shape)?, self.offset))
     }
 
-    /// From the innermost dimension on: the old dimensions fall into groups of evenly spaced elements, and each new one
-    /// must lie within one group.
+    /// The strides of [`reshape`](Self::reshape), found from the innermost dimension on: the old dimensions fall into groups of evenly
+    /// spaced elements, and each new one must lie within one group.
     fn regrouped_strides(&self, shape: &[usize]) -> Option<Vec<usize>> {
         let old = self.shape.iter().zip(&self.strides).filter(|(size, _)| **size != 1).rev();
         let mut groups = Vec::<(usize, usize)>::new();
@@ -206,9 +211,13 @@ impl Layout {
 
 /// Goes through the elements of some dimensions in row-major order, without a division.
 struct Odometer<'a> {
+    /// The sizes of the dimensions, the outermost first.
     shape: &'a [usize],
+    /// Their strides, in elements.
     strides: &'a [usize],
+    /// The index of the next element.
     index: Vec<usize>,
+    /// The number of the next element in the storage.
     element: usize,
 }
 
@@ -231,6 +240,7 @@ impl Iterator for Odometer<'_> {
     }
 }
 
+/// The number of elements of a shape; `None` when it overflows.
 fn product(shape: &[usize]) -> Option<usize> {
     // A zero makes the product zero, whatever overflows before it.
     if shape.contains(&0) {
@@ -239,6 +249,7 @@ fn product(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))
 }
 
+/// The strides of a shape in row-major order; `None` when one of them overflows.
 fn row_major_strides(shape: &[usize]) -> Option<Vec<usize>> {
     let (mut strides, empty) = (vec![1; shape.len()], shape.contains(&0));
     let mut stride = 1_usize;
@@ -250,6 +261,7 @@ fn row_major_strides(shape: &[usize]) -> Option<Vec<usize>> {
     Some(strides)
 }
 
+/// Whether the strides are those of row-major order. The stride of a dimension of one element does not matter.
 fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1;
     for (&size, &stride) in shape.iter().zip(strides).rev() {

@@ -22,13 +22,13 @@ impl<T> Refused<T> {
         Self(Box::new((given, reason)))
     }
 
-    /// Why.
+    /// Why it was refused.
     #[must_use]
     pub fn reason(&self) -> &MemoryError {
         &self.0.1
     }
 
-    /// What was given.
+    /// What was given to the method, as it was: it can be used on, or given to the method again.
     #[must_use]
     pub fn into_inner(self) -> T {
         self.0.0

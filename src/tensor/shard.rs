@@ -45,11 +45,13 @@ use crate::transfer::grant::Cut;
 pub struct Shard<T: Number> {
     /// The shard's own bytes.
     pub(super) storage: Storage,
+    /// Which part of which tensor it is.
     pub(super) cut: Cut,
-    /// Whether it was sent.
+    /// Whether the shard was sent. The message has it, too, and takes it back if it is dropped without being delivered.
     sent: Arc<AtomicBool>,
-    /// The process that has it: a fork of that has a copy of this, but must not use it.
+    /// The process that has the shard: a fork of that process has a copy of this record, but must not use it.
     owner: Here,
+    /// The type of the elements.
     elements: PhantomData<T>,
 }
 
@@ -88,7 +90,7 @@ impl<T: Number> Shard<T> {
         Self { storage, cut, sent, owner, elements: PhantomData }
     }
 
-    /// Its shape: the tensor's, but for the first dimension.
+    /// The number of elements along each dimension: as the tensor's, but for the first dimension.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.cut.shape
@@ -106,19 +108,19 @@ impl<T: Number> Shard<T> {
         self.storage.is_empty()
     }
 
-    /// Which shard it is, from zero.
+    /// The number of this shard, from zero on: the first one has the tensor's first rows.
     #[must_use]
     pub fn index(&self) -> usize {
         self.cut.index
     }
 
-    /// Into how many the tensor was divided.
+    /// The number of shards that the tensor was divided into.
     #[must_use]
     pub fn count(&self) -> usize {
         self.cut.of
     }
 
-    /// A copy of its elements.
+    /// A copy of its elements, in row-major order.
     ///
     /// ```
     /// use phalanx::Tensor;
@@ -138,8 +140,17 @@ impl<T: Number> Shard<T> {
         Ok(elements)
     }
 
-    /// Its elements, which no other process can reach. It takes `&mut self`, also to read: a shard is sent by `&self`, and another
-    /// process must not write to what is a slice here.
+    /// Its elements in row-major order, which no other process can reach. The method takes `&mut self`, also to read: a shard is sent by
+    /// `&self`, and another process must not write to what is a slice here.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    ///
+    /// let mut shards = Tensor::<i64>::zeros(&[4])?.into_shards(2)?;
+    /// shards[1].as_mut_slice()?.copy_from_slice(&[5, 6]);
+    /// assert_eq!(Tensor::from_shards(shards)?.to_vec(), [0, 0, 5, 6]);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`MemoryError::ShardGone`] when it was sent, or in a fork of the process that has it.
@@ -155,6 +166,7 @@ impl<T: Number> Shard<T> {
         Ok(unsafe { std::slice::from_raw_parts_mut(start.cast::<T>(), len) })
     }
 
+    /// Refuses a shard that this process does not have, by [`MemoryError::ShardGone`].
     pub(super) fn check_here(&self) -> Result<(), MemoryError> {
         if !self.owner.is_now() {
             self.gone("it belongs to the process of which this one is a fork")
@@ -165,11 +177,15 @@ impl<T: Number> Shard<T> {
         }
     }
 
+    /// The error of a shard that is elsewhere.
     fn gone(&self, reason: &'static str) -> Result<(), MemoryError> {
         Err(MemoryError::ShardGone { index: self.cut.index, of: self.cut.of, reason })
     }
 
-    /// Marks it as sent, which only one caller can.
+    /// Marks the shard as sent, which only one caller can until the claim is dropped.
+    ///
+    /// # Errors
+    /// [`MemoryError::ShardGone`].
     pub(super) fn claim(&self) -> Result<Claimed, MemoryError> {
         self.check_here()?;
         if self.sent.swap(true, Relaxed) {
@@ -182,6 +198,7 @@ impl<T: Number> Shard<T> {
 /// What crosses to another process in the place of a shard.
 #[derive(Debug, Serialize, Deserialize)]
 struct Handle {
+    /// The number of the message's grant, which gives the shard to its receiver.
     grant: u32,
 }
 

@@ -16,7 +16,9 @@ use crate::error::MemoryError;
 struct Export {
     /// Keeps the memory mapped.
     _tensor: DynTensor,
+    /// The number of elements along each dimension: `DLTensor::shape` points here.
     shape: Vec<i64>,
+    /// The distances of neighbours in elements: `DLTensor::strides` points here.
     strides: Vec<i64>,
 }
 
@@ -48,6 +50,7 @@ impl DynTensor {
         Ok(unsafe { DlpackTensor::from_raw(managed) })
     }
 
+    /// The shape in DLPack's type of numbers.
     fn signed_shape(&self) -> Result<Vec<i64>, MemoryError> {
         let sizes = self.shape().iter().map(|&size| i64::try_from(size));
         let too_large =
@@ -55,6 +58,7 @@ impl DynTensor {
         sizes.collect::<Result<_, _>>().map_err(too_large)
     }
 
+    /// The tensor in DLPack's form. It points into `export`, which must not move or be dropped as long as it is used.
     fn described(&self, export: &mut Export) -> DLTensor {
         DLTensor {
             data: self.first_element().cast(),
@@ -68,7 +72,7 @@ impl DynTensor {
         }
     }
 
-    /// NULL when there is none.
+    /// The address of the first element; NULL when there is none.
     fn first_element(&self) -> *mut u8 {
         let size = self.dtype().size();
         self.element(0, size).map_or(ptr::null_mut(), |(map, at)| map.at(at, size, size))
@@ -101,11 +105,15 @@ unsafe extern "C" fn take_back(managed: *mut DLManagedTensorVersioned) {
 
 /// A tensor of another library whose numbers were checked.
 struct Source<'a> {
+    /// The type of the elements.
     dtype: DType,
+    /// The number of elements along each dimension.
     shape: Vec<usize>,
-    /// In elements; they may be negative.
+    /// The distances of neighbours along each dimension, in elements; they may be negative.
     strides: Vec<isize>,
+    /// The address of the first element.
     first: *const u8,
+    /// The other library's tensor, which owns the memory.
     tensor: PhantomData<&'a DlpackTensor>,
 }
 
@@ -154,6 +162,7 @@ impl<'a> Source<'a> {
     }
 }
 
+/// The shape of another library's tensor, if it makes sense.
 fn sizes(ndim: i32, shape: Option<Vec<i64>>) -> Result<Vec<usize>, String> {
     if ndim < 0 {
         return Err(format!("it has {ndim} dimensions"));
@@ -163,6 +172,7 @@ fn sizes(ndim: i32, shape: Option<Vec<i64>>) -> Result<Vec<usize>, String> {
     sizes.map_err(|_| format!("its shape {shape:?} has negative sizes"))
 }
 
+/// The strides of a tensor that has none: NULL means row-major order (dlpack.h).
 fn row_major(shape: &[usize]) -> Result<Vec<isize>, String> {
     let layout =
         Layout::row_major(shape).ok_or_else(|| format!("shape {shape:?} leaves the address space"))?;
@@ -170,6 +180,7 @@ fn row_major(shape: &[usize]) -> Result<Vec<isize>, String> {
     Ok(layout.strides().iter().map(|&stride| isize::try_from(stride).unwrap_or(isize::MAX)).collect())
 }
 
+/// The address of the first element: `byte_offset` after `data` (dlpack.h).
 fn first_byte(tensor: &DLTensor) -> Result<*const u8, String> {
     let offset = usize::try_from(tensor.byte_offset).ok();
     let first = offset.filter(|&offset| tensor.data.addr().checked_add(offset).is_some());
@@ -178,6 +189,7 @@ fn first_byte(tensor: &DLTensor) -> Result<*const u8, String> {
     Ok(tensor.data.cast::<u8>().wrapping_add(offset))
 }
 
+/// Refuses elements at NULL, and such as are not aligned to their size, as atomics need it.
 fn check_place(first: *const u8, dtype: DType) -> Result<(), String> {
     if first.is_null() {
         return Err("it has elements, but no memory".to_owned());
@@ -188,7 +200,8 @@ fn check_place(first: *const u8, dtype: DType) -> Result<(), String> {
     Ok(())
 }
 
-/// That all elements lie in the address space; there are some.
+/// `Some` when all elements lie in the address space. There is at least one element, the first at the address `first`; `unit` is the
+/// size of each in bytes.
 fn check_reach(first: usize, shape: &[usize], strides: &[isize], unit: usize) -> Option<()> {
     let (mut before, mut after) = (0_isize, 1_isize);
     for (&size, &stride) in shape.iter().zip(strides) {
@@ -219,7 +232,7 @@ fn runs(shape: &[usize], strides: &[isize]) -> (usize, Vec<(usize, isize)>) {
     (run, dimensions)
 }
 
-/// How far from the first element a run is, in elements.
+/// How far from the first element the run of that number is, in elements.
 fn distance(number: usize, outer: &[(usize, isize)]) -> isize {
     let mut rest = number;
     outer.iter().rev().fold(0, |distance, &(size, stride)| {
