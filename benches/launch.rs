@@ -42,7 +42,7 @@ fn shell(script: &str) -> Command {
     command
 }
 
-/// From the start of a command to its last line of so many.
+/// The time from the start of a command until it has printed `lines` lines.
 fn until_lines(mut command: Command, lines: usize) -> Result<Duration> {
     let start = Instant::now();
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;

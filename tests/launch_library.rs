@@ -101,6 +101,19 @@ fn library_finds_descendants_that_have_left_their_group() {
 }
 
 #[test]
+fn ended_children_of_the_program_itself_are_left_to_it() {
+    watched(|| {
+        let mut own = std::process::Command::new("sh").args(["-c", "exit 5"]).spawn().unwrap();
+        common::await_that(|| common::state_of(own.id()) == Some('Z'));
+        let dir = tempfile::tempdir().unwrap();
+        let script = "setsid sh -c 'touch up; exec sleep 600' & while [ ! -e up ]; do sleep 0.01; done";
+        let summary = shell(script).directory(dir.path()).run().unwrap();
+        assert_eq!(summary.attempts[0].stray.len(), 1, "{summary:?}");
+        assert_eq!(own.wait().unwrap().code(), Some(5));
+    });
+}
+
+#[test]
 fn tensor_is_the_same_memory_in_a_program() {
     watched(|| {
         let tensor = Tensor::from_slice(&[1_u8, 2, 3, 4, 5, 6], &[2, 3]).unwrap();

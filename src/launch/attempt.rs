@@ -178,7 +178,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Notes who has failed. One that has said so, and does not end, is ended after a time.
+    /// Notes the ranks whose error files have appeared. A rank that does not end by itself after that is ended after a time.
     fn read_error_files(&mut self) -> Result<()> {
         let written =
             self.error_files.written().map_err(LaunchError::system("reading the inotify of error files"))?;
@@ -243,7 +243,7 @@ impl<'a> Running<'a> {
         // A worker may have written its error file in its last moment.
         self.read_error_files()?;
         let stray = if self.job.control.may_have_descendants() {
-            descendants::kill_all(&self.job.plan.token)
+            descendants::kill_all(&self.job.plan.token, self.job.control.adopts_orphans())
         } else {
             Vec::new()
         };

@@ -1,4 +1,4 @@
-//! Descendants of workers that have left their process groups: found by the token in their environment, and killed.
+//! Descendants of workers that have left their process groups: they are found by the token in their environment, and killed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,10 @@ const DEATH_THROES: Duration = Duration::from_secs(10);
 
 /// Kills all processes with the job's token in their environment, until there are none; returns their pids. A process of another
 /// user, and one that has emptied its environment before exec, is not found so.
-pub(super) fn kill_all(token: &str) -> Vec<u32> {
+///
+/// `adopts`: whether orphans become this process's children, so that it has to reap them. Else its ended children are its program's own,
+/// and are left alone.
+pub(super) fn kill_all(token: &str, adopts: bool) -> Vec<u32> {
     let own = std::process::id();
     let deadline = Moment::now().checked_add(DEATH_THROES);
     let mut killed = BTreeSet::new();
@@ -36,7 +39,9 @@ pub(super) fn kill_all(token: &str) -> Vec<u32> {
             // A zombie has no environment, so the next scan does not find it, whoever reaps it.
             let _ = wait_readable(process.as_fd(), deadline);
         }
-        reap_strangers(&[]);
+        if adopts {
+            reap_strangers(&[]);
+        }
     }
 }
 

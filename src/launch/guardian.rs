@@ -66,7 +66,7 @@ fn guard(begin: &OwnedFd, token: &str, temporary: Option<&Path>) {
     if wait_readable(begin.as_fd(), None).is_ok()
         && !matches!(read_now(begin.as_fd(), &mut [0]), Ok(Read::Bytes(_)))
     {
-        descendants::kill_all(token);
+        descendants::kill_all(token, false);
         // Nobody writes to it any more. There is nobody to be told of an error.
         let _ = temporary.map(std::fs::remove_dir_all);
     }

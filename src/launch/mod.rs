@@ -30,7 +30,7 @@
 // - `workers`: one worker, from descriptors to a running program
 // - `timers`: torch's file timer
 // - `judge`: pure: whose failure came first
-// - `descendants`: who has left a worker's process group
+// - `descendants`: processes that have left their worker's group
 // - `files`, `error_file`: where logs lie; what a worker says of its failure
 // - `summary`, `report`, `event`: what is told
 // - `record`: error files of Rust programs

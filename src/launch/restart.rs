@@ -10,7 +10,7 @@ use crate::sys::signal::Signal;
 
 /// A worker that fails sooner has failed at once.
 const AT_ONCE: Duration = Duration::from_secs(5);
-/// After so many attempts that failed at once, and in the same way, there is no further one.
+/// The number of attempts in a row that fail at once and in the same way, after which there is no further one.
 const EQUAL_FAILURES: usize = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -81,9 +81,14 @@ impl Control {
         self.stops > 1
     }
 
-    /// Whether somebody may be left when all workers have ended. Where this process is the parent of orphans, its children tell.
+    /// Whether orphans among the job's descendants become this process's children.
+    pub(super) fn adopts_orphans(&self) -> bool {
+        self.signals.is_some()
+    }
+
+    /// Whether descendants may be left when all workers have ended. Where this process adopts orphans, they are its children.
     pub(super) fn may_have_descendants(&self) -> bool {
-        self.signals.is_none() || wait::has_children()
+        !self.adopts_orphans() || wait::has_children()
     }
 
     /// What the signals that have come since the last look say. Ctrl-Z has been carried out then.
@@ -215,7 +220,7 @@ pub fn die_of(signal: Signal) {
 impl Drop for Control {
     fn drop(&mut self) {
         self.take_terminal();
-        if self.signals.is_some() {
+        if self.adopts_orphans() {
             // It can only refuse where it is not known, and then it was not set.
             let _ = prctl::set_subreaper(false);
         }

@@ -113,8 +113,7 @@ impl FutexModel {
         self.queue.changed.notify_one();
     }
 
-    /// Waits until so many threads are done. Whenever all others sleep, the moment is over of those who sleep no longer
-    /// than one.
+    /// Waits until `count` threads are done. Whenever all others sleep, the sleeps of limited length end.
     pub(super) fn await_done(&self, count: usize) {
         let mut threads = self.queue.threads.lock().unwrap();
         while threads.done < count {
