@@ -19,6 +19,7 @@
 // From a job's options to its end:
 //
 // - `options`: Launch: what a job is to be
+// - `stdio`, `stdio_options`: the standard streams of workers
 // - `command`, `ranks`, `devices`, `numa`, `prefix`, `restart`: what options are made of
 // - `plan`: all that is known before anything is started
 // - `environment`: pure: the variables of a worker
@@ -56,6 +57,8 @@ mod record;
 mod report;
 mod restart;
 mod run;
+mod stdio;
+mod stdio_options;
 mod stopping;
 mod summary;
 mod timers;
@@ -67,10 +70,11 @@ pub use error::LaunchError;
 pub use error_file::ErrorReport;
 pub use event::Event;
 pub use numa::NumaBinding;
-pub use options::{Launch, Stdin};
+pub use options::Launch;
 pub use prefix::Prefix;
 pub use ranks::{RankList, RankStreams, Streams};
 pub use record::record;
 pub use restart::RestartOn;
+pub use stdio::Stdin;
 pub use stopping::die_of;
 pub use summary::{Attempt, Ending, Role, Summary, WorkerSummary};

@@ -11,75 +11,79 @@ use super::environment;
 use super::error::{LaunchError, Result};
 use super::event::Event;
 use super::numa::NumaBinding;
-use super::prefix::Prefix;
-use super::ranks::{RankList, RankStreams};
 use super::restart::RestartOn;
+use super::stdio::{Logs, Stdin};
 use crate::sys::signal::Signal;
-
-/// Who reads the launcher's stdin; the others have /dev/null.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Stdin {
-    /// The only worker, or nobody where there are several.
-    #[default]
-    OnlyWorker,
-    /// Nobody.
-    Null,
-    /// The worker of this rank.
-    Rank(usize),
-}
 
 /// A job: one program, started many times on this machine, watched, and ended together.
 ///
-/// ```no_run
+/// The methods set options, [`run`](Self::run) runs the job. What each option corresponds to in torchrun stands with it.
+///
+/// ```
 /// use phalanx::launch::{Command, Launch, Nproc};
 ///
-/// let train = Command::new("train.py").args(["--epochs", "3"]);
-/// let summary = Launch::new(train).nproc(Nproc::Auto).max_restarts(3).run()?;
-/// if !summary.succeeded() {
-///     eprintln!("{summary}");
-/// }
+/// // A program fails the first time. The second attempt succeeds.
+/// let script = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || exit 4";
+/// let flaky = Command::new("sh").args(["-c", script]);
+/// let summary = Launch::new(flaky).nproc(Nproc::Count(2)).max_restarts(3).run()?;
+/// assert!(summary.succeeded());
+/// assert_eq!(summary.attempts.len(), 2);
 /// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```
 ///
-/// A worker is told its rank, the number of workers and a free port for rank 0 by the variables of torchrun (`RANK`, `WORLD_SIZE`,
-/// `MASTER_PORT` …). When one of them fails the others are sent SIGTERM, and after [`shutdown_timeout`](Self::shutdown_timeout)
-/// SIGKILL; then, as long as [`max_restarts`](Self::max_restarts) allows, all are started anew.
+/// # What a worker finds
+///
+/// Its environment is this process's, with what [`env`](Self::env) adds, and with torchrun's variables:
+///
+/// | variable | value |
+/// |---|---|
+/// | `RANK`, `ROLE_RANK` | the worker's rank, from 0 on |
+/// | `LOCAL_RANK` | the same; 0 with [`virtual_local_rank`](Self::virtual_local_rank) |
+/// | `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `ROLE_WORLD_SIZE` | the number of workers |
+/// | `GROUP_RANK`, `GROUP_WORLD_SIZE` | 0 and 1: there is one node |
+/// | `ROLE_NAME` | [`role`](Self::role) |
+/// | `MASTER_ADDR`, `MASTER_PORT` | where rank 0 listens |
+/// | `TORCHELASTIC_RESTART_COUNT`, `TORCHELASTIC_MAX_RESTARTS` | the attempt, from 0 on, and [`max_restarts`](Self::max_restarts) |
+/// | `TORCHELASTIC_RUN_ID` | [`run_id`](Self::run_id) |
+/// | `TORCHELASTIC_ERROR_FILE` | where the worker writes why it failed: see [`record`](super::record) |
+/// | `TORCHELASTIC_TIMER_FILE` | a FIFO for torch's file timers, if `TORCHELASTIC_ENABLE_FILE_TIMER` is 1 |
+/// | `TORCH_NCCL_ASYNC_ERROR_HANDLING` | 1, unless it is set |
+/// | `OMP_NUM_THREADS` | cores ÷ workers and at least 1, if there are several workers and it is not set |
+/// | `PHALANX_TENSORS` | what [`tensor`](Self::tensor) has handed over |
+///
+/// # How workers are ended
+///
+/// When a worker fails, all others are sent SIGTERM, and after [`shutdown_timeout`](Self::shutdown_timeout) SIGKILL. Whatever
+/// they have started is ended with them, in their process groups or out of them. The kernel kills each worker when this process
+/// dies. When none is left, all are started anew, as long as [`max_restarts`](Self::max_restarts) allows it.
 #[must_use = "a launch does nothing until it is run"]
 pub struct Launch {
     pub(super) command: Command,
     pub(super) nproc: Nproc,
+    /// What was added to the workers' environment, in the order of the calls.
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) directory: Option<PathBuf>,
     pub(super) role: String,
     pub(super) run_id: Option<String>,
     pub(super) master_addr: String,
+    /// `None`: each attempt has a free port.
     pub(super) master_port: Option<u16>,
     pub(super) logs: Logs,
     pub(super) max_restarts: usize,
+    /// `None`: after every failure.
     pub(super) restart_on: Option<RestartOn>,
     pub(super) shutdown_timeout: Duration,
     pub(super) stop_signals: Vec<Signal>,
     pub(super) handles_signals: bool,
     pub(super) stdin: Stdin,
     pub(super) virtual_local_rank: bool,
+    /// `None`: no worker is bound.
     pub(super) numa: Option<NumaBinding>,
     pub(super) summary_file: Option<PathBuf>,
+    /// By name, in the order of the calls.
     pub(super) tensors: Vec<(String, crate::tensor::dyn_tensor::DynTensor)>,
     pub(super) announces: bool,
     pub(super) on_event: Box<dyn FnMut(&Event)>,
-}
-
-/// Where what workers print goes.
-#[derive(Debug, Default)]
-pub(super) struct Logs {
-    pub(super) dir: Option<PathBuf>,
-    pub(super) redirects: RankStreams,
-    pub(super) tee: RankStreams,
-    pub(super) shown: Option<RankList>,
-    pub(super) prefix: Prefix,
-    pub(super) stdout_needles: Vec<String>,
-    pub(super) stderr_needles: Vec<String>,
 }
 
 impl fmt::Debug for Launch {
@@ -92,7 +96,10 @@ impl fmt::Debug for Launch {
 }
 
 impl Launch {
-    /// A job of one worker. Its stdin is this process's, and what it prints goes, prefixed, to this process's stdout and stderr.
+    /// A job of one worker, without restarts. The worker reads this process's stdin, and what it prints goes, behind a prefix, to
+    /// this process's stdout and stderr.
+    ///
+    /// Nothing is started before [`run`](Self::run), and nothing is looked up: a program that does not exist is an error there.
     pub fn new(command: Command) -> Self {
         Self {
             command,
@@ -119,150 +126,206 @@ impl Launch {
         }
     }
 
-    /// How many workers there are.
+    /// Sets how many workers there are; without this call, one. torchrun's `--nproc-per-node`.
+    ///
+    /// What [`Nproc::Auto`] and its kin stand for is counted when the job is run, and once: a restart has as many workers.
     pub fn nproc(self, nproc: Nproc) -> Self {
         Self { nproc, ..self }
     }
 
-    /// Adds a variable to the workers' environment, which is otherwise this process's.
+    /// Adds a variable to the workers' environment, which is otherwise this process's. The last value of a key counts.
+    ///
+    /// The variables that the launcher sets itself (`RANK`, `MASTER_PORT` …) cannot be changed so; `OMP_NUM_THREADS`, `PATH` and
+    /// `PYTHON_EXEC` can, and the latter two decide which program is found.
+    ///
+    /// [`run`](Self::run) refuses a key that is empty or contains `=`, and a zero byte in either.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch};
+    ///
+    /// let launch = Launch::new(Command::new("sh").args(["-c", "exit $CODE"])).env("CODE", "3");
+    /// assert_eq!(launch.run()?.exit_code(), 3);
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((key.into(), value.into()));
         self
     }
 
-    /// The workers' working directory; without it, this process's.
+    /// Sets the workers' working directory; without this call, it is this process's.
+    ///
+    /// A program that is given as a relative path is looked for in it.
     pub fn directory(self, directory: impl Into<PathBuf>) -> Self {
         Self { directory: Some(directory.into()), ..self }
     }
 
-    /// What the workers do, as their prefix and `ROLE_NAME` say it; `default` without it.
+    /// Names what the workers do: in `ROLE_NAME`, and as `${role_name}` in their [`Prefix`](super::Prefix). `default` without this
+    /// call. torchrun's `--role`.
+    ///
+    /// [`run`](Self::run) refuses a role that is empty or has a control character.
     pub fn role(self, role: impl Into<String>) -> Self {
         Self { role: role.into(), ..self }
     }
 
-    /// The job's id, in `TORCHELASTIC_RUN_ID` and in the name of the log directory; without it, four letters by chance.
+    /// Sets the job's id, in `TORCHELASTIC_RUN_ID`, in the report and in the name of the log directory. Without this call it is four
+    /// random letters. torchrun's `--rdzv-id`.
+    ///
+    /// [`run`](Self::run) refuses an id that is empty or has a control character. A `/` becomes `_` in the directory's name.
     pub fn run_id(self, run_id: impl Into<String>) -> Self {
         Self { run_id: Some(run_id.into()), ..self }
     }
 
-    /// Where workers find rank 0 (`MASTER_ADDR`); 127.0.0.1 without it.
+    /// Sets the address at which workers find rank 0 (`MASTER_ADDR`); 127.0.0.1 without this call. torchrun's `--master-addr`.
+    ///
+    /// It is told to the workers and used for nothing else.
     pub fn master_addr(self, address: impl Into<String>) -> Self {
         Self { master_addr: address.into(), ..self }
     }
 
-    /// The port on which rank 0 listens (`MASTER_PORT`); without it, each attempt has a free port, which is kept for rank 0.
+    /// Sets the port on which rank 0 listens (`MASTER_PORT`). torchrun's `--master-port`, where it is 29500 by default.
+    ///
+    /// Without this call each attempt has another free port. It stays reserved until the attempt is over, in a way that lets only
+    /// a socket with `SO_REUSEADDR` bind it, as servers have it.
     pub fn master_port(self, port: u16) -> Self {
         Self { master_port: Some(port), ..self }
     }
 
-    /// Where log files go: in a directory of the job's own below this one. Without it, that is in the directory for temporary
-    /// files, and it stays there if it has logs.
-    pub fn log_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.logs.dir = Some(dir.into());
-        self
-    }
-
-    /// Which streams go to files instead of the console.
-    pub fn redirects(mut self, streams: impl Into<RankStreams>) -> Self {
-        self.logs.redirects = streams.into();
-        self
-    }
-
-    /// Which streams go to files and to the console.
-    pub fn tee(mut self, streams: impl Into<RankStreams>) -> Self {
-        self.logs.tee = streams.into();
-        self
-    }
-
-    /// Only these ranks are seen on the console. Their files are written all the same.
-    pub fn show_ranks(mut self, ranks: RankList) -> Self {
-        self.logs.shown = Some(ranks);
-        self
-    }
-
-    /// What stands before each line on the console.
-    pub fn prefix(mut self, prefix: Prefix) -> Self {
-        self.logs.prefix = prefix;
-        self
-    }
-
-    /// Lines of stdout that contain one of these texts are written to one file for all ranks too, `filtered_stdout.log`.
-    pub fn filter_stdout<T: Into<String>>(mut self, texts: impl IntoIterator<Item = T>) -> Self {
-        self.logs.stdout_needles = texts.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// The same for stderr, `filtered_stderr.log`.
-    pub fn filter_stderr<T: Into<String>>(mut self, texts: impl IntoIterator<Item = T>) -> Self {
-        self.logs.stderr_needles = texts.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// How often all workers are started anew after a failure; 0 without it. Failures within 5 s are slowed down (0.5 s, 1 s, 2 s …
-    /// at most 30 s), and after three equal ones in a row there is no further attempt.
+    /// Sets how often all workers are started anew after a failure; 0 without this call. torchrun's `--max-restarts`.
+    ///
+    /// There are at most this number of attempts and one. The next attempt begins when no process of the last one is left, and after
+    /// a pause if the root cause failed within 5 s of its start: 0.5 s, then 1 s, 2 s and so on, at most 30 s.
+    ///
+    /// The job ends earlier, with [`no_restart`](super::Summary::no_restart) set, when a worker has exited with code 93, or when the
+    /// root causes of three attempts in a row have ended in the same way and within 5 s. Its exit code is 93 then.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch};
+    ///
+    /// let launch = Launch::new(Command::new("sh").args(["-c", "exit 93"])).max_restarts(5);
+    /// let summary = launch.run()?;
+    /// assert_eq!(summary.attempts.len(), 1);
+    /// assert!(summary.is_pointless && summary.no_restart.is_some());
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     pub fn max_restarts(self, most: usize) -> Self {
         Self { max_restarts: most, ..self }
     }
 
-    /// Only after these failures.
+    /// Restarts after these failures only; without this call, after all. torchrun has no such option; `phalanx run` has
+    /// `--restart-on`.
+    ///
+    /// How the root cause ended decides. It changes nothing where [`max_restarts`](Self::max_restarts) is 0.
     pub fn restart_on(self, failures: RestartOn) -> Self {
         Self { restart_on: Some(failures), ..self }
     }
 
-    /// How long workers have to end after SIGTERM, or after the signal that was passed on to them, before SIGKILL; 30 s without it.
+    /// Sets how long workers have to end after SIGTERM, or after the signal that was passed on to them, before SIGKILL; 30 s without
+    /// this call. torchrun's `--shutdown-timeout` and `TORCH_ELASTIC_SHUTDOWN_TIMEOUT`.
+    ///
+    /// A worker that has written an error file and does not end has this time to end by itself, then SIGTERM, then the time again.
     pub fn shutdown_timeout(self, timeout: Duration) -> Self {
         Self { shutdown_timeout: timeout, ..self }
     }
 
-    /// The signals that end the job, where signals are handled; without it, SIGTERM, SIGINT, SIGHUP and SIGQUIT.
+    /// Sets the signals that end the job, if [`handle_signals`](Self::handle_signals) is on; without this call, SIGTERM, SIGINT,
+    /// SIGHUP and SIGQUIT. torchrun's `--signals-to-handle` and `TORCHELASTIC_SIGNALS_TO_HANDLE`.
+    ///
+    /// The first such signal is passed on to the workers; after [`shutdown_timeout`](Self::shutdown_timeout) they are killed. A second
+    /// one kills them at once. A signal that this process ignores, as SIGHUP under nohup(1), stays ignored.
+    ///
+    /// [`run`](Self::run) refuses SIGKILL and SIGSTOP.
     pub fn stop_signals(self, signals: impl IntoIterator<Item = Signal>) -> Self {
         Self { stop_signals: signals.into_iter().collect(), ..self }
     }
 
-    /// Gives this process to the job while it runs, as the program `phalanx run` does: signals that this process is sent are
-    /// passed on to the workers, Ctrl-Z stops all of them, orphans among their descendants become this process's children and are
-    /// reaped, and a small process of its own ends them if this one is killed. After the run all dispositions are what they were.
+    /// Gives this process to the job while it runs, as the program `phalanx run` does; off without this call.
     ///
-    /// This process must have one thread when the job is run, and no other children.
+    /// - The [stop signals](Self::stop_signals) are passed on to the workers and end the job; SIGUSR1, SIGUSR2 and SIGWINCH are
+    ///   passed on and end nothing.
+    /// - Ctrl-Z (SIGTSTP) stops the workers and this process; no time passes for the job until it is continued.
+    /// - Orphans among the workers' descendants become this process's children and are reaped.
+    /// - A small process, the guardian, ends all descendants if this process is killed by SIGKILL.
+    ///
+    /// After the run all dispositions are what they were. A program whose job was stopped by a signal should end by
+    /// [`die_of`](super::die_of).
+    ///
+    /// This process must have one thread when the job is run, else [`run`](Self::run) refuses; and it must have no other children,
+    /// since it reaps each child that ends.
     pub fn handle_signals(self, handles: bool) -> Self {
         Self { handles_signals: handles, ..self }
     }
 
-    /// Who reads this process's stdin.
-    pub fn stdin(self, stdin: Stdin) -> Self {
-        Self { stdin, ..self }
-    }
-
-    /// Each worker sees one GPU only, as number 0, and its `LOCAL_RANK` is 0.
+    /// Shows each worker one GPU only, as number 0; its `LOCAL_RANK` is 0. Off without this call. torchrun's `--virtual-local-rank`.
+    ///
+    /// The worker of rank N has the N-th entry of `CUDA_VISIBLE_DEVICES` (or of `HIP_VISIBLE_DEVICES`, `ROCR_VISIBLE_DEVICES`, if one
+    /// of these is set), else the GPU of number N. [`run`](Self::run) refuses more workers than there are GPUs.
     pub fn virtual_local_rank(self, is_virtual: bool) -> Self {
         Self { virtual_local_rank: is_virtual, ..self }
     }
 
-    /// Binds each worker to processors near its GPU. Its memory comes from there too, where the system allows that.
+    /// Binds each worker to processors near its GPU; its memory comes from there too, where the system allows that. Off without this
+    /// call. torchrun's `--numa-binding`, without the program `numactl`.
     pub fn numa_binding(self, binding: NumaBinding) -> Self {
         Self { numa: Some(binding), ..self }
     }
 
-    /// Writes the [`Summary`](super::Summary) as JSON to a file, after each attempt anew and in one step.
+    /// Writes the [`Summary`](super::Summary) as JSON to a file, after each attempt anew. `phalanx run` has `--summary`.
+    ///
+    /// The file is replaced in one step, so its reader always sees a whole summary. A file that cannot be written is an error of
+    /// [`run`](Self::run).
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch, Summary};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let file = dir.path().join("summary.json");
+    /// let summary = Launch::new(Command::new("true")).summary_file(&file).run()?;
+    /// let read: Summary = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    /// assert_eq!(read, summary);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn summary_file(self, path: impl Into<PathBuf>) -> Self {
         Self { summary_file: Some(path.into()), ..self }
     }
 
-    /// Hands the workers a tensor's memory, as an open file that they inherit. `PHALANX_TENSORS` describes it, in JSON: a list of
-    /// objects with `name`, `fd`, `offset` (bytes from the file's begin), `dtype`, `shape` and `strides` (in elements). A worker in
-    /// any language maps the file, shared, and has the tensor without a copy.
+    /// Hands the workers a tensor's memory, as an open file that they inherit. A worker in any language maps the file, shared, and
+    /// has the tensor without a copy: what it writes, this process and the other workers see.
+    ///
+    /// `PHALANX_TENSORS` describes all tensors in JSON: a list of objects with `name`, `fd`, `offset` (in bytes from the file's
+    /// begin), `dtype` (as `f32`), `shape` and `strides` (both in elements). [`run`](Self::run) refuses a tensor without elements.
+    ///
+    /// ```
+    /// use phalanx::Tensor;
+    /// use phalanx::launch::{Command, Launch};
+    ///
+    /// let batch = Tensor::from_slice(&[0_u8, 0, 0], &[3])?;
+    /// // A shell writes the letter A over the first element: `fd` and `offset` are in the description.
+    /// let script = r#"
+    ///     field() { echo "$PHALANX_TENSORS" | sed "s/.*\"$1\":\([0-9]*\).*/\1/"; }
+    ///     printf A | dd of=/proc/self/fd/$(field fd) bs=1 seek=$(field offset) conv=notrunc status=none
+    /// "#;
+    /// let launch = Launch::new(Command::new("sh").args(["-c", script]));
+    /// assert!(launch.tensor("batch", &batch.clone().into()).run()?.succeeded());
+    /// assert_eq!(batch.to_vec(), [b'A', 0, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn tensor(mut self, name: impl Into<String>, tensor: &crate::DynTensor) -> Self {
         self.tensors.push((name.into(), tensor.clone()));
         self
     }
 
     /// Writes what a person should know at once to stderr, between the lines of the workers: where logs go, a stop, a restart, an
-    /// output that is lost. Each line begins with `phalanx: `.
+    /// output that is lost. Each line begins with `phalanx: `. Off without this call; `phalanx run` does so unless it has `--quiet`.
+    ///
+    /// How workers ended is not among it: [`Summary`](super::Summary) tells it, as text too.
     pub fn announce(self, announces: bool) -> Self {
         Self { announces, ..self }
     }
 
-    /// Tells what happens while the job runs.
+    /// Calls a function with each [`Event`] of the job, in their order. A second call replaces the first function.
+    ///
+    /// It is called on the thread that is in [`run`](Self::run), which watches the workers meanwhile no further. If it panics, the
+    /// panic goes on through `run`, and the workers are killed.
     pub fn on_event(self, tell: impl FnMut(&Event) + 'static) -> Self {
         Self { on_event: Box::new(tell), ..self }
     }
@@ -274,6 +337,7 @@ impl Launch {
         variables
     }
 
+    /// Refuses what no job can have, before anything is started.
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |what: String, hint: &str| Err(LaunchError::invalid(what, hint));
         let names = [("role", &self.role), ("master address", &self.master_addr)];

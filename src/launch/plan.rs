@@ -13,7 +13,8 @@ use super::devices::{self, Environment, VISIBLE};
 use super::environment::{self, Attempt, Own};
 use super::error::{LaunchError, Result};
 use super::numa::{self, Bound};
-use super::options::{Launch, Stdin};
+use super::options::Launch;
+use super::stdio::Stdin;
 use crate::sys::affinity::Affinity;
 use crate::tensor::dyn_tensor::DynTensor;
 
