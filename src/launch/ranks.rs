@@ -6,10 +6,15 @@ use std::str::FromStr;
 
 use super::error::LaunchError;
 
-/// Some ranks, as `0-3,12`.
+/// A set of ranks, as a list such as `0-3,12`: ranks, and ranges of them with both their ends.
+///
+/// [`Launch::show_ranks`](super::Launch::show_ranks) takes it. It is what torchrun's `--local-ranks-filter` has, and ranges.
+///
+/// Parsing fails with [`LaunchError::Invalid`], which quotes what is no rank; ranks from 1,048,576 on are refused as typing errors.
 ///
 /// ```
 /// use phalanx::launch::RankList;
+///
 /// let ranks: RankList = "0-2,12".parse()?;
 /// assert!(ranks.contains(2) && ranks.contains(12) && !ranks.contains(3));
 /// assert!("3-1".parse::<RankList>().is_err());
@@ -22,13 +27,20 @@ pub struct RankList(BTreeSet<usize>);
 const MOST_RANKS: usize = 1 << 20;
 
 impl RankList {
-    /// Whether a rank is in it.
+    /// Whether the rank is in the set.
     #[must_use]
     pub fn contains(&self, rank: usize) -> bool {
         self.0.contains(&rank)
     }
 
-    /// The ranks, in their order.
+    /// The ranks in ascending order, each once.
+    ///
+    /// ```
+    /// use phalanx::launch::RankList;
+    ///
+    /// let even: RankList = (0..6).step_by(2).collect();
+    /// assert!(even.iter().eq([0, 2, 4]));
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         self.0.iter().copied()
     }
@@ -59,21 +71,32 @@ impl FromStr for RankList {
     }
 }
 
-/// Which of a worker's streams are meant; torchrun's numbers 0 to 3.
+/// A choice among a worker's two output streams: torchrun's numbers 0 (none), 1 (stdout), 2 (stderr) and 3 (both), of which one is
+/// its text.
+///
+/// Where the ranks of a job differ, there is [`RankStreams`].
+///
+/// ```
+/// use phalanx::launch::Streams;
+///
+/// let errors = Streams { stderr: true, ..Streams::NONE };
+/// assert_eq!(errors.to_string(), "2");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
-    /// Stdout.
+    /// Whether stdout is among them.
     pub stdout: bool,
-    /// Stderr.
+    /// Whether stderr is among them.
     pub stderr: bool,
 }
 
 impl Streams {
-    /// Neither.
+    /// Neither stream: torchrun's 0, and the default.
     pub const NONE: Self = Self { stdout: false, stderr: false };
-    /// Both.
+    /// Both streams: torchrun's 3.
     pub const BOTH: Self = Self { stdout: true, stderr: true };
 
+    /// The streams of torchrun's number.
     fn of_number(text: &str) -> Option<Self> {
         let number: u8 = text.trim().parse().ok().filter(|&number| number <= 3)?;
         Some(Self { stdout: number & 1 != 0, stderr: number & 2 != 0 })
@@ -86,10 +109,15 @@ impl fmt::Display for Streams {
     }
 }
 
-/// The streams of each rank: the same for all, or for some of them.
+/// The streams of each rank: the same for all ranks, or those of some of them.
+///
+/// [`Launch::redirects`](super::Launch::redirects) and [`Launch::tee`](super::Launch::tee) take it. The text is torchrun's: a number
+/// as of [`Streams`], or a list of `RANK:NUMBER`, in which a range of ranks may stand too. Parsing fails with
+/// [`LaunchError::Invalid`], which quotes the item.
 ///
 /// ```
 /// use phalanx::launch::{RankStreams, Streams};
+///
 /// let all: RankStreams = "3".parse()?;
 /// assert_eq!(all.of(7), Streams::BOTH);
 /// // Stdout of rank 0, both of ranks 8 to 11, nothing of others.
@@ -99,12 +127,13 @@ impl fmt::Display for Streams {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RankStreams {
+    /// Those of the ranks that are not in `some`.
     all: Streams,
     some: BTreeMap<usize, Streams>,
 }
 
 impl RankStreams {
-    /// Those of a rank.
+    /// The streams of a rank; [`Streams::NONE`] if a list does not name it.
     #[must_use]
     pub fn of(&self, rank: usize) -> Streams {
         self.some.get(&rank).copied().unwrap_or(self.all)
@@ -112,6 +141,7 @@ impl RankStreams {
 }
 
 impl From<Streams> for RankStreams {
+    /// The same for all ranks.
     fn from(all: Streams) -> Self {
         Self { all, some: BTreeMap::new() }
     }

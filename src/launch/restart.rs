@@ -12,14 +12,29 @@ use crate::sys::signal::Signal;
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// The number of attempts in a row that fail at once and in the same way, after which there is no further one.
 const EQUAL_FAILURES: usize = 3;
+/// The pause after one failure at once; each further one in a row doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The pause does not grow beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// After which failures there is another attempt: exit codes and signals.
+/// After which failures there is another attempt: exit codes and signals, as a list such as `1,100-120,SIGKILL`.
+///
+/// An item is an exit code from 1 to 255, a range of them with both its ends, or a signal by its name. How the root cause ended
+/// decides. [`Launch::restart_on`](super::Launch::restart_on) takes it; torchrun has no such option, `phalanx run` has
+/// `--restart-on`.
+///
+/// Parsing fails with [`LaunchError::Invalid`], which quotes the item.
 ///
 /// ```
-/// use phalanx::launch::RestartOn;
+/// use phalanx::launch::{Command, Launch, RestartOn};
+///
 /// let after: RestartOn = "1,SIGKILL,100-120".parse()?;
+/// let launch = Launch::new(Command::new("sh").args(["-c", "exit 2"]));
+/// let summary = launch.max_restarts(3).restart_on(after).run()?;
+/// assert_eq!(summary.attempts.len(), 1);
+/// let why = "exited with code 2 is not among the failures to restart after (1, ";
+/// assert!(summary.no_restart.unwrap().starts_with(why));
+///
 /// assert!("SIGNOTHING".parse::<RestartOn>().is_err());
 /// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```
@@ -52,6 +67,7 @@ impl FromStr for RestartOn {
 }
 
 impl RestartOn {
+    /// Whether there is another attempt after a root cause that ended so. One that has no status is in no list.
     fn takes(&self, ending: Ending) -> bool {
         match ending {
             Ending::Exited { code } => self.codes.contains(&code),
@@ -66,6 +82,7 @@ impl RestartOn {
 pub(super) struct Failed {
     pub(super) rank: usize,
     pub(super) ending: Ending,
+    /// From its start to its failure.
     pub(super) lifetime: Duration,
 }
 
@@ -80,7 +97,7 @@ pub(super) enum Next {
     Refused { why: String, pointless: bool },
 }
 
-/// Decides, of all attempts so far.
+/// Decides what follows, from all attempts so far, the last one last.
 pub(super) fn next(failed: &[Failed], max_restarts: usize, on: Option<&RestartOn>) -> Next {
     let Some(last) = failed.last().filter(|_| failed.len() <= max_restarts) else { return Next::Exhausted };
     if last.ending == (Ending::Exited { code: POINTLESS }) {
@@ -107,6 +124,7 @@ pub(super) fn next(failed: &[Failed], max_restarts: usize, on: Option<&RestartOn
 }
 
 impl RestartOn {
+    /// The list for people, with each code of a range.
     fn text(&self) -> String {
         let codes = self.codes.iter().map(ToString::to_string);
         codes.chain(self.signals.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")

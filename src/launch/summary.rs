@@ -14,32 +14,54 @@ use crate::sys::signal::Signal;
 /// given up for that reason.
 pub(super) const POINTLESS: i32 = 93;
 
-/// How a worker's process ended.
+/// How a worker's process ended: its exit status, or that there is none.
+///
+/// As text it is the end of a sentence about the worker: `exited with code 7`.
+///
+/// ```
+/// use phalanx::Signal;
+/// use phalanx::launch::{Command, Ending, Launch};
+///
+/// let summary = Launch::new(Command::new("sh").args(["-c", "kill -9 $$"])).run()?;
+/// let ending = summary.attempts[0].workers[0].ending;
+/// assert!(matches!(ending, Ending::Signaled { signal: Signal::KILL, .. }));
+/// assert_eq!(ending.to_string(), "was ended by SIGKILL");
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Ending {
-    /// With exit code 0.
+    /// It exited with code 0.
     Succeeded,
-    /// With another one.
+    /// It exited with another code.
     Exited {
-        /// Which.
+        /// The exit code, from 1 to 255.
         code: i32,
     },
-    /// By a signal.
+    /// A signal ended it, whoever sent that: the launcher, another process, the kernel, or the worker itself.
     Signaled {
-        /// Which.
+        /// The signal.
         signal: Signal,
-        /// Whether it left a core file.
+        /// Whether the kernel has written a core file, as core(5) says it.
         core_dumped: bool,
     },
-    /// It is gone, but somebody else has taken its status.
+    /// It is gone, but its exit status was taken by other code of this process, as by a `waitpid(-1)` or by ignoring SIGCHLD.
     Lost,
-    /// No signal has ended it, or none could be sent. It was left behind.
+    /// It still runs: SIGKILL has not ended it within 10 s, as when it hangs in the kernel, or this process may not send it signals
+    /// (it has changed its user). The launcher has left it behind.
     LeftBehind,
 }
 
 impl Ending {
-    /// The exit code that stands for it in a shell: 128 and the signal's number for a signal, 1 where there is none.
+    /// The exit code that stands for it in a shell: the worker's own, 128 + n for signal n, and 1 where there is no status.
+    ///
+    /// ```
+    /// use phalanx::Signal;
+    /// use phalanx::launch::Ending;
+    ///
+    /// assert_eq!(Ending::Exited { code: 7 }.exit_code(), 7);
+    /// assert_eq!(Ending::Signaled { signal: Signal::KILL, core_dumped: false }.exit_code(), 137);
+    /// ```
     #[must_use]
     pub fn exit_code(self) -> i32 {
         match self {
@@ -66,53 +88,84 @@ impl fmt::Display for Ending {
     }
 }
 
-/// What a failed worker has to do with the failure of its attempt.
+/// What a worker that did not succeed has to do with the failure of its attempt.
+///
+/// The order is that of one monotonic clock: a worker fails at the moment when its error file appears, or else when it ends.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch, Nproc, Role};
+///
+/// let script = "[ $RANK = 0 ] && exit 7; exec sleep 600";
+/// let summary = Launch::new(Command::new("sh").args(["-c", script])).nproc(Nproc::Count(2)).run()?;
+/// let roles = summary.attempts[0].workers.iter().map(|worker| worker.role);
+/// assert!(roles.eq([Some(Role::RootCause), Some(Role::Stopped)]));
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Role {
-    /// Its failure came first in time: the attempt failed because of it.
+    /// Its failure came first in time: the attempt failed because of it. An attempt has at most one.
     RootCause,
-    /// It failed by itself, but later, perhaps as a consequence.
+    /// It failed by itself, but later, perhaps because the root cause was gone: a peer that no longer answers.
     FailedLater,
-    /// The launcher ended it, after another's failure or because it was told to stop.
+    /// The launcher ended it, after another worker's failure or because the launcher was told to stop by a signal. That is no
+    /// failure of its own.
     Stopped,
 }
 
-/// How one worker of an attempt ended.
+/// How one worker of an attempt ended, and with which evidence.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch};
+///
+/// let script = "echo the disk is full >&2; exit 7";
+/// let summary = Launch::new(Command::new("sh").args(["-c", script])).run()?;
+/// let worker = &summary.attempts[0].workers[0];
+/// assert_eq!(worker.exit_code(), 7);
+/// assert_eq!(worker.stderr_tail, ["the disk is full"]);
+/// assert!(worker.lifetime <= summary.attempts[0].lasted);
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerSummary {
-    /// Its rank.
+    /// The worker's rank, from 0 on: its index in [`Attempt::workers`] too.
     pub rank: usize,
-    /// Its process.
+    /// The pid that its process had. It may be another process's by now.
     pub pid: u32,
-    /// How it ended.
+    /// How its process ended.
     pub ending: Ending,
-    /// Whether a signal of the launcher's ended it: in the teardown, or since it had failed and did not end.
+    /// Whether a signal that the launcher had sent ended it: because another worker had failed, because the launcher was told to
+    /// stop, or because this worker had failed (by an error file or a timer) and did not end.
     pub ended_by_launcher: bool,
-    /// The timer of torch's that had expired, for which the launcher ended it.
+    /// The scope of the torch file timer (`timer.expires(after=…, scope=…)`) that had expired, for which the launcher ended it.
     pub expired_timer: Option<String>,
-    /// What it has to do with the failure; `None`: it succeeded.
+    /// What it has to do with the attempt's failure; `None`: it succeeded.
     pub role: Option<Role>,
-    /// What probably ended it, where there is evidence.
+    /// What probably ended it, where there is evidence: a kill for want of memory that the kernel has counted in its control group.
     pub cause: Option<Cause>,
-    /// From its start to its failure, or its end.
+    /// The time from its start to its failure (its error file, a timer), or to its end if it has not failed before. By
+    /// CLOCK_MONOTONIC.
     pub lifetime: Duration,
-    /// The moment of its failure, or its end, on this machine's clock.
+    /// The same moment by the wall clock: the attempt's start by that clock and the time since, so it does not jump when the clock
+    /// is set.
     pub at: SystemTime,
-    /// What it had used.
+    /// The processor time and the memory that its process had used.
     pub usage: ResourceUsage,
-    /// What it has written to its error file.
+    /// What it has written to its error file; `None`: nothing, or nothing that could be read.
     pub error: Option<ErrorReport>,
-    /// What is wrong with its error file.
+    /// Why its error file could not be read, as when it is no JSON; `None`: nothing is wrong with it.
     pub error_file_problem: Option<String>,
-    /// The last lines of its stderr, where the launcher has seen them.
+    /// The last lines of its stderr: at most 100, out of the last 64 KiB. Empty if it succeeded, and if it wrote to the terminal
+    /// itself.
     pub stderr_tail: Vec<String>,
 }
 
 impl WorkerSummary {
-    /// The exit code that stands for its failure. That of one which had failed, and was then ended by the launcher, is the one that its
-    /// error file asks for, or 1.
+    /// The exit code that stands for its failure: that of its [`ending`](Self::ending).
+    ///
+    /// A worker that had written an error file and was then ended by the launcher has the code that its error file asks for, or 1: the
+    /// launcher's signal is not what it failed by.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match &self.error {
@@ -121,76 +174,111 @@ impl WorkerSummary {
         }
     }
 
-    /// Whether it ended as it should.
+    /// Whether it exited with code 0.
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.role.is_none()
     }
 }
 
-/// One attempt: all workers from their start to the last one's end.
+/// One attempt: all workers from their start to the last one's end. A job without restarts has one.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch, Nproc};
+///
+/// let script = "exit $RANK";
+/// let summary = Launch::new(Command::new("sh").args(["-c", script])).nproc(Nproc::Count(2)).run()?;
+/// let attempt = &summary.attempts[0];
+/// assert_eq!((attempt.number, attempt.workers.len()), (0, 2));
+/// assert!(attempt.workers[0].succeeded() && !attempt.succeeded());
+/// assert_eq!(attempt.root_cause().unwrap().rank, 1);
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Attempt {
-    /// Its number, from 0 on.
+    /// Its number, from 0 on: what its workers have as `TORCHELASTIC_RESTART_COUNT`.
     pub number: usize,
-    /// When its first worker was started.
+    /// When its first worker was started, by the wall clock.
     pub started: SystemTime,
-    /// How long it took.
+    /// The time from then until none of its processes was left, by CLOCK_MONOTONIC.
     pub lasted: Duration,
-    /// Where the logs of its workers lie, if there are any.
+    /// The directory with the logs of its workers, `0/stdout.log` and so on; `None`: no option has sent output to files.
     pub log_dir: Option<PathBuf>,
-    /// The workers, by rank.
+    /// The workers, by rank: as many as the job has.
     pub workers: Vec<WorkerSummary>,
-    /// Descendants that had left their worker's process group and were killed, by pid.
+    /// The pids of descendants that had left their worker's process group, as daemons do, and were killed.
     pub stray: Vec<u32>,
 }
 
 impl Attempt {
-    /// The worker whose failure came first.
+    /// The worker whose failure came first; `None`: all succeeded, or the launcher stopped the job before any worker failed.
     #[must_use]
     pub fn root_cause(&self) -> Option<&WorkerSummary> {
         self.workers.iter().find(|worker| worker.role == Some(Role::RootCause))
     }
 
-    /// Whether all its workers succeeded.
+    /// Whether all its workers exited with code 0.
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.workers.iter().all(WorkerSummary::succeeded)
     }
 }
 
-/// What became of a job. As text it is the report of its failure.
+/// What became of a job, as data for programs. As text it is the report for people: the root cause with its evidence, then the
+/// others.
+///
+/// It is what [`Launch::run`](super::Launch::run) returns and, as JSON, what
+/// [`Launch::summary_file`](super::Launch::summary_file) writes. torchrun has no counterpart: it prints a table, and of several
+/// failures shows that with the least time in whole seconds.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch};
+///
+/// let summary = Launch::new(Command::new("sh").args(["-c", "exit 7"])).run_id("demo").run()?;
+/// assert!(!summary.succeeded());
+/// assert_eq!(summary.exit_code(), 7);
+/// let report = summary.to_string();
+/// assert!(report.starts_with("job demo failed: sh -c 'exit 7'\nroot cause: rank 0 (pid "), "{report}");
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Summary {
-    /// The job's id.
+    /// The job's id: [`Launch::run_id`](super::Launch::run_id), or four random letters.
     pub run_id: String,
-    /// This machine.
+    /// The name of this machine, up to its first dot.
     pub hostname: String,
-    /// What the workers ran.
+    /// The program and its arguments, in quotes where a shell needs them.
     pub command: String,
-    /// All attempts, of which the last one decides.
+    /// All attempts in their order, at least one. The last one decides whether the job succeeded.
     pub attempts: Vec<Attempt>,
-    /// The signal by which the launcher was told to stop.
+    /// The signal by which the launcher was told to stop; `None`: it was not told to.
     pub stopped_by: Option<Signal>,
-    /// Why there was no further attempt though some were left.
+    /// Why there was no further attempt though [`Launch::max_restarts`](super::Launch::max_restarts) allowed one; `None`: that was not
+    /// so.
     pub no_restart: Option<String>,
-    /// Whether another attempt would fail too, by all that is known.
+    /// Whether another attempt would fail too: a worker has said so by exit code 93, or three attempts in a row have failed at once
+    /// and in the same way.
     pub is_pointless: bool,
-    /// Outputs of the launcher that could not be written any more.
+    /// The files and streams of the launcher that could not be written any more while the job ran (a full disk, a closed pipe), each
+    /// with its error. Such a loss ends no job.
     pub lost_output: Vec<String>,
 }
 
 impl Summary {
-    /// Whether the last attempt succeeded, and nobody stopped it.
+    /// Whether the last attempt succeeded, and the launcher was not told to stop.
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.stopped_by.is_none() && self.attempts.last().is_some_and(Attempt::succeeded)
     }
 
-    /// The exit code of the job: the root cause's; 128 and its number for the signal by which the launcher was told to stop; 93
-    /// where another attempt would fail too.
+    /// The exit code that a launcher of this job should end with.
+    ///
+    /// - 128 + n, if it was told to stop by signal n (better: by [`die_of`](super::die_of), so that its parent sees the signal)
+    /// - 93, if another attempt would fail too: see [`is_pointless`](Self::is_pointless)
+    /// - the [root cause's](WorkerSummary::exit_code) of the last attempt
+    /// - 0, if that has succeeded
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         if let Some(signal) = self.stopped_by {
