@@ -210,7 +210,12 @@ impl<'a> Running<'a> {
 
     /// Does what the signals of this process say.
     fn obey(&mut self) -> Result<()> {
-        for order in self.job.control.orders(&mut self.group)? {
+        // What was said to the timers before Ctrl-Z counts from before it.
+        self.job.timers.as_mut().map_or(Ok(()), Timers::read)?;
+        let orders = self.job.control.orders(&mut self.group)?;
+        let suspended = self.job.control.take_suspended();
+        self.job.timers.iter_mut().for_each(|timers| timers.put_off(suspended));
+        for order in orders {
             match order {
                 Order::Stop(signal) => self.stop(signal),
                 Order::Kill => self.group.stop(Some(Stop::at_once(Moment::now()))),

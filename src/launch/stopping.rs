@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::descendants;
 use super::error::{LaunchError, Result};
@@ -43,6 +44,8 @@ pub(super) struct Control {
     /// terminal's foreground is stopped when it reads.
     terminal: Option<(usize, OwnedFd)>,
     worker_has_terminal: bool,
+    /// For how long the job was stopped by Ctrl-Z, and its timers have not been told.
+    suspended: Duration,
 }
 
 impl Control {
@@ -55,6 +58,7 @@ impl Control {
             stops: 0,
             terminal: None,
             worker_has_terminal: false,
+            suspended: Duration::ZERO,
         };
         if !launch.handles_signals {
             return Ok(control);
@@ -142,12 +146,19 @@ impl Control {
         let had_terminal = self.take_terminal();
         signal::raise(Signal::STOP).map_err(failed())?;
         // Here it has been continued, by `fg`, by `bg`, or by `kill -CONT`.
-        group.put_off(Moment::now().since(before));
+        let stopped = Moment::now().since(before);
+        group.put_off(stopped);
+        self.suspended += stopped;
         if had_terminal && self.is_in_foreground() {
             self.give_terminal(group);
         }
         let _ = group.signal_all(Signal::CONT);
         Ok(())
+    }
+
+    /// For how long the job was stopped since this was asked: what is to happen later is to be put off by that.
+    pub(super) fn take_suspended(&mut self) -> Duration {
+        std::mem::take(&mut self.suspended)
     }
 
     fn is_in_foreground(&self) -> bool {
@@ -183,7 +194,7 @@ impl Control {
     }
 
     /// Waits between two attempts; the signal by which it was told to stop meanwhile.
-    pub(super) fn pause(&mut self, until: Option<Moment>) -> Result<Option<Signal>> {
+    pub(super) fn pause(&mut self, mut until: Option<Moment>) -> Result<Option<Signal>> {
         let mut nobody = Group::new().map_err(LaunchError::system("making an epoll for the pause"))?;
         loop {
             for order in self.orders(&mut nobody)? {
@@ -191,6 +202,8 @@ impl Control {
                     return Ok(Some(signal));
                 }
             }
+            let suspended = self.take_suspended();
+            until = until.and_then(|until| until.checked_add(suspended));
             if until.is_some_and(|until| Moment::now() >= until) {
                 return Ok(None);
             }
@@ -201,9 +214,7 @@ impl Control {
     fn wait(&self, until: Option<Moment>) -> io::Result<()> {
         match &self.signals {
             Some(signals) => wait_readable(signals.as_fd(), until).map(drop),
-            None => crate::sys::epoll::pause(
-                until.map_or(std::time::Duration::ZERO, |at| at.since(Moment::now())),
-            ),
+            None => crate::sys::epoll::pause(until.map_or(Duration::ZERO, |at| at.since(Moment::now()))),
         }
     }
 }

@@ -68,6 +68,11 @@ impl Timers {
         Ok(())
     }
 
+    /// Puts all of them off, as when the workers were stopped for a while.
+    pub(super) fn put_off(&mut self, by: Duration) {
+        self.running.0.values_mut().for_each(|at| *at = at.checked_add(by).unwrap_or(*at));
+    }
+
     /// When the next one expires.
     pub(super) fn next(&self) -> Option<Moment> {
         self.running.0.values().copied().min()

@@ -18,7 +18,7 @@ use crate::supervise::group::Group;
 use crate::supervise::pump::{Filter, Pump, Route, SourceId, Stream};
 use crate::sys::affinity::Affinity;
 use crate::sys::clock::Moment;
-use crate::sys::exec::{ForeignProgram, Starting};
+use crate::sys::exec::{ForeignProgram, Starting, UNKNOWN_FORMAT};
 use crate::sys::fd;
 use crate::sys::pipe::{is_terminal, pipe};
 use crate::sys::signal::Signal;
@@ -230,11 +230,12 @@ fn no_room(os: std::io::Error) -> LaunchError {
 
 /// Why a program could not be run, though its file is there.
 fn refused(file: &Path, os: std::io::Error) -> LaunchError {
-    let hint = match os.raw_os_error() {
-        // execve(2): ENOEXEC.
-        Some(8) => Some("it is neither a binary of this machine nor a script that begins with #!".to_owned()),
-        // ENOENT: the file was there a moment ago.
-        Some(2) => Some(
+    let hint = match os.kind() {
+        _ if os.raw_os_error() == Some(UNKNOWN_FORMAT) => {
+            Some("it is neither a binary of this machine nor a script that begins with #!".to_owned())
+        }
+        // The file was there a moment ago.
+        std::io::ErrorKind::NotFound => Some(
             "is the interpreter there that its first line or its ELF header names, and the directory?"
                 .to_owned(),
         ),

@@ -288,6 +288,8 @@ fn set_disposition(number: i32, disposition: libc::sighandler_t) {
 
 /// The error of a file that is no program.
 pub(crate) const NOT_EXECUTABLE: i32 = libc::EACCES;
+/// The error of execve(2) for a file that may be executed, and whose begin the kernel does not know.
+pub(crate) const UNKNOWN_FORMAT: i32 = libc::ENOEXEC;
 
 /// Whether this process may run the file (access(2), by the effective ids).
 pub(crate) fn may_execute(path: &Path) -> io::Result<()> {

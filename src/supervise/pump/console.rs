@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::SourceId;
-use super::lines::Piece;
+use super::lines::{Piece, without_moves};
+use crate::sys::clock::Moment;
 use crate::sys::pipe::{is_same_file, is_terminal, write_all};
 
 /// Which of the two.
@@ -31,13 +32,26 @@ struct Output {
     buffer: Vec<u8>,
     /// Whose line has begun and not ended.
     open: Option<SourceId>,
+    /// Who wrote last (`None`: this process itself), and when; of an open line, when it was begun.
+    last: Option<(Option<SourceId>, Moment)>,
     is_broken: bool,
+}
+
+/// Who has an output, seen by a source that has a part of a line to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nobody else.
+    Own,
+    /// Somebody else wrote the last line, at this moment.
+    OthersLine(Moment),
+    /// A part of somebody else's line stands there since this moment, and would be ended.
+    OthersPart(Moment),
 }
 
 impl Output {
     fn new(fd: OwnedFd) -> Self {
         let is_terminal = is_terminal(&fd);
-        Self { fd, is_terminal, buffer: Vec::new(), open: None, is_broken: false }
+        Self { fd, is_terminal, buffer: Vec::new(), open: None, last: None, is_broken: false }
     }
 
     fn end_line(&mut self) {
@@ -60,33 +74,54 @@ impl Console {
 
     /// The one whose lines a stream takes part in.
     fn output(&mut self, stream: Stream) -> &mut Output {
-        let index = if self.is_one_file { 0 } else { stream as usize };
+        let index = self.index(stream);
         &mut self.outputs[index]
+    }
+
+    fn index(&self, stream: Stream) -> usize {
+        if self.is_one_file { 0 } else { stream as usize }
     }
 
     pub(super) fn is_terminal(&self, stream: Stream) -> bool {
         self.outputs[stream as usize].is_terminal
     }
 
+    pub(super) fn turn(&self, stream: Stream, source: SourceId) -> Turn {
+        let output = &self.outputs[self.index(stream)];
+        match output.last {
+            Some((writer, at)) if writer != Some(source) && output.open.is_some() => Turn::OthersPart(at),
+            Some((writer, at)) if writer != Some(source) => Turn::OthersLine(at),
+            _ => Turn::Own,
+        }
+    }
+
     /// Puts a piece of a source's output into the buffer.
-    pub(super) fn tell(&mut self, stream: Stream, (source, prefix): (SourceId, &[u8]), piece: Piece<'_>) {
+    pub(super) fn tell(
+        &mut self,
+        stream: Stream,
+        (source, prefix): (SourceId, &[u8]),
+        piece: Piece<'_>,
+        now: Moment,
+    ) {
         let output = self.output(stream);
         let is_own = output.open == Some(source);
+        if piece == (Piece::Line { rest: &[], shown: true }) && !is_own {
+            // Another source's line has ended the part that was shown.
+            return;
+        }
         if !is_own {
             output.end_line();
         }
         match piece {
-            Piece::Line { rest, .. } if is_own => output.put(&[rest, b"\n"]),
-            // Another source's line has ended the part that was shown.
-            Piece::Line { rest: [], shown: true } => {}
-            Piece::Line { rest, .. } => output.put(&[prefix, rest, b"\n"]),
-            Piece::Part(part) if is_own => output.put(&[part]),
-            Piece::Part(part) => output.put(&[prefix, part]),
+            Piece::Line { rest, .. } if is_own => output.put(&[&without_moves(rest), b"\n"]),
+            Piece::Line { rest, .. } => output.put(&[prefix, &without_moves(rest), b"\n"]),
+            Piece::Part(part) if is_own => output.put(&[&without_moves(part)]),
+            Piece::Part(part) => output.put(&[prefix, &without_moves(part)]),
             Piece::Progress(state) | Piece::LastProgress(state) => {
                 if is_own {
                     output.put(&[if output.is_terminal { ERASE } else { b"\n" }]);
                 }
-                output.put(&[prefix, state]);
+                output.put(&[prefix, &without_moves(state)]);
                 if matches!(piece, Piece::LastProgress(_)) || !output.is_terminal {
                     output.put(&[b"\n"]);
                 }
@@ -98,12 +133,16 @@ impl Console {
             Piece::Line { .. } | Piece::LastProgress(_) => false,
         };
         output.open = stays_open.then_some(source);
+        if !(is_own && stays_open) {
+            output.last = Some((Some(source), now));
+        }
     }
 
     /// Puts a line of this process's own into the buffer of stderr.
-    pub(super) fn say(&mut self, line: &str) {
+    pub(super) fn say(&mut self, line: &str, now: Moment) {
         let output = self.output(Stream::Stderr);
         output.end_line();
+        output.last = Some((None, now));
         output.put(&[line.as_bytes(), b"\n"]);
     }
 

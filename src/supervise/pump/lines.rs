@@ -1,7 +1,13 @@
 //! Pure: lines, parts of lines and progress bars out of bytes.
 
+use std::borrow::Cow;
+
 /// A line that is longer is cut, so that a program that never ends one takes no memory.
 const LONGEST: usize = 64 * 1024;
+
+const ESCAPE: u8 = 0x1b;
+/// One line up.
+const UP: &[u8] = b"\x1b[A";
 
 /// What is to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +37,17 @@ impl Lines {
         for end in memchr::memchr_iter(b'\n', bytes) {
             let line = &bytes[start..end];
             start = end + 1;
-            if self.held.is_empty() && self.shown == 0 {
+            if self.held.is_empty() && self.shown == 0 && !line.ends_with(UP) {
                 tell(ended(line, 0));
+                continue;
+            }
+            self.held.extend_from_slice(line);
+            if self.held.ends_with(UP) {
+                // A bar below another one, of tqdm: the cursor is where this line began.
+                self.held.truncate(self.held.len() - UP.len());
+                self.shown = self.shown.min(self.held.len());
+                self.held.push(b'\r');
             } else {
-                self.held.extend_from_slice(line);
                 tell(ended(&self.held, self.shown));
                 self.reset();
             }
@@ -69,7 +82,9 @@ impl Lines {
         if self.is_progress() {
             // Only the newest state counts from now on. The carriage return stays, as the sign of what it is.
             let state = last_state(&self.held).to_vec();
-            tell(Piece::Progress(&state));
+            if state != shown_state(&self.held, self.shown) {
+                tell(Piece::Progress(&state));
+            }
             self.held = [b"\r", &state[..]].concat();
         } else {
             tell(Piece::Part(&self.held[self.shown..]));
@@ -91,16 +106,54 @@ fn ended(line: &[u8], shown: usize) -> Piece<'_> {
     // The line ends of DOS.
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match memchr::memchr(b'\r', line) {
-        // The state that was shown last.
-        Some(_) if shown >= line.len() => Piece::Line { rest: &[], shown: true },
+        Some(_) if last_state(line) == shown_state(line, shown) => {
+            Piece::Line { rest: &[], shown: shown > 0 }
+        }
         Some(_) => Piece::LastProgress(last_state(line)),
         None => Piece::Line { rest: &line[shown.min(line.len())..], shown: shown > 0 },
     }
 }
 
-/// What a terminal would show of it, more or less: the last part between carriage returns that is not empty.
+/// The last part between carriage returns that is not blank, as a bar is that has been wiped out.
 fn last_state(line: &[u8]) -> &[u8] {
-    line.rsplit(|&byte| byte == b'\r').find(|part| !part.is_empty()).unwrap_or_default()
+    line.rsplit(|&byte| byte == b'\r').find(|part| !is_blank(part)).unwrap_or_default()
+}
+
+fn is_blank(part: &[u8]) -> bool {
+    without_moves(part).trim_ascii().is_empty()
+}
+
+/// The state that was shown last; it is kept behind a carriage return.
+fn shown_state(line: &[u8], shown: usize) -> &[u8] {
+    let shown = &line[..shown.min(line.len())];
+    shown.strip_prefix(b"\r").unwrap_or(shown)
+}
+
+/// A text without what moves the cursor, erases, or hides something (ECMA-48): on a console that several programs share it would hit
+/// the prefix and the lines of others. Colours stay.
+pub(super) fn without_moves(text: &[u8]) -> Cow<'_, [u8]> {
+    let mut rest = text;
+    let mut kept = Vec::new();
+    while let Some(at) = memchr::memchr(ESCAPE, rest) {
+        let (length, stays) = sequence(&rest[at..]);
+        kept.extend_from_slice(&rest[..if stays { at + length } else { at }]);
+        rest = &rest[at + length..];
+    }
+    if rest.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned([&kept, rest].concat()) }
+}
+
+/// The length of the control sequence with which a text begins, and whether it may stay.
+fn sequence(text: &[u8]) -> (usize, bool) {
+    match text.get(1) {
+        Some(b'[') => match text.iter().skip(2).position(|byte| !(0x20..0x40).contains(byte)) {
+            Some(end) => (end + 3, text[end + 2] == b'm'),
+            // Its end has not come yet.
+            None => (text.len(), true),
+        },
+        // Save, restore, scroll, reset.
+        Some(b'7' | b'8' | b'D' | b'E' | b'M' | b'c') => (2, false),
+        _ => (1, true),
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +206,32 @@ mod tests {
         assert_eq!(told(&["a\rb\rc\n"]), ["last c"]);
         // A state that was shown stays the last one when only the newline follows.
         assert_eq!(told(&["\r 90%", "|", "\n"]), ["state  90%", "rest "]);
+    }
+
+    #[test]
+    fn state_that_was_shown_is_not_told_again_and_a_blank_one_never() {
+        // tqdm wipes out a bar that is not to stay.
+        assert_eq!(told(&["\r 90%", "|", "\r    \r", "|", "\n"]), ["state  90%", "rest "]);
+        assert_eq!(told(&["\r", "|", "\r  ", "|", "\r 5%", "|"]), ["state  5%", "rest "]);
+        assert_eq!(told(&["part", "|", "\rmore\n"]), ["part part", "last more"]);
+    }
+
+    #[test]
+    fn bar_below_another_one_is_a_bar() {
+        let pushed =
+            ["all 0%\n", "\r 10%\x1b[A\n\r 20%\x1b[A", "|", "\n\r 30%\x1b[A\n", "\r   \x1b[A\rall 50%\n"];
+        assert_eq!(told(&pushed), ["line all 0%", "state  20%\x1b[A", "last all 50%"]);
+    }
+
+    #[test]
+    fn only_colours_stay_of_control_sequences() {
+        let plain = |text: &str| String::from_utf8(without_moves(text.as_bytes()).into_owned()).unwrap();
+        assert_eq!(plain("\x1b[2K\x1b[31;1mred\x1b[0m\x1b[A"), "\x1b[31;1mred\x1b[0m");
+        assert_eq!(plain("\x1b[?25l a\x1b7b\x1b[10;2Hc"), " abc");
+        // One whose end has not come yet, and one that is not known.
+        for stays in ["a\x1b[3", "\x1b]0;title", "none", ""] {
+            assert_eq!(plain(stays), stays);
+        }
     }
 
     #[test]

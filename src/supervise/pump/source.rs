@@ -1,5 +1,6 @@
 //! One pipe, and where its bytes go.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,16 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SourceId;
-use super::console::{Console, Stream};
+use super::console::{Console, Stream, Turn};
 use super::lines::{Lines, Piece};
 use crate::sys::clock::Moment;
 
 /// How much of a source's last output is kept, in bytes.
 const TAIL: usize = 64 * 1024;
-/// How long a part of a line waits for its end, while others write.
+/// How long a part of a line waits for its end, since it came and since another's line.
 const PART_WAITS: Duration = Duration::from_millis(100);
 /// How long a state of a progress bar waits for a newer one where each takes a line of its own.
 const STATE_WAITS: Duration = Duration::from_secs(1);
+/// How long a part of a line stays the last on the console, before another's part may end it.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Lines that contain one of some texts, of any source, in one file.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ impl Source {
     pub(super) fn carry(&mut self, bytes: &[u8], console: &mut Console, now: Moment) -> Vec<String> {
         let mut broken = self.write_file(bytes);
         if let Some((stream, prefix)) = &self.route.console {
-            self.lines.push(bytes, |piece| console.tell(*stream, (self.id, prefix), piece));
+            self.lines.push(bytes, |piece| console.tell(*stream, (self.id, prefix), piece, now));
             if !self.lines.is_waiting() {
                 self.waiting_since = None;
             } else {
@@ -102,30 +105,60 @@ impl Source {
         vec![format!("{}: {error}; filtered lines of one worker are missing in it", filter.path.display())]
     }
 
-    /// When a part of a line is to be shown that has not ended.
+    /// When a part of a line is to be shown that has not ended. While others write lines it waits, for its own end would find it
+    /// far above; where others have parts to show too, each has the console for a turn.
     pub(super) fn part_is_due(&self, console: &Console) -> Option<Moment> {
         let (stream, _) = self.route.console.as_ref()?;
-        let wait =
-            if self.lines.is_progress() && !console.is_terminal(*stream) { STATE_WAITS } else { PART_WAITS };
-        self.waiting_since?.checked_add(wait)
+        let since = self.waiting_since?;
+        let turn = console.turn(*stream, self.id);
+        if self.lines.is_progress() {
+            let is_in_place = console.is_terminal(*stream) && turn == Turn::Own;
+            let due = since.checked_add(if is_in_place { PART_WAITS } else { STATE_WAITS })?;
+            return Some(turn_over(turn).map_or(due, |over| over.max(due)));
+        }
+        match turn {
+            Turn::OthersLine(at) => since.max(at).checked_add(PART_WAITS),
+            Turn::Own | Turn::OthersPart(_) => since.checked_add(PART_WAITS).max(turn_over(turn)),
+        }
     }
 
-    pub(super) fn show_part(&mut self, console: &mut Console) {
+    fn show_part(&mut self, console: &mut Console, now: Moment) {
         self.waiting_since = None;
         if let Some((stream, prefix)) = &self.route.console {
-            self.lines.show(|piece| console.tell(*stream, (self.id, prefix), piece));
+            self.lines.show(|piece| console.tell(*stream, (self.id, prefix), piece, now));
         }
     }
 
     /// Tells the end of the last line, which has no newline.
-    pub(super) fn finish(&mut self, console: &mut Console) -> Vec<String> {
+    pub(super) fn finish(&mut self, console: &mut Console, now: Moment) -> Vec<String> {
         if let Some((stream, prefix)) = &self.route.console {
-            self.lines.finish(|piece| console.tell(*stream, (self.id, prefix), piece));
+            self.lines.finish(|piece| console.tell(*stream, (self.id, prefix), piece, now));
         }
         let Some(filter) = self.route.filter.clone() else { return Vec::new() };
         let mut found = Vec::new();
         self.filtered.finish(|piece| take_line(&filter, piece, &mut found));
         self.write_filtered(&filter, &found)
+    }
+}
+
+/// When a part that somebody else has on the console may be ended by another one.
+fn turn_over(turn: Turn) -> Option<Moment> {
+    match turn {
+        Turn::OthersPart(at) => at.checked_add(TURN),
+        Turn::Own | Turn::OthersLine(_) => None,
+    }
+}
+
+/// Shows the parts of lines that are due, the one that has waited longest first: it may be the only one whose turn it is.
+pub(super) fn show_parts(sources: &mut BTreeMap<SourceId, Source>, console: &mut Console, now: Moment) {
+    let is_due =
+        |source: &Source, console: &Console| source.part_is_due(console).is_some_and(|due| due <= now);
+    while let Some(source) = sources
+        .values_mut()
+        .filter(|source| is_due(source, console))
+        .min_by_key(|source| source.waiting_since)
+    {
+        source.show_part(console, now);
     }
 }
 

@@ -1,10 +1,14 @@
 //! The pump with pipes, and files in the place of the console.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Console, Filter, Pump, Route, Stream};
+use super::source::{Source, show_parts};
+use super::{Console, Filter, Pump, Route, SourceId, Stream};
+use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::pipe::{Read, pipe, read_now, write_all};
 
@@ -153,4 +157,86 @@ fn part_of_a_line_is_shown_while_nobody_ends_it() {
     std::io::Read::read_to_string(&mut file, &mut rest).unwrap();
     // The command may be carried out before the bytes are read, or after.
     assert!(["\n[0]:bob\n", "bob\n"].contains(&rest.as_str()), "{rest:?}");
+}
+
+/// Sources and a console, at moments that are made up.
+struct Timed {
+    console: Console,
+    sources: BTreeMap<SourceId, Source>,
+    file: File,
+}
+
+impl Timed {
+    /// So many sources, all of stdout.
+    fn new(count: usize) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let console = Console::new(file.try_clone().unwrap().into(), crate::sys::fd::null().unwrap());
+        let source = |id| {
+            let route =
+                Route { console: Some((Stream::Stdout, format!("[{id}]:").into())), ..Route::default() };
+            (id, Source::new(id, crate::sys::fd::null().unwrap(), route))
+        };
+        Self { console, sources: (0..count).map(source).collect(), file }
+    }
+
+    fn write(&mut self, millis: u64, source: SourceId, text: &str) {
+        let source = self.sources.get_mut(&source).unwrap();
+        source.carry(text.as_bytes(), &mut self.console, at(millis));
+    }
+
+    /// What is on the console at a moment, since the last look.
+    fn look(&mut self, millis: u64) -> String {
+        show_parts(&mut self.sources, &mut self.console, at(millis));
+        assert_eq!(self.console.flush(), Vec::<String>::new());
+        self.file.rewind().unwrap();
+        let text = std::io::read_to_string(&self.file).unwrap();
+        self.file.set_len(0).unwrap();
+        self.file.rewind().unwrap();
+        self.file.flush().unwrap();
+        text
+    }
+}
+
+fn at(millis: u64) -> Moment {
+    Moment::from_nanos(millis * 1_000_000)
+}
+
+#[test]
+fn parts_of_several_sources_take_turns_and_do_not_end_one_another_at_once() {
+    let mut timed = Timed::new(3);
+    for source in [2, 0, 1] {
+        timed.write(source as u64, source, "..");
+    }
+    assert_eq!(timed.look(99), "");
+    assert_eq!(timed.look(110), "[0]:..");
+    // Its line stays, and grows, for its turn.
+    timed.write(500, 0, "..");
+    assert_eq!(timed.look(900), "..");
+    timed.write(1_000, 0, "!");
+    assert_eq!(timed.look(1_110), "\n[1]:..");
+    assert_eq!(timed.look(2_109), "");
+    // The one that has waited longest is next.
+    assert_eq!(timed.look(2_110), "\n[2]:..");
+    timed.write(2_200, 2, "end\n");
+    timed.write(2_200, 1, "end\n");
+    assert_eq!(timed.look(2_250), "end\n[1]:end\n");
+    assert_eq!(timed.look(2_300), "[0]:!");
+}
+
+#[test]
+fn part_of_a_line_waits_for_its_end_while_others_write() {
+    let mut timed = Timed::new(2);
+    timed.write(0, 0, "load");
+    for millis in (0..1_000).step_by(50) {
+        timed.write(millis, 1, "step\n");
+        assert_eq!(timed.look(millis), "[1]:step\n");
+    }
+    timed.write(1_000, 0, "ed\n");
+    assert_eq!(timed.look(1_000), "[0]:loaded\n");
+    timed.write(2_000, 0, "name? ");
+    assert_eq!(timed.look(2_100), "[0]:name? ");
+    // What was shown, and ended by another's line, needs no line of its own for its newline.
+    timed.write(2_200, 1, "step\n");
+    timed.write(2_200, 0, "\n");
+    assert_eq!(timed.look(2_300), "\n[1]:step\n");
 }

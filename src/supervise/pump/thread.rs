@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::console::Console;
-use super::source::{Source, keep_tail};
+use super::source::{self, Source, keep_tail};
 use super::{Command, News, SourceId};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
@@ -55,7 +55,7 @@ impl Pumping {
             if ready.contains(&BELL) && !self.obey() {
                 return self.end();
             }
-            self.show_parts();
+            source::show_parts(&mut self.sources, &mut self.console, Moment::now());
             self.flush();
             if ready.is_empty() {
                 // An error of poll(2) here would be want of memory in the kernel: the next turn asks again.
@@ -103,7 +103,7 @@ impl Pumping {
 
     fn close(&mut self, id: SourceId) {
         let Some(mut source) = self.sources.remove(&id) else { return };
-        let broken = source.finish(&mut self.console);
+        let broken = source.finish(&mut self.console, Moment::now());
         // Closing would not be enough: the launcher may have started a child meanwhile, which has a copy until its exec.
         let _ = self.epoll.remove(source.pipe());
         drop(source);
@@ -124,7 +124,7 @@ impl Pumping {
                     while self.read(id) {}
                     self.close(id);
                 }
-                Ok(Command::Say(line)) => self.console.say(&line),
+                Ok(Command::Say(line)) => self.console.say(&line, Moment::now()),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -143,16 +143,6 @@ impl Pumping {
 
     fn next_part(&self) -> Option<Moment> {
         self.sources.values().filter_map(|source| source.part_is_due(&self.console)).min()
-    }
-
-    /// Shows the parts of lines that have waited long enough.
-    fn show_parts(&mut self) {
-        let now = Moment::now();
-        for source in self.sources.values_mut() {
-            if source.part_is_due(&self.console).is_some_and(|due| due <= now) {
-                source.show_part(&mut self.console);
-            }
-        }
     }
 
     fn flush(&mut self) {
