@@ -8,26 +8,51 @@ use std::{fs, io};
 use super::devices::Environment;
 use super::error::{LaunchError, Result};
 
-/// How a program is run.
+/// How the program of a [`Command`] is run: by itself, or by Python.
+///
+/// Python is the interpreter that `PYTHON_EXEC` names in the workers' environment, else `python3` or `python` of its `PATH`; it runs
+/// unbuffered (`-u`), so that what a script prints is seen at once. This is as with torchrun.
+///
+/// ```
+/// use phalanx::launch::{Command, Interpreter, Launch};
+///
+/// // A shell script that happens to have a name of Python's.
+/// let dir = tempfile::tempdir()?;
+/// std::fs::write(dir.path().join("x.py"), "exit 5")?;
+/// let script = Command::new("x.py").interpreter(Interpreter::Python);
+/// let launch = Launch::new(script).directory(dir.path()).env("PYTHON_EXEC", "/nowhere");
+/// assert!(launch.run().unwrap_err().to_string().contains("PYTHON_EXEC"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Interpreter {
-    /// A file whose name ends in `.py` by Python, everything else as it is.
+    /// By Python if the program's name ends in `.py`, else by itself. The default. torchrun runs everything by Python unless it has
+    /// `--no-python`.
     #[default]
     Auto,
-    /// As a program of its own, whatever its name.
+    /// By itself, whatever its name: torchrun's `--no-python`.
     None,
-    /// By Python: the environment's `PYTHON_EXEC`, else `python3` or `python` of its `PATH`, unbuffered (`-u`).
+    /// By Python, whatever its name: torchrun's `--run-path`.
     Python,
-    /// As a module of Python (`-m`).
+    /// By Python as a module (`python -m`): torchrun's `-m`, `--module`. The program is the module's name.
     PythonModule,
 }
 
-/// A program and its arguments. `${local_rank}` and `${rank}` in an argument stand for the worker's.
+/// A program and its arguments, the same for all workers but for `${rank}` and `${local_rank}` in arguments, which stand for the
+/// worker's. As text it is the command line, in quotes where a shell needs them.
+///
+/// No shell takes part: an argument reaches the program as it is.
 ///
 /// ```
 /// use phalanx::launch::Command;
 /// let train = Command::new("train.py").args(["--device", "cuda:${local_rank}"]);
 /// assert_eq!(train.to_string(), "train.py --device cuda:${local_rank}");
+///
+/// # use phalanx::launch::{Launch, Nproc};
+/// let by_rank = Command::new("sh").args(["-c", "exit $1", "sh", "${rank}"]);
+/// let summary = Launch::new(by_rank).nproc(Nproc::Count(2)).run()?;
+/// assert_eq!(summary.exit_code(), 1);
+/// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -37,26 +62,31 @@ pub struct Command {
 }
 
 impl Command {
-    /// A program: a path, or a name that is looked up in the workers' `PATH`.
+    /// A program without arguments: a path if there is a `/` in it, from the workers' [`directory`](super::Launch::directory); else a
+    /// name that is looked up in the workers' `PATH`. A script that Python runs is always a path.
+    ///
+    /// It is looked up when the job is run. One that is not there or cannot be executed is
+    /// [`LaunchError::Program`](super::LaunchError::Program).
     #[must_use]
     pub fn new(program: impl Into<OsString>) -> Self {
         Self { program: program.into(), arguments: Vec::new(), interpreter: Interpreter::default() }
     }
 
-    /// Adds arguments.
+    /// Adds arguments behind those that are there. Any bytes but zero are allowed.
     #[must_use]
     pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
 
-    /// How it is run.
+    /// Sets how the program is run; without this call, [`Interpreter::Auto`].
     #[must_use]
     pub fn interpreter(mut self, interpreter: Interpreter) -> Self {
         self.interpreter = interpreter;
         self
     }
 
+    /// Whether Python runs it.
     fn is_python(&self) -> bool {
         let is_script = Path::new(&self.program).extension() == Some(OsStr::new("py"));
         match self.interpreter {
@@ -66,7 +96,10 @@ impl Command {
         }
     }
 
-    /// Finds the file that is run.
+    /// Finds the file that is executed, the interpreter's if there is one.
+    ///
+    /// # Errors
+    /// [`LaunchError::Program`] when there is no such file, when it cannot be executed, or when a script cannot be read.
     pub(super) fn find(&self, environment: &Environment, directory: Option<&Path>) -> Result<Program> {
         if !self.is_python() {
             let file = lookup(&self.program, environment, directory).map_err(|os| {
@@ -116,12 +149,14 @@ pub(super) fn quoted(word: &str) -> String {
     }
 }
 
-/// What is run in each worker.
+/// What is executed in each worker: a [`Command`] that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
+    /// What execve(2) is given.
     pub(super) file: PathBuf,
     /// The name by which it is called, and what comes before the user's arguments.
     first: Vec<OsString>,
+    /// The user's, in which `${rank}` is not replaced yet.
     arguments: Vec<OsString>,
 }
 
@@ -136,6 +171,7 @@ impl Program {
     }
 }
 
+/// A text with a value in each place of a name.
 fn replaced(text: &[u8], name: &[u8], value: usize) -> Vec<u8> {
     let value = value.to_string();
     let mut parts = Vec::new();
@@ -149,6 +185,9 @@ fn replaced(text: &[u8], name: &[u8], value: usize) -> Vec<u8> {
 }
 
 /// A C string of an argument, a variable or a path.
+///
+/// # Errors
+/// [`LaunchError::Invalid`] when there is a zero byte in it.
 pub(super) fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| {
         let what = format!("{text:?} has a zero byte in it");
@@ -156,6 +195,7 @@ pub(super) fn c_string(text: &OsStr) -> Result<CString> {
     })
 }
 
+/// The interpreter: the name by which it is called, and its file.
 fn python(environment: &Environment, directory: Option<&Path>) -> Result<(OsString, PathBuf)> {
     let chosen = environment.get(OsStr::new("PYTHON_EXEC")).filter(|chosen| !chosen.is_empty());
     let names = chosen.map_or_else(|| vec!["python3".into(), "python".into()], |chosen| vec![chosen.clone()]);
@@ -195,7 +235,10 @@ fn lookup(name: &OsStr, environment: &Environment, directory: Option<&Path>) -> 
     Err(error)
 }
 
-/// Whether a file can be run, as far as its kind and the rights to it tell.
+/// Whether a file can be executed, as far as its kind and the rights to it tell.
+///
+/// # Errors
+/// The error that execve(2) would have.
 fn check(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {

@@ -10,25 +10,37 @@ use super::error::{LaunchError, Result};
 use crate::sys::affinity::Affinity;
 use crate::sys::cgroup::Hierarchy;
 
-/// How many workers are started on this node.
+/// How many workers are started on this node: a number, or what they are counted by.
+///
+/// [`Launch::nproc`](super::Launch::nproc) takes it. The text is that of torchrun's `--nproc-per-node`: a number of 1 or more, `auto`,
+/// `cpu`, `gpu` or `xpu`. Parsing anything else fails with [`LaunchError::Invalid`].
+///
+/// GPUs are counted without a driver's library. `CUDA_VISIBLE_DEVICES`, `HIP_VISIBLE_DEVICES` or `ROCR_VISIBLE_DEVICES` in the workers'
+/// environment says which there are for this job; an entry of it that is empty or -1 ends the list, as in CUDA.
 ///
 /// ```
-/// use phalanx::launch::Nproc;
+/// use phalanx::launch::{Command, Launch, Nproc};
+///
 /// assert_eq!("8".parse::<Nproc>()?, Nproc::Count(8));
 /// assert_eq!("auto".parse::<Nproc>()?, Nproc::Auto);
+///
+/// let launch = Launch::new(Command::new("true")).env("CUDA_VISIBLE_DEVICES", "2,3").nproc(Nproc::Gpu);
+/// assert_eq!(launch.run()?.attempts[0].workers.len(), 2);
 /// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nproc {
-    /// As many.
+    /// This number of workers. A job of none succeeds at once.
     Count(usize),
-    /// One for each GPU; where there is none, one for each CPU.
+    /// One for each GPU as with [`Gpu`](Self::Gpu); where there is none, one for each CPU as with [`Cpu`](Self::Cpu).
     Auto,
-    /// One for each CPU that this process may use: of its affinity, and at most what its cgroups' quota pays for.
+    /// One for each CPU that this process may use: those of its affinity, but no more than the CPU quota of its control groups, as
+    /// a container has it, pays for. torchrun counts the CPUs of the machine.
     Cpu,
-    /// One for each GPU of NVIDIA or AMD.
+    /// One for each GPU of NVIDIA (`/dev/nvidia0` …), or else of AMD (the compute nodes of its driver kfd). An error where there is
+    /// none.
     Gpu,
-    /// One for each GPU of Intel.
+    /// One for each GPU of Intel (a render node of that vendor). An error where there is none.
     Xpu,
 }
 
@@ -55,13 +67,17 @@ impl FromStr for Nproc {
     }
 }
 
-/// The variables by which devices are chosen, by the one who starts this process.
+/// The variables that choose the GPUs of a job: of CUDA, of HIP, and of ROCm's runtime. The first that is set counts.
 pub(super) const VISIBLE: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
 
+/// Variables and their values.
 pub(super) type Environment = BTreeMap<OsString, OsString>;
 
 impl Nproc {
-    /// The number, on the machine below `root`.
+    /// The number of workers, on the machine whose `/proc`, `/sys` and `/dev` are below `root`.
+    ///
+    /// # Errors
+    /// [`LaunchError::Invalid`] when there is nothing of the kind to count by.
     pub(super) fn resolve(self, root: &Path, environment: &Environment) -> Result<usize> {
         let found = match self {
             Self::Count(count) => return Ok(count),
@@ -77,6 +93,7 @@ impl Nproc {
     }
 }
 
+/// The CPUs that this process may use, at least one; `None` if the kernel does not tell.
 fn cpus(root: &Path) -> Option<usize> {
     let own = Affinity::of_caller().ok()?.processors().count();
     let quota = Hierarchy::find(root, "cpu").and_then(|hierarchy| hierarchy.group_of("self")?.processors());
@@ -96,11 +113,12 @@ pub(super) fn visible(root: &Path, environment: &Environment) -> Vec<String> {
     chosen(environment).unwrap_or_else(|| (0..present(root)).map(|number| number.to_string()).collect())
 }
 
+/// The number of GPUs that a worker may be given.
 fn gpus(root: &Path, environment: &Environment) -> usize {
     visible(root, environment).len()
 }
 
-/// GPUs that have a driver.
+/// The number of GPUs that have a driver: of NVIDIA, or else of AMD.
 fn present(root: &Path) -> usize {
     let nvidia = names(&root.join("dev")).filter(|name| is_numbered(name, "nvidia")).count();
     if nvidia > 0 {
@@ -116,7 +134,7 @@ fn present(root: &Path) -> usize {
     names(&nodes).filter(is_gpu).count()
 }
 
-/// GPUs of Intel: render nodes whose device has that vendor.
+/// The number of GPUs of Intel: render nodes whose device has that vendor.
 fn xpus(root: &Path) -> usize {
     let drm = root.join("sys/class/drm");
     let is_intel = |name: &String| {
@@ -125,11 +143,13 @@ fn xpus(root: &Path) -> usize {
     names(&drm).filter(|name| is_numbered(name, "renderD")).filter(is_intel).count()
 }
 
+/// The names in a directory; none if it is not there.
 fn names(dir: &Path) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
+/// Whether a name is a prefix and a number.
 fn is_numbered(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix)
         .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))

@@ -1,25 +1,38 @@
-//! LaunchError.
+//! LaunchError: why a job could not be run.
 
 use std::io;
 
 use crate::error::limit_met;
 
 /// Why a job could not be run. That a worker failed is no error of the launch: the [`Summary`](super::Summary) tells of it.
+///
+/// When [`Launch::run`](super::Launch::run) returns it, no process of the job is left, whatever had been started.
+///
+/// `source()` is the system's error, if there is one. `phalanx run` exits with 2 for [`Invalid`](Self::Invalid), with 127 or 126 for
+/// [`Program`](Self::Program), as a shell does, and else with 1.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch, LaunchError};
+///
+/// let error = Launch::new(Command::new("no-such-program")).run().unwrap_err();
+/// assert!(matches!(&error, LaunchError::Program { program, .. } if program == "no-such-program"));
+/// assert_eq!(error.to_string(), "cannot run no-such-program: entity not found");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// An option that means nothing here, or contradicts another one.
+    /// An option has a value that means nothing here, or that contradicts another one. Nothing was started.
     #[error("{what}; {hint}")]
     Invalid {
-        /// What is wrong, with the value.
+        /// What is wrong, with the value in quotes.
         what: String,
         /// What to do about it.
         hint: String,
     },
-    /// The program cannot be run; no worker was started, or those before it were ended.
+    /// The program is not there or cannot be executed: no worker was started, or those that had been were ended.
     #[error("cannot run {program}: {os}{}", hint_of(hint))]
     Program {
-        /// Its path, or the name that was looked for.
+        /// The program's path, or the name that was looked for in `PATH`.
         program: String,
         /// What to do about it, where that is known.
         hint: Option<String>,
@@ -27,10 +40,11 @@ pub enum LaunchError {
         #[source]
         os: io::Error,
     },
-    /// The system refused something that a job needs.
+    /// The system refused something that a job needs: a process, a descriptor, a file. Where a limit was met, its name and value stand
+    /// in the text.
     #[error("{what}: {os}")]
     System {
-        /// What was being done.
+        /// What was being done, as `making the directory /logs/x`.
         what: String,
         /// The system's error.
         #[source]
@@ -38,11 +52,13 @@ pub enum LaunchError {
     },
 }
 
+/// The hint as the end of a text.
 fn hint_of(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
 impl LaunchError {
+    /// An option that is refused: what is wrong, and what to do about it.
     pub(super) fn invalid(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Invalid { what: what.into(), hint: hint.into() }
     }

@@ -7,25 +7,49 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// What a worker has written of its failure.
+/// What a worker has written of its failure, before it ended: its error file.
+///
+/// The launcher names the file in `TORCHELASTIC_ERROR_FILE`. torch's `@record` writes it for a Python program, and
+/// [`record`](super::record) for a Rust program. A program in any other language writes JSON of one of two forms:
+///
+/// ```json
+/// {"message": "the disk is full", "errorCode": 28}
+/// {"message": {"message": "ValueError: no", "extraInfo": {"py_callstack": "Traceback …"}}}
+/// ```
+///
+/// The file is to appear in one step (write another one, and rename it): the moment when it does is that of the failure.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch};
+///
+/// let script = r#"
+///     echo '{"message": "the disk is full", "errorCode": 28}' > $TORCHELASTIC_ERROR_FILE.new
+///     mv $TORCHELASTIC_ERROR_FILE.new $TORCHELASTIC_ERROR_FILE
+///     exit 1
+/// "#;
+/// let summary = Launch::new(Command::new("sh").args(["-c", script])).run()?;
+/// let error = summary.attempts[0].workers[0].error.as_ref().unwrap();
+/// assert_eq!((&*error.message, error.error_code), ("the disk is full", Some(28)));
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ErrorReport {
-    /// Its error in a line or a few, as `ValueError: no such file`.
+    /// The error in a line or a few, as `ValueError: no such file`.
     pub message: String,
-    /// Where it happened, as the worker's language writes it.
+    /// The stack where it happened, as the worker's language writes it; `None`: it has written none.
     pub traceback: Option<String>,
-    /// The exit code that it asks for.
+    /// The exit code that the worker asks for; it counts if the launcher had to end the worker.
     pub error_code: Option<i32>,
 }
 
-/// More than any traceback; what is longer is no error file.
+/// More bytes than any traceback has; what is longer is no error file.
 const LONGEST: u64 = 16 * 1024 * 1024;
 
 /// Reads a worker's error file; `None`: it has written none.
 ///
 /// # Errors
-/// With what is wrong, when it is no JSON or of another form.
+/// With what is wrong, for people, when it cannot be read, is no JSON, or is of another form.
 pub(super) fn read(path: &Path) -> Result<Option<ErrorReport>, String> {
     let text = match fs::metadata(path) {
         Ok(file) if file.len() == 0 => return Ok(None),

@@ -9,16 +9,34 @@ use super::error::{LaunchError, Result};
 use super::ranks::RankList;
 use crate::sys::affinity::Affinity;
 
-/// Which processors each worker is bound to; torchrun's words.
+/// Which processors each worker is bound to, by sched_setaffinity(2), before its program runs.
+///
+/// A worker's NUMA node is that of its GPU: the worker of rank N has the GPU of number N, in the order of their PCI addresses. Where
+/// there are fewer GPUs than workers, the others are dealt out evenly over the nodes. Processors that this process may not use are left
+/// out. The worker's memory comes from its node as long as there is some (MPOL_PREFERRED); a system that refuses this ends no worker.
+///
+/// [`Launch::numa_binding`](super::Launch::numa_binding) takes it. The texts are those of torchrun's `--numa-binding`: `node`, `socket`,
+/// `exclusive` and `core-complex`. Parsing anything else fails with [`LaunchError::Invalid`].
+///
+/// ```
+/// use phalanx::launch::{Command, Launch, NumaBinding};
+///
+/// assert_eq!("core-complex".parse::<NumaBinding>()?, NumaBinding::CoreComplex);
+/// // What each worker would be bound to, without starting it.
+/// let launch = Launch::new(Command::new("true")).numa_binding(NumaBinding::Node);
+/// assert!(launch.describe()?.contains("processors ["));
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumaBinding {
-    /// All of its node.
+    /// All processors of its node.
     Node,
-    /// All of its node's package.
+    /// All processors of the package (socket) that its node belongs to: of several nodes, where a package has them.
     Socket,
-    /// A share of its node's cores that no other worker has.
+    /// A share of its node's cores that no other worker has; the hardware threads of a core stay together.
+    /// [`run`](super::Launch::run) refuses more workers than the node has cores.
     Exclusive,
-    /// Those of one of its node's last-level caches.
+    /// The processors that share one of its node's last-level caches; workers of one node take these caches in turn.
     CoreComplex,
 }
 
@@ -42,17 +60,19 @@ impl FromStr for NumaBinding {
 /// What a worker is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bound {
+    /// By the kernel's numbers, in ascending order.
     pub(super) processors: Vec<usize>,
     /// The node whose memory it prefers.
     pub(super) node: usize,
 }
 
 impl Bound {
+    /// The processors as sched_setaffinity(2) takes them.
     pub(super) fn affinity(&self) -> Affinity {
         Affinity::of_processors(&self.processors)
     }
 
-    /// A bit for each node.
+    /// The node as set_mempolicy(2) takes it: a bit for each node.
     pub(super) fn nodes(&self) -> Vec<u64> {
         Affinity::of_processors(&[self.node]).words().to_vec()
     }
@@ -69,13 +89,16 @@ fn nodes(topology: &Topology<'_>, nproc: usize, gpus: &[usize]) -> Vec<usize> {
         .collect()
 }
 
+/// The NUMA nodes of this machine, as far as they are of use here.
 struct Topology<'a> {
+    /// Below it are `/sys` and `/proc`.
     root: &'a Path,
     /// The processors of each node that this process may use.
     nodes: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl<'a> Topology<'a> {
+    /// Reads it; a machine that tells of no node has one, with all processors.
     fn read(root: &'a Path, allowed: &BTreeSet<usize>) -> Self {
         let dir = root.join("sys/devices/system/node");
         let numbers = list(&dir.join("online")).unwrap_or_default();
@@ -89,6 +112,7 @@ impl<'a> Topology<'a> {
         Self { root, nodes }
     }
 
+    /// What a file of a processor says; `None`: there is no such file.
     fn of_processor(&self, processor: usize, file: &str) -> Option<String> {
         let dir = self.root.join(format!("sys/devices/system/cpu/cpu{processor}"));
         read_to_string(dir.join(file)).ok().map(|text| text.trim().to_owned())

@@ -2,12 +2,20 @@
 
 use super::error::{LaunchError, Result};
 
-/// A template for what stands before each line of a worker.
+/// A template for what stands before each line of a worker on the console: torchrun's `--log-line-prefix-template`.
 ///
-/// `${role_name}`, `${rank}`, `${local_rank}` and `${hostname}` stand for the worker's.
+/// | in the template | stands for |
+/// |---|---|
+/// | `${role_name}` | the job's [`role`](super::Launch::role) |
+/// | `${rank}`, `${local_rank}` | the worker's rank on this node |
+/// | `${hostname}` | this machine's name, up to its first dot |
+///
+/// [`Launch::prefix`](super::Launch::prefix) takes it. Parsing a template with another name in `${}` fails with
+/// [`LaunchError::Invalid`]. Log files have no prefix.
 ///
 /// ```
 /// use phalanx::launch::Prefix;
+///
 /// let prefix: Prefix = "[${hostname} ${rank}] ".parse()?;
 /// assert!("${host}".parse::<Prefix>().is_err());
 /// # Ok::<(), phalanx::launch::LaunchError>(())
@@ -15,15 +23,17 @@ use super::error::{LaunchError, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
 
+/// What a template may have in `${}`.
 const NAMES: [&str; 4] = ["role_name", "rank", "local_rank", "hostname"];
 
 impl Prefix {
-    /// No prefix.
+    /// No prefix: lines are shown as the workers write them.
     #[must_use]
     pub fn none() -> Self {
         Self(String::new())
     }
 
+    /// The prefix of a rank.
     pub(super) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
         let rank = rank.to_string();
         let values = [role, &rank, &rank, &hostname()];

@@ -8,8 +8,11 @@ use std::path::Path;
 use std::time::SystemTime;
 
 /// Runs the main of a program that `phalanx run` or torchrun has started, and writes its failure, an `Err` or a panic, to the file that
-/// the launcher names in `TORCHELASTIC_ERROR_FILE`; so the launcher's report has it, whatever else goes to stderr. Without that
-/// variable it only runs it. torch's name of the same: `torch.distributed.elastic.multiprocessing.errors.record`.
+/// the launcher names in `TORCHELASTIC_ERROR_FILE`. So the launcher's report has it, whatever else goes to stderr.
+///
+/// The file has the error with its causes (`{:#}`) and a backtrace. Without the variable `main` is only run. torch's name of it is
+/// `torch.distributed.elastic.multiprocessing.errors.record`. The launcher shows what it has read as an
+/// [`ErrorReport`](super::ErrorReport).
 ///
 /// ```
 /// fn train() -> Result<(), std::io::Error> {
@@ -44,11 +47,13 @@ pub fn record<T, E: Display>(main: impl FnOnce() -> Result<T, E>) -> Result<T, E
     }
 }
 
+/// The text of a panic.
 fn payload(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(its payload is no text)")
 }
 
+/// Writes the error file, with a backtrace of here; says on stderr when it cannot.
 #[expect(clippy::print_stderr, reason = "the program fails already, and there is nobody else to tell")]
 fn write(path: &Path, message: &str) {
     let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();

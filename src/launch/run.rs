@@ -18,13 +18,36 @@ use crate::sys::clock::Moment;
 impl Launch {
     /// Runs the job to its end: until a last attempt has succeeded or failed, and none of its processes is left.
     ///
+    /// This process's threads, signals and children are left alone, unless [`handle_signals`](Self::handle_signals) gives them to the
+    /// job. A second thread carries the workers' output. While the job runs the soft limit on descriptors may be raised, by 8 a
+    /// worker, and stays so.
+    ///
     /// # Errors
-    /// When the job cannot be started, or the system refuses what it needs. That a worker fails is no error, but in the summary.
+    /// A worker that fails is no error: the [`Summary`] tells of it.
+    ///
+    /// - [`LaunchError::Invalid`] when an option means nothing here
+    /// - [`LaunchError::Program`] when the program is not there or cannot be executed
+    /// - [`LaunchError::System`] when the system refuses what the job needs, or the summary file cannot be written
+    ///
+    /// The workers that had been started are killed then.
+    ///
+    /// # Panics
+    /// When the function of [`on_event`](Self::on_event) panics, with its payload. The workers are killed then.
     pub fn run(self) -> Result<Summary> {
         run(self)
     }
 
-    /// What would be started: for each worker its command and the variables that are not this process's own.
+    /// What would be started, for people: for each worker its command line, the variables that are not this process's own, and the
+    /// processors that it would be bound to. `phalanx run` has `--dry-run`.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch, Nproc};
+    ///
+    /// let launch = Launch::new(Command::new("true").args(["--part", "${rank}"])).nproc(Nproc::Count(2));
+    /// let text = launch.describe()?;
+    /// assert!(text.contains("rank 1: true --part 1\n"), "{text}");
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`run`](Self::run) that are found before anything is started.
@@ -36,10 +59,13 @@ impl Launch {
 /// What is decided between attempts.
 struct Policy {
     max_restarts: usize,
+    /// `None`: after every failure.
     restart_on: Option<RestartOn>,
+    /// Written after each attempt.
     summary_file: Option<PathBuf>,
 }
 
+/// [`Launch::run`].
 fn run(launch: Launch) -> Result<Summary> {
     let plan = Plan::of(&launch, Path::new("/"))?;
     let command = launch.command.to_string();
@@ -105,11 +131,13 @@ fn pause_before_next(policy: &Policy, summary: &mut Summary) -> Option<Duration>
     }
 }
 
+/// The root cause of an attempt, if it has one.
 fn failed(attempt: &Attempt) -> Option<Failed> {
     let root = attempt.root_cause()?;
     Some(Failed { rank: root.rank, ending: root.ending, lifetime: root.lifetime })
 }
 
+/// Writes the summary file in one step, if there is to be one.
 fn write(policy: &Policy, summary: &Summary) -> Result<()> {
     let Some(path) = &policy.summary_file else { return Ok(()) };
     let text = serde_json::to_string_pretty(summary).map_err(std::io::Error::other);

@@ -219,8 +219,24 @@ impl Control {
     }
 }
 
-/// Ends this process by a signal, as if it had never handled it: a shell, and any other parent, sees why it ended. For a program
-/// whose [`Summary`](super::Summary) says that a signal has stopped the job.
+/// Ends this process by a signal, as if it had never handled it: a shell, and any other parent, sees why it ended.
+///
+/// It is for a program whose [`Summary`](super::Summary) says that a signal has [stopped](super::Summary::stopped_by) the job. A shell
+/// that runs a script stops the script after Ctrl-C only if the program died of SIGINT.
+///
+/// It returns if the signal ends no process: one that is ignored by default (SIGCHLD), or that this thread has blocked.
+///
+/// ```no_run
+/// use phalanx::launch::{Command, Launch, die_of};
+///
+/// let summary = Launch::new(Command::new("train.py")).handle_signals(true).run()?;
+/// if let Some(signal) = summary.stopped_by {
+///     die_of(signal);
+/// }
+/// std::process::exit(summary.exit_code());
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// ```
 pub fn die_of(signal: Signal) {
     // Where the signal is ignored or blocked it does nothing, and the caller exits by itself.
     if signal::reset(signal).is_ok() {
