@@ -211,4 +211,4 @@ pub use tensor::dyn_tensor::DynTensor;
 pub use tensor::frozen::FrozenTensor;
 pub use tensor::shard::Shard;
 pub use tensor::typed::Tensor;
-pub use worker::{WorkerInfo, after_fork, seed, worker_info};
+pub use worker::{WorkerInfo, after_fork, seed, stop_fd, stopping, worker_info};

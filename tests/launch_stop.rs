@@ -73,6 +73,22 @@ fn stop_signals_are_passed_on_once_and_the_launcher_dies_of_them() {
 }
 
 #[test]
+fn worker_that_takes_no_signal_ends_by_the_stop_pipe() {
+    watched(|| {
+        let place = Place::new();
+        let script = "trap '' TERM; echo up; read word </dev/fd/$PHALANX_STOP_FD; echo seen";
+        // Longer than the watchdog waits.
+        let options = ["--shutdown-timeout", "3600", "--nproc-per-node", "2", "sh", "-c", script];
+        let mut running = Running::start(&mut place.phalanx(&options));
+        assert!(running.hear().ends_with("up") && running.hear().ends_with("up"));
+        running.send(Signal::SIGTERM);
+        let ran = running.end();
+        assert_eq!((ran.code, ran.out.matches("seen").count()), (-(Signal::SIGTERM as i32), 2), "{ran:?}");
+        place.assert_clean();
+    });
+}
+
+#[test]
 fn worker_that_takes_no_signal_is_killed_after_the_time_or_at_the_second_signal() {
     watched(|| {
         let place = Place::new();

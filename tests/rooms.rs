@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("sync", &["wire", "transfer", "memory", "sys", "error"]),
     ("supervise", &["wire", "transfer", "memory", "sys", "error"]),
     ("worker", &["wire", "transfer", "memory", "sys", "error"]),
-    ("launch", &["supervise", "tensor", "memory", "sys", "error", "dtype"]),
+    ("launch", &["supervise", "wire", "tensor", "memory", "sys", "error", "dtype"]),
     // A crate of its own, which sees what every user of the library sees.
     ("bin", &[]),
     ("start", &["supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),

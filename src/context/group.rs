@@ -17,9 +17,9 @@ use crate::supervise::stop::Stop;
 use crate::supervise::verdict::{Failing, Weight};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
-use crate::wire::abort::{Abort, FailedRank};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
+use crate::wire::stop_word::StopWord;
 
 /// How long ends may be taken in when the caller's time is up already.
 const REAPING: Duration = Duration::from_millis(10);
@@ -36,8 +36,8 @@ pub(super) struct GroupConfig {
     pub(super) grace: Option<Duration>,
     /// The user's function.
     pub(super) callee: Callee,
-    /// The flag by which blocked workers are told that another has failed (`Options::abort_on_failure`).
-    pub(super) abort: Option<Abort>,
+    /// By it the workers are told that they are being ended, and because of which rank.
+    pub(super) stop: StopWord,
     /// By it this process knows the ranks of the processes it waits for, as long as there is one.
     #[expect(dead_code, reason = "it is there to be known")]
     pub(super) roster: Arc<Roster>,
@@ -155,7 +155,7 @@ impl WorkerGroup {
         let first = self.first_failure();
         let waited = first.is_some_and(|first| first.weight == Weight::Consequence);
         let standings = if waited { self.workers.iter().map(Worker::standing).collect() } else { Vec::new() };
-        self.abort_waits(first.map(|first| first.rank));
+        self.config.stop.raise(first.map(|first| first.rank));
         self.children.stop(Some(Stop::after_failure(self.config.grace, Moment::now())));
         self.state = State::Stopping(standings);
     }
@@ -259,13 +259,6 @@ impl WorkerGroup {
         self.children.set_alarm(at).map_err(Error::system("set the alarm of a context (timerfd_settime)"))
     }
 
-    /// Ends the waiting of those who run.
-    fn abort_waits(&self, failed: FailedRank) {
-        if let Some(abort) = &self.config.abort {
-            abort.raise(failed);
-        }
-    }
-
     /// When all have ended: decides which failure to report, once.
     fn close(&mut self) -> Result<(), Error> {
         let standings = match &mut self.state {
@@ -308,7 +301,7 @@ impl WorkerGroup {
     /// Ends all who run and waits for them.
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
-        self.abort_waits(self.first_failure().map(|first| first.rank));
+        self.config.stop.raise(self.first_failure().map(|first| first.rank));
         self.children.stop(Some(match self.children.stopping() {
             _ if self.config.daemon || std::thread::panicking() => Stop::at_once(now),
             Some(under_way) => under_way.hurry(now),

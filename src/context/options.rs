@@ -83,7 +83,8 @@ impl Options {
     }
 
     /// How long the others have after a failure: so long to end by themselves, then SIGTERM, then as long again,
-    /// then SIGKILL. Without it SIGTERM comes at once, and SIGKILL after 30 s.
+    /// then SIGKILL. Without it SIGTERM comes at once, and SIGKILL after 30 s. From its begin on
+    /// [`stopping`](crate::stopping) is true in the workers.
     ///
     /// In the same way a worker is ended that has left its function and handed in its report, but whose process does not
     /// exit (an exit handler that hangs): a call that joins looks each time this period has passed (at least 5 s; 30 s

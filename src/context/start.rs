@@ -19,7 +19,6 @@ use crate::sys::image::Image;
 use crate::sys::limits::with_room;
 use crate::sys::namespace;
 use crate::sys::signal::{self, Signal};
-use crate::wire::abort::Abort;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::manifest::Manifest;
@@ -27,6 +26,7 @@ use crate::wire::message::Job;
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 use crate::wire::setup::Setup;
+use crate::wire::stop_word::StopWord;
 use crate::worker::entry::{self, Entry};
 
 /// Runs `f(rank, args)` in `nprocs` worker processes, waits for all of them and returns their results by rank.
@@ -175,7 +175,7 @@ struct JobBuilder {
     result_channel: ResultChannel,
     guards: Option<Arc<OwnedFd>>,
     process_dir: Option<Arc<ProcessDir>>,
-    abort: Option<Abort>,
+    stop: StopWord,
     roster: Arc<Roster>,
 }
 
@@ -209,9 +209,9 @@ impl JobBuilder {
         // Workers of the fork server are its children anyway.
         let guarded = options.guardian && options.method != StartMethod::ForkServer;
         let guards = guarded.then(start::forkserver::guards).transpose()?;
-        let abort = options.abort.then(|| with_room(Abort::new)).transpose();
-        let abort =
-            abort.map_err(Error::system("make what workers are told of failures by (memfd, eventfd)"))?;
+        let stop = with_room(StopWord::new);
+        let stop =
+            stop.map_err(Error::system("make what workers are told of their end by (memfd, eventfd)"))?;
         let roster = with_room(|| Roster::new(nprocs));
         let roster =
             roster.map_err(Error::system("make the list of the workers' processes (memfd_create)"))?;
@@ -226,13 +226,14 @@ impl JobBuilder {
                 .map(|process_dir| (process_dir.as_fd().as_raw_fd(), process_dir.own().to_owned())),
             result_channel: result_channel.number(),
             guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
-            abort: abort.as_ref().map(Abort::numbers),
+            stop: stop.numbers(),
+            aborts: options.abort,
             roster: roster.number(),
             setup: setup_of(options, image)?,
             manifest: Manifest::default(),
         };
         let callee = entry.callee(options.hook.map(|Hook(hook)| hook));
-        Ok(Self { nprocs, callee, job, result_channel, guards, process_dir, abort, roster })
+        Ok(Self { nprocs, callee, job, result_channel, guards, process_dir, stop, roster })
     }
 
     /// One job for all ranks.
@@ -259,7 +260,7 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, job: &Job, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        let file = JobFile::new(job, encoded).map(|file| file.with_group(&self.roster, self.abort.as_ref()));
+        let file = JobFile::new(job, encoded).map(|file| file.with_group(&self.roster, &self.stop));
         file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,
@@ -292,7 +293,7 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 
 /// Starts the workers of jobs that are complete, all or none, and makes their context.
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { callee, result_channel, guards, process_dir, abort, roster, .. } = builder;
+    let JobBuilder { callee, result_channel, guards, process_dir, stop, roster, .. } = builder;
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
     let started = start::start_all(Plan {
         method,
@@ -305,6 +306,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,
     })?;
-    let config = GroupConfig { daemon, grace, callee, abort, roster };
+    let config = GroupConfig { daemon, grace, callee, stop, roster };
     Ok(ProcessContext::new(WorkerGroup::new(started, config)))
 }

@@ -21,6 +21,7 @@ use crate::sys::inotify::FileWatch;
 use crate::sys::port::ReservedPort;
 use crate::sys::signal::Signal;
 use crate::sys::wait::ExitStatus;
+use crate::wire::stop_pipe::StopPipe;
 
 /// The tokens of what is watched beside the workers.
 const SIGNALS: u32 = 0;
@@ -50,6 +51,7 @@ struct Running<'a> {
     workers: Vec<Worker>,
     dir: AttemptDir,
     error_files: FileWatch,
+    stop_pipe: StopPipe,
     /// When the launcher was told to stop.
     stopped_at: Option<Moment>,
     _port: Option<ReservedPort>,
@@ -75,6 +77,8 @@ impl<'a> Running<'a> {
         let mut group = Group::new().map_err(LaunchError::system("making an epoll for the workers"))?;
         let mut error_files =
             FileWatch::new().map_err(LaunchError::system("making an inotify for error files"))?;
+        let stop_pipe =
+            StopPipe::new().map_err(LaunchError::system("making the pipe that tells workers of a stop"))?;
         let started = (Moment::now(), SystemTime::now());
         let number_and_port =
             (number, job.master_port.or(port.as_ref().map(ReservedPort::number)).unwrap_or(0));
@@ -82,14 +86,14 @@ impl<'a> Running<'a> {
             error_files.add(&dir).map_err(LaunchError::system("watching for error files"))?;
         }
         // On an error the group is dropped, which ends those that run.
-        let outputs =
-            Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port)?.all(&mut group)?;
+        let start = Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port, &stop_pipe)?;
+        let outputs = start.all(&mut group)?;
         let workers = outputs
             .into_iter()
             .map(|outputs| Worker { outputs, ended: None, failed_at: None, expired_timer: None })
             .collect();
         let mut running =
-            Self { job, group, workers, dir, error_files, stopped_at: None, _port: port, started };
+            Self { job, group, workers, dir, error_files, stop_pipe, stopped_at: None, _port: port, started };
         running.watch_too()?;
         running.job.control.give_terminal(&running.group);
         let (pids, log_dir) = (running.group.pids().collect(), running.log_dir());
@@ -174,7 +178,7 @@ impl<'a> Running<'a> {
         worker.ended = Some(Ended { ending, at: Moment::now(), failed_at: None, child });
         self.job.tell(&Event::Ended { rank, ending });
         if ending != Ending::Succeeded && self.group.stopping().is_none() {
-            self.group.stop(Some(Stop::terminate(Some(self.job.shutdown_timeout), Moment::now())));
+            self.end_all(Stop::terminate(Some(self.job.shutdown_timeout), Moment::now()));
         }
     }
 
@@ -218,7 +222,7 @@ impl<'a> Running<'a> {
         for order in orders {
             match order {
                 Order::Stop(signal) => self.stop(signal),
-                Order::Kill => self.group.stop(Some(Stop::at_once(Moment::now()))),
+                Order::Kill => self.end_all(Stop::at_once(Moment::now())),
                 Order::Pass(signal) => self.pass(signal),
             }
         }
@@ -229,12 +233,20 @@ impl<'a> Running<'a> {
         let now = Moment::now();
         self.stopped_at.get_or_insert(now);
         self.job.stopped_by.get_or_insert(signal);
+        // First of all: who handles the signal may ask.
+        self.stop_pipe.begin();
         // The stop's own bound holds, even if a failure's has begun before.
         self.pass(signal);
         // A stopped process takes the signal only when it goes on.
         self.pass(Signal::CONT);
-        self.group.stop(Some(Stop::after_signal(self.job.shutdown_timeout, now)));
+        self.end_all(Stop::after_signal(self.job.shutdown_timeout, now));
         self.job.tell(&Event::Stopping { signal });
+    }
+
+    /// Ends the workers that still run.
+    fn end_all(&mut self, how: Stop) {
+        self.stop_pipe.begin();
+        self.group.stop(Some(how));
     }
 
     fn pass(&mut self, signal: Signal) {

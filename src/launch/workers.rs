@@ -22,6 +22,7 @@ use crate::sys::exec::{ForeignProgram, Starting, UNKNOWN_FORMAT};
 use crate::sys::fd;
 use crate::sys::pipe::{is_terminal, pipe};
 use crate::sys::signal::Signal;
+use crate::wire::stop_pipe::StopPipe;
 
 /// Where the end of a worker's stderr can be read.
 #[derive(Clone, Debug)]
@@ -76,6 +77,7 @@ pub(super) struct Start<'a> {
     pub(super) dir: &'a AttemptDir,
     pub(super) pump: &'a Pump,
     pub(super) attempt: (usize, u16),
+    pub(super) stop: &'a StopPipe,
     filters: [Option<Arc<Filter>>; 2],
     null: OwnedFd,
 }
@@ -93,11 +95,12 @@ impl<'a> Start<'a> {
         logs: &'a Logs,
         (dir, pump): (&'a AttemptDir, &'a Pump),
         attempt: (usize, u16),
+        stop: &'a StopPipe,
     ) -> Result<Self> {
         let filters =
             [filter(dir, "stdout", &logs.stdout_needles)?, filter(dir, "stderr", &logs.stderr_needles)?];
         let null = fd::null().map_err(LaunchError::system("opening /dev/null"))?;
-        Ok(Self { plan, logs, dir, pump, attempt, filters, null })
+        Ok(Self { plan, logs, dir, pump, attempt, stop, filters, null })
     }
 
     /// Starts all workers, and adds them to the group.
@@ -106,7 +109,8 @@ impl<'a> Start<'a> {
     /// When one cannot be started. Those that have been end with the group.
     pub(super) fn all(&self, group: &mut Group) -> Result<Vec<Outputs>> {
         let prepared = (0..self.plan.nproc).map(|rank| self.prepare(rank)).collect::<Result<Vec<_>>>()?;
-        let inherited = self.plan.inherited();
+        let mut inherited = self.plan.inherited();
+        inherited.push(self.stop.as_fd());
         let programs: Vec<_> = prepared.iter().map(|prepared| prepared.program(&inherited)).collect();
         let mut under_way = VecDeque::new();
         for (rank, program) in programs.iter().enumerate() {
@@ -151,7 +155,9 @@ impl<'a> Start<'a> {
             (None, Some(file)) => Tail::File(file),
             (None, None) => Tail::Nowhere,
         };
-        let (variables, words) = self.plan.worker(rank, self.attempt, &self.dir.error_file(rank));
+        let (mut variables, words) = self.plan.worker(rank, self.attempt, &self.dir.error_file(rank));
+        let stop = self.stop.variables().map_err(LaunchError::system("asking for the stop pipe's number"))?;
+        variables.extend(stop.map(|(key, value)| (key.into(), value.into())));
         let variable = |(key, value): (&OsString, &OsString)| {
             let mut variable = key.clone();
             variable.push("=");

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::awaited::{Awaited, named};
 use super::wait_policy::Interrupted;
 use crate::error::{MemoryError, consequence, with_hint};
-use crate::wire::abort::FailedRank;
 use crate::wire::roster;
+use crate::wire::stop_word::FailedRank;
 
 /// What a call on a lock, an event, a barrier or the like can fail with.
 ///

@@ -19,7 +19,7 @@ use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, Me, RobustWord};
 use crate::transfer::record::{Record, TypeTag};
-use crate::wire::abort;
+use crate::wire::stop_word;
 
 atomic_record! {
     pub(super) struct BarrierFields {
@@ -215,7 +215,7 @@ impl Members {
         }
         // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to
         // blame.
-        if let Some(failed) = abort::failed_rank() {
+        if let Some(failed) = stop_word::aborted_by() {
             return Err(Interrupted::Aborted(failed).into());
         }
         let missing = self.awaited(state.round).pids().into_iter().filter(|&other| other != pid);

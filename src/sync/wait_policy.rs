@@ -10,7 +10,7 @@ use super::futex_lock::{AtomicWord, Futex};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::{futex, robust};
-use crate::wire::abort::{self, FailedRank};
+use crate::wire::stop_word::{self, FailedRank};
 
 /// Why a wait is over without what was waited for.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl WaitPolicy {
     /// Whether there is nothing left of it.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         // First: a worker that is to end is told so, not that its time was up.
-        if let Some(failed) = abort::failed_rank() {
+        if let Some(failed) = stop_word::aborted_by() {
             return Err(Interrupted::Aborted(failed));
         }
         match *self {
@@ -107,7 +107,7 @@ impl WaitPolicy {
         // again.
         self.check()?;
         // Outside of a worker nobody aborts, and one word is the old futex call, which every kernel has.
-        let slept = match (words, abort::word()) {
+        let slept = match (words, stop_word::abort_word()) {
             (&[(word, expected)], None) => futex::wait(word, expected, self.next_look(true)).map(|()| None),
             (_, abort) => self.sleep_on_many(words, abort),
         };
@@ -136,7 +136,7 @@ impl WaitPolicy {
     ) -> Result<(), Interrupted> {
         self.check()?;
         // A word cannot be polled, so the abort has an event beside it, which stays readable.
-        let abort = abort::descriptor().map(|fd| (fd, Readiness::Readable));
+        let abort = stop_word::abort_event().map(|fd| (fd, Readiness::Readable));
         let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
         // Both ends are moments of one clock, so the earlier one is the end of this sleep, and the caller looks which
         // it was.

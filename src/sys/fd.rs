@@ -266,10 +266,18 @@ pub(crate) fn put_at(fd: BorrowedFd<'_>, place: RawFd) -> io::Result<()> {
 
 /// A copy of stdout (1) or stderr (2); of /dev/null when it is closed.
 pub(crate) fn copy_of_stdio(place: RawFd) -> io::Result<OwnedFd> {
+    copy_of(place).or_else(|_| null())
+}
+
+/// A copy of whatever has this number in this process.
+///
+/// # Errors
+/// When nothing has it, or there is no room for one more.
+pub(crate) fn copy_of(raw: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor; a number that is not open gives EBADF.
-    let copy = unsafe { libc::fcntl(place, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
+    let copy = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
     if copy < 0 {
-        return null();
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: fcntl has just made it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })

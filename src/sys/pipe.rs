@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{pipe2, read, write};
 
 use super::epoll::wait_writable;
@@ -17,12 +17,23 @@ const ROOM: i32 = 256 * 1024;
 
 /// A pipe: the end that is read, without waiting, and the end that is written, which waits for room.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    let (reader, writer) = (above_stdio(reader)?, above_stdio(writer)?);
+    let (reader, writer) = ends()?;
     // The flag belongs to the open file description, and the two ends are two of them: the writer is not touched.
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let _ = fcntl(&reader, FcntlArg::F_SETPIPE_SZ(ROOM));
     Ok((reader, writer))
+}
+
+/// A pipe for a line or a few: the end that is read, which waits, and the end that is written, without waiting.
+pub(crate) fn line() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = ends()?;
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((reader, writer))
+}
+
+fn ends() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((above_stdio(reader)?, above_stdio(writer)?))
 }
 
 /// A new FIFO (mkfifo(3)) that is read without waiting. It is open for writing here too, so that it has no end when a writer goes, and
@@ -68,10 +79,24 @@ pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> 
     Ok(())
 }
 
+/// Writes what there is room for now into an end of [`line`].
+pub(crate) fn write_now(pipe: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    Ok(write(pipe, bytes)?)
+}
+
 /// Whether two descriptors lead to one file, as stdout and stderr do on a terminal.
 pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let file = |fd: BorrowedFd<'_>| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino, stat.st_rdev));
     matches!((file(one), file(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// What tells this pipe from any other file: device and inode. What is no pipe is an error.
+pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let stat = fstat(fd)?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFIFO {
+        return Err(io::Error::other("it is no pipe"));
+    }
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// isatty(3).

@@ -3,11 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::abort::Abort;
 use super::codec::{self, Encoded};
 use super::manifest::{Link, Manifest};
 use super::message::Job;
 use super::roster::Roster;
+use super::stop_word::StopWord;
 use crate::memory::descriptor::Descriptor;
 use crate::memory::named::ProcessDir;
 use crate::memory::segment::Transport;
@@ -48,10 +48,9 @@ impl JobFile {
         Ok(Self { fd, attachments, beside })
     }
 
-    /// Adds the roster, in which the worker enters its pid, and the abort word.
-    pub(crate) fn with_group(mut self, roster: &Roster, abort: Option<&Abort>) -> Self {
-        let of_abort = abort.into_iter().flat_map(Abort::descriptors);
-        self.beside.extend(of_abort.chain([roster.descriptor()]).cloned());
+    /// Adds the roster, in which the worker enters its pid, and the stop word.
+    pub(crate) fn with_group(mut self, roster: &Roster, stop: &StopWord) -> Self {
+        self.beside.extend(stop.descriptors().into_iter().chain([roster.descriptor()]).cloned());
         self
     }
 
@@ -126,12 +125,11 @@ impl OpenJob {
 
     /// The numbers, in the launcher, of all descriptors that came with the job.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let of_abort = self.job.abort.into_iter().flatten();
         let of_place = self.job.process_dir.iter().map(|(raw, _)| *raw);
         let of_arguments = self.job.manifest.numbers();
         of_arguments
             .chain(of_place)
-            .chain(of_abort)
+            .chain(self.job.stop)
             .chain(self.job.guards)
             .chain([self.job.roster, self.job.result_channel])
     }
@@ -154,7 +152,8 @@ mod tests {
             process_dir: Some((9, "w1/".into())),
             result_channel: 7,
             guards: Some(8),
-            abort: Some([5, 6]),
+            stop: [5, 6],
+            aborts: true,
             roster: 4,
             setup: Setup::default(),
             manifest: Manifest::default(),

@@ -28,8 +28,10 @@ pub(crate) struct Job {
     pub(crate) result_channel: RawFd,
     /// The socket by which the worker asks for a guardian, inherited.
     pub(crate) guards: Option<RawFd>,
-    /// The memory and the eventfd of an `Abort`, inherited.
-    pub(crate) abort: Option<[RawFd; 2]>,
+    /// The memory and the eventfd of a `StopWord`, inherited.
+    pub(crate) stop: [RawFd; 2],
+    /// Whether the stop word ends the worker's waits.
+    pub(crate) aborts: bool,
     /// The memory of a `Roster`, inherited.
     pub(crate) roster: RawFd,
     /// What the worker knows of itself, and what it sets up before its function.

@@ -3,7 +3,6 @@
 //! - `names`: environment variables, exit codes, the protocol version
 //! - `marker`: the line by which a worker knows that it is one
 //! - `message`: the header of a job
-//! - `abort`: a word by which a launcher ends its workers' waiting
 //! - `codec`: values to bytes and attachments, and back
 //! - `job`: a job in a sealed memfd
 //! - `lifecycle`: pure: the states of a worker
@@ -13,10 +12,11 @@
 //! - `framed`: a message of any size with any number of descriptors
 //! - `value_message`: an encoded value as one message
 //! - `result_channel`: results with memory beside them
+//! - `stop_word`: a word and an event by which a launcher tells its workers that it ends them
+//! - `stop_pipe`: the same for programs, in any language
 //! - `setup`: what a worker knows of itself, has of its own and does before its function
 //! - `slot`: the report slot, a memfd that a worker fills and the launcher reads
 
-pub(crate) mod abort;
 pub(crate) mod codec;
 pub(crate) mod fd_passing;
 pub(crate) mod framed;
@@ -33,4 +33,6 @@ pub(crate) mod roster;
 pub(crate) mod service;
 pub(crate) mod setup;
 pub(crate) mod slot;
+pub(crate) mod stop_pipe;
+pub(crate) mod stop_word;
 pub(crate) mod value_message;

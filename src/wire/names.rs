@@ -6,6 +6,12 @@ pub(crate) const WORKER: &str = "__PHALANX_WORKER";
 /// Makes a process a fork server: a [`ServerMarker`](super::service::ServerMarker) as text.
 pub(crate) const SERVER: &str = "__PHALANX_SERVER";
 
+/// The number of the stop pipe's end that a launched program has inherited; see [`stop_pipe`](super::stop_pipe).
+pub(crate) const STOP_FD: &str = "PHALANX_STOP_FD";
+
+/// What tells the stop pipe from another file under its number: device and inode.
+pub(crate) const STOP_PIPE: &str = "PHALANX_STOP_PIPE";
+
 /// The version of marker, job and report slot: it counts up when the bytes of one of them change. A worker refuses another one.
 pub(crate) const PROTOCOL: u32 = 2;
 

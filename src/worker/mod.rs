@@ -5,6 +5,7 @@
 //! - `late_init`: a worker whose main has started a runtime before `init`
 //! - `info`: what a worker can ask about itself
 //! - `setup`: what its rank has of its own
+//! - `stopping`: whether it is being ended
 //! - `report`: from `Err` or panic to a report
 //! - `crash`: from a fatal signal to a record of it
 
@@ -16,7 +17,9 @@ mod late_init;
 pub(crate) mod report;
 mod run;
 mod setup;
+mod stopping;
 
 pub use hooks::{after_fork, seed};
 pub use info::{WorkerInfo, worker_info};
 pub(crate) use run::{Changes, Origin, Served, run};
+pub use stopping::{stop_fd, stopping};

@@ -21,7 +21,6 @@ use crate::sys::socket::Socket;
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{fork, memory, pidfd, prctl, signal, stdio, wait};
 use crate::transfer::received::Received;
-use crate::wire::abort;
 use crate::wire::job::OpenJob;
 use crate::wire::ledger::Ledger;
 use crate::wire::lifecycle::State;
@@ -31,7 +30,7 @@ use crate::wire::message::Job;
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::setup::Setup;
 use crate::wire::slot::SlotWriter;
-use crate::wire::{result_channel, roster};
+use crate::wire::{result_channel, roster, stop_pipe, stop_word};
 
 /// How long a worker waits for the guardian: to make room in the socket for the request, and to join the worker's process group.
 const ASKING: Duration = Duration::from_secs(10);
@@ -100,6 +99,7 @@ impl Origin<'_> {
 /// Runs a worker from its first instruction to its exit. Never returns.
 pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
     let _no_way_back = fork::AbortOnUnwind;
+    stop_pipe::forget_variables();
     let code = match die_with_launcher(marker) {
         // The launcher is dead, so that nobody would read a message.
         Ok(false) => EXIT_REFUSED,
@@ -246,9 +246,8 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
         named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
     }
     roster::apply(adopt(open.job.roster)?.as_fd(), marker.rank)?;
-    if let Some([memory, event]) = open.job.abort {
-        abort::apply(adopt(memory)?, adopt(event)?)?;
-    }
+    let [memory, event] = open.job.stop;
+    stop_word::apply(adopt(memory)?, adopt(event)?, open.job.aborts)?;
     // A guard ends a worker's children when the launcher is killed. A worker that may outlive its launcher is not to be ended by it.
     if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
@@ -265,7 +264,7 @@ fn clean_up_after_fork(own: &[RawFd]) -> io::Result<()> {
     fork::lead_own_group(0)?;
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
-    abort::forget();
+    stop_word::forget();
     roster::forget();
     Ok(())
 }
@@ -349,7 +348,8 @@ mod tests {
             process_dir: None,
             result_channel: 0,
             guards: None,
-            abort: None,
+            stop: [0; 2],
+            aborts: false,
             roster: 0,
             setup: Setup::default(),
             manifest: Manifest::default(),

@@ -1,5 +1,5 @@
-//! The abort word: shared memory by which a launcher ends all waits of its workers when one of them has failed
-//! (`Options::abort_on_failure`).
+//! The stop word: shared memory by which a launcher tells its workers that it is ending them, because of which rank. It ends all
+//! waits of the workers too, if `Options::abort_on_failure` says so.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -12,31 +12,33 @@ use crate::sys::global::Global;
 use crate::sys::map::SharedMap;
 use crate::sys::{futex, memfd};
 
-/// The abort word of this process, if it is a worker that has one.
-static OWN: Global<Abort> = Global::new();
+/// The stop word of this process, if it is a worker of a context.
+static OWN: Global<StopWord> = Global::new();
+/// The same, if it ends this worker's waits.
+static ABORT: Global<StopWord> = Global::new();
 
 const SIZE: usize = 64;
-/// The value of the word until a launcher ends the waits.
+/// The value of the word until a launcher ends its workers.
 const UNSET: u32 = 0;
 /// The value when no rank has failed and the program ends its workers. Any other value is the failed rank plus one.
 const BY_PROGRAM: u32 = u32::MAX;
 
-/// The rank because of which the waits end; `None` when no rank has failed and the program ends its workers.
+/// The rank because of which the workers are ended; `None` when no rank has failed and the program ends its workers.
 pub(crate) type FailedRank = Option<usize>;
 
-/// The abort word of a context, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever
+/// The stop word of a context, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever
 /// its wait is made of (futex(2), poll(2)).
 #[derive(Debug)]
-pub(crate) struct Abort {
+pub(crate) struct StopWord {
     map: SharedMap,
     memory: Descriptor,
     event: EventFd<Descriptor>,
 }
 
-impl Abort {
+impl StopWord {
     /// Makes the word for the workers of a context, unset.
     pub(crate) fn new() -> io::Result<Self> {
-        let memory = memfd::create("phalanx-abort", SIZE as u64)?;
+        let memory = memfd::create("phalanx-stop", SIZE as u64)?;
         memfd::seal_size(memory.as_fd())?;
         Self::open(memory, EventFd::new()?.into_descriptor())
     }
@@ -44,7 +46,7 @@ impl Abort {
     fn open(memory: OwnedFd, event: OwnedFd) -> io::Result<Self> {
         if !memfd::is_size_sealed(memory.as_fd()) || memfd::identity(memory.as_fd())?.1 < SIZE as u64 {
             return Err(io::Error::other(
-                "what the launcher gave to be told of failures by is no such memory",
+                "what the launcher gave to be told of its end by is no such memory",
             ));
         }
         let map = SharedMap::new(memory.as_fd(), SIZE)?;
@@ -65,7 +67,7 @@ impl Abort {
         self.map.u32(0)
     }
 
-    /// Ends all waits of the workers. The rank of the first call stays.
+    /// Says that the workers are being ended. The rank of the first call stays.
     pub(crate) fn raise(&self, failed: FailedRank) {
         let word = failed.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(BY_PROGRAM);
         // Release pairs with the Acquire of `failed_rank`. Woken last: a waiter that is woken before the word is set would sleep again.
@@ -76,31 +78,46 @@ impl Abort {
     }
 }
 
-/// Adopts the launcher's word in a worker.
-pub(crate) fn apply(memory: OwnedFd, event: OwnedFd) -> io::Result<()> {
-    OWN.set(Box::leak(Box::new(Abort::open(memory, event)?)));
+/// Adopts the launcher's word in a worker; `aborts`: it ends the worker's waits.
+pub(crate) fn apply(memory: OwnedFd, event: OwnedFd, aborts: bool) -> io::Result<()> {
+    let word = Box::leak(Box::new(StopWord::open(memory, event)?));
+    OWN.set(word);
+    if aborts {
+        ABORT.set(word);
+    }
     Ok(())
 }
 
 /// Forgets the parent's word in a forked worker: the parent may itself be a worker, of another context.
 pub(crate) fn forget() {
     OWN.clear();
+    ABORT.clear();
+}
+
+/// Whether this worker's context is being ended; `None` in a process that is no worker of a context.
+pub(crate) fn is_set() -> Option<bool> {
+    OWN.get().map(|stop| stop.word().load(Acquire) != UNSET)
+}
+
+/// The eventfd that is readable once it is; `None` in a process that is no worker of a context.
+pub(crate) fn event() -> Option<BorrowedFd<'static>> {
+    OWN.get().map(|stop| stop.event.as_fd())
 }
 
 /// The word that a waiter of this process sleeps on, and the value that the word has until it is set. `None` when the launcher has
 /// not asked for [`Options::abort_on_failure`](crate::Options::abort_on_failure).
-pub(crate) fn word() -> Option<(&'static AtomicU32, u32)> {
-    OWN.get().map(|abort| (abort.word(), UNSET))
+pub(crate) fn abort_word() -> Option<(&'static AtomicU32, u32)> {
+    ABORT.get().map(|abort| (abort.word(), UNSET))
 }
 
-/// The eventfd that is readable once the word is set.
-pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
-    OWN.get().map(|abort| abort.event.as_fd())
+/// The eventfd that is readable once a waiter of this process is to wait no longer.
+pub(crate) fn abort_event() -> Option<BorrowedFd<'static>> {
+    ABORT.get().map(|abort| abort.event.as_fd())
 }
 
 /// The failed rank; `None` as long as this worker may go on waiting.
-pub(crate) fn failed_rank() -> Option<FailedRank> {
-    match OWN.get()?.word().load(Acquire) {
+pub(crate) fn aborted_by() -> Option<FailedRank> {
+    match ABORT.get()?.word().load(Acquire) {
         UNSET => None,
         BY_PROGRAM => Some(None),
         rank => Some(Some(rank as usize - 1)),
@@ -115,12 +132,12 @@ mod tests {
 
     #[test]
     fn what_is_said_first_stays_and_makes_the_descriptor_readable() {
-        let abort = Abort::new().unwrap();
-        let event = abort.descriptors()[1].as_fd();
+        let stop = StopWord::new().unwrap();
+        let event = stop.descriptors()[1].as_fd();
         assert!(!wait_readable(event, Some(Moment::now())).unwrap());
-        abort.raise(Some(3));
-        abort.raise(None);
-        assert_eq!(abort.word().load(Acquire), 4);
+        stop.raise(Some(3));
+        stop.raise(None);
+        assert_eq!(stop.word().load(Acquire), 4);
         assert!(wait_readable(event, Some(Moment::now())).unwrap());
     }
 }
