@@ -10,7 +10,8 @@ use crate::options::RunOptions;
 /// What the user wants.
 pub(crate) enum Action {
     Run(Box<RunOptions>),
-    Completions(clap_complete::Shell),
+    /// Of the command of this name.
+    Completions(clap_complete::Shell, &'static str),
     Man,
 }
 
@@ -24,14 +25,15 @@ enum Commands {
     Man,
 }
 
+const PHALANX: &str = "phalanx";
 /// Torchrun's name: started by it, the program is `phalanx run`.
 const TORCHRUN: &str = "torchrun";
 /// Options for which torchrun has no variable.
-const WITHOUT_PET: [&str; 2] = ["numa-binding", "logs-specs"];
+const WITHOUT_PET: [&str; 3] = ["numa-binding", "logs-specs", "print-completion"];
 
 /// The whole command line, with an alias for each spelling.
 pub(crate) fn command() -> Command {
-    let command = Command::new("phalanx")
+    let command = Command::new(PHALANX)
         .version(env!("CARGO_PKG_VERSION"))
         .about("Starts worker processes, watches them, and says exactly how each one ended")
         .subcommand_required(true)
@@ -47,12 +49,23 @@ pub(crate) fn command() -> Command {
     })
 }
 
+/// The command line of the program under one of its names.
+pub(crate) fn command_of(name: &str) -> Command {
+    let whole = command();
+    match whole.find_subcommand("run") {
+        Some(run) if name == TORCHRUN => run.clone(),
+        _ => whole,
+    }
+}
+
 /// Takes the arguments apart. `variable` is the environment.
 pub(crate) fn parse(
     mut arguments: Vec<OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Action, clap::Error> {
-    if arguments.first().and_then(|name| Path::new(name).file_name()) == Some(OsStr::new(TORCHRUN)) {
+    let is_torchrun =
+        arguments.first().and_then(|name| Path::new(name).file_name()) == Some(OsStr::new(TORCHRUN));
+    if is_torchrun {
         arguments.insert(1, "run".into());
     }
     if arguments.get(1).is_some_and(|argument| argument == "run") {
@@ -61,8 +74,11 @@ pub(crate) fn parse(
     }
     let matches = command().try_get_matches_from(arguments)?;
     match Commands::from_arg_matches(&matches)? {
-        Commands::Run(options) => Ok(Action::Run(options)),
-        Commands::Completions { shell } => Ok(Action::Completions(shell)),
+        Commands::Run(options) => Ok(match options.print_completion {
+            Some(shell) => Action::Completions(shell, if is_torchrun { TORCHRUN } else { PHALANX }),
+            None => Action::Run(options),
+        }),
+        Commands::Completions { shell } => Ok(Action::Completions(shell, PHALANX)),
         Commands::Man => Ok(Action::Man),
     }
 }

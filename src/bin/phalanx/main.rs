@@ -19,8 +19,8 @@ use arguments::Action;
 fn main() -> ExitCode {
     match arguments::parse(std::env::args_os().collect(), |name| std::env::var_os(name)) {
         Ok(Action::Run(options)) => run::run(*options),
-        Ok(Action::Completions(shell)) => {
-            clap_complete::generate(shell, &mut arguments::command(), "phalanx", &mut std::io::stdout());
+        Ok(Action::Completions(shell, name)) => {
+            clap_complete::generate(shell, &mut arguments::command_of(name), name, &mut std::io::stdout());
             ExitCode::SUCCESS
         }
         Ok(Action::Man) => man(),

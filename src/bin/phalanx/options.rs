@@ -130,7 +130,11 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "NAME", help_heading = "Without meaning here")]
     pub(crate) logs_specs: Option<String>,
 
+    /// Print the completions of a shell, and do nothing else
+    #[arg(long, value_name = "SHELL", help_heading = "Output")]
+    pub(crate) print_completion: Option<clap_complete::Shell>,
+
     /// The program, and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    #[arg(required_unless_present = "print_completion", trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }

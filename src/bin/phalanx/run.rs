@@ -1,12 +1,13 @@
 //! From options to a job, and from its summary to an exit code.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use phalanx::Signal;
-use phalanx::launch::{Command, Interpreter, Launch, LaunchError, Stdin, Summary};
+use phalanx::launch::{Command, Interpreter, Launch, LaunchError, RankStreams, Stdin, Summary};
 
 use crate::options::RunOptions;
 use crate::service::Services;
@@ -93,12 +94,24 @@ fn launch(options: &RunOptions) -> Result<Launch, LaunchError> {
         .shutdown_timeout(shutdown_timeout(options)?)
         .stop_signals(stop_signals(options)?)
         .handle_signals(true)
-        .virtual_local_rank(options.virtual_local_rank)
-        .redirects(options.redirects.parse::<phalanx::launch::RankStreams>()?)
-        .tee(options.tee.parse::<phalanx::launch::RankStreams>()?)
+        .virtual_local_rank(options.virtual_local_rank);
+    optional(log_files(launch, options)?, options)
+}
+
+/// What is written to files; nothing, all to the console, where the directory is torchrun's /dev/null.
+fn log_files(launch: Launch, options: &RunOptions) -> Result<Launch, LaunchError> {
+    let redirects: RankStreams = options.redirects.parse()?;
+    let tee: RankStreams = options.tee.parse()?;
+    let dir = options.log_dir.as_deref();
+    if dir == Some(Path::new("/dev/null")) {
+        return Ok(launch);
+    }
+    let launch = dir.into_iter().fold(launch, Launch::log_dir);
+    Ok(launch
+        .redirects(redirects)
+        .tee(tee)
         .filter_stdout(texts(options.duplicate_stdout_filters.as_deref()))
-        .filter_stderr(texts(options.duplicate_stderr_filters.as_deref()));
-    optional(launch, options)
+        .filter_stderr(texts(options.duplicate_stderr_filters.as_deref())))
 }
 
 /// Options that change nothing unless they are given.
@@ -114,10 +127,6 @@ fn optional(mut launch: Launch, options: &RunOptions) -> Result<Launch, LaunchEr
     }
     if let Some(file) = &options.summary {
         launch = launch.summary_file(file);
-    }
-    // torchrun's /dev/null: no logs.
-    if let Some(dir) = options.log_dir.as_ref().filter(|dir| dir.as_os_str() != "/dev/null") {
-        launch = launch.log_dir(dir);
     }
     if let Some(ranks) = &options.local_ranks_filter {
         launch = launch.show_ranks(ranks.parse()?);
