@@ -1,10 +1,8 @@
 //! `phalanx run` is told to stop, stopped, or killed: in every way, and nobody is left.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
@@ -12,39 +10,7 @@ mod common;
 mod launcher;
 
 use common::{await_end, await_that, send, state_of, tagged, watched};
-use launcher::{Place, Ran};
-
-/// A launcher that runs, and what it prints.
-struct Running {
-    launcher: Child,
-    out: BufReader<ChildStdout>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(launcher.stdout.take().unwrap());
-        Self { launcher, out }
-    }
-
-    fn hear(&mut self) -> String {
-        let mut line = String::new();
-        self.out.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn send(&self, signal: Signal) {
-        send(self.launcher.id(), signal);
-    }
-
-    fn end(mut self) -> Ran {
-        let mut out = String::new();
-        self.out.read_to_string(&mut out).unwrap();
-        let mut ran = Ran::of(self.launcher.wait_with_output().unwrap());
-        ran.out = out;
-        ran
-    }
-}
+use launcher::{Place, Running, Terminal};
 
 /// In each worker: says that it runs, and sleeps, in steps that let its traps run.
 const SLEEPS: &str = "echo up; while :; do sleep 0.02; done";
@@ -60,8 +26,7 @@ fn stop_signals_are_passed_on_once_and_the_launcher_dies_of_them() {
         ] {
             let place = Place::new();
             let script = format!("trap 'echo got {name}; exit 0' {name}; {SLEEPS}");
-            let mut running =
-                Running::start(&mut place.phalanx(&["--nproc-per-node", "2", "sh", "-c", &script]));
+            let mut running = Running::start(&mut place.shell(2, &[], &script));
             assert!(running.hear().ends_with("up") && running.hear().ends_with("up"));
             running.send(signal);
             let ran = running.end();
@@ -93,20 +58,16 @@ fn worker_that_takes_no_signal_is_killed_after_the_time_or_at_the_second_signal(
     watched(|| {
         let place = Place::new();
         let script = format!("trap '' TERM INT; {SLEEPS}");
-        let mut running =
-            Running::start(&mut place.phalanx(&["--shutdown-timeout", "0.2", "sh", "-c", &script]));
+        let mut running = Running::start(&mut place.shell(1, &["--shutdown-timeout", "0.2"], &script));
         running.hear();
         running.send(Signal::SIGTERM);
         let ran = running.end();
         assert!(ran.code == -15 && ran.err.contains("told to stop by SIGTERM"), "{ran:?}");
 
-        let mut running =
-            Running::start(&mut place.phalanx(&["--shutdown-timeout", "100000", "sh", "-c", &script]));
+        let mut running = Running::start(&mut place.shell(1, &["--shutdown-timeout", "100000"], &script));
         running.hear();
         running.send(Signal::SIGINT);
-        // The signal is taken when its line is printed.
-        let mut note = [0; 8];
-        running.launcher.stderr.as_mut().unwrap().read_exact(&mut note).unwrap();
+        running.await_note();
         running.send(Signal::SIGINT);
         assert_eq!(running.end().code, -2);
     });
@@ -117,7 +78,7 @@ fn other_signals_are_passed_on_without_stopping() {
     watched(|| {
         let place = Place::new();
         let traps = "trap 'echo one' USR1; trap 'echo two' USR2; trap 'echo size' WINCH; trap 'exit 0' TERM";
-        let mut running = Running::start(&mut place.phalanx(&["sh", "-c", &format!("{traps}; {SLEEPS}")]));
+        let mut running = Running::start(&mut place.shell(1, &[], &format!("{traps}; {SLEEPS}")));
         running.hear();
         for (signal, said) in [(Signal::SIGUSR1, "one"), (Signal::SIGUSR2, "two"), (Signal::SIGWINCH, "size")]
         {
@@ -133,14 +94,8 @@ fn other_signals_are_passed_on_without_stopping() {
 fn under_nohup_a_hangup_stays_ignored() {
     watched(|| {
         let place = Place::new();
-        let phalanx = place.phalanx(&["sh", "-c", &format!("trap 'echo term; exit 0' TERM; {SLEEPS}")]);
-        let mut nohup = Command::new("nohup");
-        nohup
-            .arg(phalanx.get_program())
-            .args(phalanx.get_args())
-            .stdin(Stdio::null())
-            .env("TMPDIR", place.path("tmp"));
-        let mut running = Running::start(&mut nohup);
+        let script = format!("trap 'echo term; exit 0' TERM; {SLEEPS}");
+        let mut running = Running::start(&mut place.phalanx_under(&["nohup"], &["sh", "-c", &script]));
         running.hear();
         running.send(Signal::SIGHUP);
         // It goes on: the next signal is the one that stops it.
@@ -154,13 +109,7 @@ fn under_nohup_a_hangup_stays_ignored() {
 fn stopped_launcher_stops_the_job_and_no_time_passes() {
     watched(|| {
         let place = Place::new();
-        let mut running = Running::start(&mut place.phalanx(&[
-            "--nproc-per-node",
-            "2",
-            "sh",
-            "-c",
-            &format!("echo $$; {SLEEPS}"),
-        ]));
+        let mut running = Running::start(&mut place.shell(2, &[], &format!("echo $$; {SLEEPS}")));
         let mut pids = Vec::new();
         while pids.len() < 2 {
             pids.extend(running.hear().rsplit(':').next().unwrap().parse::<u32>());
@@ -185,7 +134,7 @@ fn nobody_is_left_when_the_launcher_is_killed_at_any_moment() {
             let tag = format!("{}-{step}", std::process::id());
             // A descendant in a session of its own, and one in the worker's group.
             let script = "sleep 600 & setsid sleep 600 & echo up; wait";
-            let mut command = place.phalanx(&["--nproc-per-node", "3", "sh", "-c", script]);
+            let mut command = place.shell(3, &[], script);
             let mut running = Running::start(command.env("LAUNCH_STOP_TAG", &tag).stderr(Stdio::null()));
             for _ in 0..step.min(3) {
                 running.hear();
@@ -207,7 +156,7 @@ fn nobody_is_left_when_a_worker_fails_or_all_end() {
             let tag = format!("end-{}-{code}", std::process::id());
             let script =
                 format!("(setsid sleep 600 &) ; setsid sh -c 'setsid sleep 600 & sleep 600' & exit {code}");
-            let mut command = place.phalanx(&["--nproc-per-node", "2", "sh", "-c", &script]);
+            let mut command = place.shell(2, &[], &script);
             let ran = place.end(command.env("LAUNCH_STOP_TAG", &tag));
             assert_eq!(ran.code, code, "{ran:?}");
             assert!(tagged("LAUNCH_STOP_TAG", &tag).is_empty());
@@ -219,20 +168,10 @@ fn nobody_is_left_when_a_worker_fails_or_all_end() {
 fn first_process_of_a_container_reaps_strangers_and_answers_signals() {
     watched(|| {
         let place = Place::new();
-        let phalanx = place.phalanx(&[
-            "sh",
-            "-c",
-            "(setsid sleep 0.1 &); (sh -c 'sleep 0.1 & exit' &); trap 'exit 0' TERM; echo up; while \
-                                       :; do sleep 0.02; ls -d /proc/[0-9]* | wc -l; done",
-        ]);
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
-        unshare
-            .arg(phalanx.get_program())
-            .args(phalanx.get_args())
-            .stdin(Stdio::null())
-            .env("TMPDIR", place.path("tmp"));
-        let mut running = Running::start(&mut unshare);
+        let script = "(setsid sleep 0.1 &); (sh -c 'sleep 0.1 & exit' &); trap 'exit 0' TERM; echo up; while :; do sleep 0.02; ls -d \
+                      /proc/[0-9]* | wc -l; done";
+        let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+        let mut running = Running::start(&mut place.phalanx_under(&unshare, &["sh", "-c", script]));
         if running.hear().is_empty() {
             let ran = running.end();
             assert!(ran.err.contains("Operation not permitted"), "{ran:?}");
@@ -240,9 +179,7 @@ fn first_process_of_a_container_reaps_strangers_and_answers_signals() {
             return;
         }
         // The launcher, the worker, its subshell with ls and wc: no zombie stays among them.
-        await_that(|| {
-            running.hear().rsplit(':').next().unwrap().trim().parse::<u32>().is_ok_and(|count| count <= 5)
-        });
+        await_that(|| running.hear_number() <= 5);
         let unshare = running.launcher.id();
         let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
         let launcher = children.trim().parse().unwrap();
@@ -250,62 +187,6 @@ fn first_process_of_a_container_reaps_strangers_and_answers_signals() {
         let ran = running.end();
         assert!(ran.err.contains("told to stop by SIGTERM"), "{ran:?}");
     });
-}
-
-/// The master of a pseudoterminal, and what has come from it and was not waited for.
-struct Terminal {
-    master: fs::File,
-    unread: String,
-}
-
-impl Terminal {
-    /// A command that has the other side as its terminal.
-    fn start(command: &mut Command) -> (Self, Child) {
-        let pair = nix::pty::openpty(None, None).unwrap();
-        let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-        command.stdin(side(&pair.slave)).stdout(side(&pair.slave)).stderr(side(&pair.slave));
-        // SAFETY: what it calls is async-signal-safe.
-        #[expect(unsafe_code, reason = "the terminal must become the session's before exec")]
-        unsafe {
-            command.pre_exec(become_leader)
-        };
-        let child = command.spawn().unwrap();
-        // The other sides that the command has kept: a read here is to fail when the child's are closed.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        drop(pair.slave);
-        (Self { master: fs::File::from(pair.master), unread: String::new() }, child)
-    }
-
-    /// Waits until a text has come, and takes all up to its end.
-    fn expect(&mut self, text: &str) {
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(at) = self.unread.find(text) {
-                self.unread.drain(..at + text.len());
-                return;
-            }
-            let count = self
-                .master
-                .read(&mut buffer)
-                .unwrap_or_else(|error| panic!("{error} after {:?}", self.unread));
-            self.unread.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-    }
-
-    fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).unwrap();
-    }
-}
-
-/// The leader of a new session, whose terminal is stdin.
-#[expect(unsafe_code, reason = "nix has no wrapper of TIOCSCTTY")]
-fn become_leader() -> std::io::Result<()> {
-    nix::unistd::setsid()?;
-    // SAFETY: takes an integer.
-    match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
 }
 
 #[test]
@@ -325,11 +206,10 @@ fn only_worker_has_the_terminal_for_itself() {
 #[test]
 fn interrupt_at_the_terminal_ends_the_job() {
     watched(|| {
-        for nproc in ["1", "2"] {
+        for nproc in [1, 2] {
             let place = Place::new();
             let script = "echo ready; exec sleep 600";
-            let mut phalanx = place.phalanx(&["--nproc-per-node", nproc, "sh", "-c", script]);
-            let (mut terminal, mut launcher) = Terminal::start(&mut phalanx);
+            let (mut terminal, mut launcher) = Terminal::start(&mut place.shell(nproc, &[], script));
             terminal.expect("ready");
             // Ctrl-C.
             terminal.type_in("\x03");
@@ -342,10 +222,10 @@ fn interrupt_at_the_terminal_ends_the_job() {
 #[test]
 fn stop_at_the_terminal_stops_the_job_and_fg_continues_it() {
     watched(|| {
-        for nproc in ["1", "2"] {
+        for nproc in [1, 2] {
             let place = Place::new();
             let script = "echo $$ ready; read line; echo again $line; exit 0";
-            let phalanx = place.phalanx(&["--nproc-per-node", nproc, "--stdin", "0", "sh", "-c", script]);
+            let phalanx = place.shell(nproc, &["--stdin", "0"], script);
             let words: Vec<_> = std::iter::once(phalanx.get_program()).chain(phalanx.get_args()).collect();
             let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.to_str().unwrap())).collect();
             // An interactive shell has job control.
@@ -388,15 +268,9 @@ fn guardian_ends_with_its_launcher() {
 fn killed_worker_ends_the_others() {
     watched(|| {
         let place = Place::new();
-        let mut running = Running::start(&mut place.phalanx(&[
-            "--nproc-per-node",
-            "2",
-            "sh",
-            "-c",
-            "echo $$; exec sleep 600",
-        ]));
-        let pid = running.hear().rsplit(':').next().unwrap().parse().unwrap();
-        running.hear();
+        let mut running = Running::start(&mut place.shell(2, &[], "echo $$; exec sleep 600"));
+        let pid = running.hear_number();
+        running.hear_number();
         send(pid, Signal::SIGKILL);
         await_end(pid);
         let ran = running.end();

@@ -1,6 +1,11 @@
 //! What tests of the built program stand on.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::allow_attributes,
+    reason = "every test binary uses its own part of this"
+)]
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -8,6 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+
+mod running;
+
+pub(crate) use running::{Running, Terminal};
 
 /// How the launcher ended, and what it had printed.
 #[derive(Debug)]
@@ -63,6 +72,27 @@ impl Place {
         command
     }
 
+    /// The same, started by another program, as by `nohup`.
+    pub(crate) fn phalanx_under(&self, words: &[&str], arguments: &[&str]) -> Command {
+        let phalanx = self.phalanx(arguments);
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(phalanx.get_program()).args(phalanx.get_args());
+        for (key, value) in phalanx.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        command.stdin(Stdio::null()).current_dir(self.dir.path());
+        command
+    }
+
+    /// A shell script in each of `nproc` workers.
+    pub(crate) fn shell(&self, nproc: usize, options: &[&str], script: &str) -> Command {
+        let nproc = nproc.to_string();
+        self.phalanx(&[&["--nproc-per-node", &*nproc], options, &["sh", "-c", script]].concat())
+    }
+
     /// Runs it to its end; nothing of it is left among the temporary files.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         self.end(&mut self.phalanx(arguments))
@@ -91,9 +121,7 @@ impl Place {
 /// Runs a shell script in each of `nproc` workers.
 pub(crate) fn workers(nproc: usize, options: &[&str], script: &str) -> Ran {
     let place = Place::new();
-    let nproc = nproc.to_string();
-    let arguments = [&["--nproc-per-node", &*nproc], options, &["sh", "-c", script]].concat();
-    place.run(&arguments)
+    place.end(&mut place.shell(nproc, options, script))
 }
 
 /// All files below a directory, by their paths in it.

@@ -1,0 +1,114 @@
+//! A launcher that runs while the test goes on, at pipes or at a terminal.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::Ran;
+use crate::common;
+
+/// A launcher that runs, and what it prints.
+pub(crate) struct Running {
+    pub(crate) launcher: Child,
+    pub(crate) out: BufReader<ChildStdout>,
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(launcher.stdout.take().unwrap());
+        Self { launcher, out }
+    }
+
+    pub(crate) fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// The number that a worker prints as its next line.
+    pub(crate) fn hear_number(&mut self) -> u32 {
+        let line = self.hear();
+        line.rsplit(':')
+            .next()
+            .and_then(|number| number.trim().parse().ok())
+            .unwrap_or_else(|| panic!("{line:?}"))
+    }
+
+    /// Waits until the launcher says something, as it does when it has taken a signal that stops the job.
+    pub(crate) fn await_note(&mut self) {
+        self.launcher.stderr.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    }
+
+    pub(crate) fn send(&self, signal: Signal) {
+        common::send(self.launcher.id(), signal);
+    }
+
+    pub(crate) fn end(mut self) -> Ran {
+        let mut out = String::new();
+        self.out.read_to_string(&mut out).unwrap();
+        let mut ran = Ran::of(self.launcher.wait_with_output().unwrap());
+        ran.out = out;
+        ran
+    }
+}
+
+/// The master of a pseudoterminal, and what has come from it and was not waited for.
+pub(crate) struct Terminal {
+    master: File,
+    unread: String,
+}
+
+impl Terminal {
+    /// A command that has the other side as its terminal.
+    pub(crate) fn start(command: &mut Command) -> (Self, Child) {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+        command.stdin(side(&pair.slave)).stdout(side(&pair.slave)).stderr(side(&pair.slave));
+        // SAFETY: what it calls is async-signal-safe.
+        #[expect(unsafe_code, reason = "the terminal must become the session's before exec")]
+        unsafe {
+            command.pre_exec(become_leader)
+        };
+        let child = command.spawn().unwrap();
+        // The other sides that the command has kept: a read here is to fail when the child's are closed.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        drop(pair.slave);
+        (Self { master: File::from(pair.master), unread: String::new() }, child)
+    }
+
+    /// Waits until a text has come, and takes all up to its end.
+    pub(crate) fn expect(&mut self, text: &str) {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(at) = self.unread.find(text) {
+                self.unread.drain(..at + text.len());
+                return;
+            }
+            let count = self
+                .master
+                .read(&mut buffer)
+                .unwrap_or_else(|error| panic!("{error} after {:?}", self.unread));
+            self.unread.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    }
+
+    pub(crate) fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+}
+
+/// The leader of a new session, whose terminal is stdin.
+#[expect(unsafe_code, reason = "nix has no wrapper of TIOCSCTTY")]
+fn become_leader() -> std::io::Result<()> {
+    nix::unistd::setsid()?;
+    // SAFETY: takes an integer.
+    match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
