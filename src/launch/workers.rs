@@ -192,6 +192,8 @@ impl<'a> Start<'a> {
         let name = if stream == Stream::Stdout { "stdout.log" } else { "stderr.log" };
         let file = if redirect || tee { Some(self.dir.create(rank, name)?) } else { None };
         let filter = self.filters[stream as usize].clone();
+        // The report has the end of stderr, and whoever asks for the logs reads those that are in no file.
+        let channel = (file.is_none() || stream == Stream::Stderr).then(|| channel(rank, stream));
         match (console, file, filter) {
             // The program writes to the file itself: nothing is faster.
             (None, Some((file, path)), None) => {
@@ -204,11 +206,16 @@ impl<'a> Start<'a> {
             }
             (console, file, filter) => {
                 let (reader, given) = pipe().map_err(no_room)?;
-                let source = self.pump.add(reader, Route { file, console, filter });
+                let source = self.pump.add(reader, Route { file, console, filter, channel });
                 Ok(Output { given, source: Some(source), file: None })
             }
         }
     }
+}
+
+/// Under which number the pump keeps the last bytes of a rank's stream, whatever the attempt.
+pub(super) fn channel(rank: usize, stream: Stream) -> u64 {
+    rank as u64 * 2 + stream as u64
 }
 
 /// Whether the worker that reads stdin has the terminal for itself.

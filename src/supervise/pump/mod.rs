@@ -6,15 +6,18 @@
 //! - `lines`: pure: lines, parts of lines and progress bars out of bytes
 //! - `console`: stdout and stderr of this process, shared by all children
 //! - `source`: one pipe, and where its bytes go
+//! - `tail`: pure: the last bytes of an output
 //! - `thread`: the thread's loop
 
 mod console;
 mod lines;
 mod source;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
@@ -25,9 +28,14 @@ pub(crate) use console::{Console, Stream};
 pub(crate) use source::{Filter, Route};
 
 use crate::sys::event::EventFd;
+use tail::Tail;
 
 /// The number of a source, in the order in which they were added.
 pub(crate) type SourceId = usize;
+
+/// Whose last bytes are kept: a number of the caller's. Sources that follow one another, as those of a rank in several attempts, may
+/// have one.
+pub(crate) type Channel = u64;
 
 enum Command {
     Add(SourceId, OwnedFd, Route),
@@ -38,11 +46,19 @@ enum Command {
     Close,
 }
 
+/// What is known of a source.
+#[derive(Debug)]
+struct SourceNews {
+    /// Where its last bytes are kept, and the position of its first one.
+    kept: Option<(Channel, u64)>,
+    is_closed: bool,
+}
+
 /// What the thread tells.
 #[derive(Debug, Default)]
 struct News {
-    /// By source: the last bytes that came from it, and whether it is closed.
-    sources: Vec<(Vec<u8>, bool)>,
+    sources: Vec<SourceNews>,
+    tails: BTreeMap<Channel, Tail>,
     /// Outputs of ours that could not be written any more.
     broken: Vec<String>,
 }
@@ -92,7 +108,8 @@ impl Pump {
     pub(crate) fn add(&self, pipe: OwnedFd, route: Route) -> SourceId {
         let id = {
             let mut news = self.news();
-            news.sources.push((Vec::new(), false));
+            let kept = route.channel.map(|channel| (channel, news.tails.entry(channel).or_default().end()));
+            news.sources.push(SourceNews { kept, is_closed: false });
             news.sources.len() - 1
         };
         self.send(Command::Add(id, pipe, route));
@@ -106,12 +123,14 @@ impl Pump {
 
     /// Whether all that came from a source has been written.
     pub(crate) fn is_closed(&self, id: SourceId) -> bool {
-        self.news().sources[id].1
+        self.news().sources[id].is_closed
     }
 
-    /// The last bytes that came from a source.
+    /// The last bytes that came from a source, at most 64 KiB; none if its route has no channel.
     pub(crate) fn tail(&self, id: SourceId) -> Vec<u8> {
-        self.news().sources[id].0.clone()
+        let news = self.news();
+        let Some((channel, begin)) = news.sources[id].kept else { return Vec::new() };
+        news.tails[&channel].from(begin, usize::MAX).1
     }
 
     /// Writes a line of this process's own to stderr, between those of the children.

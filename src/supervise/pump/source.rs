@@ -8,13 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::SourceId;
 use super::console::{Console, Stream, Turn};
 use super::lines::{Lines, Piece};
+use super::{Channel, SourceId};
 use crate::sys::clock::Moment;
 
-/// How much of a source's last output is kept, in bytes.
-const TAIL: usize = 64 * 1024;
 /// How long a part of a line waits for its end, since it came and since another's line.
 const PART_WAITS: Duration = Duration::from_millis(100);
 /// How long a state of a progress bar waits for a newer one where each takes a line of its own.
@@ -44,6 +42,8 @@ pub(crate) struct Route {
     /// Whole lines, each behind a prefix.
     pub(crate) console: Option<(Stream, Vec<u8>)>,
     pub(crate) filter: Option<Arc<Filter>>,
+    /// Where the last bytes are kept; `None`: nowhere.
+    pub(crate) channel: Option<Channel>,
 }
 
 /// A pipe that is open.
@@ -66,6 +66,10 @@ impl Source {
 
     pub(super) fn pipe(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
+    }
+
+    pub(super) fn channel(&self) -> Option<Channel> {
+        self.route.channel
     }
 
     /// Carries bytes that were read; returns what could not be written any more.
@@ -169,15 +173,4 @@ fn take_line(filter: &Filter, piece: Piece<'_>, found: &mut Vec<u8>) {
         found.extend_from_slice(line);
         found.push(b'\n');
     }
-}
-
-/// Keeps the last bytes of what has come.
-pub(super) fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
-    let last = &bytes[bytes.len().saturating_sub(TAIL)..];
-    // Twice as much is kept for a while, so that the bytes are not moved at every read.
-    if tail.len() + last.len() > 2 * TAIL {
-        let kept = TAIL.saturating_sub(last.len()).min(tail.len());
-        tail.drain(..tail.len() - kept);
-    }
-    tail.extend_from_slice(last);
 }

@@ -28,7 +28,8 @@ impl Bench {
 
     fn add(&self, stream: Stream, prefix: &str) -> (usize, OwnedFd) {
         let (reader, writer) = pipe().unwrap();
-        let route = Route { console: Some((stream, prefix.into())), ..Route::default() };
+        let console = Some((stream, prefix.into()));
+        let route = Route { console, channel: Some(stream as u64), ..Route::default() };
         (self.pump.add(reader, route), writer)
     }
 
@@ -101,7 +102,7 @@ fn file_has_every_byte_and_the_filter_the_lines_that_it_takes() {
     };
     let (reader, pipe) = pipe().unwrap();
     let file = Some((File::create(path("file")).unwrap(), path("file")));
-    let id = bench.pump.add(reader, Route { file, console: None, filter: Some(Arc::new(filter)) });
+    let id = bench.pump.add(reader, Route { file, filter: Some(Arc::new(filter)), ..Route::default() });
     let bytes = b"\r 1%\r 2%\nloss 3\nnothing\xff\nan error";
     write_all(pipe.as_fd(), bytes).unwrap();
     drop(pipe);
@@ -117,7 +118,7 @@ fn output_that_breaks_is_told_once_and_holds_nobody_up() {
     let (reader, writer) = pipe().unwrap();
     let file = File::options().write(true).open("/dev/full").unwrap();
     let console = Some((Stream::Stdout, Vec::new()));
-    let id = pump.add(reader, Route { file: Some((file, "/dev/full".into())), console, filter: None });
+    let id = pump.add(reader, Route { file: Some((file, "/dev/full".into())), console, ..Route::default() });
     for _ in 0..100 {
         write_all(writer.as_fd(), &[b'\n'; 10_000]).unwrap();
     }
@@ -239,4 +240,16 @@ fn part_of_a_line_waits_for_its_end_while_others_write() {
     timed.write(2_200, 1, "step\n");
     timed.write(2_200, 0, "\n");
     assert_eq!(timed.look(2_300), "\n[1]:step\n");
+}
+
+#[test]
+fn tail_of_a_source_has_only_its_own_bytes_though_its_channel_had_others_before() {
+    let bench = Bench::new();
+    for word in ["first", "second"] {
+        let (id, pipe) = bench.add(Stream::Stdout, "");
+        write_all(pipe.as_fd(), word.as_bytes()).unwrap();
+        drop(pipe);
+        bench.await_closed(id);
+        assert_eq!(bench.pump.tail(id), word.as_bytes());
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::console::Console;
-use super::source::{self, Source, keep_tail};
+use super::source::{self, Source};
 use super::{Command, News, SourceId};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
@@ -83,9 +83,10 @@ impl Pumping {
             Ok(Read::Bytes(count)) => {
                 let bytes = &self.chunk[..count];
                 let broken = source.carry(bytes, &mut self.console, Moment::now());
-                let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-                keep_tail(&mut news.sources[id].0, bytes);
-                drop(news);
+                if let Some(channel) = source.channel() {
+                    let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+                    news.tails.entry(channel).or_default().push(bytes);
+                }
                 self.tell_broken(broken);
                 if self.console.buffered() > BUFFERED {
                     self.flush();
@@ -109,7 +110,7 @@ impl Pumping {
         drop(source);
         self.flush();
         self.tell_broken(broken);
-        self.news().sources[id].1 = true;
+        self.news().sources[id].is_closed = true;
         self.closed.ring();
     }
 
