@@ -38,9 +38,11 @@ const TAIL_LINES: usize = 100;
 #[derive(Debug)]
 struct Worker {
     outputs: Outputs,
+    /// How it ended; `None`: it runs.
     ended: Option<Ended>,
     /// When its error file was seen, or a timer of its had expired.
     failed_at: Option<Moment>,
+    /// The scope of that timer.
     expired_timer: Option<String>,
 }
 
@@ -48,13 +50,18 @@ struct Worker {
 struct Running<'a> {
     job: &'a mut Job,
     group: Group,
+    /// By rank, as they are in the group.
     workers: Vec<Worker>,
     dir: AttemptDir,
+    /// The inotify that tells of error files.
     error_files: FileWatch,
+    /// By it workers learn that they are being ended.
     stop_pipe: StopPipe,
     /// When the launcher was told to stop.
     stopped_at: Option<Moment>,
+    /// Keeps `MASTER_PORT` for rank 0, unless the caller has chosen one.
     _port: Option<ReservedPort>,
+    /// The same moment by the monotonic clock and by the wall clock.
     started: (Moment, SystemTime),
 }
 
@@ -66,6 +73,7 @@ pub(super) fn run(job: &mut Job, number: usize) -> Result<Attempt> {
 }
 
 impl<'a> Running<'a> {
+    /// Starts all workers. When one cannot be started, those that run are killed.
     fn start(job: &'a mut Job, number: usize) -> Result<Self> {
         let port = match job.master_port {
             Some(_) => None,
@@ -101,6 +109,7 @@ impl<'a> Running<'a> {
         Ok(running)
     }
 
+    /// Adds to the group's epoll what is watched beside the workers.
     fn watch_too(&mut self) -> Result<()> {
         let watched = || {
             if let Some(signals) = self.job.control.signals() {
@@ -115,6 +124,7 @@ impl<'a> Running<'a> {
         watched().map_err(LaunchError::system("watching the workers"))
     }
 
+    /// Where the logs are, if output goes to files.
     fn log_dir(&self) -> Option<PathBuf> {
         self.job.has_logs.then(|| self.dir.path().to_owned())
     }
@@ -144,11 +154,13 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// Whether all have ended and all that they had written is carried. A second signal to stop waits for no output.
     fn is_over(&self) -> bool {
         let closed = |worker: &Worker| worker.outputs.sources.iter().all(|&id| self.job.pump.is_closed(id));
         self.group.running() == 0 && (self.job.control.is_hurried() || self.workers.iter().all(closed))
     }
 
+    /// Takes the exit status of a worker that has ended.
     fn reap(&mut self, rank: usize) -> Result<()> {
         let reaped = self.group.reap(rank).map_err(LaunchError::system(format!("reaping rank {rank}")))?;
         let Some(child) = reaped else { return Ok(()) };
@@ -161,6 +173,7 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
+    /// Gives up a worker that no signal has ended, or that takes none.
     fn leave_behind(&mut self, rank: usize, left: &LeftBehind) {
         let why = match left {
             LeftBehind::Survived => "SIGKILL did not end it: it hangs in the kernel".to_owned(),
@@ -170,6 +183,7 @@ impl<'a> Running<'a> {
         self.end(rank, Ending::LeftBehind, None);
     }
 
+    /// Notes how a worker ended. The first that did not succeed begins the teardown of all others.
     fn end(&mut self, rank: usize, ending: Ending, child: Option<EndedChild>) {
         self.job.control.take_terminal_of(rank);
         // Its group has been killed: what is in its pipes is all that comes.
@@ -229,6 +243,7 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
+    /// Passes a stop signal on, and ends all after the shutdown timeout.
     fn stop(&mut self, signal: Signal) {
         let now = Moment::now();
         self.stopped_at.get_or_insert(now);
@@ -249,6 +264,7 @@ impl<'a> Running<'a> {
         self.group.stop(Some(how));
     }
 
+    /// Sends a signal to the process groups of all workers that run.
     fn pass(&mut self, signal: Signal) {
         if let Err(error) = self.group.signal_all(signal) {
             self.job.tell(&Event::Note(format!("{signal} could not be passed on to a worker: {error}")));
@@ -280,6 +296,7 @@ impl<'a> Running<'a> {
         })
     }
 
+    /// One worker of the summary: its end, its error file, the end of its stderr.
     fn summarize(&self, rank: usize, ended: &Ended, role: Option<Role>) -> WorkerSummary {
         let at = ended.moment();
         let (error, error_file_problem) = match error_file::read(&self.dir.error_file(rank)) {
@@ -307,6 +324,7 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// The last lines of a worker's stderr, at most [`TAIL_LINES`].
     fn stderr_tail(&self, tail: &Tail) -> Vec<String> {
         let bytes = match tail {
             Tail::Source(id) => self.job.pump.tail(*id),

@@ -45,6 +45,7 @@ pub(super) fn kill_all(token: &str, adopts: bool) -> Vec<u32> {
     }
 }
 
+/// All pids that this process may see.
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -60,6 +61,7 @@ fn open(pid: u32, token: &str) -> Option<(u32, OwnedFd)> {
     has_token(pid, token).then_some((pid, process))
 }
 
+/// Whether a process has the token in its environment, as it was at its last exec.
 fn has_token(pid: u32, token: &str) -> bool {
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
     let wanted = format!("{TOKEN}={token}");

@@ -21,11 +21,15 @@ const STALE: [&str; 6] = [
 /// What is the same for all workers of an attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt<'a> {
+    /// The number of workers.
     pub(super) nproc: usize,
     pub(super) role: &'a str,
     pub(super) run_id: &'a str,
+    /// The value of [`TOKEN`].
     pub(super) token: &'a str,
+    /// The address and the port of rank 0.
     pub(super) master: (&'a str, u16),
+    /// The attempt, from 0 on.
     pub(super) number: usize,
     pub(super) max_restarts: usize,
 }
@@ -36,13 +40,13 @@ pub(super) struct Own<'a> {
     pub(super) rank: usize,
     /// Empty: there is no place for it.
     pub(super) error_file: &'a Path,
-    /// Of a worker that sees one device only: which one, by the variable of that name.
+    /// Of a worker that sees one device only: the variable that says so, and the device.
     pub(super) device: Option<(&'a str, &'a str)>,
-    /// Cores for its OpenMP threads, if nobody has said how many.
+    /// The number of its OpenMP threads; `None`: the launcher does not set it.
     pub(super) omp_threads: Option<usize>,
 }
 
-/// What workers have from the launcher's environment.
+/// What workers have from the launcher's environment: all but what an outer launcher has meant for its own workers.
 pub(super) fn inherited(variables: impl Iterator<Item = (OsString, OsString)>) -> Environment {
     variables.filter(|(key, _)| STALE.iter().all(|stale| key != stale)).collect()
 }
@@ -80,7 +84,7 @@ pub(super) fn of_worker(base: &Environment, attempt: &Attempt<'_>, own: &Own<'_>
     variables
 }
 
-/// How many OpenMP threads each of several workers gets where nobody has said it: together as many as there are cores.
+/// How many OpenMP threads each of several workers gets if the environment does not say it: together as many as there are cores.
 pub(super) fn omp_threads(base: &Environment, nproc: usize, cores: usize) -> Option<usize> {
     let is_open = nproc > 1 && !base.contains_key(&OsString::from("OMP_NUM_THREADS"));
     is_open.then(|| (cores / nproc).max(1))

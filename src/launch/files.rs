@@ -10,11 +10,15 @@ use super::error::{LaunchError, Result};
 #[derive(Debug)]
 pub(super) struct JobDir {
     path: PathBuf,
+    /// Whether it is removed when the job is over.
     is_temporary: bool,
 }
 
 impl JobDir {
     /// Makes it in `log_dir`, or in the directory for temporary files, where it stays if it is to have logs.
+    ///
+    /// # Errors
+    /// When `log_dir` is a file, or a directory cannot be made.
     pub(super) fn make(log_dir: Option<&Path>, run_id: &str, has_logs: bool) -> Result<Self> {
         if let Some(dir) = log_dir
             && fs::metadata(dir).is_ok_and(|found| !found.is_dir())
@@ -43,6 +47,7 @@ impl JobDir {
         Ok(Self { is_temporary: log_dir.is_none() && !has_logs, path })
     }
 
+    /// The job's own directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -77,10 +82,12 @@ impl Drop for JobDir {
 #[derive(Clone, Debug)]
 pub(super) struct AttemptDir {
     path: PathBuf,
+    /// Whether each rank has a directory in it.
     has_logs: bool,
 }
 
 impl AttemptDir {
+    /// The attempt's own directory, in the job's.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -90,10 +97,12 @@ impl AttemptDir {
         if self.has_logs { (0..nproc).map(|rank| self.of(rank)).collect() } else { vec![self.path.clone()] }
     }
 
+    /// The directory of a rank.
     fn of(&self, rank: usize) -> PathBuf {
         self.path.join(rank.to_string())
     }
 
+    /// Where a rank writes why it failed: its `TORCHELASTIC_ERROR_FILE`.
     pub(super) fn error_file(&self, rank: usize) -> PathBuf {
         if self.has_logs {
             self.of(rank).join("error.json")
@@ -115,7 +124,7 @@ pub(super) fn create(path: PathBuf) -> Result<(File, PathBuf)> {
     Ok((file, path))
 }
 
-/// The last bytes of a file.
+/// The last bytes of a file, at most `most`.
 pub(super) fn tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = File::open(path)?;

@@ -15,6 +15,7 @@ use crate::sys::{fd, signal};
 /// The launcher's end of a pipe: the guardian acts when it is closed, unless it was told that all is over.
 #[derive(Debug)]
 pub(super) struct Guardian {
+    /// The pipe's end for writing. The kernel closes it when this process dies.
     end: OwnedFd,
     process: UnsignaledChild,
 }

@@ -22,20 +22,28 @@ const DESCRIPTORS: usize = 8;
 pub(super) struct Job {
     pub(super) plan: Plan,
     pub(super) logs: Logs,
+    /// Whether any output goes to files.
     pub(super) has_logs: bool,
     pub(super) dir: JobDir,
+    /// What was taken over of this process: signals, the terminal, orphans.
     pub(super) control: Control,
+    /// The thread that carries output.
     pub(super) pump: Pump,
+    /// torch's file timers; `None`: the workers' environment asks for none.
     pub(super) timers: Option<Timers>,
     pub(super) shutdown_timeout: Duration,
+    /// `None`: each attempt has a free port.
     pub(super) master_port: Option<u16>,
+    /// The first signal by which the launcher was told to stop.
     pub(super) stopped_by: Option<Signal>,
+    /// What could not be written any more, in sentences.
     pub(super) lost_output: Vec<String>,
     announces: bool,
     on_event: Box<dyn FnMut(&Event)>,
 }
 
 impl Job {
+    /// Tells the caller of an event, and the console if it is announced there.
     pub(super) fn tell(&mut self, event: &Event) {
         if self.announces && event.is_announced() {
             self.pump.say(format!("phalanx: {event}"));
@@ -43,7 +51,7 @@ impl Job {
         (self.on_event)(event);
     }
 
-    /// Takes what the pump has told.
+    /// Takes what the pump has told: outputs that could not be written any more.
     pub(super) fn hear_pump(&mut self) {
         self.pump.clear();
         for broken in self.pump.take_broken() {
@@ -53,7 +61,10 @@ impl Job {
     }
 }
 
-/// Takes over what the job needs of this process.
+/// Takes over what the job needs of this process, and makes its directory.
+///
+/// # Errors
+/// When the system refuses it. What was taken over is given back.
 pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
     let has_logs = has_logs(&launch.logs, plan.nproc);
@@ -83,6 +94,7 @@ pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     })
 }
 
+/// Whether any stream of any rank goes to a file.
 fn has_logs(logs: &Logs, nproc: usize) -> bool {
     let has_file = |streams: Streams| streams != Streams::NONE;
     let filters = !logs.stdout_needles.is_empty() || !logs.stderr_needles.is_empty();

@@ -12,6 +12,7 @@ use crate::sys::signal::Signal;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
     pub(super) ending: Ending,
+    /// When its end was seen.
     pub(super) at: Moment,
     /// When its error file was seen, if it has written one.
     pub(super) failed_at: Option<Moment>,
@@ -52,6 +53,7 @@ fn was_stopped(ended: &Ended, stopped_at: Option<Moment>) -> bool {
         || stopped_at.is_some_and(|at| ended.moment() >= at)
 }
 
+/// The same end in the words of the verdict that Rust functions in workers have.
 fn status(ending: Ending) -> Status {
     match ending {
         Ending::Succeeded => Status::Succeeded,
@@ -80,6 +82,7 @@ pub(super) fn cause(ended: &Ended) -> Option<Cause> {
     child.oom.map(|oom| Cause::OutOfMemory { kills: oom.count, scope: oom.scope })
 }
 
+/// What a worker's process had used, as far as the kernel has told.
 pub(super) fn usage(ended: &Ended) -> ResourceUsage {
     let child = ended.child;
     diagnose::usage(child.and_then(|child| child.exit), 0, child.map_or(0, |child| child.rss_floor_kib))

@@ -4,6 +4,17 @@
 //! print, watches them, ends all when one has failed, starts them anew if that is allowed, and says in a [`Summary`] whose failure
 //! came first. For Rust functions in processes there are [`spawn`](crate::spawn) and its kin.
 //!
+//! | to | there is |
+//! |---|---|
+//! | say what a job is | [`Launch`], of a [`Command`] and an [`Nproc`] |
+//! | say where its output goes | [`RankStreams`], [`Streams`], [`RankList`], [`Prefix`], [`Stdin`] |
+//! | say after which failures it begins anew | [`RestartOn`] |
+//! | bind workers to processors | [`NumaBinding`] |
+//! | hear what happens | [`Event`], by [`Launch::on_event`] |
+//! | know what became of it | [`Summary`], of [`Attempt`]s of [`WorkerSummary`]s; [`LaunchError`] if it could not be run |
+//! | tell the launcher why a Rust program fails | [`record`] |
+//! | end like the job that a signal has stopped | [`die_of`] |
+//!
 //! ```
 //! use phalanx::launch::{Command, Ending, Launch, Nproc};
 //!
@@ -15,6 +26,8 @@
 //! assert_eq!((root.rank, root.ending), (1, Ending::Exited { code: 7 }));
 //! # Ok::<(), phalanx::launch::LaunchError>(())
 //! ```
+//!
+//! What a user of torchrun finds different is in the guide [`launcher`](crate::guide::launcher).
 
 // From a job's options to its end:
 //

@@ -21,27 +21,36 @@ use crate::tensor::dyn_tensor::DynTensor;
 /// All that does not change from attempt to attempt.
 #[derive(Debug)]
 pub(super) struct Plan {
+    /// The number of workers.
     pub(super) nproc: usize,
     pub(super) program: Program,
+    /// Where the workers begin; `None`: in this process's directory.
     pub(super) directory: Option<PathBuf>,
     pub(super) run_id: String,
+    /// Random text in the environment of all of the job's processes, by which they are found.
     pub(super) token: String,
     pub(super) role: String,
     pub(super) max_restarts: usize,
     pub(super) master_addr: String,
+    /// The rank that reads this process's stdin; `None`: no worker does.
     pub(super) stdin_rank: Option<usize>,
-    /// By rank; empty: nobody is bound.
+    /// By rank; empty: no worker is bound.
     pub(super) bound: Vec<Bound>,
+    /// The variables that all workers have.
     pub(super) base: Environment,
-    /// By rank; empty: everybody sees all.
+    /// By rank, the variable and the GPU that it names; empty: each worker sees all GPUs.
     devices: Vec<(&'static str, String)>,
+    /// OpenMP threads of each worker; `None`: the environment says it, or there is one worker only.
     pub(super) omp_threads: Option<usize>,
     /// The files of tensors, which workers inherit.
     files: Vec<OwnedFd>,
 }
 
 impl Plan {
-    /// Decides all that can be decided, on the machine below `root`.
+    /// Decides all that can be decided, on the machine whose `/proc`, `/sys` and `/dev` are below `root`.
+    ///
+    /// # Errors
+    /// When an option means nothing here, the program cannot be run, or the system tells too little of itself.
     pub(super) fn of(launch: &Launch, root: &Path) -> Result<Self> {
         launch.check()?;
         let mut base = launch.base_environment();
@@ -86,7 +95,7 @@ impl Plan {
         self.files.iter().map(AsFd::as_fd).collect()
     }
 
-    /// The variables of a worker, and its words.
+    /// The variables of a worker, and the words of its command line. `attempt` is a number from 0 on.
     pub(super) fn worker(
         &self,
         rank: usize,
@@ -137,6 +146,7 @@ impl Plan {
     }
 }
 
+/// The rank that reads stdin.
 fn stdin_rank(stdin: Stdin, nproc: usize) -> Result<Option<usize>> {
     match stdin {
         Stdin::Null => Ok(None),
@@ -149,11 +159,12 @@ fn stdin_rank(stdin: Stdin, nproc: usize) -> Result<Option<usize>> {
     }
 }
 
-/// Four letters of a random text.
+/// A run id: four letters out of a random text.
 fn letters(random: &str) -> String {
     random.bytes().map(|byte| char::from(b'a' + byte % 26)).take(4).collect()
 }
 
+/// A GPU for each rank, and the variable by which the worker is told.
 fn one_device_each(root: &Path, base: &Environment, nproc: usize) -> Result<Vec<(&'static str, String)>> {
     let visible = devices::visible(root, base);
     if visible.len() < nproc {
@@ -165,7 +176,7 @@ fn one_device_each(root: &Path, base: &Environment, nproc: usize) -> Result<Vec<
     Ok(visible.into_iter().take(nproc).map(|device| (name, device)).collect())
 }
 
-/// The file in which a tensor's elements lie.
+/// The memfd or file in which a tensor's elements lie.
 fn file_of(name: &str, tensor: &DynTensor) -> Result<OwnedFd> {
     let Some(segment) = tensor.storage().segment() else {
         let what = format!("the tensor {name:?} has no elements, so there is no memory to hand to workers");
@@ -174,7 +185,7 @@ fn file_of(name: &str, tensor: &DynTensor) -> Result<OwnedFd> {
     segment.open().map_err(LaunchError::system(format!("opening the memory of the tensor {name:?}")))
 }
 
-/// `PHALANX_TENSORS`.
+/// The value of `PHALANX_TENSORS`: JSON, as [`Launch::tensor`] says it.
 fn described(tensors: &[(String, DynTensor)], files: &[OwnedFd]) -> String {
     let one = |((name, tensor), file): (&(String, DynTensor), &OwnedFd)| {
         json!({

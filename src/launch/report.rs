@@ -15,6 +15,7 @@ impl Display for Summary {
     }
 }
 
+/// The whole report: the job, its last attempt, why there was no further one.
 fn write(summary: &Summary, f: &mut Formatter<'_>) -> Result {
     let attempts = summary.attempts.len();
     let what = if summary.succeeded() { "succeeded" } else { "failed" };
@@ -38,6 +39,7 @@ fn write(summary: &Summary, f: &mut Formatter<'_>) -> Result {
     Ok(())
 }
 
+/// An attempt: its root cause, later failures, the others, where logs are.
 fn write_attempt(summary: &Summary, attempt: &Attempt, f: &mut Formatter<'_>) -> Result {
     if let Some(root) = attempt.root_cause() {
         writeln!(f, "root cause: {}", headline(root))?;
@@ -62,6 +64,7 @@ fn write_attempt(summary: &Summary, attempt: &Attempt, f: &mut Formatter<'_>) ->
     Ok(())
 }
 
+/// A worker's end in a line, with what was the launcher's part in it.
 fn headline(worker: &WorkerSummary) -> String {
     let cause = worker.cause.map(|cause| format!("; probable cause: {cause}")).unwrap_or_default();
     let by = match &worker.expired_timer {
@@ -95,6 +98,7 @@ fn write_evidence(worker: &WorkerSummary, f: &mut Formatter<'_>) -> Result {
     worker.stderr_tail[skipped..].iter().try_for_each(|line| writeln!(f, "    {line}"))
 }
 
+/// A text of several lines in the report's indentation.
 fn indented(text: &str) -> String {
     text.replace('\n', "\n    ")
 }
@@ -125,6 +129,7 @@ fn what_happened(worker: &WorkerSummary) -> String {
     format!("{}{cause}{error}", worker.ending)
 }
 
+/// The ranks that did not fail: stopped ones, and in a failed attempt those that succeeded.
 fn write_stopped(attempt: &Attempt, f: &mut Formatter<'_>) -> Result {
     let of_role = attempt.workers.iter().filter(|worker| worker.role == Some(Role::Stopped));
     let stopped: Vec<_> = of_role.map(|worker| worker.rank).collect();

@@ -35,8 +35,11 @@ const PASSED: [Signal; 3] = [Signal::USR1, Signal::USR2, Signal::WINCH];
 /// What this process has taken over for the job; nothing if it is not to handle signals.
 #[derive(Debug)]
 pub(super) struct Control {
+    /// Where this process's signals arrive; `None`: it is not to handle signals.
     signals: Option<SignalPipe>,
+    /// Ends the job's descendants when this process is killed.
     _guardian: Option<Guardian>,
+    /// Each of these ends the job.
     stop_signals: Vec<Signal>,
     /// How often it was told to stop.
     stops: usize,
@@ -50,6 +53,9 @@ pub(super) struct Control {
 
 impl Control {
     /// Takes over the signals, and becomes the parent of orphans. One of the stop signals that is ignored stays so.
+    ///
+    /// # Errors
+    /// When this process has several threads, or the system refuses a process, a handler or a descriptor.
     pub(super) fn take_over(launch: &Launch, plan: &Plan, dir: &JobDir) -> Result<Self> {
         let mut control = Self {
             signals: None,
@@ -76,6 +82,7 @@ impl Control {
         Ok(control)
     }
 
+    /// Readable when a signal has come.
     pub(super) fn signals(&self) -> Option<BorrowedFd<'_>> {
         self.signals.as_ref().map(AsFd::as_fd)
     }
@@ -111,16 +118,19 @@ impl Control {
         Ok(orders)
     }
 
+    /// The next signal that has come, without waiting.
     fn next(&self) -> Result<Option<Signal>> {
         let signals = self.signals.as_ref().map(SignalPipe::next).transpose();
         Ok(signals.map_err(LaunchError::system("reading signals"))?.flatten())
     }
 
+    /// What a stop signal means: the second one is in a hurry.
     fn stop(&mut self, signal: Signal) -> Order {
         self.stops += 1;
         if self.stops > 1 { Order::Kill } else { Order::Stop(signal) }
     }
 
+    /// Looks for a worker that was stopped because it wants the terminal, and reaps orphans.
     fn look_after_children(&mut self, group: &mut Group) -> Result<()> {
         let reader = self.terminal.as_ref().map(|(rank, _)| *rank);
         match reader.and_then(|rank| group.stopped_by(rank)) {
@@ -161,6 +171,7 @@ impl Control {
         std::mem::take(&mut self.suspended)
     }
 
+    /// Whether this process's group has the terminal.
     fn is_in_foreground(&self) -> bool {
         let terminal = self.terminal.as_ref().and_then(|(_, terminal)| foreground(terminal.as_fd()));
         terminal == Some(fork::group_id())
@@ -211,6 +222,7 @@ impl Control {
         }
     }
 
+    /// Waits until a signal comes or a moment has come.
     fn wait(&self, until: Option<Moment>) -> io::Result<()> {
         match &self.signals {
             Some(signals) => wait_readable(signals.as_fd(), until).map(drop),

@@ -27,6 +27,7 @@ const LONGEST: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Timers {
     path: PathBuf,
+    /// Open for reading and for writing, so that it never ends.
     fifo: OwnedFd,
     /// The begin of a line whose end has not come.
     partial: Vec<u8>,
@@ -45,6 +46,7 @@ impl Timers {
         Ok(Some(Self { path, fifo, partial: Vec::new(), running: Running::default() }))
     }
 
+    /// Where workers find it.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -73,12 +75,12 @@ impl Timers {
         self.running.0.values_mut().for_each(|at| *at = at.checked_add(by).unwrap_or(*at));
     }
 
-    /// When the next one expires.
+    /// When the next timer expires; `None`: none runs.
     pub(super) fn next(&self) -> Option<Moment> {
         self.running.0.values().copied().min()
     }
 
-    /// The processes whose timers have expired, and which.
+    /// The pids of the processes whose timers have expired, and the scope of each timer. They are told once.
     pub(super) fn expired(&mut self) -> Vec<(u32, String)> {
         self.running.expired(Moment::now())
     }
@@ -91,7 +93,7 @@ impl AsFd for Timers {
     }
 }
 
-/// A client's line.
+/// A client's line: one timer begins, or is over.
 #[derive(Deserialize)]
 struct Request {
     pid: u32,
@@ -118,6 +120,7 @@ impl Running {
         self.0.extend(now.checked_add(left).map(|at| (key, at)));
     }
 
+    /// Takes out what has expired by now.
     fn expired(&mut self, now: Moment) -> Vec<(u32, String)> {
         let expired: Vec<_> =
             self.0.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();

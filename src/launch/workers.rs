@@ -27,34 +27,44 @@ use crate::wire::stop_pipe::StopPipe;
 /// Where the end of a worker's stderr can be read.
 #[derive(Clone, Debug)]
 pub(super) enum Tail {
+    /// The pump keeps it.
     Source(SourceId),
+    /// The worker writes to a log file itself.
     File(PathBuf),
+    /// The worker writes to the terminal.
     Nowhere,
 }
 
 /// What is left to do for a worker's output when it has ended.
 #[derive(Debug)]
 pub(super) struct Outputs {
+    /// The pump's sources of its streams: none, one or two.
     pub(super) sources: Vec<SourceId>,
+    /// Where the report finds the end of its stderr.
     pub(super) stderr: Tail,
 }
 
 /// How many workers are on their way to execve(2) at the same time: enough to keep all processors busy.
 const AT_ONCE: usize = 16;
 
-/// What one worker is started with.
+/// What one worker is started with, in the words of execve(2).
 struct Prepared {
     file: CString,
     arguments: Vec<CString>,
+    /// As `NAME=VALUE`.
     environment: Vec<CString>,
+    /// `None`: this process's own.
     directory: Option<CString>,
     /// Its processors, and the NUMA nodes of its memory.
     binding: Option<(Affinity, Vec<u64>)>,
+    /// Its descriptors 0, 1 and 2.
     stdio: [OwnedFd; 3],
+    /// What the launcher keeps of it.
     outputs: Outputs,
 }
 
 impl Prepared {
+    /// Borrows it for the start; `inherited` are descriptors that keep their numbers in the worker.
     fn program<'a>(&'a self, inherited: &'a [BorrowedFd<'a>]) -> ForeignProgram<'a> {
         ForeignProgram {
             file: &self.file,
@@ -76,20 +86,30 @@ pub(super) struct Start<'a> {
     pub(super) logs: &'a Logs,
     pub(super) dir: &'a AttemptDir,
     pub(super) pump: &'a Pump,
+    /// The attempt's number, and its `MASTER_PORT`.
     pub(super) attempt: (usize, u16),
+    /// By it workers learn that they are being ended.
     pub(super) stop: &'a StopPipe,
+    /// By stream: the filter that all ranks share, if there is one.
     filters: [Option<Arc<Filter>>; 2],
+    /// `/dev/null`.
     null: OwnedFd,
 }
 
 /// One stream of one worker: what the program is given, and the pump's source, if there is one.
 struct Output {
+    /// What becomes the program's descriptor 1 or 2.
     given: OwnedFd,
     source: Option<SourceId>,
+    /// The log file to which the program writes itself.
     file: Option<PathBuf>,
 }
 
 impl<'a> Start<'a> {
+    /// Opens what all workers share.
+    ///
+    /// # Errors
+    /// When a filter's file cannot be made, or there is no descriptor left.
     pub(super) fn new(
         plan: &'a Plan,
         logs: &'a Logs,
@@ -130,6 +150,7 @@ impl<'a> Start<'a> {
         Ok(prepared.into_iter().map(|prepared| prepared.outputs).collect())
     }
 
+    /// Waits until a worker runs its program.
     fn finish(&self, starting: Option<Starting<'_>>) -> Result<()> {
         let finished = starting.map_or(Ok(()), Starting::finish);
         finished.map_err(|os| refused(&self.plan.program.file, os))
@@ -223,6 +244,7 @@ fn has_terminal(plan: &Plan) -> bool {
     plan.nproc == 1 && [0, 1, 2].iter().all(|&number| copy_of(number).is_ok_and(|fd| is_terminal(&fd)))
 }
 
+/// The filter of one stream, if there are texts to look for.
 fn filter(dir: &AttemptDir, stream: &str, needles: &[String]) -> Result<Option<Arc<Filter>>> {
     if needles.is_empty() {
         return Ok(None);
@@ -232,10 +254,12 @@ fn filter(dir: &AttemptDir, stream: &str, needles: &[String]) -> Result<Option<A
     Ok(Some(Arc::new(Filter { needles, file: Arc::new(file), path })))
 }
 
+/// A copy of one of this process's standard streams.
 fn copy_of(number: i32) -> Result<OwnedFd> {
     fd::copy_of_stdio(number).map_err(no_room)
 }
 
+/// The error of a descriptor that could not be made, with the limit on them.
 fn no_room(os: std::io::Error) -> LaunchError {
     let limit = crate::sys::limits::descriptors_text().unwrap_or_default();
     LaunchError::System { what: format!("making a worker's pipes ({limit})"), os }
