@@ -132,9 +132,12 @@ impl FailureReport {
 struct Tally<'a> {
     /// The ranks whose failure was a consequence, by the processes that they had waited for.
     consequences: BTreeMap<&'a Vec<Peer>, Vec<usize>>,
+    /// Those that failed by themselves, later.
     failed: usize,
     succeeded: usize,
+    /// Those that the teardown ended.
     victims: usize,
+    /// Those that have not ended.
     running: usize,
 }
 

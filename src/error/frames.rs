@@ -8,22 +8,38 @@ use crate::sys::image::{self, Module};
 use crate::sys::symbols::{self, Symbol};
 use crate::sys::trace;
 
-/// One call in a [`Traceback`](crate::Traceback).
+/// One call in a [`Traceback`](crate::Traceback). As text it is the function, and on a line of its own `at file:line:column` as far as
+/// these are known.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::Error;
+///
+/// fn work(_rank: usize, _: ()) -> anyhow::Result<()> {
+///     panic!("weights became NaN")
+/// }
+///
+/// # fn main() {
+/// let Err(Error::ProcessRaised(exception)) = phalanx::spawn(work, (), 1) else { panic!("it panics") };
+/// let innermost = &exception.traceback().frames()[0];
+/// assert!(innermost.function.ends_with("::work"), "{innermost}");
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Frame {
-    /// The function's path, or the address as text where it has no name.
+    /// The function's path; where it has no name, the object and the offset in it, as `libm.so.6+0x1b2f`.
     pub function: String,
-    /// The source file, as the compiler was given it.
+    /// The source file, as the compiler was given it; `None` without debug information, as are the line and the column.
     pub file: Option<String>,
-    /// The line in that file, from 1.
+    /// The line in that file, from 1 on.
     pub line: Option<u32>,
-    /// The column in that line, from 1.
+    /// The column in that line, from 1 on.
     pub column: Option<u32>,
 }
 
 impl Frame {
-    /// One of which nothing is known but its name.
+    /// A frame of which nothing is known but its function's name.
     pub(super) fn of(function: &str) -> Self {
         Self { function: function.to_owned(), file: None, line: None, column: None }
     }
@@ -70,7 +86,7 @@ pub(crate) struct Callee {
     /// Where in this process the function begins which decodes the arguments and calls it. Frames below that one are the
     /// library's.
     pub(crate) trampoline: usize,
-    /// The same of what runs before it: its name, and where its caller begins.
+    /// The name and the trampoline of the function that runs before it, as `Options::on_start` says, if there is one.
     pub(crate) hook: Option<(&'static str, usize)>,
 }
 
@@ -107,6 +123,7 @@ struct RawFrame<'a> {
 }
 
 impl<'a> RawFrame<'a> {
+    /// Finds the object of an address.
     fn new(address: u64, modules: &'a [Module]) -> Self {
         let module = modules.iter().find(|module| module.contains(address));
         Self { module, offset: module.map_or(address, |module| module.offset_of(address)) }
@@ -120,21 +137,25 @@ impl<'a> RawFrame<'a> {
             .is_some_and(|at| trace::is_in_function(at, function))
     }
 
+    /// Whether libc has it.
     fn is_in_libc(&self) -> bool {
         self.module.is_some_and(|module| image::is_libc(&module.name))
     }
 
+    /// The frames of the address: several where functions were inlined, and at least one.
     fn resolve(&self) -> Vec<Frame> {
         let frames = self.named();
         if frames.is_empty() { vec![self.unnamed()] } else { frames }
     }
 
+    /// The functions that symbols or debug information name there; none, where neither does.
     fn named(&self) -> Vec<Frame> {
         // It is a return address: the call is the instruction before.
         let at = |module| symbols::symbols_at(module, self.offset.wrapping_sub(1));
         self.module.map(at).unwrap_or_default().into_iter().filter_map(named).collect()
     }
 
+    /// A frame that says where the address lies, and nothing else.
     fn unnamed(&self) -> Frame {
         let function = match self.module {
             Some(module) if module.is_main() => format!("executable+{:#x}", self.offset),
@@ -163,10 +184,10 @@ const MACHINERY: [&str; 8] = [
     "phalanx::sys::trace::",
 ];
 
-/// The same by whole names, of builds with bare names.
+/// Functions of that machinery by their whole names, in builds whose symbols have no paths.
 const MACHINERY_NAMES: [&str; 2] = ["rust_begin_unwind", "__rust_try"];
 
-/// With what libc raises a signal.
+/// The functions with which libc raises a signal.
 const RAISING_OF_LIBC: [&str; 8] = [
     "__pthread_kill_implementation",
     "__pthread_kill_internal",
@@ -178,11 +199,11 @@ const RAISING_OF_LIBC: [&str; 8] = [
     "__GI_abort",
 ];
 
-/// The same by source files, since names are bare where the profile has line tables only.
+/// The source files of that machinery, since names have no paths where the profile has line tables only.
 const MACHINERY_SOURCES: [&str; 4] =
     ["/library/core/src/", "/library/alloc/src/", "/library/std/src/", "/anyhow-1."];
 
-/// Where libc begins a thread.
+/// The functions in which libc begins a thread.
 const THREAD_STARTS: [&str; 4] = ["start_thread", "__clone3", "clone3", "clone"];
 
 /// Drops what raised the failure at the inner end and what called the user's function at the outer one.

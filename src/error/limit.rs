@@ -5,7 +5,8 @@ use std::{fmt, io};
 use crate::sys::limits::{self, Shortage};
 use crate::sys::memory;
 
-/// The limit that such an error means, with its numbers.
+/// The limit that an error of the system means, with its numbers: `RLIMIT_NOFILE is 1024 of at most 4096`. `None` if it means none, or
+/// the numbers cannot be read.
 pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
     match Shortage::of(error)? {
         Shortage::Descriptors => limits::descriptors_text(),
@@ -19,7 +20,7 @@ pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
             }
             _ => Some(memory::available()?.to_string()),
         },
-        // Of which file system, who was told it knows.
+        // The error does not say which file system is full; its caller does.
         Shortage::Space => None,
     }
 }
@@ -27,12 +28,12 @@ pub(crate) fn limit_met(error: &io::Error) -> Option<String> {
 /// How many mappings below the limit there may be none left: the kernel counts some that it does not list.
 const MAPPINGS_OF_KERNEL: usize = 8;
 
-/// The words of such an error, with the limit.
+/// The text of an error of the system, and in brackets the limit that it means.
 pub(crate) fn with_limit(error: &io::Error) -> String {
     format!("{error}{}", InBrackets(limit_met(error).as_deref()))
 }
 
-/// What may stand behind an error.
+/// A text in brackets behind an error, if there is one.
 pub(super) struct InBrackets<'a>(pub(super) Option<&'a str>);
 
 impl fmt::Display for InBrackets<'_> {

@@ -6,6 +6,15 @@ use serde::{Deserialize, Serialize};
 
 /// A process that others wait for, named by its part in the job. As text it is `rank 3 (pid 812)`, `the launcher (pid 7)` or
 /// `process 9`.
+///
+/// ```
+/// use phalanx::Peer;
+///
+/// let peer = Peer::Rank { rank: 3, pid: 812 };
+/// assert_eq!(peer.to_string(), "rank 3 (pid 812)");
+/// assert_eq!((peer.rank(), peer.pid()), (Some(3), 812));
+/// assert_eq!(Peer::Launcher { pid: 7 }.rank(), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Peer {

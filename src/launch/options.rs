@@ -50,6 +50,7 @@ use crate::sys::signal::Signal;
 /// | `TORCH_NCCL_ASYNC_ERROR_HANDLING` | 1, unless it is set |
 /// | `OMP_NUM_THREADS` | cores ÷ workers and at least 1, if there are several workers and it is not set |
 /// | `PHALANX_TENSORS` | what [`tensor`](Self::tensor) has handed over |
+/// | `PHALANX_STOP_FD` | a descriptor that is at its end when the worker is being ended |
 ///
 /// # How workers are ended
 ///
