@@ -15,7 +15,7 @@ use super::error::{Error, Step};
 use super::input::{Names, Reader};
 use super::tag;
 
-/// What comes up to `END`: the items of a sequence without runs, or the entries of a map.
+/// The parts before an `END`: the items of a sequence without runs, or the entries of a map.
 #[derive(Debug)]
 pub(super) struct UntilEnd<'a, 'de> {
     pub(super) reader: &'a mut Reader<'de>,
@@ -30,7 +30,7 @@ impl<'a, 'de> UntilEnd<'a, 'de> {
         Self { reader, hint, ended: false }
     }
 
-    /// Whether another one comes; goes past the end if none does.
+    /// Whether another part comes. If none does, the end mark is read.
     #[inline]
     pub(super) fn goes_on(&mut self) -> Result<bool, Error> {
         if !self.ended && self.reader.peek()? == tag::END {
@@ -40,13 +40,13 @@ impl<'a, 'de> UntilEnd<'a, 'de> {
         Ok(!self.ended)
     }
 
-    /// Sees that all were read.
+    /// Returns an error unless all parts were read.
     #[inline]
     pub(super) fn end(mut self) -> Result<(), Error> {
         if self.goes_on()? { Err(unread()) } else { Ok(()) }
     }
 
-    /// What a visitor may reserve: each part has a byte at the least.
+    /// The number of parts for which a visitor may reserve room: no more than there are bytes left, since each part has at least one.
     #[inline]
     pub(super) fn size_hint(&self) -> Option<usize> {
         Some(self.hint.min(self.reader.rest().len()))
@@ -107,9 +107,9 @@ impl<'de> MapAccess<'de> for &mut Entries<'_, 'de> {
 #[derive(Debug)]
 pub(super) struct Fields<'a, 'de> {
     reader: &'a mut Reader<'de>,
-    /// The names of the type's fields that have not come yet, if the fields come in the type's order. They do, unless some
-    /// were skipped or have aliases, which stand among the names too. Then each later name is checked to be UTF-8, and nothing else
-    /// depends on the order.
+    /// The names of the type's fields that come next, if fields come in the type's order. They come in another order if some were
+    /// skipped or have aliases, which stand among the names too. Then each later name is checked to be UTF-8; nothing else depends on
+    /// the order.
     names: Names,
     /// The name of the last field, for errors.
     name: &'de str,
@@ -164,7 +164,7 @@ fn name(name: &str) -> BorrowedStrDeserializer<'_, Error> {
     BorrowedStrDeserializer::new(name)
 }
 
-/// A variant that holds something.
+/// A variant that holds a value.
 #[derive(Debug)]
 pub(super) struct Variant<'a, 'de> {
     name: &'de str,
@@ -197,7 +197,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
 impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
 
-    // Reads a unit, rather than nothing: the writer has put a value here, and the type took it for a variant without one.
+    // Reads a unit, and not nothing: the writer has put a value here, though the type expects a variant without one.
     #[inline]
     fn unit_variant(self) -> Result<(), Error> {
         self.hold(|reader| Deserialize::deserialize(reader))
@@ -223,7 +223,7 @@ impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
     }
 }
 
-/// A variant that holds something, as JSON has it: a map of one entry.
+/// A variant that holds a value in the form that JSON has for it: a map of one entry.
 #[derive(Debug)]
 pub(super) struct OneEntry<'a, 'de> {
     name: &'de str,

@@ -1,7 +1,7 @@
-//! Bytes to values: serde's Deserializer. Whatever the bytes are, they are an error at worst.
+//! Bytes to values: serde's Deserializer. Bytes of any kind give a value or an error, never a panic.
 //!
-//! The tag, not the type, decides what is read. A method such as `deserialize_u32` first tries what is usual for it, without a
-//! detour; for any other tag [`Reader::value`] shows the visitor what is there, and the visitor accepts it or says what it
+//! The tag, not the type, decides what is read. A method such as `deserialize_u32` first tries the tags that are usual for it; for
+//! any other tag [`Reader::value`] gives the visitor what is there, and the visitor accepts it or says what it
 //! expected. That is how JSON readers work, and why types written for them work here.
 
 use serde::Deserializer;
@@ -14,12 +14,12 @@ use super::input::{Integer, Names, Reader};
 use super::sequence::{FewItems, Items};
 use super::{RUN_FROM, tag};
 
-/// How deeply values may be nested that a type reads without saying what they are, as in `serde_json::Value` and with
-/// `flatten`: what is read then is as deep as the bytes say, not as the type does.
+/// How deeply values may be nested in a type that takes any kind of value, as `serde_json::Value` does, and `flatten`: there the bytes,
+/// not the type, say how deep the reader recurses.
 const MOST_NESTED: usize = 128;
 
 impl<'de> Reader<'de> {
-    /// The value of this tag, presented as what it is.
+    /// Reads the value that this tag begins, by the visitor's method for its kind.
     fn value<V: Visitor<'de>>(&mut self, tag: u8, visitor: V) -> Result<V::Value, Error> {
         match self.integer(tag)? {
             Some(Integer::Unsigned(number)) => return visitor.visit_u64(number),
@@ -53,8 +53,8 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// Reads what is nested in a value of which the type does not say what it is. Only such values are counted: those that a type
-    /// itself nests, as in a linked list, are as deep as the sender made them.
+    /// Reads the parts of a value in a type that takes any kind of value, and counts how deep these are nested. Values that a type itself
+    /// nests, as a linked list does, are not counted: they are as deep as the sender made them.
     fn within<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.nested == MOST_NESTED {
             return Err(Error::new(format!(
@@ -70,8 +70,8 @@ impl<'de> Reader<'de> {
     #[inline]
     fn items<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
         let hint = self.length()?;
-        // The writer begins runs by the same rule, so a short sequence has none. One that has some all the same is damaged, and
-        // `RUN` begins no value.
+        // The writer follows the same rule, so a short sequence has no runs. A damaged one that has some is an error, since `RUN`
+        // begins no value.
         if hint < RUN_FROM {
             let mut items = FewItems::of(self, hint);
             let value = visitor.visit_seq(&mut items)?;
@@ -96,7 +96,7 @@ impl<'de> Reader<'de> {
         fields.end().map(|()| value)
     }
 
-    /// What is a sequence to the type that reads it.
+    /// Reads whatever a type may read as a sequence.
     #[inline]
     fn sequence<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
         match self.value_tag()? {
@@ -120,8 +120,8 @@ macro_rules! integers {
                 return visitor.$visit(tag as $type);
             }
             let Some(integer) = self.integer(tag)? else { return self.value(tag, visitor) };
-            // An integer is written in as few bytes as it fits into, so its tag tells nothing of its type. A visitor may know
-            // one `visit_` method alone, which is that of the type it asked for: it gets that one wherever the number fits.
+            // An integer is written in as few bytes as it fits into, so its tag does not tell its type. A visitor may have the
+            // `visit_` method of the requested type only, so that method is called if the number fits its type.
             match integer {
                 Integer::Unsigned(number) => match <$type>::try_from(number) {
                     Ok(number) => visitor.$visit(number),
@@ -158,8 +158,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             let tag = self.byte()?;
             return self.value(tag, visitor);
         }
-        // `Some` of what would be `None` itself must be told from that. Any other is what it holds, as in JSON:
-        // few visitors know of `Some`.
+        // `Some` of a value that would be read as `None` itself is given to the visitor as `Some`. Every other `Some` is read as the
+        // value that it holds, as in JSON, since few visitors have `visit_some`.
         let inside = self.rest().iter().find(|&&tag| tag != tag::SOME);
         if matches!(inside, Some(&(tag::NONE | tag::UNIT))) {
             self.byte()?;
@@ -208,7 +208,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         match self.peek()? {
             tag::NONE | tag::UNIT => self.byte().and_then(|_| visitor.visit_none()),
             tag::SOME => self.byte().and_then(|_| visitor.visit_some(self)),
-            // No tag for `Some`: what wrote this was no `Option`, as with a field that `Serialize` writes bare when it is there.
+            // No tag of `Some`: the value was not written as an `Option`, as when `Serialize` writes a field bare if it is there.
             _ => visitor.visit_some(self),
         }
     }
@@ -285,7 +285,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             tag::UNIT_VARIANT => visitor.visit_enum(BorrowedStrDeserializer::new(self.variant()?)),
             tag::STR => visitor.visit_enum(BorrowedStrDeserializer::new(self.text()?)),
             tag::VARIANT => visitor.visit_enum(Variant::of(self.variant()?, self)),
-            // As JSON has variants, and so whatever writes them in that form.
+            // A map of one entry is a variant in JSON's form, which some types write.
             tag::MAP => {
                 let mut entries = Entries::of(self)?;
                 let value = visitor.visit_enum(MapAccessDeserializer::new(&mut entries))?;

@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Display};
 
-/// What serde or a type said, and the path to the field of which it was said. The path grows on the error's way out, a step for
-/// each value that contains the last: a reader without errors keeps no path. Boxed, so that every `Result` stays small.
+/// What serde or a type said, and the path to the field that it was said about. The path is built while the error is returned, a step
+/// for each value that contains the last one, so that a reader without errors keeps no path. Boxed, so that every `Result` stays
+/// small.
 #[derive(Debug)]
 pub(crate) struct Error(Box<Told>);
 
@@ -27,21 +28,21 @@ impl Error {
         Self(Box::new(Told { text: text.into(), path: Vec::new() }))
     }
 
-    /// It is one step further out than was known.
+    /// Adds the step that leads to what the path has so far.
     #[cold]
     pub(super) fn within(mut self, step: Step) -> Self {
         self.0.path.push(step);
         self
     }
 
-    /// With the name of the type whose value it is.
+    /// The text of the error, with the path and the name of the type whose value was written or read.
     pub(crate) fn of_type<T>(&self) -> String {
         let (name, path) = (std::any::type_name::<T>(), self.path());
         let text = &self.0.text;
         if path.is_empty() { format!("{name}: {text}") } else { format!("`{path}` of {name}: {text}") }
     }
 
-    /// As one would write it in Rust.
+    /// The path in Rust's spelling: `points[3].x`.
     fn path(&self) -> String {
         let path = self.0.path.iter().rev().map(Step::to_string).collect::<String>();
         path.strip_prefix('.').unwrap_or(&path).to_owned()

@@ -14,15 +14,15 @@ pub(super) type Names = &'static [&'static str];
 /// Reads values from bytes.
 #[derive(Debug)]
 pub(super) struct Reader<'de> {
-    /// The message from its first byte, in which names are found again.
+    /// The whole message, since a name may refer to an earlier place in it.
     whole: &'de [u8],
-    /// What was not read yet.
+    /// The bytes that were not read yet.
     rest: &'de [u8],
-    /// How deep the reader is in values of types that read whatever there is; see `within`.
+    /// How deeply nested the present value is, counting only values of types that take any kind of value; see `within`.
     pub(super) nested: usize,
 }
 
-/// Bytes that each number of this tag has. `None`: it is no number's.
+/// The size in bytes of a number with this tag; `None`: it is not the tag of a number.
 #[inline]
 pub(super) fn width(tag: u8) -> Option<usize> {
     match tag {
@@ -117,7 +117,7 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(self.slice()?).map_err(Error::custom)
     }
 
-    /// A name, or the end of names. `expected` is what it mostly is: a name that equals it need not be checked to be UTF-8.
+    /// A name; `None` at the end of names. `expected` is the likeliest name: one that equals it need not be checked to be UTF-8.
     #[inline]
     pub(super) fn name(&mut self, expected: &'static str) -> Result<Option<&'de str>, Error> {
         const END: u8 = END_OF_NAMES as u8;
@@ -126,7 +126,7 @@ impl<'de> Reader<'de> {
                 self.rest = rest;
                 return Ok(None);
             }
-            // The whole name, whose head is one byte: then one comparison of head and name does for the usual case.
+            // The usual case: the expected name in full, with a head of one byte. One comparison finds that out.
             Some((&head @ ..128, rest)) if usize::from(head) == 2 * expected.len() + 1 => {
                 if let Some((name, rest)) = rest.split_at_checked(expected.len())
                     && name == expected.as_bytes()
@@ -169,8 +169,8 @@ impl<'de> Reader<'de> {
         self.name("")?.ok_or_else(|| Error::new("the bytes are damaged: a variant without a name"))
     }
 
-    /// The tag of a value, past those that say that it is `Some`: a type that asks for a number where `Some` of one was written
-    /// gets the number, as with JSON. A loop, since a recursion would let hostile bytes exhaust the stack.
+    /// The tag of a value, after any [`tag::SOME`]: a type that asks for a number where `Some` of a number was written gets the number,
+    /// as with JSON. A loop, since a recursion would let hostile bytes exhaust the stack.
     #[inline]
     pub(super) fn value_tag(&mut self) -> Result<u8, Error> {
         loop {
@@ -181,7 +181,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// The integer of this tag, if it is one of at most 64 bits.
+    /// The integer that this tag begins; `None`: the tag is not that of an integer of at most 64 bits.
     #[inline]
     pub(super) fn integer(&mut self, tag: u8) -> Result<Option<Integer>, Error> {
         Ok(Some(match tag {

@@ -49,12 +49,12 @@ pub(crate) use self::error::Error;
 mod tag {
     pub(super) const SMALL: u8 = 128;
     pub(super) const NONE: u8 = 128;
-    /// Then the value.
+    /// Followed by the value.
     pub(super) const SOME: u8 = 129;
     pub(super) const UNIT: u8 = 130;
     pub(super) const FALSE: u8 = 131;
     pub(super) const TRUE: u8 = 132;
-    // Numbers: then their bytes.
+    // Numbers, each followed by its bytes.
     pub(super) const U8: u8 = 133;
     pub(super) const U16: u8 = 134;
     pub(super) const U32: u8 = 135;
@@ -67,35 +67,35 @@ mod tag {
     pub(super) const I128: u8 = 142;
     pub(super) const F32: u8 = 143;
     pub(super) const F64: u8 = 144;
-    /// Then a u32.
+    /// Followed by a u32.
     pub(super) const CHAR: u8 = 145;
-    // Then the length, and the bytes.
+    // Followed by the length and the bytes.
     pub(super) const STR: u8 = 146;
     pub(super) const BYTES: u8 = 147;
-    /// Then how many items there will probably be, the items, and [`END`].
+    /// Followed by a hint of how many items there are, the items, and [`END`].
     pub(super) const SEQ: u8 = 148;
-    /// Among the items of a sequence: then a number's tag, how many there are (8 bytes), and their bytes without tags.
+    /// Among the items of a sequence: followed by the tag of all numbers of the run, their count (8 bytes), and their bytes without tags.
     pub(super) const RUN: u8 = 149;
-    /// Then how many entries there will probably be, keys and values in turn, and [`END`].
+    /// Followed by a hint of how many entries there are, keys and values in turn, and [`END`].
     pub(super) const MAP: u8 = 150;
-    /// Then names and values in turn, and the end of names.
+    /// Followed by names and values in turn, and [`END_OF_NAMES`](super::END_OF_NAMES).
     pub(super) const STRUCT: u8 = 151;
-    /// Then the variant's name.
+    /// Followed by the variant's name.
     pub(super) const UNIT_VARIANT: u8 = 152;
-    /// Then the variant's name, and what it holds.
+    /// Followed by the variant's name and the value that it holds.
     pub(super) const VARIANT: u8 = 153;
     pub(super) const END: u8 = 255;
 }
 
-/// How a name begins: with 0 there is none any more; an odd number is the length of the name, times two; an even one says
-/// where in the message the name stood before, times two.
+/// The head of a name (LEB128): 0 where names end; an odd number is twice the name's length plus one, and the name follows; an even
+/// number is twice the place in the message where the name stood before.
 const END_OF_NAMES: u64 = 0;
 
-/// How many items a sequence has at the least whose numbers become a run: the head of one has 10 bytes.
+/// Sequences of at least this many items may have runs. A run saves a byte for each number and has a head of 10 bytes.
 const RUN_FROM: usize = 8;
 
-/// Bytes of the longest name that is referred to. With 63 its head is one byte (2 * 63 + 1 = 127). The limit also bounds the
-/// work for hostile bytes: a message of references to one name of a megabyte would make the reader check that name each time.
+/// The length in bytes of the longest name that is referred to. With 63 its head is one byte (2 * 63 + 1 = 127). The limit also
+/// bounds the work for hostile bytes: each reference makes the reader check the whole name once more.
 const LONGEST_KNOWN: usize = 63;
 
 /// The bytes of a value.
@@ -103,14 +103,14 @@ pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> 
     write_into(Vec::new(), value)
 }
 
-/// As [`write`], after what is in a buffer.
+/// Writes a value as [`write`] does, behind the bytes that a buffer has already.
 pub(crate) fn write_into<T: Serialize + ?Sized>(buffer: Vec<u8>, value: &T) -> Result<Vec<u8>, Error> {
     let mut writer = writer::Writer::new(buffer);
     value.serialize(&mut writer)?;
     Ok(writer.into_bytes())
 }
 
-/// Reads a value, which is all that there is.
+/// Reads a value. Bytes that are left over are an error.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let mut reader = input::Reader::new(bytes);
     let value = T::deserialize(&mut reader)?;

@@ -9,11 +9,11 @@ use super::error::{Error, Step};
 use super::writer::{Writer, varint};
 use super::{END_OF_NAMES, tag};
 
-/// Writes the parts of a value. How many there are is what comes, not what a type said before.
+/// Writes the parts of a value. Their number is that of the parts which come, whatever a type has stated before.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) writer: &'a mut Writer,
-    /// The number of the next item; of a map, where the last key is in the buffer.
+    /// In a sequence, the number of the next item; in a map, the place of the last key in the buffer.
     pub(super) at: usize,
 }
 

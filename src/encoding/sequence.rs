@@ -2,7 +2,7 @@
 //!
 //! A sequence is a hint of its length, items, and `END`. A long one may begin with a run: `RUN`, the tag that all its numbers have,
 //! their count in 8 bytes, and their bytes. Items that do not fit into the run follow it, each with its tag. The reader takes
-//! runs anywhere in the sequence. A short sequence has none, and a reader of its own, which has less to look at.
+//! runs anywhere in the sequence. A short sequence has no runs, and so it has a simpler reader.
 
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
@@ -28,7 +28,7 @@ pub(super) struct Items<'a, 'de> {
 #[derive(Debug)]
 pub(super) struct FewItems<'a, 'de> {
     parts: UntilEnd<'a, 'de>,
-    /// How many were read, for errors.
+    /// How many items were read, for errors.
     count: usize,
 }
 
@@ -64,7 +64,7 @@ impl<'de> SeqAccess<'de> for &mut FewItems<'_, 'de> {
     }
 }
 
-/// What is left of a run: the tag that its numbers have, and their bytes.
+/// The rest of a run: the tag that all its numbers have, and the bytes of those that were not read yet.
 #[derive(Debug)]
 struct Run<'de> {
     tag: u8,
@@ -77,7 +77,7 @@ impl<'a, 'de> Items<'a, 'de> {
         Self { reader, hint, count: 0, run: Run { tag: tag::U8, bytes: &[] }, ended: false }
     }
 
-    /// Goes to the next item, if there is one: past the head of a run, or the end.
+    /// Goes to the next item, if there is one, past the heads of runs; or past the end.
     #[inline]
     fn advance(&mut self) -> Result<bool, Error> {
         // A loop, since damaged bytes may have runs of no numbers.
@@ -107,7 +107,7 @@ impl<'a, 'de> Items<'a, 'de> {
         Ok(())
     }
 
-    // Apart, so that the numbers of a run are read in a loop without a call.
+    // Not inlined, so that the loop over the numbers of a run has no call in it.
     #[inline(never)]
     fn next_tagged<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         if !self.advance()? {
@@ -127,14 +127,14 @@ impl<'a, 'de> Items<'a, 'de> {
         match seed.deserialize(Bare(&mut self.run)) {
             Ok(item) => Ok(Some(item)),
             Err(error) => {
-                // `count` has the whole run already: less the numbers after this one, and this one.
+                // `count` includes the whole run: the index of this item is that without the numbers after it, and itself.
                 let after = self.run.bytes.len() / width(self.run.tag).unwrap_or(1);
                 Err(error.within(Step::Item(self.count - after - 1)))
             }
         }
     }
 
-    /// Sees that all were read.
+    /// Returns an error unless all items were read.
     #[inline]
     pub(super) fn end(mut self) -> Result<(), Error> {
         if self.advance()? { Err(unread()) } else { Ok(()) }
@@ -151,7 +151,7 @@ impl<'de> SeqAccess<'de> for &mut Items<'_, 'de> {
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        // An item has a byte at the least.
+        // Each item has at least one byte.
         Some(self.hint.min(self.run.bytes.len() + self.reader.rest().len()))
     }
 }
@@ -187,7 +187,7 @@ macro_rules! bare {
 
             $(#[inline]
             fn $method<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
-                // Mostly it is read as what it was written.
+                // The usual case: a number is read as the type that it was written as.
                 if self.0.tag == tag::$tag {
                     return visitor.$visit(<$type>::from_le_bytes(self.array()?));
                 }

@@ -1,8 +1,8 @@
 //! Values to bytes: serde's Serializer.
 //!
 //! Each method writes a tag and what belongs to it (see [`tag`]). A newtype struct is what it holds, as in JSON; a tuple is a
-//! sequence. Whatever is no number goes through [`Writer::tag`], which ends a run: a method that pushed its tag past it would
-//! put the tag among the run's numbers.
+//! sequence. The tag of everything but numbers is written by [`Writer::tag`], which ends a run first. A method that pushed its tag
+//! into the buffer itself would put it among the run's numbers.
 
 use serde::ser::{self, Serialize};
 
@@ -28,7 +28,7 @@ fn tagged<const N: usize>(out: &mut Vec<u8>, tag: u8, bytes: [u8; N]) {
     out.extend_from_slice(&bytes);
 }
 
-/// In as few bytes as it fits into.
+/// Writes an integer in as few bytes as it fits into.
 #[inline]
 fn unsigned(out: &mut Vec<u8>, number: u64) {
     if number < tag::SMALL.into() {
@@ -97,7 +97,7 @@ impl<'a> ser::Serializer for &'a mut Writer {
     fn serialize_u128(self, number: u128) -> Result<(), Error> {
         // Numbers of 128 bits have no runs.
         self.end_run();
-        // What fits is written as any other integer, which types without a number of 128 bits can read too.
+        // A number that fits into 64 bits is written as one, so that types without 128 bits can read it too.
         match u64::try_from(number) {
             Ok(number) => unsigned(&mut self.out, number),
             Err(_) => tagged(&mut self.out, tag::U128, number.to_le_bytes()),

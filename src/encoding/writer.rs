@@ -13,30 +13,30 @@ use std::cell::Cell;
 use super::input::width;
 use super::{LONGEST_KNOWN, RUN_FROM, tag};
 
-/// What is reserved at the most for a run: how many items it has is only what the type says.
+/// The most bytes that are reserved for a run, since the number of its items is only what the type states.
 const RESERVE: usize = 16 << 20;
 /// Bytes of the count in the head of a run.
 const COUNT: usize = 8;
 
-/// How many names are looked through for one that was there before. A type with more different ones has the others written whole:
-/// to search all of them for each name would take time by the square of their number.
+/// The number of names that are searched for one that was written before. Of a type with more names the others are written in full
+/// each time: searching all would take time by the square of their number.
 const MOST_KNOWN: usize = 1024;
 
 /// Writes values to a buffer.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) out: Vec<u8>,
-    /// Where the message begins.
+    /// Where the message begins in the buffer.
     begin: usize,
-    /// Whether a sequence or a map has begun: only then do names come more than once, as a rule, and are worth looking for.
+    /// Whether a sequence or a map has begun: as a rule names come more than once only then, and are worth searching for.
     repeats: bool,
-    /// The names that were written since then, and where in the message.
+    /// The names that were written since then, and their places in the message.
     names: Vec<(&'static str, usize)>,
     /// The number of the name that probably comes next.
     next_name: usize,
     /// The tag of the run that numbers continue, [`NO_RUN`], or [`READY`].
     run: u8,
-    /// Where the run's count stands; before it begins, how many items there will probably be.
+    /// The place of the run's count in the buffer; before the run begins, the probable number of items.
     run_at: usize,
 }
 
@@ -67,13 +67,13 @@ impl Writer {
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         if self.names.capacity() > 0 {
             self.names.clear();
-            // While a thread ends, its spare may be gone: then this list is freed, too.
+            // While a thread ends, its spare list may be gone: then this list is freed.
             let _ = SPARE.try_with(|spare| spare.set(self.names));
         }
         self.out
     }
 
-    /// Begins what is no number.
+    /// Writes the tag of anything but a number, and ends a run.
     #[inline]
     pub(super) fn tag(&mut self, tag: u8) {
         self.end_run();
@@ -108,14 +108,14 @@ impl Writer {
     }
 
     fn other_name(&mut self, name: &'static str) {
-        // The very same string: to compare texts would take longer than it saves.
+        // Pointers and lengths are compared: comparing texts would take longer than a reference saves.
         if let Some(number) = self.names.iter().position(|(known, _)| std::ptr::eq(*known, name)) {
             self.next_name = number + 1;
             return varint(&mut self.out, 2 * self.names[number].1 as u64);
         }
         let at = self.out.len() - self.begin;
         if self.names.capacity() == 0 {
-            // While a thread ends, its own may be gone already.
+            // While a thread ends, its spare list may be gone already.
             self.names = SPARE.try_with(Cell::take).unwrap_or_default();
         }
         if name.len() <= LONGEST_KNOWN && self.names.len() < MOST_KNOWN {
@@ -130,7 +130,7 @@ impl Writer {
         self.out.extend_from_slice(name.as_bytes());
     }
 
-    /// A number: in a run its bytes, else what `alone` writes.
+    /// Writes a number: only its bytes where it continues a run, else what `alone` writes.
     #[inline]
     pub(super) fn number<const N: usize>(
         &mut self,

@@ -18,7 +18,7 @@ use crate::worker::Changes;
 
 /// The environment of workers: this process's own, with changes.
 pub(super) fn environment(changes: &[(String, String)]) -> impl Iterator<Item = (OsString, OsString)> {
-    // A marker is this process's own, if it is a worker that starts workers and still has one: theirs is another.
+    // A worker that starts workers may still have its own marker in its environment. Theirs are others.
     let changed = |key: &OsString| {
         changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER || key == SERVER
     };
@@ -49,7 +49,7 @@ pub(super) fn of_caller(changes: &[(String, String)]) -> Result<Attributes, Erro
     })
 }
 
-/// How the calling thread and the server see each other. `None` where that tells nothing.
+/// Whether the calling thread may inspect the server, to be compared with the reverse. `None` where that says nothing about rules.
 pub(super) fn landlock_probe(server: u32) -> Option<LandlockProbe> {
     // Asked of the kernel by a call that needs ptrace access to the other and changes nothing. Where this process is not dumpable
     // (prctl(2)), every such call fails, whatever rules there are.
@@ -64,7 +64,7 @@ pub(super) fn compare(attributes: &Attributes, own: &Standing) -> Result<(), Tro
         here: here.to_owned(),
         there: there.to_owned(),
     };
-    // Landlock rules cannot be read, by anybody. But a process with rules may inspect only processes that have at least the same ones
+    // No process can read Landlock rules. But a process with rules may inspect only processes that have at least the same ones
     // (landlock(7), "Ptrace restrictions"). So where each may inspect the other, both have the same rules.
     let rules = match attributes.landlock.filter(|_| standing::is_inspectable()) {
         Some(LandlockProbe { sees_server: false, .. }) => Some(landlock("some", "others or none")),
@@ -95,17 +95,19 @@ pub(super) fn apply(
     // Not undone after the forks: the next request has all of it, too.
     set_environment(&attributes.environment);
     env::set_umask(attributes.umask);
-    // By a descriptor (fchdir(2)), not by its path: the launcher's directory may have been moved, or lie behind another mount since.
+    // By a descriptor (fchdir(2)), not by its path: since the launcher entered its directory, this may have been moved, or lie behind
+    // another mount.
     dir::enter(dir)?;
     for (number, stream) in [1, 2].into_iter().zip(output) {
-        // The launcher's stdout and stderr of now, not those of when the server began: it may have redirected them since (dup2).
+        // The launcher's present stdout and stderr: it may have redirected them (dup2) since the server began.
         fd::put_at(stream, number)?;
     }
     Ok(())
 }
 
 fn set_environment(wanted: &[(Vec<u8>, Vec<u8>)]) {
-    // One thread, so getenv(3) races with nobody: that is why the server may change its environment, and a launcher may not.
+    // This process has one thread, so no getenv(3) runs meanwhile: that is why the server may change its environment, and a launcher
+    // may not.
     let is_wanted = |key: &OsString| wanted.iter().any(|(name, _)| name == key.as_encoded_bytes());
     let gone: Vec<_> = std::env::vars_os().map(|(key, _)| key).filter(|key| !is_wanted(key)).collect();
     gone.iter().for_each(env::remove);

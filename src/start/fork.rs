@@ -12,7 +12,7 @@ use crate::worker::{self, Origin};
 pub(super) fn start(plan: &Plan, worker: &Prepared) -> Result<u32, Failure> {
     // Before the fork: its numbers are the same in the child, but the launcher's pid is this process's.
     let marker = plan.marker(worker);
-    // What is buffered would be written by both. A closed stdout has lost it anyway.
+    // Both processes would write what is buffered. An error means that stdout is closed, and the text lost in any case.
     let _ = io::stdout().flush();
     storage::expect_fork();
     // Asked for each worker: a library may have started a thread since the one before. A fork has no other thread than the

@@ -99,8 +99,8 @@ impl<'a> ForkBatch<'a> {
         let deadline = Moment::now().checked_add(ANSWER * len as u32);
         let (reply, pidfds) = link.ask(request, deadline)?;
         if pidfds.len() != reply.pids.len() || (reply.trouble.is_none() && pidfds.len() != len) {
-            // It is not known which pidfd is whose, and some workers may have none here. They die with the server, by their death
-            // signal, and by their lifelines, which go with `workers`.
+            // Which pidfd belongs to which worker is not known, and some workers may have none here. They die with the server, by
+            // their death signals, and by their lifelines, which are dropped with `workers`.
             let (ended, pids, pidfds) = (link.end(), reply.pids.len(), pidfds.len());
             let reason =
                 format!("{ended}, since it answered {len} workers with {pids} pids and {pidfds} pidfds");

@@ -21,7 +21,7 @@ pub(super) struct OpenRequest<'a> {
     jobs: &'a [OwnedFd],
     /// The numbers that descriptors have in the launcher, and have here.
     numbers: HashMap<RawFd, RawFd>,
-    /// One for each worker that is to be forked.
+    /// The report slots, one for each worker that is to be forked.
     pub(super) slots: &'a [OwnedFd],
     lifelines: &'a [OwnedFd],
     changes: Changes,
@@ -35,8 +35,8 @@ impl<'a> OpenRequest<'a> {
             + request.numbers.len()
             + request.worker_dirs.len()
             + request.lifelines;
-        // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). With one
-        // missing, slots and lifelines would be taken for one another: a count is the only thing that tells.
+        // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). Slots and
+        // lifelines would then be taken for one another, which only the count shows.
         if descriptors.len() != expected || request.jobs == 0 {
             let came = descriptors.len();
             return Err(Trouble::Malformed(format!(

@@ -83,12 +83,12 @@ pub(super) fn link() -> MutexGuard<'static, Option<ServerLink>> {
     LINK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a worker asks for the server's guard.
+/// The socket by which workers ask the server to guard them.
 pub(crate) fn guards() -> Result<Arc<OwnedFd>, Error> {
     let mut known = link();
     let link = connected(&mut known)?;
     // The worker asks the server itself, and waits for the answer. It may not be allowed to signal the server (kill(2)), so a
-    // server that somebody has stopped has to run before.
+    // server that is stopped (SIGSTOP) has to be continued first.
     link.wake();
     Ok(link.guards())
 }
@@ -97,10 +97,10 @@ pub(crate) fn guards() -> Result<Arc<OwnedFd>, Error> {
 pub(super) fn connected(known: &mut Option<ServerLink>) -> Result<&mut ServerLink, Error> {
     if !known.as_ref().is_some_and(ServerLink::is_usable) {
         match known.take() {
-            // Of the process of which this one is a fork. `close_all` may have closed its descriptors here, and their numbers
-            // may be others' by now: to drop the link would close those.
+            // The link of the process of which this one is a fork. `close_all` may have closed its descriptors here, and their
+            // numbers may mean other descriptors by now, which dropping the link would close.
             Some(link) if !link.is_own() => std::mem::forget(link),
-            // It is reaped by this.
+            // Dropping the link reaps the server.
             dead => drop(dead),
         }
         let link = ServerLink::start()?;
@@ -123,7 +123,7 @@ fn preload(link: &ServerLink) -> Result<(), Error> {
     reply.trouble.map_or(Ok(()), |trouble| Err(before_any_rank(trouble)))
 }
 
-/// Trouble that is not a rank's.
+/// The error of trouble that concerns no rank.
 pub(super) fn before_any_rank(trouble: Trouble) -> Error {
     let reason = match trouble {
         Trouble::Preload(raised) => {

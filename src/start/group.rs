@@ -15,7 +15,7 @@ use crate::wire::slot::Slot;
 
 /// Descriptors of the launcher that a worker costs: its pidfd, its report slot, its lifeline, and its job until it is started.
 const DESCRIPTORS_PER_WORKER: usize = 4;
-/// Descriptors that starting needs besides.
+/// Descriptors that a start needs besides those of the workers.
 const SPARE_DESCRIPTORS: usize = 16;
 
 /// Raises the soft limit of descriptors to what that many workers need, as far as the hard limit goes.
@@ -36,9 +36,9 @@ pub(crate) struct Started {
     pub(crate) children: Group,
     /// The report slots, by rank.
     pub(crate) slots: Vec<Slot>,
-    /// Its descriptor is watched with the children.
+    /// What goes beside the workers' results. It is watched with the children.
     pub(crate) result_channel: ResultChannel,
-    /// What the workers were given to write to.
+    /// The memory that the workers were given to write to.
     pub(crate) loans: Vec<Loan>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn start_all(plan: Plan) -> Result<Started, Error> {
         }
         // A fork has only the thread that calls, and there is no other one that could end before the process does.
         StartMethod::Spawn | StartMethod::Fork => start_each(plan),
-        // The parent is the server, which has one thread, whoever asks it.
+        // The parent is the server, which has one thread, whichever thread asks it.
         StartMethod::ForkServer => start_by_server(plan),
     }
 }
@@ -66,7 +66,7 @@ fn start_each(mut plan: Plan) -> Result<Started, Error> {
     let mut workers = Workers::new(&plan)?;
     let template = spawn::Template::new(&plan.environment);
     for rank in 0..nprocs {
-        // Watched before the next one starts: epoll has ends in their order only for those that are watched by then.
+        // Watched before the next one starts: epoll gives ends in their order only for processes that it watches by then.
         let started =
             start_one(&mut plan, rank, &template).and_then(|(child, slot)| workers.add(child, slot));
         started.map_err(|failure| failure.for_rank(rank, nprocs))?;
@@ -98,7 +98,7 @@ fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
     Ok(workers.into_started(plan))
 }
 
-/// The first of N workers. If the others cannot follow, the drop of the group kills them together, and reaps each.
+/// The workers that have been started so far. If a further one cannot be, dropping the group kills them together and reaps each.
 struct Workers {
     children: Group,
     slots: Vec<Slot>,

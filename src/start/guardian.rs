@@ -15,7 +15,7 @@ use crate::wire::service::GuardRequest;
 
 pub(super) struct Guardian {
     requests: Socket,
-    /// By number in the epoll.
+    /// The guarded workers, by their numbers in the epoll.
     guarded: HashMap<u64, Guarded>,
     next: u64,
 }
@@ -43,10 +43,10 @@ impl Guardian {
             match self.requests.try_receive() {
                 Ok(Some(message)) => self.guard(message, epoll),
                 Ok(None) => return true,
-                // EOF: launcher and workers have closed their ends. The launcher may live on all the same, after an exec, so this
-                // is not yet the time to end anything.
+                // EOF: launcher and workers have closed their ends. The launcher may still live, as after an exec, so no worker is
+                // ended yet.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
-                // A message of another length: not from a worker, but from some process that has inherited a worker's descriptor.
+                // A message of another length is no worker's: some process has inherited a worker's descriptor.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Err(error) => {
                     complain(&format!("a worker that asks to be guarded cannot be heard: {error}"));
@@ -62,8 +62,8 @@ impl Guardian {
     fn guard(&mut self, message: Message<[u8; size_of::<GuardRequest>()]>, epoll: &Epoll) {
         let pid = u64::from_ne_bytes(message.bytes) as u32;
         let mut descriptors = message.descriptors.into_iter();
-        // The worker has sent a pidfd of itself, since only its number would come too late: by the time at which it is read here,
-        // the worker may have ended and its number be another's.
+        // The worker has sent a pidfd of itself. Its number alone would not do: when it is read here, the worker may have ended and
+        // the number be another process's.
         let Some(pidfd) = descriptors.next() else {
             let limit = limits::descriptors_text().unwrap_or_default();
             return complain(&format!("no descriptor is left to guard process {pid}: {limit}"));
@@ -106,7 +106,7 @@ impl Guardian {
 }
 
 impl AsFd for Guardian {
-    /// Readable when somebody asks to be guarded.
+    /// Readable when a worker asks to be guarded.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.requests.as_fd()
     }
@@ -138,7 +138,7 @@ impl Guarded {
     }
 }
 
-/// Reports what no answer can: on stderr.
+/// Reports on stderr what no answer can carry.
 pub(super) fn complain(what: &str) {
     let _ = writeln!(io::stderr(), "phalanx: {what}");
 }

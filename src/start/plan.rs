@@ -26,13 +26,13 @@ pub(crate) struct Plan {
     pub(crate) jobs: Jobs,
     /// Where the workers send what goes beside their results.
     pub(crate) result_channel: ResultChannel,
-    /// Where workers ask for the guard of the fork server, if they are to.
+    /// The socket by which workers ask the fork server to guard them; `None`: they do not ask.
     pub(crate) guards: Option<Arc<OwnedFd>>,
     /// This process's directory of named memory, if it has one.
     pub(crate) process_dir: Option<Arc<ProcessDir>>,
-    /// Changes of the environment.
+    /// Variables that all workers have besides the launcher's.
     pub(crate) environment: Vec<(String, String)>,
-    /// Further ones by rank; empty: there are none.
+    /// Further variables by rank; empty: no rank has any.
     pub(crate) rank_environments: Vec<Vec<(String, String)>>,
     pub(crate) death_signal: Option<Signal>,
 }
@@ -56,7 +56,7 @@ impl Jobs {
         &self.files[rank.min(self.files.len() - 1)]
     }
 
-    /// Those of some ranks: one for all of them, or one for each.
+    /// The jobs of some ranks: one for all of them, or one for each.
     pub(super) fn of_ranks(&self, ranks: Range<usize>) -> &[JobFile] {
         match &self.files[..] {
             one @ [_] => one,
@@ -73,7 +73,7 @@ impl Jobs {
         self.loans.extend(ranks.flat_map(|rank| self.files[rank.min(last)].deliver()));
     }
 
-    /// What the workers were given to write to.
+    /// The memory that the workers were given to write to.
     pub(super) fn into_loans(self) -> Vec<Loan> {
         self.loans
     }
@@ -84,7 +84,7 @@ impl Jobs {
 pub(super) struct Prepared {
     pub(super) rank: usize,
     pub(super) slot: Slot,
-    /// Both ends, if it has one.
+    /// Both ends of its lifeline; `None`: it may outlive its launcher.
     pub(super) lifeline: Option<Lifeline>,
     pub(super) workers_end: Option<WorkersEnd>,
 }
@@ -116,9 +116,9 @@ impl Plan {
         Slot::new(worker_dir).map_err(Failure::of("creating the report slot (memfd_create)"))
     }
 
-    /// For `map_err`, of what was refused in the directory of named memory.
+    /// For `map_err`: the failure of a call that was refused in the directory of named memory.
     fn of_names(&self, call: &'static str) -> impl FnOnce(io::Error) -> Failure {
-        // ENOSPC and EDQUOT do not say of which file system: the directory knows how much room there is in its own.
+        // ENOSPC and EDQUOT do not name the file system: the directory says how much room there is in its own.
         move |os| match self.process_dir.as_ref().filter(|_| Shortage::of(&os) == Some(Shortage::Space)) {
             Some(process_dir) => Failure::Limited { call, limit: process_dir.room_text(), os },
             None => Failure::of(call)(os),
@@ -158,21 +158,21 @@ impl Plan {
     }
 }
 
-/// Why a worker was not started.
+/// Why a worker was not started, without its rank.
 #[derive(Debug)]
 pub(super) enum Failure {
     System {
         call: &'static str,
         os: io::Error,
     },
-    /// Where more than the error tells which limit was met.
+    /// A refusal whose limit the caller knows, since the error alone does not tell it.
     Limited {
         call: &'static str,
         limit: String,
         os: io::Error,
     },
     Threads(usize),
-    /// The fork server has its own words for it.
+    /// What the fork server has said.
     Server(Error),
 }
 

@@ -73,11 +73,11 @@ struct Server {
     launcher: Option<OwnedFd>,
     ends: ChildSignals,
     standing: Standing,
-    /// By pid.
+    /// The workers that it has forked and not reaped, by pid.
     forked: HashMap<u32, Forked>,
 }
 
-/// A worker of ours.
+/// A worker that this server has forked.
 struct Forked {
     ledger: Rc<Ledger>,
     rank: usize,
@@ -99,8 +99,8 @@ impl Server {
         let guardian = Guardian::new(guards, FIRST_GUARDED);
         fd::close_inherited(Inherited::ThroughExec, &[marker.requests, marker.guards])?;
         fd::open_stdio_on_null()?;
-        // All that there may be: a descriptor for which there is no room is lost on its way (recvmsg(2), MSG_CTRUNC). Workers
-        // get the launcher's limit back.
+        // As many descriptors as the hard limit allows: one for which there is no room is lost on its way (recvmsg(2), MSG_CTRUNC).
+        // Workers get the launcher's limit back.
         limits::make_room_for_descriptors(usize::MAX);
         // For people who look at the process list; nothing depends on it.
         let _ = prctl::set_name("fork-server");
@@ -118,8 +118,8 @@ impl Server {
         while self.launcher.is_some() {
             self.epoll.wait_until(None)?;
             let ready = self.epoll.ready()?;
-            // Before all others: a request of a dead launcher matters to no process, and the workers would live on while it is
-            // answered.
+            // Looked at before all others: no process needs the answer to a dead launcher's request, and the workers would live on
+            // meanwhile.
             if ready.contains(&LAUNCHER) {
                 break;
             }
@@ -148,7 +148,7 @@ impl Server {
     }
 
     fn reap(&mut self) -> io::Result<()> {
-        // First: an end that comes after this is told again, and an end that came before it is found below.
+        // Cleared first: an end that comes after this makes the descriptor readable again, and the loop below finds those before it.
         self.ends.clear()?;
         while let Some(pid) = wait::next_ended()? {
             // The group first: once the child is reaped, its number may be another group's.
@@ -171,7 +171,7 @@ impl Server {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
             }
             Ok(Some((Request::Fork(request), descriptors))) => self.fork(&request, &descriptors),
-            // A message is one packet, which is gone: the next one begins where it should, so only this request fails.
+            // A message is one packet, so the next message begins at its begin: only this request fails.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 (Reply::of(Some(Trouble::Malformed(error.to_string()))), Vec::new())
             }
@@ -179,15 +179,15 @@ impl Server {
             Err(error) => return Err(error),
         };
         let deadline = Moment::now().checked_add(MESSAGE);
-        // A launcher that does not hear it is gone, or comes to the same end by its own deadline.
+        // If the launcher does not take the answer, it is gone, or its own deadline ends the server.
         Ok(Framed::of(&reply, pidfds)?.send(&self.requests, deadline).is_ok())
     }
 
     fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
         let done = preload(image, entry, function);
         let ends = prepare().and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
-        // The one before tells of the same, but is of a mask that the function may have changed. What the function has
-        // forked may still have a copy.
+        // The signalfd before is replaced, since the function may have changed the mask. A process that the function has forked may
+        // have a copy of it, so it is taken out of the epoll first (epoll(7)).
         let _ = self.epoll.remove(self.ends.as_fd());
         self.ends = ends.map_err(|os| system(Step::Prepare, &os))?;
         let (standing, beside) = Standing::of_caller().map_err(|os| system(Step::LookAtItself, &os))?;
@@ -204,14 +204,13 @@ impl Server {
     fn fork(&mut self, request: &ForkRequest<'_>, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
         let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
         let done = OpenRequest::of(request, descriptors).and_then(|open| {
-            // Before the environment is changed too. From here on it is only our own code that runs, and that has no
-            // thread.
+            // Before the environment is changed too. From here on only the library's own code runs, which starts no thread.
             let alone = fork::single_thread().map_err(trouble)?;
             attributes::compare(&request.attributes, &self.standing)?;
             open.apply_attributes().map_err(|os| system(Step::ApplyAttributes, &os))?;
             self.fork_each(&alone, &open, &mut reply.pids, &mut pidfds)
         });
-        // Those that were forked before the trouble go with the answer: the launcher ends them by their pidfds.
+        // Workers that were forked before the trouble go with the answer: the launcher ends them by their pidfds.
         reply.trouble = done.err();
         (reply, pidfds)
     }
@@ -260,7 +259,7 @@ impl Reply {
     }
 }
 
-/// Makes the dispositions of signals what a worker is to find, whatever a preload function has done.
+/// Sets mask and dispositions of signals to what a worker is to find, whatever a preload function has done to them.
 fn prepare() -> io::Result<ChildSignals> {
     // Batch systems and service managers signal every process of a job. The server must outlive that, or its workers would die
     // with it, however they handle the signal. Blocked, not ignored: a worker would inherit what is ignored, while it empties its
@@ -290,11 +289,10 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     let own = Image::main().map_err(|error| malformed(error.to_string()))?;
     let entry = entry::find_at(image, entry, function, own).map_err(malformed)?;
     let unit = codec::encode_plain(&()).map_err(malformed)?;
-    // The function may take long, and the server looks after no process meanwhile: it has none to look after yet. So it may
-    // die at once with the launcher.
+    // The function may take long. The server has no workers yet that it would have to end, so it may die at once with the launcher.
     let launcher = fork::parent_id();
     die_with_launcher(Signal::KILL)?;
-    // Only a death after the line above sends the signal.
+    // The kernel sends the signal for a death after the line above; this line sees a death before it.
     if fork::parent_id() != launcher {
         return Err(Trouble::Malformed("its launcher is gone".to_owned()));
     }
@@ -304,7 +302,7 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     signal::unblock_all().map_err(|os| system(Step::Prepare, &os))?;
     let done = report::call_in_server(|| entry.call(0, &unit, Received::default()).map(drop));
     die_with_launcher(Signal::CONT)?;
-    // What it printed would be in the buffer of every worker, and be printed by each again.
+    // Without this each worker would have what the function has printed in its own buffer, and print it once more.
     let _ = io::stdout().flush();
     done.map_err(|raised: Raised| Trouble::Preload(raised))
 }

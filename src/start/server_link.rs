@@ -29,12 +29,12 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// The running server. Dropping it ends the server.
 #[derive(Debug)]
 pub(super) struct ServerLink {
-    /// The process that has started the server. A fork of it has a copy of this link: it must not take answers that are the parent's.
+    /// The process that has started the server. A fork of that process has a copy of this link, but must not take its parent's answers.
     owner: Here,
     pid: u32,
     pidfd: Arc<OwnedFd>,
     requests: Socket,
-    /// Where workers ask for its guard.
+    /// The socket by which workers ask the server to guard them.
     guards: Arc<OwnedFd>,
     /// Whether this side has tried to end it.
     given_up: Cell<bool>,
@@ -66,7 +66,7 @@ impl ServerLink {
         let pidfd = pidfd::open(pid).inspect_err(|_| wait::kill_unwatched(pid));
         let pidfd = pidfd.map_err(failed("pidfd_open"))?;
         let guards = guards_out.as_fd().try_clone_to_owned().map_err(failed("dup"))?;
-        // Landlock rules tell nothing of themselves, but this thread cannot inspect a process that has others.
+        // Landlock rules cannot be read, but this thread cannot inspect a process that has other rules.
         let is_open = attributes::landlock_probe(pid).is_some_and(|probe| probe.sees_server);
         // `theirs` is closed on return. With a copy of the server's end here, a dead server would never be an EOF, and `ask`
         // would wait for ever.
@@ -91,10 +91,10 @@ impl ServerLink {
         self.guards.clone()
     }
 
-    /// How the calling thread and the server see each other, if that tells something.
+    /// Whether the calling thread may inspect the server, if that says something about Landlock rules.
     pub(super) fn landlock_probe(&self) -> Option<LandlockProbe> {
-        // A server that even the thread which started it could not inspect is closed to all, for another reason than rules:
-        // nothing follows from it.
+        // If even the thread that started the server could not inspect it, something else than rules forbids it, and the answer says
+        // nothing about rules.
         attributes::landlock_probe(self.pid).filter(|_| self.is_open)
     }
 
@@ -117,7 +117,7 @@ impl ServerLink {
         deadline: Option<Moment>,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let asked = Moment::now();
-        // Before the message too: a server that somebody has stopped reads nothing, and a large message waits for room in the socket.
+        // Before the message too: a server that is stopped (SIGSTOP) reads nothing, and a large message waits for room in the socket.
         self.wake();
         let sent = request.send(&self.requests, asked.checked_add(ANSWER));
         let answer = sent.and_then(|()| self.await_answer(deadline));
@@ -142,8 +142,8 @@ impl ServerLink {
     /// Waits until there is an answer, or the server has ended.
     fn await_answer(&self, deadline: Option<Moment>) -> io::Result<()> {
         loop {
-            // Somebody may stop the server while it works (SIGSTOP), of which no descriptor tells. SIGCONT does nothing to a
-            // process that runs, so it is simply sent once a second.
+            // The server may be stopped (SIGSTOP) while it works, which no descriptor tells. SIGCONT does nothing to a process that
+            // runs, so it is sent once a second.
             let until = [deadline, Moment::now().checked_add(WAKE)].into_iter().flatten().min();
             // Readable, too, when the server has ended: its end of the socket is closed then.
             if wait_readable(self.requests.as_fd(), until)? {
@@ -187,8 +187,8 @@ impl Drop for ServerLink {
     fn drop(&mut self) {
         // In a fork of the launcher the server is the parent's, which goes on with it; and waitid(2) would find no child.
         if self.is_own() {
-            // Killed, and not only left to EOF: a server in a long preload function looks at nothing. The wait ends a zombie that
-            // nobody else reaps.
+            // Killed, and not only left to EOF: a server in a long preload function does not look at its socket. The wait is for
+            // the zombie, which only this process reaps.
             let sent = pidfd::send_signal(self.pidfd.as_fd(), self.pid, Signal::KILL);
             // Without a signal there is no death to wait for.
             let death = if sent.is_ok() { ANSWER } else { Duration::ZERO };

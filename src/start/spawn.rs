@@ -17,7 +17,7 @@ use crate::wire::names::{SERVER, WORKER};
 /// Whether `init` has run here: a program in which it does not would start programs that start programs.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
 
-/// Says that a copy of this process would find out that it is a worker.
+/// Notes that `init` has run, so that this program, run again, would find out that it is a worker.
 pub(crate) fn allow() {
     // Relaxed: nothing is published with the flag, and a thread that sees it late is refused, no worse.
     ALLOWED.store(true, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Template {
         let arguments = match Executable::of_this_process() {
             // `ld.so program`: the kernel runs the loader again, which finds the program as its first argument.
             Ok(Executable::Loader(before)) => before.iter().cloned().chain(ours.skip(1)).collect(),
-            // That it is known was checked before.
+            // `check_executable` has refused the other cases.
             Ok(Executable::Own | Executable::Other) | Err(_) => ours.collect(),
         };
         Self { environment: pairs.collect(), arguments }

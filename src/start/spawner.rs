@@ -17,15 +17,15 @@ use crate::sys::signal;
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<(T, ParentThread), Error> {
-    // With room for the answer: the thread goes on to its park although the caller may not be there yet.
+    // With room for the answer, so that the thread need not wait until the caller takes it.
     let (reply, answer) = mpsc::sync_channel(1);
     let over = Arc::new(AtomicBool::new(false));
     let live = {
         let over = over.clone();
         move || {
-            // Best effort: unblocked, a signal handler of the program might run here, which does no harm to us.
+            // An error does no harm: a handler of the program's might then run on this thread.
             let _ = signal::block_all_in_thread();
-            // The receiver waits below; a panic goes there too.
+            // The receiver waits below, and gets a panic too.
             let _ = reply.send(panic::catch_unwind(AssertUnwindSafe(work)));
             // std::thread::park may return without an unpark, so the flag decides.
             while !over.load(Ordering::Acquire) {

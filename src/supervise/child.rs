@@ -33,10 +33,10 @@ impl Child {
     /// Takes over a child of this process that was started at `started` and has not been reaped.
     ///
     /// # Errors
-    /// When there is no pidfd of it. The child is dead and reaped then, or was reaped by somebody else.
+    /// When there is no pidfd of it. The child is dead and reaped then, by this function or by other code of this process.
     pub(crate) fn adopt(pid: u32, started: Moment, lifeline: Option<Lifeline>) -> io::Result<Self> {
         let pidfd = pidfd::open(pid).inspect_err(|error| {
-            // ESRCH: somebody's waitpid(-1) was faster, and the number may be another process's by now.
+            // ESRCH: a waitpid(-1) of this process was faster, and the number may be another process's by now.
             if error.raw_os_error() != Some(pidfd::NO_SUCH_PROCESS) {
                 wait::kill_unwatched(pid);
             }
@@ -54,8 +54,8 @@ impl Child {
         })
     }
 
-    /// Takes over a child of this process with its pidfd. It leads a process group, and all signals go to that: a foreign program
-    /// passes them on to nobody.
+    /// Takes over a child of this process with its pidfd. It leads a process group, and all signals go to that group, since a foreign
+    /// program does not pass signals on to what it has started.
     pub(crate) fn of_program(pid: u32, pidfd: OwnedFd, started: Moment) -> Self {
         let (rss_floor_kib, reaper) = (wait::max_rss_kib(), Reaper::Own);
         Self {

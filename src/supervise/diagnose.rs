@@ -25,7 +25,7 @@ pub(super) fn is_kill(status: ExitStatus) -> bool {
 pub(crate) struct Evidence {
     /// How far it had come; a report that turned out to be damaged counts as not written.
     pub(crate) state: State,
-    /// Of a fatal signal.
+    /// What its signal handler has recorded of a fatal signal.
     pub(crate) fault: Option<FaultKind>,
     /// Kills for want of memory that the kernel counted since the start, if a signal may have been one of them.
     pub(crate) oom: Option<OomKills>,
@@ -45,12 +45,12 @@ impl Evidence {
     }
 }
 
-/// In one word how it ended, and what probably ended it.
+/// How the worker ended, in one word, and what probably ended it.
 pub(crate) fn diagnose(exit: Option<ExitStatus>, evidence: &Evidence) -> (Status, Option<Cause>) {
     let status = match (evidence.state, exit) {
         (State::Raised, _) => Status::Raised,
         (State::Returned, None | Some(ExitStatus::Code(0))) => Status::Succeeded,
-        // The result is whole, and it is the launcher that let it exit no longer.
+        // Its result is whole: the launcher ended only a process that did not exit.
         (State::Returned, Some(exit)) if evidence.is_ended_by_launcher(exit) => Status::Succeeded,
         (_, None) => Status::Lost,
         (_, Some(ExitStatus::Code(code))) => Status::Exited { code },
@@ -65,7 +65,7 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
     let signal = match status {
         Status::Signaled { signal, .. } => Some(signal),
         Status::Exited { .. } => None,
-        // Of one whose status is lost nothing is known but what it left.
+        // There is no evidence where the status is lost, and no need of a cause where the worker has reported.
         _ => return None,
     };
     if signal.is_some_and(|signal| evidence.sent_by_program.contains(signal)) {
@@ -74,7 +74,7 @@ fn cause(status: Status, evidence: &Evidence) -> Option<Cause> {
     let oom = evidence.oom.filter(|_| signal == Some(Signal::KILL));
     let by_teardown = signal.is_some() && signal == evidence.sent_by_teardown;
     match oom {
-        // With its whole cgroup it was killed in any case, whatever the teardown sent after that.
+        // The kernel killed its whole cgroup, and this worker with it: what the teardown sent after that had no effect.
         Some(OomKills { count, scope }) if !by_teardown || scope == OomScope::WholeCgroup => {
             return Some(Cause::OutOfMemory { kills: count, scope });
         }
@@ -118,13 +118,13 @@ pub(crate) fn fault_kind(fault: &FaultRecord) -> Option<FaultKind> {
     }
 }
 
-/// Where a fatal signal met the worker.
+/// The traceback of a fatal signal.
 pub(crate) fn traceback_of(fault: FaultRecord, callee: Callee) -> Traceback {
     Traceback::new(Captured { addresses: fault.frames, modules: fault.modules }, callee)
 }
 
-/// What a worker had used. The worker's own count of its peak is true; the kernel's begins with that of its launcher
-/// (`floor_kib`), since exec passes it on.
+/// What a worker had used. The peak that the worker itself has measured is its own. The kernel's count goes on through exec from the
+/// launcher's (`floor_kib`), so it says something only where it is higher.
 pub(crate) fn usage(exit: Option<Exit>, own_peak_kib: u64, floor_kib: u64) -> ResourceUsage {
     let from_kernel = exit.map(|exit| exit.max_rss_kib).filter(|&kib| kib > floor_kib);
     let from_worker = (own_peak_kib > 0).then_some(own_peak_kib);

@@ -34,18 +34,18 @@ const CALLERS: u64 = 1 << 32;
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The child of that number has ended. The same is told again until [`Group::reap`] has been called.
+    /// The child of that number has ended. Each call says so until [`Group::reap`] has reaped it.
     Ended(usize),
     /// The caller's descriptor with that token is readable.
     Readable(u32),
-    /// Nothing that was not told.
+    /// Nothing has happened that was not told yet.
     Idle,
 }
 
 /// How a child ended, and what its group knows about that.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndedChild {
-    /// `None`: somebody else took its status.
+    /// `None`: other code of this process took its status.
     pub(crate) exit: Option<Exit>,
     /// Until this moment the child is known to have run.
     pub(crate) alive: Moment,
@@ -53,7 +53,7 @@ pub(crate) struct EndedChild {
     pub(crate) rss_floor_kib: u64,
     pub(crate) sent_by_program: Signals,
     pub(crate) sent_by_teardown: Option<Sent>,
-    /// Kills for want of memory that may be its end.
+    /// Kills for want of memory that the kernel has counted, of which its end may be one.
     pub(crate) oom: Option<OomKills>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) enum LeftBehind {
 /// Children with the numbers 0, 1, 2 … in the order in which they were added. Dropping the group kills and reaps them.
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// Before `parent`, whose end would be the death signal of children that are not reaped.
+    /// Above `parent`, as fields are dropped in their order: when that thread ends, children that still run get their death signal.
     members: Vec<Member>,
     watch: WatchSet,
     oom: OomCounts,
@@ -85,7 +85,7 @@ pub(crate) struct Group {
     events: VecDeque<u64>,
     /// Children that have ended, but that a debugger keeps from being reaped.
     held: Vec<usize>,
-    /// Until this moment those that run are known to have run.
+    /// The last moment at which all children that had not ended were seen to run.
     alive: Moment,
     /// How all are ended, if they are.
     stop: Option<Stop>,
@@ -170,14 +170,14 @@ impl Group {
                 }
                 None => {}
             }
-            // The clock is read before the kernel is asked: who ends in between has run at this moment.
+            // The clock is read before the kernel is asked: a child that ends in between has run at this moment.
             let looked = Moment::now();
             self.events.extend(self.watch.ready()?);
             if self.events.is_empty() {
                 if self.held.is_empty() {
                     self.alive = looked;
                 }
-                // Those are asked again when the caller looks the next time.
+                // Held children are asked again when the caller looks the next time.
                 self.events.extend(self.held.drain(..).map(|number| number as u64));
                 return Ok(Step::Idle);
             }
@@ -194,8 +194,8 @@ impl Group {
             self.order.push(number);
         }
         let (pid, oom, mut ended_in) = (child.pid(), &self.oom, None);
-        // Nothing else can be a kill for want of memory, so for no other end the kernel is asked. Once the child is reaped,
-        // nobody knows its control group any more.
+        // Only an end by SIGKILL can be a kill for want of memory, so the kernel is asked for no other. It is asked now: once the child
+        // is reaped, its control group cannot be found.
         let found = child.try_reap(|status| {
             if is_kill(status) {
                 ended_in = oom.group_of_ended(pid);
@@ -245,7 +245,7 @@ impl Group {
 
     /// The signal by which a child has been stopped since the last time that this was asked.
     pub(crate) fn stopped_by(&self, number: usize) -> Option<Signal> {
-        // An error: it has ended, which the group tells anyway.
+        // An error means that it has ended, which `next` tells.
         wait::stopped_by(self.members.get(number)?.child.as_ref()?.as_fd()).unwrap_or(None)
     }
 
@@ -264,12 +264,12 @@ impl Group {
         self.stops.values_mut().for_each(|stop| *stop = stop.put_off(by));
     }
 
-    /// How all are being ended, if they are.
+    /// The teardown of all children, if one is under way.
     pub(crate) fn stopping(&self) -> Option<Stop> {
         self.stop
     }
 
-    /// Ends all children by and by, as [`carry_on`](Self::carry_on) is called; `None`: no more, nor single ones.
+    /// Ends all children step by step, as [`carry_on`](Self::carry_on) is called. `None` ends no child any more, single ones neither.
     pub(crate) fn stop(&mut self, stop: Option<Stop>) {
         self.stop = stop;
         if stop.is_none() {
@@ -334,7 +334,7 @@ impl Group {
         true
     }
 
-    /// When something is to be done though no child ends.
+    /// When [`carry_on`](Self::carry_on) has something to do, if no child ends before.
     pub(crate) fn alarm(&self) -> Option<Moment> {
         let held = !self.held.is_empty() || !self.events.is_empty();
         let retry = if held { Moment::now().checked_add(HELD_RETRY) } else { None };

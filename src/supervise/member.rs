@@ -46,8 +46,8 @@ impl Member {
         Ok(())
     }
 
-    /// Sends a signal of the teardown, which sends it to all from the moment `at` on. For a child that has ended this does nothing. A child that may not be signalled is
-    /// killed by its lifeline, whatever the signal.
+    /// Sends a signal of the teardown, which has begun to send it to all children at the moment `at`. For a child that has ended this
+    /// does nothing. A child that this process may not signal is killed by its lifeline, whatever the signal.
     ///
     /// # Errors
     /// When the system refuses: nothing was sent, and nothing is noted.
@@ -56,12 +56,13 @@ impl Member {
         let before = self.sent_by_teardown;
         let mut note = |signal| {
             let sent = self.sent_by_teardown.get_or_insert(Sent { at, strongest: signal });
-            // A child may be ended alone and with all others: the SIGTERM of the one may come after the SIGKILL of the other.
+            // A child may be ended alone and with all others, each by a teardown of its own: SIGTERM of the one may come after
+            // SIGKILL of the other.
             if sent.strongest != Signal::KILL {
                 sent.strongest = signal;
             }
         };
-        // Noted first: a child that ends of the signal must find it noted.
+        // Noted before it is sent, so that it is known when the signal ends the child at once.
         note(signal);
         match send(child, signal) {
             Ok(_) => Ok(()),

@@ -3,7 +3,7 @@
 //! - `group`: children that are watched, reaped and ended together
 //! - `member`: one of them, and what it was sent
 //! - `child`: one child, reaped exactly once
-//! - `reaper`: who reaps it, this process or the fork server
+//! - `reaper`: the process that reaps it, this one or the fork server
 //! - `watch`: many descriptors, one epoll
 //! - `stop`: pure: how children are ended, as data
 //! - `pump`: a thread that carries what children print to files and to the console

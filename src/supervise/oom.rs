@@ -8,13 +8,13 @@ use crate::error::OomScope;
 use crate::sys::cgroup::{Group, Hierarchy};
 use crate::sys::memory;
 
-/// What was counted before the start, or when a worker was first found in its group.
+/// The kernel's counts before the start, or at the moment when a worker was first found in its group.
 #[derive(Debug)]
 pub(super) struct OomCounts {
     root: PathBuf,
     hierarchy: Option<Hierarchy>,
     on_machine: Option<u64>,
-    /// The launcher's, in which workers begin.
+    /// The launcher's group, in which workers begin.
     own: Option<Group>,
     /// By group: kills in it, and kills of it as a whole.
     before: HashMap<PathBuf, (u64, u64)>,
@@ -23,7 +23,7 @@ pub(super) struct OomCounts {
 }
 
 impl OomCounts {
-    /// Counts what has been before the start.
+    /// Reads the counts before the start.
     pub(super) fn take() -> Self {
         Self::below(Path::new("/"))
     }
@@ -35,8 +35,8 @@ impl OomCounts {
         Self { root: root.to_owned(), hierarchy, on_machine, own, before, seen: Vec::new() }
     }
 
-    /// Notes once in which groups the workers are. Of one that has ended version 1 does not tell it, and nobody of one that
-    /// the fork server has reaped.
+    /// Notes once in which groups the workers are. Later it may be too late: version 1 does not tell the group of a process that has
+    /// ended, and of one that the fork server has reaped neither version does.
     pub(super) fn note(&mut self, pids: impl Iterator<Item = u32>) {
         let Some(hierarchy) = self.hierarchy.as_ref().filter(|_| self.seen.is_empty()) else { return };
         self.seen = pids.map(|pid| hierarchy.group_of(&pid.to_string())).collect();
@@ -52,15 +52,15 @@ impl OomCounts {
         self.hierarchy.as_ref()?.group_of_ended(&pid.to_string())
     }
 
-    /// Kills since the start that may be the end of a worker: in its own group, where the kernel counts each of them, also
-    /// those for the limit of a group above; or on the whole machine where it has no group that counts.
+    /// The kills since the start of which a worker's end may be one. They are counted in the worker's own group, with those for the
+    /// limit of a group above; or on the whole machine if the worker has no group that counts.
     pub(super) fn since(&self, rank: usize, ended_in: Option<&Group>) -> Option<OomKills> {
         let on_machine = memory::oom_kills(&self.root)?.saturating_sub(self.on_machine?);
         let seen_in = self.seen.get(rank).and_then(Option::as_ref);
         let (count, scope) = match ended_in.or(seen_in).or(self.own.as_ref()).and_then(counted) {
             Some((group, (kills, as_a_whole))) => {
-                // One that nobody has seen before was made later, or its first kills cannot be told from the last: but there
-                // are no more than the machine has counted since the start.
+                // A group that was not seen before the start was made later, so all its kills are new; or else it is older, and which
+                // of its kills are new is not known, except that they are no more than the machine has counted since the start.
                 let (kills_before, whole_before) = self.before.get(&group).copied().unwrap_or_default();
                 let whole = as_a_whole > whole_before;
                 let scope = if whole { OomScope::WholeCgroup } else { OomScope::Cgroup };

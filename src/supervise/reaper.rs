@@ -56,7 +56,7 @@ impl ServerReaper {
         if self.server_is_gone(now)? || now.since(ended_at) > DEATH_THROES {
             return self.reap_for_server(child, now);
         }
-        // Somebody may have stopped the server. If it cannot be woken, the status is lost when DEATH_THROES is over.
+        // The server may be stopped (SIGSTOP). If it cannot be woken, the status is lost when DEATH_THROES is over.
         let (server, pid) = &self.server;
         let _ = pidfd::send_signal(server.as_fd(), *pid, Signal::CONT);
         Ok(Reaped::Running)
@@ -66,11 +66,11 @@ impl ServerReaper {
         wait_readable(self.server.0.as_fd(), Some(now))
     }
 
-    /// The end of a child whose server reaps no more.
+    /// How a child ended whose server is gone: by the server's record, or else by reaping the child here.
     fn reap_for_server(&self, child: BorrowedFd<'_>, now: Moment) -> io::Result<Reaped> {
         // The record may be the server's last act. It comes before the kill, so that a whole record is not missed.
         let last = self.ledger.await_record(self.rank, now)?.flatten();
-        // The child is this process's to reap if this is the subreaper of orphans, as the first process of a container is.
+        // If this process is the parent of orphans (PR_SET_CHILD_SUBREAPER, or pid 1 of a container), the child is its own now.
         let reaped = wait::reap(child, |_| ())?;
         // Only this process is left to end the child's group; its number is not known to be its own any more.
         pidfd::kill_group(child, None);

@@ -8,7 +8,7 @@ use crate::sys::clock::Moment;
 
 /// How long a killed child may take to be gone before it is left behind, as one that hangs in the kernel.
 pub(super) const DEATH_THROES: Duration = Duration::from_secs(10);
-/// How long SIGTERM has its effect when no grace period was set.
+/// The time between SIGTERM and SIGKILL when no grace period was set.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How far the ending has come.
@@ -29,9 +29,9 @@ enum Phase {
 pub(crate) enum Action {
     /// Wait for children to end, until the next deadline.
     Wait,
-    /// Send SIGTERM to all who run.
+    /// Send SIGTERM to all children that run.
     Terminate,
-    /// Send SIGKILL to all who run.
+    /// Send SIGKILL to all children that run.
     Kill,
     /// Wait no longer.
     GiveUp,
@@ -47,7 +47,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// After a failure: with a grace period the others first have that long to end by themselves.
+    /// After a failure: during the grace period the other children may end by themselves; then SIGTERM, the same time again, SIGKILL.
     pub(crate) fn after_failure(grace: Option<Duration>, now: Moment) -> Self {
         let wait = grace.unwrap_or(Duration::ZERO);
         Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
@@ -63,7 +63,7 @@ impl Stop {
         Self { phase: Phase::Terminating, until: Some(now), patience: Duration::ZERO }
     }
 
-    /// After a signal that the caller has sent itself: it has its effect for so long.
+    /// After a signal that the caller has sent itself: SIGKILL follows when `patience` is over.
     pub(crate) fn after_signal(patience: Duration, now: Moment) -> Self {
         Self { phase: Phase::Terminating, until: now.checked_add(patience), patience }
     }

@@ -1,4 +1,4 @@
-//! Pure: which failure came first, who is only a victim of the teardown, and who waited for whom.
+//! Pure: which failure came first, which worker is only a victim of the teardown, and which worker waited for which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,26 +6,26 @@ use crate::error::{Peer, Status};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 
-/// What a failure tells of its worker. What comes first in this list is reported rather than what comes later, whenever it
-/// happened.
+/// How much a failure says about its cause. A failure of the first kind in this list is reported rather than one of a later kind,
+/// whichever came first in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Weight {
     /// The failure is its own.
     Own,
-    /// It waited for others, who did not come, were gone, or had failed.
+    /// The worker waited for other workers, which did not come, were gone, or had failed.
     Consequence,
     /// It could not be ended by the teardown.
     LeftBehind,
 }
 
-/// One failed worker, as far as its time goes. A list of them is in the order of their ends.
+/// When one worker failed, as far as that is known. A list of them is in the order of the workers' ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Failing {
     pub(crate) rank: usize,
     pub(crate) weight: Weight,
     /// The moment of failure that the worker itself recorded.
     pub(crate) recorded: Option<Moment>,
-    /// Until then the launcher knows that it had not ended.
+    /// The last moment at which the launcher knows that the worker had not ended.
     pub(crate) alive: Moment,
     /// The most memory it had, in bytes, if the kernel killed its whole cgroup at once for want of memory.
     pub(crate) killed_with_cgroup: Option<u64>,
@@ -37,8 +37,8 @@ pub(crate) struct Failing {
 /// only the order and a lower bound are known: it comes after whoever ended before it, and after whatever was
 /// recorded before that bound. Where both leave it open, the order of ends decides.
 ///
-/// Those whom the kernel killed with their whole cgroup failed at the same moment: the order of their ends says only who
-/// had less memory to give back. Of them it is the one that had the most.
+/// Workers that the kernel killed with their whole cgroup failed at the same moment: the order of their ends says only which had less
+/// memory to give back. Of these the one that had the most memory counts as the first.
 pub(crate) fn first_failure(failures: &[Failing]) -> Option<Failing> {
     let first = first_in_time(failures)?;
     let killed = failures.iter().rev().filter(|failing| failing.killed_with_cgroup.is_some());
@@ -60,11 +60,11 @@ fn first_in_time(failures: &[Failing]) -> Option<Failing> {
     Some(*earlier.unwrap_or(&silent))
 }
 
-/// For whom each rank had waited whose wait failed, as far as that is known.
+/// By rank of a worker whose wait failed: the processes that it had waited for, as far as they are known.
 pub(crate) type Waits = BTreeMap<usize, Vec<Peer>>;
 
-/// For whom a rank had waited in the end: those who had not waited themselves, or not for anybody who is known. Nobody when all
-/// waited for one another.
+/// The processes at the end of a rank's chain of waits: it had waited for them, or for ranks that had waited for them, and they
+/// themselves had waited for no process that is known. Empty when all waited for one another.
 pub(crate) fn roots(rank: usize, waits: &Waits) -> Vec<Peer> {
     let (mut seen, mut roots, mut left) = (BTreeSet::from([rank]), BTreeSet::new(), vec![rank]);
     while let Some(waiting) = left.pop() {
@@ -170,7 +170,7 @@ mod tests {
         let killed = |rank, bytes| Failing { killed_with_cgroup: Some(bytes), ..failing(rank, None, 0) };
         assert_eq!(first_failure(&[killed(1, 5), killed(0, 70), failing(2, Some(1), 0)]), Some(0));
         assert_eq!(first_failure(&[killed(1, 5), killed(0, 5)]), Some(1));
-        // Somebody failed before that.
+        // Rank 2 failed before that.
         assert_eq!(first_failure(&[failing(2, Some(1), 9), killed(1, 5), killed(0, 70)]), Some(2));
     }
 

@@ -30,7 +30,7 @@ impl WatchSet {
         self.epoll.add(fd, token)
     }
 
-    /// Watches a descriptor no more. Closing it is not enough, while another process has a copy.
+    /// Ends the watch of a descriptor. Closing the descriptor is not enough while another process has a copy (epoll(7)).
     pub(super) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.epoll.remove(fd)
     }
@@ -46,7 +46,7 @@ impl WatchSet {
         self.epoll.wait_until(deadline)
     }
 
-    /// Makes the set itself readable at `at` too, for who polls its descriptor; `None`: no longer.
+    /// Makes the set's own descriptor readable at `at` too, for a caller that polls it; `None`: no longer.
     pub(super) fn set_alarm(&mut self, at: Option<Moment>) -> io::Result<()> {
         if self.alarm != at {
             self.timer.set(at)?;

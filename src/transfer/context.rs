@@ -2,8 +2,8 @@
 //!
 //! While a value is serialised its storages are collected in the table, and the bytes carry the numbers of *grants*: parts
 //! of segments. Segments and grants travel beside the bytes, in the library's own records, and fill the table of the
-//! receiver. So a type's own `Deserialize` can name a grant, but not make one: whatever bytes it reads, it cannot reach
-//! a shard twice, or memory that was not sent.
+//! receiver. A type's own `Deserialize` can name a grant, but cannot make one: whatever bytes it reads, it gets no shard twice, and
+//! no memory that was not sent.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use crate::memory::segment::Segment;
 use crate::memory::storage::{Loan, Storage};
 use crate::sys::fd::Owner;
 
-/// Something in a message that only one process can have. When this is dropped without [`keep`](Self::keep), the message was
-/// not delivered, and the sender can use the thing again.
+/// The sender's hold on a thing in a message that only one process can have, such as a shard. Dropping it without
+/// [`keep`](Self::keep) means that the message was not delivered: the sender can use the thing again.
 pub(crate) trait Claim: fmt::Debug + Send {
-    /// What kind of thing it is, for an error.
+    /// The kind of thing, for an error's text.
     fn noun(&self) -> &'static str;
 
     /// The message was delivered: the thing is gone from the sender for good.
@@ -35,7 +35,7 @@ pub(crate) trait Claim: fmt::Debug + Send {
 pub(crate) struct Attachments {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) grants: Vec<Grant>,
-    /// Each descriptor once, also when the value has clones of it.
+    /// The descriptors of the value. One that the value has clones of is in it once.
     pub(crate) descriptors: Vec<Descriptor>,
     /// The things that only one process can have: they come back unless they are [delivered](Self::deliver).
     claims: Vec<Box<dyn Claim>>,
@@ -48,13 +48,13 @@ impl Attachments {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
 
-    /// What kind of thing it has that only one process may get, if there is one.
+    /// The kind of a thing in it that only one process may get; `None`: there is no such thing.
     pub(crate) fn exclusive(&self) -> Option<&'static str> {
         self.claims.first().map(|claim| claim.noun())
     }
 
-    /// Notes that it has arrived, or may have: exclusive things are gone from here for good. Returns the loans, to be dropped
-    /// when the receivers have ended.
+    /// Notes that the message has arrived, or may have: this process loses the exclusive things for good. Returns the loans, which the
+    /// caller drops when the receivers have ended.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {
         self.claims.drain(..).for_each(Claim::keep);
         std::mem::take(&mut self.loans)
@@ -67,7 +67,7 @@ struct Sending {
     attachments: Attachments,
     /// The number of each segment in the attachments, by its address: they hold it, so that no other gets that address.
     segments: HashMap<*const Segment, u32>,
-    /// Likewise, of each descriptor.
+    /// The number of each descriptor, in the same way.
     descriptors: HashMap<*const Owner, u32>,
     parts: HashMap<Part, u32>,
 }
@@ -102,7 +102,8 @@ impl Sending {
     }
 }
 
-/// Most messages have no attachments, and each message needs a table: it is one pointer, allocated when it is first used.
+/// The table of the present message. Each message needs one and most have no attachments, so what it has is allocated when it is
+/// first used.
 enum Table {
     Sending(Option<Box<Sending>>),
     Receiving(Option<Box<Received>>),
@@ -133,7 +134,7 @@ pub(crate) fn provide<T>(received: Received, deserialise: impl FnOnce() -> T) ->
     }
 }
 
-/// As [`provide`], of a value that came alone.
+/// As [`provide`], for a value that came without attachments.
 pub(crate) fn provide_nothing<T>(deserialise: impl FnOnce() -> T) -> T {
     with_table(Table::Receiving(None), deserialise).0
 }
@@ -215,7 +216,7 @@ pub(crate) fn send_descriptor(descriptor: &Descriptor) -> Result<u32, &'static s
     })
 }
 
-/// As [`send_descriptor`], of one that only one process can have.
+/// As [`send_descriptor`], for a descriptor that only one process can have.
 pub(crate) fn send_sole_descriptor(
     descriptor: &Descriptor,
     claim: impl Claim + 'static,
@@ -234,7 +235,7 @@ fn sending<T>(put: impl FnOnce(&mut Sending) -> Result<T, &'static str>) -> Resu
     })
 }
 
-/// Refuses outside of a message. Asked before a handle is read, so that the error names the reason, and not a field.
+/// An error outside of a message. Called before a handle is read, so that the error names this reason and not a field.
 pub(crate) fn check_receiving() -> Result<(), String> {
     receiving(|_| Ok(()))
 }
@@ -266,7 +267,7 @@ fn receiving<T>(take: impl FnOnce(&mut Received) -> Result<T, String>) -> Result
     })
 }
 
-/// Attachments as if they had travelled.
+/// For tests: attachments as they would arrive in another process.
 #[cfg(test)]
 pub(crate) fn arrive(attachments: &Attachments) -> Received {
     let open = |segment: &Arc<Segment>| ReceivedSegment::Descriptor(segment.open().unwrap());

@@ -1,4 +1,4 @@
-//! Grants: which part of a segment a received value may use, and whether alone.
+//! Grants: the part of a segment that a received value may use, and whether it shares that part.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub(crate) struct Part {
     pub(super) segment: Option<u32>,
     pub(super) offset: usize,
     pub(super) len: usize,
-    /// Bytes of an element of the tensors over it; 0: not fixed.
+    /// The size in bytes of an element of the tensors over it; 0: any.
     pub(super) unit: u8,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Grant {
     Exclusive(Part, Cut),
 }
 
-/// Which shard of which tensor.
+/// The place of a shard in its tensor, by which two shards of one tensor are told apart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cut {
     pub(crate) dtype: DType,

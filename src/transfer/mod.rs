@@ -1,8 +1,8 @@
 //! How memory and descriptors leave a process beside serialised bytes, and enter another.
 
-// - `grant`: what a value may do with a part of a segment
-// - `context`: what a value has with it, while it is written or read
-// - `received`: what has arrived beside the bytes of a value: each is checked when it is asked for
+// - `grant`: a part of a segment, and how a value may use it
+// - `context`: the attachments of a value while it is written or read
+// - `received`: attachments that have arrived, each of which is checked when a value asks for it
 // - `descriptor`: how a descriptor travels
 // - `record`: records of atomics, with room beside them: what locks and queues are made of
 

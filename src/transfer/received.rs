@@ -1,5 +1,5 @@
-//! What has arrived beside the bytes of a value. Nothing is taken on trust: each grant and descriptor is checked when a type's
-//! `Deserialize` asks for it.
+//! Attachments that have arrived beside the bytes of a value. Each grant and descriptor is checked when a type's `Deserialize` asks
+//! for it, whoever has sent it.
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ pub(crate) enum ReceivedSegment {
     Broken(String),
 }
 
-/// What has arrived beside the bytes of a value.
+/// The attachments that have arrived with a value.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     segments: Vec<ReceivedSegment>,
@@ -40,7 +40,7 @@ struct ReceivedGrant {
     taken: bool,
 }
 
-/// A descriptor, and whether a value has it.
+/// A descriptor that was sent, and whether a value has taken it.
 #[derive(Debug)]
 enum ReceivedDescriptor {
     Waiting(OwnedFd),
@@ -57,7 +57,7 @@ impl Received {
         self.grants.is_empty() && self.descriptors.is_empty()
     }
 
-    /// `descriptors`: each one, or why it did not arrive.
+    /// What has arrived. An element of `descriptors` is the reason, if that descriptor did not arrive.
     pub(crate) fn new(
         segments: Vec<ReceivedSegment>,
         grants: Vec<Grant>,
@@ -172,7 +172,7 @@ impl Received {
 }
 
 impl ReceivedDescriptor {
-    /// Puts back the state before the request; returns why the request is refused.
+    /// Restores the state before the request, and returns why the request is refused.
     fn refuse(&mut self, before: Self) -> String {
         *self = before;
         match self {

@@ -25,8 +25,8 @@ pub(crate) struct Record<C> {
     fields: PhantomData<fn() -> C>,
 }
 
-/// The type of a record, as a number in its header: a record is not taken for one of another type. It is the same in all
-/// processes of one executable.
+/// The type of a record, as a number in its header, so that a record is not read as one of another type. The number is the same in
+/// all processes of one executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TypeTag(u64);
 
@@ -34,7 +34,7 @@ impl TypeTag {
     /// The tag of a kind of record that carries values of type `T`.
     pub(crate) fn of<T>(kind: &str) -> Self {
         let bytes = kind.bytes().chain([0]).chain(std::any::type_name::<T>().bytes());
-        // FNV-1a: no secret, only a name in 64 bits.
+        // FNV-1a is enough: the hash only tells the types of one program apart.
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         }))
@@ -91,7 +91,7 @@ impl<C: AtomicRecord> Record<C> {
         MapPin::This(self.storage.map_pin())
     }
 
-    /// As [`map_pin`](Self::map_pin), for an owner that holds references into the room.
+    /// Keeps the memory mapped, as [`map_pin`](Self::map_pin), for an owner that holds references into the room.
     pub(crate) fn lender_pin(&self) -> MapPin {
         MapPin::Lender(self.storage.map_pin())
     }

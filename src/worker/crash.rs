@@ -41,7 +41,7 @@ fn record(fault: &Fault) {
     let thread = thread::id();
     match slot.claim_fault(thread) {
         Ok(()) => {}
-        // The unwinder below has given up by abort(3), which unblocks its signal: what is recorded is all there is.
+        // The unwinder below has called abort(3), which unblocks its signal: nothing more can be recorded.
         Err(holder) if holder == thread => return,
         // Another thread is recording, and its signal will end this one too. Returning here would let this thread's own signal
         // end the process before that record is complete.
@@ -55,11 +55,12 @@ fn record(fault: &Fault) {
     trace::walk_in_signal_handler(|address| {
         let first = !interrupted && address == fault.instruction;
         interrupted |= first;
-        // At the outermost frame the unwinder may say zero; at the innermost it is a call of null.
+        // At the outermost frame the unwinder may give 0; at the innermost 0 means that the program has called a null pointer.
         if address == 0 && !first {
             return false;
         }
-        // Readers take each for a return address; the interrupted one is the instruction itself.
+        // Readers take each address for a return address and look one byte before it. The first one is that of the interrupted
+        // instruction itself, hence the 1.
         !interrupted || slot.add_frame(address.wrapping_add(u64::from(first)))
     });
     if !interrupted {

@@ -30,7 +30,7 @@ pub(crate) struct Entry {
     call: Call,
 }
 
-/// Takes the rank, the encoded arguments and what came beside them; returns the encoded result.
+/// A function that takes the rank, the encoded arguments and their attachments, and returns the encoded result.
 type Call = fn(usize, &[u8], Received) -> anyhow::Result<Encoded>;
 
 /// The record of the function type `F`.
@@ -118,7 +118,7 @@ where
         &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call::<F, A, R, E> };
 }
 
-/// Decodes the arguments, calls the function, encodes its result. Frames below this one are ours.
+/// Decodes the arguments, calls the function, encodes its result. In a traceback the frames below this one are the library's.
 #[inline(never)]
 fn call<F, A, R, E>(rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded>
 where
@@ -127,15 +127,15 @@ where
     R: Serialize,
     E: WorkerError,
 {
-    // What the arguments did not take is dropped here.
+    // Attachments that no argument has taken are dropped here.
     let (arguments, _) = codec::decode::<A>(arguments, received);
     let arguments = arguments.map_err(|reason| anyhow!("cannot read the arguments: {reason}"))?;
     let result = zero_sized_function::<F>()(rank, arguments).map_err(Into::into)?;
     codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
 }
 
-/// Refuses a function that has bytes, when it is compiled. Each public function that takes one asks for itself, since the compiler
-/// names the call of the function in which the assertion fails, and of no other.
+/// A compile error for a function whose type has bytes. Each public function that takes a function calls this itself, since the
+/// compiler's message names only the call of the function in which the assertion fails.
 pub(crate) const fn assert_plain<F>() {
     assert!(
         size_of::<F>() == 0,

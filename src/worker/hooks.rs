@@ -40,7 +40,7 @@ pub fn seed() -> u64 {
     let mut known = SEED.lock().unwrap_or_else(PoisonError::into_inner);
     match *known {
         Some((process, seed)) if process == own => seed,
-        // None yet, or that of the process of which this one is a fork.
+        // There is none yet, or it is the parent's, of which this process is a fork.
         _ => known.insert((own, draw())).1,
     }
 }
@@ -64,14 +64,14 @@ fn mix(number: u64) -> u64 {
 /// # Errors
 /// The message of the panic, if a hook panicked. The hooks after it do not run.
 pub(super) fn run() -> Result<(), String> {
-    // Not under the lock: a hook may register one.
+    // Called without the lock, since a hook may register another hook.
     let hooks = std::mem::take(&mut *HOOKS.lock().unwrap_or_else(PoisonError::into_inner));
     let seed = seed();
     let done = hooks.iter().try_for_each(|hook| {
         panic::catch_unwind(AssertUnwindSafe(|| hook(seed)))
             .map_err(|payload| format!("an after_fork hook panicked: {}", super::report::text_of(&*payload)))
     });
-    // They are for the workers that this one forks, too.
+    // Put back: workers that this worker forks run them too.
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).splice(0..0, hooks);
     done
 }

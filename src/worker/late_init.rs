@@ -15,8 +15,8 @@ const MULTI_THREAD: &str = "tokio::runtime::scheduler::multi_thread::";
 /// # Errors
 /// With the names of the threads, when a tokio runtime is on this thread's stack.
 pub(super) fn refuse_inside_of_a_runtime() -> io::Result<()> {
-    // Naming the stack takes long, so it is only done where there may be a runtime. A thread names itself when it first runs: until
-    // then it has the name of the thread that made it, as all have that were given none.
+    // Naming the stack takes long, so it is done only where there may be a runtime. A thread that was given a name takes it when it
+    // first runs. Until then, and if it was given none, it has the name of the thread that made it.
     let threads = thread::names()?;
     if threads.is_empty() {
         return Ok(());

@@ -4,8 +4,8 @@
 //! - `entry`: how the user's function is found and called
 //! - `late_init`: a worker whose main has started a runtime before `init`
 //! - `info`: what a worker can ask about itself
-//! - `setup`: what its rank has of its own
-//! - `stopping`: whether it is being ended
+//! - `setup`: the options of its rank
+//! - `stopping`: by which it asks whether it is being ended
 //! - `report`: from `Err` or panic to a report
 //! - `crash`: from a fatal signal to a record of it
 

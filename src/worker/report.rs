@@ -23,7 +23,7 @@ pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> R
     let hook = previous.clone();
     set_hook(move |info| {
         see_panic(None, info);
-        // Where a panic aborts, no report follows: stderr is the only place for it.
+        // Where a panic aborts the process, no report follows, so the panic is written to stderr.
         if !IN_FUNCTION.get() || cfg!(panic = "abort") {
             hook(info);
         }
@@ -88,8 +88,8 @@ pub(super) fn call_and_report(
     // A teardown must not cut the report short. SIGKILL can.
     signal::ignore(Signal::TERM)?;
     let written = write_report(slot, peak(), outcome);
-    // Only the report is protected: an exit handler that hangs can be ended. (Any handler of the user's waited for the
-    // end of a function that has ended.)
+    // Only the report is protected, so that an exit handler that hangs can be ended. A handler of the user's is not restored: it was
+    // there to end the function, which has ended.
     signal::reset(Signal::TERM)?;
     written
 }
@@ -106,7 +106,7 @@ fn write_report(
         Err(payload) => panicked(&**keep(payload)),
     };
     slot.set_failed_at(failure.at);
-    // A slot has room for one note: the text of this error replaces the failure's, and so has both.
+    // A slot has room for one note, and this error's replaces that of the failure: so its text has both.
     write_failure(slot, &failure.raised, peak_kib).map_err(|error| {
         std::io::Error::other(format!("{}; before that {}", with_limit(&error), note_text(&failure.raised)))
     })?;
@@ -132,7 +132,7 @@ fn write_failure(slot: &SlotWriter, raised: &Raised, peak_kib: u64) -> std::io::
 /// The addresses of what is never dropped: a leak detector (LeakSanitizer, valgrind) finds them here and reports no leak.
 static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// Leaks what a function has left. A destructor that panics or hangs would cost the report, and the process ends anyway.
+/// Leaks a value that a function has left. A destructor that panics or hangs would cost the report, and the process ends anyway.
 pub(super) fn keep<T>(left: T) -> &'static T {
     let left: &'static T = Box::leak(Box::new(left));
     KEPT.lock().unwrap_or_else(PoisonError::into_inner).push((&raw const *left).expose_provenance());
@@ -211,7 +211,7 @@ pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
 /// The address of the panic hook that this module has set, to find out later whether another one has replaced it.
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
-/// Panics of the user's function are kept for the report; those of other threads are shown as ever too.
+/// Sets a panic hook that keeps panics of the user's function for the report. Those of other threads are shown on stderr too.
 fn watch_panics(slot: &'static SlotWriter) {
     let previous = panic::take_hook();
     set_hook(move |info| {
@@ -236,7 +236,7 @@ fn hook_is_replaced() -> bool {
     replaced
 }
 
-/// The words of the last panics with these new ones.
+/// The lines of the last panics, with a new one at the end.
 fn last_words(words: String) -> String {
     const KEPT: usize = 3;
     LAST_WORDS.with_borrow_mut(|known| {
@@ -253,13 +253,14 @@ fn see_panic(slot: Option<&SlotWriter>, info: &PanicHookInfo<'_>) {
     let message = text_of(info.payload());
     let location = info.location().map(ToString::to_string);
     if let Some(slot) = slot.filter(|_| IN_FUNCTION.get()) {
-        // For the panic that does not reach us: one in a destructor while the first unwinds aborts the process.
+        // The note is for a panic that catch_unwind does not see: a second one, in a destructor while the first unwinds, aborts the
+        // process.
         let place = location.as_deref().unwrap_or("an unknown place");
         slot.set_note(&last_words(format!("panicked at {place}: {message}")));
     }
     let seen = Seen { message, location, addresses: trace::here(), at };
     if let Some(slot) = slot.filter(|slot| cfg!(panic = "abort") && slot.is_own()) {
-        // Nothing unwinds to us: this is the last chance. Should it fail, the note is there.
+        // A panic that aborts does not unwind, so the report is written here. If that fails, the note is there.
         slot.set_failed_at(at);
         let _ = write_failure(slot, &raised_by(seen), memory::peak_resident_kib().unwrap_or(0));
     } else {

@@ -38,18 +38,18 @@ const ASKING: Duration = Duration::from_secs(10);
 /// How this process was started.
 #[derive(Debug)]
 pub(crate) enum Origin<'a> {
-    /// By posix_spawn of the executable: a fresh image with exit handlers of its own.
+    /// By posix_spawn of the executable: the process has exit handlers of its own.
     Exec,
     /// By fork of the launcher: a copy with the launcher's exit handlers and dispositions.
     Fork,
-    /// By fork of the fork server: a copy too, of a process with one thread.
+    /// By fork of the fork server: a copy of a process with one thread.
     Served(Served<'a>),
 }
 
 /// What a worker gets from the fork server.
 #[derive(Debug)]
 pub(crate) struct Served<'a> {
-    /// The number here of each descriptor, by its number in the launcher, which is the one that the job has.
+    /// The number of each descriptor in this process, by its number in the launcher, by which the job names it.
     pub(crate) numbers: &'a HashMap<RawFd, RawFd>,
     pub(crate) ledger: &'a Ledger,
     pub(crate) changes: &'a Changes,
@@ -90,7 +90,7 @@ impl Origin<'_> {
     fn local(&self, number: RawFd) -> RawFd {
         match self {
             Self::Exec | Self::Fork => number,
-            // One that did not come is no descriptor at all.
+            // A descriptor that did not arrive: -1 is none, so its use fails (EBADF).
             Self::Served(served) => served.numbers.get(&number).copied().unwrap_or(-1),
         }
     }
@@ -101,7 +101,7 @@ pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
     let _no_way_back = fork::AbortOnUnwind;
     stop_pipe::forget_variables();
     let code = match die_with_launcher(marker) {
-        // The launcher is dead, so that nobody would read a message.
+        // The launcher is dead, so no process would read a message.
         Ok(false) => EXIT_REFUSED,
         Ok(true) => report_slot(marker)
             .map_or_else(|error| report_on_stderr(marker, &error), |slot| work(marker, origin, slot)),
@@ -162,14 +162,14 @@ impl CallContext {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
     fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
         let Self { open, received, sender } = self;
-        // Leaked, so never closed: of a descriptor that the function has closed already, std's debug builds abort the process, and
-        // what the function has said would be lost.
+        // Leaked, and so never closed. If the function has closed such a descriptor already, std's debug builds would abort the
+        // process at a second close, and what the function has returned would be lost.
         let (open, sender) = (report::keep(open), report::keep(sender));
         if let Some(hook) = hook {
             hook.call(rank, &[], Received::default())?;
         }
         let result = entry.call(rank, open.arguments(), received)?;
-        // Asked for now: the place that it was given may have been removed meanwhile, and another one begun.
+        // Asked for after the function: meanwhile the directory may have been removed, and a new one made.
         let process_dir = named::process_dir_in_use();
         result_channel::send(rank, result, sender, process_dir.as_deref()).map_err(anyhow::Error::msg)
     }
@@ -221,7 +221,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
         Origin::Served(served) => {
             served.changes.apply()?;
             clean_up_after_fork(&own)?;
-            // The server has reset its dispositions for us; only the mask is left.
+            // The server has reset the dispositions before the fork; only the mask is left.
             signal::unblock_all()?;
         }
     }
@@ -233,7 +233,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     }
     fd::open_stdio_on_null()?;
     info::set(info_of(&open.job, marker.rank));
-    // For people who read `ps` or `top`: nothing depends on the name, so an error is none of the worker's.
+    // The name is shown by `ps` and `top`. Nothing depends on it, so an error is ignored.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
     match origin {
         Origin::Served(_) => crash::watch_prepared(slot),

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crate::wire::stop_pipe::OwnStopPipe;
 use crate::wire::stop_word;
 
-/// The stop pipe of the job that this process is a part of, looked for when somebody first asks.
+/// The stop pipe of the job that this process is a part of, looked for at the first question.
 static OF_JOB: OnceLock<Option<OwnStopPipe>> = OnceLock::new();
 
 fn of_job() -> Option<&'static OwnStopPipe> {

@@ -7,7 +7,7 @@ use super::lines::{Piece, without_moves};
 use crate::sys::clock::Moment;
 use crate::sys::pipe::{is_same_file, is_terminal, write_all};
 
-/// Which of the two.
+/// One of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
@@ -28,23 +28,23 @@ pub(crate) struct Console {
 struct Output {
     fd: OwnedFd,
     is_terminal: bool,
-    /// Written when it is full, or all is told.
+    /// Written when it is full, or when the thread has nothing more to read.
     buffer: Vec<u8>,
-    /// Whose line has begun and not ended.
+    /// The source whose line has begun and not ended.
     open: Option<SourceId>,
-    /// Who wrote last (`None`: this process itself), and when; of an open line, when it was begun.
+    /// The source that wrote last (`None`: this process itself), and when; of an open line, when it was begun.
     last: Option<(Option<SourceId>, Moment)>,
     is_broken: bool,
 }
 
-/// Who has an output, seen by a source that has a part of a line to show.
+/// What stands last on an output, for a source that has a part of a line to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Nobody else.
+    /// Nothing of another source.
     Own,
-    /// Somebody else wrote the last line, at this moment.
+    /// A line that another source wrote at this moment.
     OthersLine(Moment),
-    /// A part of somebody else's line stands there since this moment, and would be ended.
+    /// A part of another source's line, since this moment. A part of this source's would end it.
     OthersPart(Moment),
 }
 
@@ -72,7 +72,7 @@ impl Console {
         Self { outputs: [Output::new(stdout), Output::new(stderr)], is_one_file }
     }
 
-    /// The one whose lines a stream takes part in.
+    /// The output to which a stream goes.
     fn output(&mut self, stream: Stream) -> &mut Output {
         let index = self.index(stream);
         &mut self.outputs[index]
@@ -146,7 +146,7 @@ impl Console {
         output.put(&[line.as_bytes(), b"\n"]);
     }
 
-    /// How much is buffered.
+    /// How many bytes are buffered.
     pub(super) fn buffered(&self) -> usize {
         self.outputs.iter().map(|output| output.buffer.len()).sum()
     }

@@ -1,7 +1,7 @@
 //! The pump: a thread that carries what children print, from their pipes to files and to the console.
 //!
 //! Lines reach the console whole and with a prefix; files get every byte as it came. A child never waits for another's output, and
-//! an output of ours that cannot be written any more (EPIPE, a full disk) is told once and then left out, so that it ends no job.
+//! a file or console that cannot be written any more (EPIPE, a full disk) is reported once and then left out, so that it ends no job.
 //!
 //! - `lines`: pure: lines, parts of lines and progress bars out of bytes
 //! - `console`: stdout and stderr of this process, shared by all children
@@ -39,7 +39,7 @@ pub(crate) type Channel = u64;
 
 enum Command {
     Add(SourceId, OwnedFd, Route),
-    /// Nobody writes any more who counts: take what is there, and close it.
+    /// The child has ended: take what is in its pipe, and close that, even if another process still has the pipe.
     Finish(SourceId),
     /// A line of this process's own, to stderr.
     Say(String),
@@ -54,12 +54,12 @@ struct SourceNews {
     is_closed: bool,
 }
 
-/// What the thread tells.
+/// What the thread reports to the launcher.
 #[derive(Debug, Default)]
 struct News {
     sources: Vec<SourceNews>,
     tails: BTreeMap<Channel, Tail>,
-    /// Outputs of ours that could not be written any more.
+    /// The files and streams that could not be written any more, in sentences.
     broken: Vec<String>,
 }
 
@@ -67,9 +67,9 @@ struct News {
 #[derive(Debug)]
 pub(crate) struct Pump {
     commands: Sender<Command>,
-    /// Rung for the thread when there is a command.
+    /// Signalled when there is a command for the thread.
     bell: Arc<EventFd>,
-    /// Rung by the thread when a source is closed.
+    /// Signalled by the thread when a source is closed or an output has broken.
     closed: Arc<EventFd>,
     news: Arc<Mutex<News>>,
     thread: Option<JoinHandle<()>>,
@@ -85,7 +85,7 @@ impl Pump {
         let (bell, closed) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
         let news = Arc::new(Mutex::new(News::default()));
         let thread = thread::Pumping::new(console, received, (bell.clone(), closed.clone()), news.clone())?;
-        // No signal of the program's runs on it, and none is taken away from the thread that waits for them.
+        // With all signals blocked no handler of the program's runs on this thread, and a thread that waits for signals gets them.
         let run = move || {
             let _ = crate::sys::signal::block_all_in_thread();
             thread.run();
@@ -95,7 +95,7 @@ impl Pump {
     }
 
     fn send(&self, command: Command) {
-        // The thread ends after this handle only, or by a panic, which `drop` passes on.
+        // Sending fails only when the thread has panicked, and `drop` passes that panic on.
         let _ = self.commands.send(command);
         self.bell.ring();
     }
@@ -116,7 +116,7 @@ impl Pump {
         id
     }
 
-    /// Takes what is in the pipe now, and closes it: a process that keeps its other end open holds nobody up.
+    /// Takes what is in the pipe now, and closes it, even if a process still has its other end open.
     pub(crate) fn finish(&self, id: SourceId) {
         self.send(Command::Finish(id));
     }
@@ -143,7 +143,7 @@ impl Pump {
         std::mem::take(&mut self.news().broken)
     }
 
-    /// What [`closed`](Self::as_fd) told is known now.
+    /// Makes [`as_fd`](Self::as_fd) unreadable until there is something new.
     pub(crate) fn clear(&self) {
         self.closed.clear();
     }

@@ -20,7 +20,7 @@ const STATE_WAITS: Duration = Duration::from_secs(1);
 /// How long a part of a line stays the last on the console, before another's part may end it.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Lines that contain one of some texts, of any source, in one file.
+/// A file that all sources share, with those of their lines that contain one of some texts.
 #[derive(Debug)]
 pub(crate) struct Filter {
     pub(crate) needles: Vec<Vec<u8>>,
@@ -103,14 +103,14 @@ impl Source {
     }
 
     fn write_filtered(&mut self, filter: &Filter, lines: &[u8]) -> Vec<String> {
-        // O_APPEND: one write is one place in the file, whoever else writes to it.
+        // O_APPEND: the kernel puts each write at the end as a whole, also when other sources write (open(2)).
         let Err(error) = (&*filter.file).write_all(lines) else { return Vec::new() };
         self.route.filter = None;
         vec![format!("{}: {error}; filtered lines of one worker are missing in it", filter.path.display())]
     }
 
-    /// When a part of a line is to be shown that has not ended. While others write lines it waits, for its own end would find it
-    /// far above; where others have parts to show too, each has the console for a turn.
+    /// When to show the part of a line that has come so far. It waits while other sources write lines, which would part it from its
+    /// end; where other sources have parts to show too, each has the console for a turn.
     pub(super) fn part_is_due(&self, console: &Console) -> Option<Moment> {
         let (stream, _) = self.route.console.as_ref()?;
         let since = self.waiting_since?;
@@ -145,7 +145,7 @@ impl Source {
     }
 }
 
-/// When a part that somebody else has on the console may be ended by another one.
+/// When the turn of another source's part is over; `None`: no such part stands on the console.
 fn turn_over(turn: Turn) -> Option<Moment> {
     match turn {
         Turn::OthersPart(at) => at.checked_add(TURN),
@@ -153,7 +153,7 @@ fn turn_over(turn: Turn) -> Option<Moment> {
     }
 }
 
-/// Shows the parts of lines that are due, the one that has waited longest first: it may be the only one whose turn it is.
+/// Shows the parts of lines that are due. The one that has waited longest comes first: while it has its turn, the others wait.
 pub(super) fn show_parts(sources: &mut BTreeMap<SourceId, Source>, console: &mut Console, now: Moment) {
     let is_due =
         |source: &Source, console: &Console| source.part_is_due(console).is_some_and(|due| due <= now);

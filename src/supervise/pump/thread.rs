@@ -51,7 +51,7 @@ impl Pumping {
             for &token in ready.iter().filter(|&&token| token != BELL) {
                 self.read(token as SourceId);
             }
-            // After the reads: what a command finishes has been read once more then, at the least.
+            // After the reads: a source that a command finishes has been read at least once since the command was given.
             if ready.contains(&BELL) && !self.obey() {
                 return self.end();
             }
@@ -105,7 +105,8 @@ impl Pumping {
     fn close(&mut self, id: SourceId) {
         let Some(mut source) = self.sources.remove(&id) else { return };
         let broken = source.finish(&mut self.console, Moment::now());
-        // Closing would not be enough: the launcher may have started a child meanwhile, which has a copy until its exec.
+        // Closing the descriptor would not take it out of the epoll: a child that was just forked has a copy until its exec
+        // (epoll(7)).
         let _ = self.epoll.remove(source.pipe());
         drop(source);
         self.flush();
@@ -114,7 +115,7 @@ impl Pumping {
         self.closed.ring();
     }
 
-    /// Carries out the commands; false: the last one.
+    /// Carries out the commands; false after the one that ends the thread.
     fn obey(&mut self) -> bool {
         // Cleared first: a command that comes after it rings again.
         self.bell.clear();
