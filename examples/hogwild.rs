@@ -168,7 +168,7 @@ fn learn(shared: &Tensor<f32>, shard: &[Image]) -> Result<(f64, usize), MemoryEr
     Ok((loss, correct))
 }
 
-/// The others add too, meanwhile: no addition is lost, but nobody waits for anybody.
+/// The others add too, meanwhile: no addition is lost, and no worker waits for another.
 fn step(shared: &Tensor<f32>, gradient: &[f32], batch: usize) -> Result<(), MemoryError> {
     let rate = -LEARNING_RATE / batch as f32;
     // Blank pixels and silent neurons leave a third of it zero: so much less to meet at.

@@ -1,4 +1,4 @@
-//! A join loop with a deadline: shows who still runs, ends what is left when time is up, tells how all ended.
+//! A join loop with a deadline: shows which workers still run, ends those that are left when the time is up, tells how all ended.
 //!
 //! ```sh
 //! cargo run --example polling

@@ -87,9 +87,7 @@ fn main() -> anyhow::Result<()> {
         }
     }
     done += pipeline.means.len();
-    println!(
-        "{done} of {FILES} batches were trained on; the others were in the hands of those who were killed"
-    );
+    println!("{done} of {FILES} batches were trained on; killed workers had the others");
     anyhow::ensure!(done + 2 >= FILES, "each of the two can take one with it");
     Ok(())
 }
