@@ -1,4 +1,4 @@
-//! What the ends of a context's workers tell of one another: who had waited for whom, and which failure is to be reported.
+//! What the ends of a context's workers tell of one another: which worker had waited for which, and which failure is to be reported.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,8 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// For whom a rank had waited, if it failed of that. One that others wait for, too, waited for itself: it came too late.
+    /// The processes that a rank had waited for, if its wait failed. `None`, too, if the rank itself is among them: it came too late, and
+    /// its failure is its own.
     fn waited_for(&self, rank: usize) -> Option<&'a [u32]> {
         let (pid, end) = self.workers[rank];
         end?.waited_for.as_deref().filter(|pids| !pids.contains(&pid))

@@ -160,7 +160,7 @@ impl WorkerGroup {
         self.state = State::Stopping(standings);
     }
 
-    /// Takes in who has ended, and ends nobody. Who polls the descriptor is woken if there is something to do.
+    /// Reaps the workers that have ended, and ends none. A caller that polls the descriptor is woken if there is something to do.
     pub(super) fn refresh(&mut self) -> Result<(), Error> {
         self.reap_ended(None)?;
         let due = match self.state {
@@ -171,13 +171,13 @@ impl WorkerGroup {
         self.set_alarm(if due { Some(Moment::now()) } else { self.alarm() })
     }
 
-    /// Takes in who has ended; says whether that were all. With a deadline it may leave some for the next time.
+    /// Reaps the workers that have ended; says whether that were all. With a deadline it may leave some for the next call.
     fn reap_ended(&mut self, deadline: Option<Moment>) -> Result<bool, Error> {
         self.check_owner()?;
         let start = Moment::now();
         let until = deadline.map(|deadline| deadline.max(start.checked_add(REAPING).unwrap_or(deadline)));
         loop {
-            match self.children.next().map_err(Error::system("ask who has ended (epoll_wait)"))? {
+            match self.children.next().map_err(Error::system("ask which workers have ended (epoll_wait)"))? {
                 Step::Ended(rank) => self.reap(rank)?,
                 Step::Readable(_) => self.drain_results()?,
                 Step::Idle => return Ok(true),
@@ -237,7 +237,7 @@ impl WorkerGroup {
         self.ends().first_failure(self.children.order())
     }
 
-    /// Now and then looks who has reported but does not exit, and begins to end those.
+    /// Looks from time to time for workers that have reported but do not exit, and begins to end them.
     fn watch_exits(&mut self) {
         let patience = self.config.grace.map_or(EXIT, |grace| grace.max(LEAST_EXIT));
         let now = Moment::now();
@@ -298,7 +298,7 @@ impl WorkerGroup {
         self.children.signal(rank, signal).map_err(|os| Error::Signal { signal, rank, pid, os })
     }
 
-    /// Ends all who run and waits for them.
+    /// Ends all workers that run and waits for them.
     fn end(&mut self) -> Result<(), Error> {
         let now = Moment::now();
         self.config.stop.raise(self.first_failure().map(|first| first.rank));

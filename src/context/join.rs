@@ -90,7 +90,7 @@ impl<R> ProcessContext<R> {
         self.workers.failure().map_or(Ok(progress), Err)
     }
 
-    /// How a worker is now. This looks who has ended, but ends nobody.
+    /// How a worker is now. This looks which workers have ended, and ends none.
     ///
     /// # Errors
     /// [`Error::NoSuchRank`], or when the system refuses to tell.
@@ -99,7 +99,7 @@ impl<R> ProcessContext<R> {
         self.workers.status(rank).ok_or(Error::NoSuchRank { rank, nprocs: self.nprocs() })
     }
 
-    /// How every worker ended or that it still runs, by rank. This looks who has ended, but ends nobody.
+    /// How every worker ended or that it still runs, by rank. This looks which workers have ended, and ends none.
     ///
     /// # Errors
     /// When the system refuses to tell.

@@ -88,7 +88,7 @@ impl Options {
     ///
     /// In the same way a worker is ended that has left its function and handed in its report, but whose process does not
     /// exit (an exit handler that hangs): a call that joins looks each time this period has passed (at least 5 s; 30 s
-    /// without it), gives who has not exited by then as long again, and then sends SIGTERM. What it returned stands, and its
+    /// without it), gives a worker that has not exited by then as long again, and then sends SIGTERM. What it returned stands, and its
     /// [`Cause`](crate::Cause) is `EndedWhileExiting`.
     pub fn grace_period(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);

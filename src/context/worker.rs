@@ -18,7 +18,7 @@ impl Worker {
         Self { pid, slot: Some(slot), end: None }
     }
 
-    /// What it does, for the text of an error about those who wait for it.
+    /// What it does, for the text of an error of workers that wait for it.
     pub(super) fn standing(&self) -> Standing {
         match self.status() {
             Status::Succeeded | Status::Exiting => Standing::Returned,

@@ -1,5 +1,5 @@
 //! The errors of waits that another process was to end, kept in a worker until its report: what its function returns, or panics
-//! with, may be one of them, and then says for whom it waited.
+//! with, may be one of them, and then says for which processes it waited.
 //!
 //! They are found by their text, not by their type: a panic has nothing else, and types hide behind those of the user.
 
@@ -46,7 +46,7 @@ fn keep(note: Note) {
     notes.push_front(note);
 }
 
-/// For whom the wait was that ended in an error which one of these texts quotes; `None`: there was none.
+/// The processes that a wait was for, if one of these texts quotes the error of that wait.
 pub(crate) fn recall(texts: &[String]) -> Option<Vec<u32>> {
     let notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
     let quoted = notes.iter().find(|note| texts.iter().any(|text| note.is_quoted_in(text)));

@@ -203,7 +203,7 @@ pub enum MemoryError {
     /// The directory for named memory cannot be used or changed.
     #[error("cannot use {} for named memory: {reason}", .path.display())]
     Directory {
-        /// Which.
+        /// The directory.
         path: PathBuf,
         /// Why.
         reason: String,

@@ -248,7 +248,7 @@ impl<'a> Running<'a> {
         let now = Moment::now();
         self.stopped_at.get_or_insert(now);
         self.job.stopped_by.get_or_insert(signal);
-        // First of all: who handles the signal may ask.
+        // Before the signal: its handler in the worker may ask whether it is being ended.
         self.stop_pipe.begin();
         // The stop's own bound holds, even if a failure's has begun before.
         self.pass(signal);

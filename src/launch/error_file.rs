@@ -81,7 +81,7 @@ fn of_json(value: &Value) -> Option<ErrorReport> {
     }
 }
 
-/// Writes an error file that torch reads too, in one step: who reads it sees all of it.
+/// Writes an error file that torch reads too, in one step, so that its reader sees the whole.
 pub(super) fn write(path: &Path, message: &str, traceback: &str, unix_seconds: u64) -> io::Result<()> {
     let extra = json!({ "py_callstack": traceback, "timestamp": unix_seconds.to_string() });
     let text = json!({ "message": { "message": message, "extraInfo": extra } }).to_string();

@@ -1,4 +1,4 @@
-//! Pure: what the ends of an attempt's workers mean: whose failure came first, who was only stopped.
+//! Pure: what the ends of an attempt's workers mean: which failure came first, which workers were only stopped.
 
 use super::summary::{Ending, Role};
 use crate::error::{Cause, ResourceUsage, Status};

@@ -39,7 +39,7 @@ atomic_record! {
         // A consumer owns it from before its message is out of the ring until what came beside the message is out of the
         // socket. So an owner knows that whatever stands in the socket before the first message of the ring is an orphan's.
         pub(super) receive: RobustWord,
-        // Each call reads what follows: not from the cache line that only those write who receive descriptors.
+        // Each call reads what follows, so it is not in the cache line that receivers of descriptors write.
         spare: [AtomicU32; 6],
         /// The most messages that may be in it.
         most: AtomicU32,

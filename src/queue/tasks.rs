@@ -1,4 +1,4 @@
-//! What is known of the tasks of a queue: how many are done, and who has the others.
+//! What is known of the tasks of a queue: how many are done, and which threads hold the others.
 //!
 //! A thread that takes tasks owns a place, in which it counts the tasks that it holds: one more before it takes one, one less after
 //! it has said that one is done. So a task that was taken, and is neither done nor held by a living thread, is lost. `join` loads

@@ -78,8 +78,8 @@ impl<'a> Arrival<'a> {
         let changed = self.members.round().changed();
         let mut slept_at = None;
         loop {
-            // Before the state: who changes that advances the epoch afterwards, so an old epoch with a new state shows
-            // a change that nobody has told yet.
+            // Read before the state: a change of the state is followed by a new epoch, so an old epoch with a new state
+            // shows a change that was not told yet.
             let seen = changed.epoch();
             if self.members.round().state() != self.state {
                 self.pass_on(slept_at, seen);
@@ -107,8 +107,8 @@ impl<'a> Arrival<'a> {
         if slept_at.is_some() {
             self.members.look_for_deaths();
         }
-        // The epoch is still that of the sleep: who changed the state has not told anybody, and may have died before it
-        // could.
+        // The epoch is still that of the sleep: the thread that changed the state has told no waiter, and may have died
+        // before it could.
         if slept_at == Some(seen) {
             self.members.round().changed().notify_all();
         }

@@ -172,7 +172,7 @@ impl Barrier {
     /// How many members are waiting at this moment: Python's `n_waiting`.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        // Those who were waiting are on their way out of a broken round, though their slots still say that they came.
+        // The members that were waiting are on their way out of a broken round, though their slots still say that they came.
         let state = self.members.round().state();
         if state.is_broken() { 0 } else { self.members.waiting(state.round) }
     }

@@ -170,7 +170,7 @@ impl SyncError {
 
     /// Broken by a process, 0 when it is not known which, that had waited for others.
     pub(super) fn broken(pid: u32, by: BrokenBy, missing: Vec<u32>) -> Self {
-        // A member that gave up was itself waiting: the ones to look at are those for whom it waited.
+        // A member that gave up was itself waiting: what kept it are the members that it waited for.
         let waited_for = if missing.is_empty() { vec![pid] } else { missing.clone() };
         Self::Broken { pid: Some(pid).filter(|&pid| pid != 0), by, missing }.noted(&waited_for)
     }

@@ -175,7 +175,7 @@ mod tests {
         let can_wait_for_several = futex::tests::can_wait_for_several();
         let sleep = &|seen| {
             if !can_wait_for_several {
-                // Before Linux 5.16 nobody is woken for a dead one: who sleeps looks for itself.
+                // Before Linux 5.16 a death wakes no waiter here: each looks again by itself.
                 return changed.wait(seen, &WaitPolicy::Forever).unwrap();
             }
             // As one that the kernel would wake later, by its priority.

@@ -146,8 +146,8 @@ pub(super) fn let_go<W: AtomicWord>(word: &W) -> u32 {
     }
 }
 
-/// Frees a word whose sleepers sleep on other words too; says whether there may be some, all of whom the caller wakes
-/// by one of those others.
+/// Frees a word whose sleepers sleep on other words too; says whether there may be sleepers, which the caller then wakes
+/// by one of the other words.
 pub(crate) fn free_for_all<W: AtomicWord>(word: &W) -> bool {
     // The bit goes with the owner, unlike in `free`: no sleeper that is passed over relies on it, since all are woken.
     // The caller has the word pending: if it dies before its wake, the kernel wakes one sleeper for it.

@@ -10,7 +10,7 @@ use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{Me, OWNER, OWNER_DIED, RobustWord};
 
 atomic_record! {
-    /// A thread that owns this is a member. `owner_pid` stays when the member has left: those who wait can still name
+    /// A thread that owns this is a member. `owner_pid` stays when the member has left: waiters can still name
     /// its process.
     pub(super) struct MemberSlot {
         member: RobustWord,
@@ -79,7 +79,7 @@ impl MemberSlot {
     }
 
     pub(super) fn is_member(&self) -> bool {
-        // A dead member's slot has no owner: it is missing to those who wait, and told of as dead.
+        // A dead member's slot has no owner: waiters miss it, and name it as dead.
         owner_table::is_owned(self) && self.attendance.load(Acquire) != VACATED
     }
 
@@ -89,8 +89,7 @@ impl MemberSlot {
     }
 
     pub(super) fn arrive(&self, round: u32) {
-        // Release, with the Acquire of those who count: a member that is counted has done all that it did before it
-        // came.
+        // Release, with the Acquire of the count: what a member did before it came is done when it is counted.
         self.attendance.store(arrived(round), Release);
     }
 
@@ -104,8 +103,8 @@ impl MemberSlot {
         let _ = self.attendance.compare_exchange(arrived(round), CANCELLED, AcqRel, Relaxed);
     }
 
-    /// The owner does not wait any more; says whether the barrier was reset meanwhile. Of a round that is `broken` it
-    /// stays known who had come, for those who ask who had not.
+    /// Notes that the owner does not wait any more; says whether the barrier was reset meanwhile. In a round that is
+    /// `broken` the slot still says that it had come, since others name the members that had not.
     pub(super) fn depart(&self, broken: bool) -> bool {
         // One step, so that a reset either comes before, and is told here, or finds a member that does not wait.
         let seen = if broken { self.attendance.load(Acquire) } else { self.attendance.swap(IDLE, AcqRel) };
@@ -132,7 +131,7 @@ impl MemberSlot {
                 tell(pid);
             }
             futex_lock::forget_death(&self.member.word, seen);
-            // It is none of those who have left. Not before the mark is gone: whoever finds the death reads this.
+            // It has not left, it has died. Written after the mark is gone: the process that finds the death reads this.
             self.member.owner_pid.store(0, Release);
         }
     }

@@ -42,7 +42,7 @@ pub(super) struct Members {
 
 const KIND: &str = "Barrier";
 
-/// A place that its owner, who lives, still has on its list, though the handle is gone.
+/// A slot whose handle is gone, but which its owner, a living thread, still has on its list.
 struct Vacated {
     members: Members,
     number: usize,
@@ -119,11 +119,11 @@ impl Members {
         let mutex = &self.fields().mutex;
         let holder = || Awaited::holders("the barrier's own lock is", [robust_mutex::owner_pid(mutex)]);
         let (inside, found) = entered.map_err(|stop| stop.awaiting(holder))?;
-        // It may have died between taking a slot and saying who it is: whoever dies in here counts as a member.
+        // It may have died after it took a slot and before it wrote its pid there: so a process that dies in here counts as a member.
         if let Acquired::OwnerDied { pid } = found {
             self.round().break_by(BrokenBy::Death, pid);
         }
-        // The dead are found by all who come in, so that their slots can be taken again.
+        // Each member that comes in looks for dead ones, so that their slots can be taken again.
         let tell = |pid| self.round().break_by(BrokenBy::Death, pid);
         self.table().used().iter().for_each(|place| place.bury(tell));
         Ok(inside)
@@ -134,7 +134,7 @@ impl Members {
         // Here, as only the owner can take a word off its list, and it has come by.
         clear_out(me);
         let number = self.occupy(me)?;
-        // Those who wait are to see to this member too.
+        // Waiters are to sleep on this member's word too.
         self.round().changed().notify_all();
         Ok(number)
     }
@@ -208,8 +208,8 @@ impl Members {
     /// When it is broken in this state.
     pub(super) fn check(&self, state: State) -> Result<(), SyncError> {
         let Some((by, pid)) = state.breach() else { return Ok(()) };
-        // The error of a member that gave up also names those for whom it had waited. A death or an abort says all by
-        // itself.
+        // The error of a member that gave up also names the members that it had waited for. A death or an abort needs no
+        // further names.
         if by != BrokenBy::GivingUp {
             return Err(SyncError::broken(pid, by, Vec::new()));
         }
@@ -222,7 +222,7 @@ impl Members {
         Err(SyncError::broken(pid, by, missing.collect()))
     }
 
-    /// Begins another round; those who have arrived in this one are told, inside the mutex.
+    /// Begins another round. Members that have arrived in this one are told, inside the mutex.
     pub(super) fn reset(&self) {
         // Before the round changes: a member that then sees the new round finds in its slot that it was sent away, not
         // let go.

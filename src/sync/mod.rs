@@ -69,17 +69,17 @@
 //! with [`SyncError::Aborted`] when another worker has failed.
 
 // - `error`: SyncError
-// - `awaited`: whom a wait was for
+// - `awaited`: the processes that were to end a wait
 // - `futex_lock`: the transitions of a robust word, apart from memory and kernel
 // - `parker`: one sleeper, which is woken once, and only when it sleeps
 // - `model`: a futex as loom has it, for the tests of these two
 // - `wait_policy`: how a blocking call waits
-// - `robust_mutex`: a robust word as a lock that tells who died inside
+// - `robust_mutex`: a robust word as a lock that tells which process died inside
 // - `event_count`: a count that many wait for
 // - `owner_table`: robust words in a table
 // - `record_with`: a record with a value behind it
 // - `lock`, `rlock`, `condvar`, `event`, `once`: what is named so
-// - `rwlock`, `readers`: the value and its guards, and who has it
+// - `rwlock`, `readers`: the value and its guards, and its owners
 // - `semaphore`, `permits`: the handles, and what is shared
 // - `barrier`, `members`, `member`: the handle, the table, and one slot of it; `arrival`: one wait; `round`: what ends
 // it

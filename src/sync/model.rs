@@ -14,7 +14,7 @@ pub(super) fn check(model: impl Fn() + Sync + Send + 'static) {
     check_switches(3, model);
 }
 
-/// As [`check`], with so many switches from a thread that could go on.
+/// As [`check`], with at most `most` switches from a thread that could go on.
 pub(super) fn check_switches(most: usize, model: impl Fn() + Sync + Send + 'static) {
     // A preemption is a switch from a thread that could go on; those that sleep or end cost none.
     let mut builder = loom::model::Builder::new();
@@ -76,15 +76,15 @@ pub(super) struct FutexModel {
 #[derive(Default)]
 struct Queue {
     threads: Mutex<Threads>,
-    /// For those who sleep: some do not any more.
+    /// Notified for sleepers when some were woken.
     woken: Condvar,
-    /// For who lets time pass: one sleeps or is done.
+    /// Notified for the thread that lets time pass when another one sleeps or is done.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Threads {
-    /// The numbers of those who sleep, the first to be woken first.
+    /// The numbers of the sleepers, in the order in which they are woken.
     asleep: Vec<u32>,
     next: u32,
     /// How many wait for nothing any more.
@@ -97,7 +97,7 @@ impl FutexModel {
         Self { kernel, queue: Arc::default(), looks_again, gives_up: false }
     }
 
-    /// The same for those who rely on the kernel.
+    /// A sleeper that relies on the kernel to wake it, and does not look again.
     pub(super) fn trusting(self) -> Self {
         Self { looks_again: false, ..self }
     }

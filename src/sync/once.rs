@@ -181,7 +181,7 @@ impl Once {
     #[must_use]
     #[inline]
     pub fn is_completed(&self) -> bool {
-        // Acquire, with the Release in `run`: who finds it done sees what the function has done.
+        // Acquire, with the Release in `run`: a thread that finds it done sees what the function has done.
         self.fields().done.load(Acquire) != 0
     }
 

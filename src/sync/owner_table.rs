@@ -112,8 +112,8 @@ impl<'a, S: Slot> OwnerTable<'a, S> {
 /// Frees a slot of this thread; in a fork of the owner nothing happens.
 pub(crate) fn free(slot: &impl Slot) {
     let robust = slot.robust();
-    // What the slot says of its owner stays: the next owner writes it anew, and for a barrier it names those who have
-    // left.
+    // What the slot says of its owner stays: the next owner overwrites it, and a barrier names members that have left by
+    // it.
     robust::free(robust, || futex_lock::free(&robust.word, &WaitPolicy::Never));
 }
 

@@ -160,7 +160,7 @@ impl Permits {
         OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
-    /// Nothing that somebody who died inside can have left is to be put right.
+    /// Takes the mutex. An owner that died inside can have left nothing that would have to be put right.
     fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
         let (mutex, keep) = (&self.fields().mutex, || self.shared.map_pin());
         let entered: Result<(_, Acquired), _> = match policy {

@@ -126,7 +126,7 @@ impl RwFields {
         self.writer.store(0, Relaxed);
     }
 
-    /// Those who write or read. One that is inside the mutex and does neither waits for these itself.
+    /// The writer or the readers. A thread that is inside the mutex and does neither waits for these itself.
     fn holders(&self) -> Awaited {
         let writer = self.writer.load(Relaxed);
         let readers = || self.table().owner_pids().collect();
@@ -177,8 +177,8 @@ impl RwFields {
             policy => Locked::lock(&self.mutex, keep, policy),
         };
         let (inside, _) = entered?;
-        // Of those who died inside only a writer that was alone has changed anything. The field is asked, not
-        // EOWNERDEAD: it tells more, and it is still there if this thread dies now, too.
+        // Of threads that died inside, only a writer that was alone has changed anything. The field is asked and not
+        // EOWNERDEAD: it says more, and it is still there if this thread dies now, too.
         match self.writer.load(Relaxed) {
             0 => return Ok(inside),
             writer if writer & ALONE != 0 => self.poisoned_by.store(writer & !ALONE, Relaxed),

@@ -1,4 +1,4 @@
-//! The round of a barrier: its state in one word, which changes in one step, and those who are told of a change.
+//! The round of a barrier: its state in one word, which changes in one step, and the waiters that are told of a change.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -77,7 +77,7 @@ impl Round {
         State::of(self.state.load(Acquire))
     }
 
-    /// Lets all go who have arrived in a round, unless it is broken.
+    /// Releases all members that have arrived in a round, unless it is broken.
     pub(super) fn release(&self, state: State) -> bool {
         // Only from the state in which the last one counted: a breach since then wins, and all are told of it, the last
         // one too.

@@ -105,7 +105,7 @@ impl Dir {
         const TRIES: usize = 100;
         for _ in 1..TRIES {
             match self.try_remove_tree(path) {
-                // Somebody who is about to die has made something there meanwhile.
+                // A process that is about to die has made something there meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
                 done => return done,
             }

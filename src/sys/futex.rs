@@ -51,7 +51,7 @@ pub(crate) fn halves(word: &AtomicU64, expected: u64) -> [(&AtomicU32, u32); 2] 
 /// # Errors
 /// `EAGAIN` when the word is not as expected; when the kernel has no FUTEX_CMP_REQUEUE, or a filter refuses it.
 pub(crate) fn sleepers(word: &AtomicU32, expected: u32) -> io::Result<usize> {
-    // To send those who sleep on a word to sleep on that word changes nothing, and says how many they are.
+    // Requeueing the sleepers of a word to the same word changes nothing, and returns their number.
     let (operation, none, all) = (libc::FUTEX_CMP_REQUEUE, 0_usize, i32::MAX as usize);
     // SAFETY: takes the address of a valid word as a key, twice, and integers.
     let moved = unsafe {
@@ -111,7 +111,7 @@ fn woken(returned: libc::c_long) -> io::Result<()> {
     }
 }
 
-/// Wakes at most `count` of those who wait for `word` to change; says how many.
+/// Wakes at most `count` waiters of `word`; returns how many it has woken.
 pub(crate) fn wake(word: &AtomicU32, count: i32) -> usize {
     // SAFETY: takes the word's address as a key, and two integers.
     // With a valid word it cannot fail.
@@ -119,12 +119,12 @@ pub(crate) fn wake(word: &AtomicU32, count: i32) -> usize {
     usize::try_from(woken).unwrap_or(0)
 }
 
-/// Wakes all who wait for `word` to change.
+/// Wakes all waiters of `word`.
 pub(crate) fn wake_all(word: &AtomicU32) {
     wake(word, i32::MAX);
 }
 
-/// Sets `word` to 1 and wakes all who wait for it to change. The kernel does both: nobody is killed in between.
+/// Sets `word` to 1 and wakes all its waiters. The kernel does both, so the caller cannot be killed in between.
 pub(crate) fn set_and_wake_all(word: &AtomicU32) -> io::Result<()> {
     // FUTEX_OP_SET of 1. Of a second word nobody is to be woken, hence a comparison that is never true.
     const SET_ONE: u32 = (libc::FUTEX_OP_SET as u32) << 28 | 1 << 12 | 0x7ff;
@@ -156,7 +156,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Whether [`wait_any`] is there, so that one who sleeps can be woken by any of several words.
+    /// Whether the kernel has [`wait_any`], by which one sleeper can be woken by any of several words.
     pub(crate) fn can_wait_for_several() -> bool {
         let word = AtomicU32::new(0);
         !wait_any(&[(&word, 1)], None).is_err_and(|error| error.kind() == io::ErrorKind::Unsupported)

@@ -39,7 +39,7 @@ impl HeldGroup {
         joining.error.map_or(Ok(held), |error| Err(io::Error::from_raw_os_error(error)))
     }
 
-    /// Kills all who are in it.
+    /// Kills all processes of the group.
     pub(crate) fn kill(&self) {
         super::pidfd::kill_group_of_child(self.leader);
     }

@@ -232,7 +232,7 @@ pub(crate) fn with_room<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// The error of who has no descriptor left.
+/// The error of a process that has no descriptor left.
 pub(crate) const NO_DESCRIPTORS: i32 = libc::EMFILE;
 
 /// Whether `more` descriptors fit under the soft limit, which is raised if it must be.

@@ -75,7 +75,7 @@ impl SharedMap {
         sealed
     }
 
-    /// Should the kernel refuse even that, nothing lies here any more: who looks panics, rather than crash.
+    /// If the kernel refuses even that, nothing is mapped here any more, and an access panics instead of faulting.
     fn map_again(&mut self, fd: BorrowedFd<'_>, protection: i32, flags: i32) -> io::Result<()> {
         let len = std::mem::take(&mut self.len);
         self.map_over(fd.as_raw_fd(), protection, flags)?;
@@ -184,8 +184,8 @@ impl SharedMap {
         assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let target = self.writable_at(offset, bytes.len(), unit);
         // SAFETY: `at` checked the target, the slice vouches for the source, and they cannot overlap: a slice of these
-        // very bytes is either of a sealed map, which is refused, or of a shard, beside which nobody has this map's
-        // bytes to write to; who accesses them by elements does so by this unit.
+        // very bytes is either of a sealed map, which is refused, or of a shard, beside which no other code has this map's
+        // bytes to write to; code that accesses them by elements does so by this unit.
         unsafe { copy_in(bytes.as_ptr(), target, bytes.len(), unit) }
     }
 
@@ -211,7 +211,7 @@ impl SharedMap {
             source.addr().abs_diff(target.addr()) >= len,
             "the same {len} bytes cannot be copied to themselves"
         );
-        // SAFETY: `at` checked both and they do not overlap; who accesses either by elements does so by this unit.
+        // SAFETY: `at` checked both and they do not overlap; code that accesses either by elements does so by this unit.
         unsafe { copy_between(source, target, len, unit) }
     }
 

@@ -77,7 +77,7 @@ pub(crate) fn peak_resident_kib() -> Option<u64> {
 
 /// How many mappings this process has, and how many it may have (vm.max_map_count).
 pub(crate) fn mappings() -> Option<(usize, usize)> {
-    // Piece by piece: who has no mapping left has no room for megabytes of text.
+    // Piece by piece: a process without a mapping left has no room for megabytes of text.
     let (mut maps, mut piece, mut count) = (File::open("/proc/self/maps").ok()?, [0; 4096], 0);
     while let len @ 1.. = maps.read(&mut piece).ok()? {
         count += piece[..len].iter().filter(|&&byte| byte == b'\n').count();

@@ -7,7 +7,7 @@ use super::fd::above_stdio;
 use super::signal::Signal;
 use super::wait::{self, Reaped};
 
-/// The error of who asks for a process that is not there.
+/// The error of a call for a process that does not exist (ESRCH).
 pub(crate) const NO_SUCH_PROCESS: i32 = libc::ESRCH;
 
 /// pidfd_open(2), close-on-exec. The pid must be that of a child that has not been reaped.

@@ -77,7 +77,7 @@ pub(super) fn wait(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<Option<Exit>
 
 /// The next child of this process that has ended and was not reaped; nothing is reaped yet.
 pub(crate) fn next_ended() -> io::Result<Option<u32>> {
-    // By libc: nix refuses the status of who died of a real-time signal.
+    // By libc: nix refuses the status of a child that a real-time signal ended.
     // SAFETY: a plain record of integers, for which zeros are valid.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;

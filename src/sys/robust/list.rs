@@ -173,7 +173,7 @@ impl RobustList {
         // The one store after which the kernel's walk goes past this word. The word's own `next` stays: nothing leads to it any more.
         match self.owned.get(place + 1) {
             None => front.next.store(below as u64, Relaxed),
-            // SAFETY: it is mapped: the entry says who sees to that.
+            // SAFETY: it is mapped: the entry has what keeps it so.
             Some((above, _)) => unsafe { above.as_ref() }.next.store(below as u64, Relaxed),
         }
         // Unlinked before its pin goes: from then on the memory may be unmapped, and the kernel ends its walk at the first link
