@@ -206,6 +206,7 @@ pub use queue::{
 };
 pub use start::StartMethod;
 pub use start::forkserver::ForkServer;
+pub use supervise::prefix::{Prefix, PrefixError};
 pub use sys::signal::Signal;
 pub use tensor::dyn_tensor::DynTensor;
 pub use tensor::frozen::FrozenTensor;

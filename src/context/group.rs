@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blame::Ends;
+use super::output::Output;
 use super::postmortem::{self, End};
 use super::returned::Returned;
 use super::worker::Worker;
@@ -20,6 +21,9 @@ use crate::sys::signal::Signal;
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 use crate::wire::stop_word::StopWord;
+
+/// The token of the thread that carries the output; the socket for results has 0.
+const OUTPUT: u32 = 1;
 
 /// How long ends may be taken in when the caller's time is up already.
 const REAPING: Duration = Duration::from_millis(10);
@@ -69,6 +73,8 @@ pub(super) struct WorkerGroup {
     workers: Vec<Worker>,
     children: Group,
     result_channel: ResultChannel,
+    /// What the workers print, if this process carries it.
+    output: Option<Output>,
     /// What the workers were given to write to, until all have ended.
     loans: Vec<Loan>,
     config: GroupConfig,
@@ -78,10 +84,17 @@ pub(super) struct WorkerGroup {
 }
 
 impl WorkerGroup {
-    pub(super) fn new(started: Started, config: GroupConfig) -> Self {
-        let Started { children, slots, result_channel, loans } = started;
+    /// # Errors
+    /// When the thread that carries the output cannot be watched. The workers are killed then.
+    pub(super) fn new(started: Started, output: Option<Output>, config: GroupConfig) -> Result<Self, Error> {
+        let Started { children, slots, result_channel, loans, .. } = started;
+        if let Some(pump) = output.as_ref().and_then(Output::pump) {
+            let watched = children.watch_too(pump.as_fd(), OUTPUT);
+            watched.map_err(Error::system("watch what the workers print (epoll_ctl)"))?;
+        }
         let workers = children.pids().zip(slots).map(|(pid, slot)| Worker::new(pid, slot)).collect();
-        Self { workers, children, result_channel, loans, config, state: State::Running, next_look: None }
+        let state = State::Running;
+        Ok(Self { workers, children, result_channel, output, loans, config, state, next_look: None })
     }
 
     pub(super) fn nprocs(&self) -> usize {
@@ -97,7 +110,8 @@ impl WorkerGroup {
     }
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
-        let outcomes = self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank));
+        let tail = |rank| self.output.as_ref().map_or(Vec::new(), |output| output.tail(rank));
+        let outcomes = self.workers.iter().enumerate().map(|(rank, worker)| worker.outcome(rank, tail(rank)));
         self.ends().mark_consequences(outcomes.collect())
     }
 
@@ -131,8 +145,7 @@ impl WorkerGroup {
     fn step(&mut self, deadline: Option<Moment>) -> Result<Progress, Error> {
         let all = self.reap_ended(deadline)?;
         if self.running() == 0 {
-            self.close()?;
-            return Ok(Progress::Finished);
+            return self.finish();
         }
         // No worker is ended before all are known that have ended by themselves: they are no victims.
         if all && matches!(self.state, State::Failing) {
@@ -143,12 +156,21 @@ impl WorkerGroup {
             self.give_up_on(rank, &why);
         }
         if self.running() == 0 {
-            self.close()?;
-            return Ok(Progress::Finished);
+            return self.finish();
         }
         // Who polls the descriptor comes back for those that were not taken in yet.
         self.set_alarm(if all { self.alarm() } else { Some(Moment::now()) })?;
         Ok(Progress::Running)
+    }
+
+    /// When all have ended: closes the group, once all that they have printed is written.
+    fn finish(&mut self) -> Result<Progress, Error> {
+        if self.output.as_ref().is_some_and(|output| !output.is_carried()) {
+            self.set_alarm(None)?;
+            return Ok(Progress::Running);
+        }
+        self.close()?;
+        Ok(Progress::Finished)
     }
 
     fn begin_teardown(&mut self) {
@@ -179,6 +201,7 @@ impl WorkerGroup {
         loop {
             match self.children.next().map_err(Error::system("ask which workers have ended (epoll_wait)"))? {
                 Step::Ended(rank) => self.reap(rank)?,
+                Step::Readable(OUTPUT) => self.output.iter().for_each(Output::hear),
                 Step::Readable(_) => self.drain_results()?,
                 Step::Idle => return Ok(true),
             }
@@ -224,6 +247,8 @@ impl WorkerGroup {
             self.state = State::Failing;
         }
         self.workers[rank].end = Some(end);
+        // What is left of its process group was killed before it was reaped, so all that it has printed is in the pipes.
+        self.output.iter().for_each(|output| output.finish(rank));
     }
 
     /// Notes the end of a worker that no signal ends.
@@ -267,6 +292,7 @@ impl WorkerGroup {
             State::Running | State::Failing => Vec::new(),
         };
         self.loans.clear();
+        self.output.iter_mut().for_each(Output::close);
         let ends = self.ends();
         let report = |first: Failing| {
             FailureReport::new(first.rank, ends.culprits(&first, &standings), self.outcomes())
@@ -333,7 +359,9 @@ impl AsFd for WorkerGroup {
 impl Drop for WorkerGroup {
     fn drop(&mut self) {
         // In a fork of the launcher the workers are not this process's children.
-        if self.children.foreign_owner().is_none() && self.running() > 0 {
+        if self.children.foreign_owner().is_some() {
+            self.output.take().into_iter().for_each(Output::forget);
+        } else if self.running() > 0 {
             // If the system refuses to let us wait, the drop of the group kills and reaps them.
             let _ = self.end();
         }

@@ -173,9 +173,11 @@ impl<R: DeserializeOwned> ProcessContext<R> {
     /// [`Error::StillRunning`] when it has not; the workers are ended then, as by any drop. The first failure, if
     /// there was one.
     pub fn into_results(mut self) -> Result<Vec<R>, Error> {
-        if self.wait(Some(Moment::now()))? == Progress::Running {
+        if self.wait(Some(Moment::now()))? == Progress::Running && self.workers.running() > 0 {
             return Err(Error::StillRunning { running: self.workers.running(), nprocs: self.nprocs() });
         }
+        // What they have printed may be on its way still.
+        self.wait(None)?;
         (0..self.nprocs())
             .map(|rank| {
                 self.result(rank)?.ok_or_else(|| Error::Result { rank, reason: "there is none".into() })

@@ -2,6 +2,7 @@
 //!
 //! - `options`: what can be chosen
 //! - `rank`: what can be chosen for each rank
+//! - `output`: what the workers print
 //! - `start`: check, build the jobs, start them
 //! - `group`: the workers of one context, and what their ends mean
 //! - `worker`: one of them: its report slot, and how it ended
@@ -14,6 +15,7 @@ mod blame;
 mod group;
 mod join;
 mod options;
+mod output;
 mod postmortem;
 mod rank;
 mod returned;

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use super::output::Wanted;
 use super::rank::{RankOptions, check_environment};
 use crate::error::{Error, WorkerError};
 use crate::start::StartMethod;
+use crate::supervise::prefix::Prefix;
 use crate::sys::limits;
 use crate::sys::signal::Signal;
 use crate::worker::WorkerInfo;
@@ -38,6 +40,7 @@ pub struct Options {
     pub(super) hook: Option<Hook>,
     /// By rank; empty: no rank has anything of its own.
     pub(super) ranks: Vec<RankOptions>,
+    pub(super) output: Wanted,
 }
 
 /// What runs in each worker before its function.
@@ -67,6 +70,7 @@ impl Options {
             abort: false,
             hook: None,
             ranks: Vec::new(),
+            output: Wanted::default(),
         }
     }
 
@@ -231,6 +235,68 @@ impl Options {
         // More than there can be are refused at the start.
         let possible = self.nprocs < MANY || limits::check_processes(self.nprocs).is_ok();
         self.ranks = if possible { (0..self.nprocs).map(of_rank).collect() } else { Vec::new() };
+        self
+    }
+
+    /// Has this process carry what the workers print, to its own stdout and stderr: lines are whole, whatever the others print, and each
+    /// stands behind the prefix of its rank.
+    ///
+    /// A part of a line, such as a prompt, is shown after 0.1 s; of a progress bar that is overwritten by carriage returns the newest
+    /// state. All that a worker has printed is written before a call tells of its end, also if it was killed; what a process prints that
+    /// the worker has left behind in another process group is not waited for. A call that joins waits, as `println!` does, while
+    /// the stream takes nothing.
+    ///
+    /// The workers' stdout and stderr are pipes then, not a terminal: workers that outlive this process
+    /// ([`death_signal`](Self::death_signal)) cannot print. A stream that goes to a file ([`RankOptions`]) is not shown.
+    ///
+    /// A thread of this process carries it from the start until all workers have ended. Meanwhile this process
+    /// cannot start others by [`StartMethod::Fork`].
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{Options, Prefix, start_processes};
+    ///
+    /// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+    ///     println!("rank {rank} begins");
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// // Prints "[train0]:rank 0 begins" and "[train1]:rank 1 begins", in any order.
+    /// start_processes(work, (), Options::new(2).name("train").prefix(Prefix::default()))?.join()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.output.prefix = Some(prefix);
+        self
+    }
+
+    /// How many of the last lines of each rank's stderr are kept, of its last 64 KiB: they stand in the text of the exception, and
+    /// [`Outcome::stderr_tail`](crate::Outcome::stderr_tail) has them. Without it, none.
+    ///
+    /// Stderr reaches this process's all the same, or the rank's own file ([`RankOptions::stderr`]), carried as
+    /// [`prefix`](Self::prefix) says; without a prefix in lines that are whole and have nothing before them. Stdout is not touched.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{Error, Options, start_processes};
+    ///
+    /// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+    ///     eprintln!("rank {rank} has no device");
+    ///     std::process::abort()
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let context = start_processes(work, (), Options::new(1).stderr_tail(20))?;
+    /// let Err(Error::ProcessExited(exception)) = context.join() else { panic!("it aborts") };
+    /// assert_eq!(exception.outcomes()[0].stderr_tail(), ["rank 0 has no device"]);
+    /// assert!(exception.to_string().contains("the end of its stderr:\n  rank 0 has no device\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stderr_tail(mut self, lines: usize) -> Self {
+        self.output.tail = lines;
         self
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::output::StderrFile;
 use crate::error::Error;
 use crate::sys::affinity::Affinity;
 use crate::sys::{fd, memfd};
@@ -126,13 +127,27 @@ impl RankOptions {
         }
     }
 
-    pub(super) fn record(&self) -> RankSetup {
+    /// Where the launcher is to carry the rank's stderr.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub(super) fn open_stderr(&self, rank: usize) -> Result<StderrFile, Error> {
+        let Some(OutputFile { path, append }) = &self.stderr else { return Ok(None) };
+        let refused = |error| {
+            Error::InvalidOption(format!("rank_options of rank {rank}: stderr: {}: {error}", path.display()))
+        };
+        let file = fd::open_to_append(path, !append).map_err(refused)?;
+        Ok(Some((file.into(), path.clone())))
+    }
+
+    /// `carries_stderr`: whether the launcher writes the rank's stderr to its file.
+    pub(super) fn record(&self, carries_stderr: bool) -> RankSetup {
         RankSetup {
             environment: self.environment.clone(),
             directory: self.directory.as_ref().map(|path| path.as_os_str().as_bytes().to_vec()),
             processors: self.processors.as_deref().map(Affinity::of_processors),
             stdout: self.stdout.as_ref().map(OutputFile::record),
-            stderr: self.stderr.as_ref().map(OutputFile::record),
+            stderr: self.stderr.as_ref().filter(|_| !carries_stderr).map(OutputFile::record),
         }
     }
 

@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use super::group::{GroupConfig, WorkerGroup};
 use super::join::ProcessContext;
 use super::options::{Hook, Options};
-use super::rank::{self, RankOptions};
+use super::output::Output;
+use super::rank;
 use crate::error::{Callee, Error, WorkerError, limit_met};
 use crate::memory::named::{self, ProcessDir};
 use crate::memory::strategy::Choice;
@@ -199,7 +200,7 @@ impl JobBuilder {
             return Err(Error::SigchldIgnored);
         }
         rank::make_outputs(&options.ranks)?;
-        start::make_room(options.nprocs);
+        start::make_room(options.nprocs, options.output.descriptors());
         let image = Image::main().map_err(Error::system("identify this executable"))?;
         let nprocs = options.nprocs;
         let result_channel =
@@ -279,7 +280,7 @@ fn setup_of(options: &Options, image: &Image) -> Result<Setup, Error> {
         nprocs: options.nprocs,
         launcher: std::process::id(),
         hook: hook.transpose()?,
-        ranks: options.ranks.iter().map(RankOptions::record).collect(),
+        ranks: options.ranks.iter().map(|rank| rank.record(options.output.tail > 0)).collect(),
     })
 }
 
@@ -294,8 +295,11 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 /// Starts the workers of jobs that are complete, all or none, and makes their context.
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
     let JobBuilder { callee, result_channel, guards, process_dir, stop, roster, .. } = builder;
-    let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, .. } = options;
-    let started = start::start_all(Plan {
+    let role = if options.output.prefix.is_some() { options.job_name() } else { String::new() };
+    let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, output, .. } = options;
+    let opened = ranks.iter().enumerate().filter(|_| output.tail > 0).map(|(rank, of)| of.open_stderr(rank));
+    let stderr_files = opened.collect::<Result<_, _>>()?;
+    let mut started = start::start_all(Plan {
         method,
         nprocs,
         jobs: Jobs::new(jobs),
@@ -305,7 +309,11 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         environment,
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,
+        piped: output.pipes(),
     })?;
+    let readers = std::mem::take(&mut started.readers);
+    // After the last fork: a process with this thread could not fork. Until then what the workers print waits in the pipes.
+    let output = Output::carry(&output, &role, readers, stderr_files)?;
     let config = GroupConfig { daemon, grace, callee, stop, roster };
-    Ok(ProcessContext::new(WorkerGroup::new(started, config)))
+    Ok(ProcessContext::new(WorkerGroup::new(started, output, config)?))
 }

@@ -35,9 +35,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn outcome(&self, rank: usize) -> Outcome {
+    /// `stderr_tail`: the end of its stderr, if that is kept.
+    pub(super) fn outcome(&self, rank: usize, stderr_tail: Vec<String>) -> Outcome {
         let ended = self.end.as_ref().map(|end| end.ended.clone());
-        Outcome { rank, pid: self.pid, exiting: self.has_reported(), ended }
+        Outcome { rank, pid: self.pid, exiting: self.has_reported(), stderr_tail, ended }
     }
 
     /// Whether its report is whole, though it has not ended.

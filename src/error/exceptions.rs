@@ -116,6 +116,7 @@ impl fmt::Display for ProcessRaisedException {
         self.0.fmt_culprits(f)?;
         write!(f, "-- Process {} terminated with the following error:\n{error}\n\n", self.error_index())?;
         self.0.fmt_when(f)?;
+        self.0.fmt_stderr(f)?;
         self.0.fmt_others(f)
     }
 }
@@ -234,6 +235,7 @@ impl fmt::Display for ProcessExitedException {
         let gap = if first.traceback().is_some() { "\n\n" } else { "\n" };
         f.write_str(gap)?;
         self.0.fmt_when(f)?;
+        self.0.fmt_stderr(f)?;
         self.0.fmt_others(f)
     }
 }

@@ -81,6 +81,15 @@ impl FailureReport {
         Ok(())
     }
 
+    /// Writes the end of the first one's stderr, as far as it was kept.
+    pub(super) fn fmt_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.first().stderr_tail();
+        if !lines.is_empty() {
+            f.write_str("\nthe end of its stderr:")?;
+        }
+        lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+
     /// Writes which processes kept the first one waiting, a line for each.
     pub(super) fn fmt_culprits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Culprit { peer, standing } in &self.culprits {
@@ -178,7 +187,8 @@ impl fmt::Display for Ranks<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::Error;
-    use super::super::outcome::{Ended, ResourceUsage};
+    use super::super::outcome::Ended;
+    use super::super::usage::ResourceUsage;
     use super::*;
 
     #[test]
@@ -203,7 +213,7 @@ mod tests {
             at: SystemTime::UNIX_EPOCH,
             usage: ResourceUsage::default(),
         };
-        Outcome { rank, pid: 10 + rank as u32, exiting: false, ended: Some(ended) }
+        Outcome { rank, pid: 10 + rank as u32, exiting: false, stderr_tail: Vec::new(), ended: Some(ended) }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod outcome;
 mod peer;
 mod raised;
 mod traceback;
+mod usage;
 mod worker_error;
 
 use std::io;
@@ -24,12 +25,13 @@ pub(crate) use limit::{limit_met, with_limit};
 pub use memory::MemoryError;
 pub(crate) use memory::with_hint;
 pub(crate) use outcome::Ended;
-pub use outcome::{Cause, OomScope, Outcome, ResourceUsage, Status};
+pub use outcome::{Cause, OomScope, Outcome, Status};
 pub use peer::Peer;
 pub(crate) use peer::listed;
 pub(crate) use raised::Raised;
 pub use raised::RaisedError;
 pub use traceback::Traceback;
+pub use usage::ResourceUsage;
 pub use worker_error::WorkerError;
 
 use limit::InBrackets;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::failure_kind::FailureKind;
 use super::raised::RaisedError;
 use super::traceback::Traceback;
+use super::usage::ResourceUsage;
 use crate::sys::signal::Signal;
 
 /// The state of a worker, in one word.
@@ -200,20 +201,6 @@ impl fmt::Display for OomScope {
     }
 }
 
-/// What a worker's process had used by its end, as the kernel tells it to the process that reaps it (getrusage(2)). What the worker's
-/// own children had used is in it only if the worker has waited for them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ResourceUsage {
-    /// The CPU time that it spent in user mode, of all its threads together.
-    pub user: Duration,
-    /// The CPU time that the kernel spent for it.
-    pub system: Duration,
-    /// The most memory it had resident, in bytes, where that is known: a worker that was killed before it had
-    /// more than the launcher had at the start cannot be told from it.
-    pub peak_memory: Option<u64>,
-}
-
 /// An `Arc` in a record: serde has it only behind its feature `rc`, which would let the arguments of every program have one too,
 /// though what arrives in another process shares nothing.
 mod shared {
@@ -283,6 +270,8 @@ pub struct Outcome {
     pub(crate) pid: u32,
     /// Whether its report is whole, though it has not ended.
     pub(crate) exiting: bool,
+    /// Empty where it is not kept.
+    pub(crate) stderr_tail: Vec<String>,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -344,6 +333,13 @@ impl Outcome {
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.ended.as_ref()?.note.as_deref()
+    }
+
+    /// The last lines that it has printed to stderr, if they are kept ([`Options::stderr_tail`](crate::Options::stderr_tail)); of a worker
+    /// that runs, as far as they have come.
+    #[must_use]
+    pub fn stderr_tail(&self) -> &[String] {
+        &self.stderr_tail
     }
 
     /// From its start to the moment of its failure, if it recorded one, or else to that at which the launcher saw

@@ -15,6 +15,7 @@ use super::timers::Timers;
 use super::workers::{Outputs, Start, Tail};
 use super::{descendants, error_file, files};
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
+use crate::supervise::pump::last_lines;
 use crate::supervise::stop::Stop;
 use crate::sys::clock::Moment;
 use crate::sys::inotify::FileWatch;
@@ -331,11 +332,6 @@ impl<'a> Running<'a> {
             Tail::File(path) => files::tail(path, TAIL).unwrap_or_default(),
             Tail::Nowhere => Vec::new(),
         };
-        let text = String::from_utf8_lossy(&bytes);
-        // Of a progress bar only its last state.
-        let last_state =
-            |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
-        let lines: Vec<_> = text.lines().map(last_state).collect();
-        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+        last_lines(&bytes, TAIL_LINES)
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::error::limit_met;
+use crate::supervise::prefix::PrefixError;
 
 /// Why a job could not be run. That a worker failed is no error of the launch: the [`Summary`](super::Summary) tells of it.
 ///
@@ -70,6 +71,12 @@ impl LaunchError {
             Some(limit) => Self::System { what: format!("{what} ({limit})"), os },
             None => Self::System { what, os },
         }
+    }
+}
+
+impl From<PrefixError> for LaunchError {
+    fn from(error: PrefixError) -> Self {
+        Self::invalid(error.what(), PrefixError::hint())
     }
 }
 

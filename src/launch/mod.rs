@@ -33,7 +33,7 @@
 //
 // - `options`: Launch: what a job is to be
 // - `stdio`, `stdio_options`: the standard streams of workers
-// - `command`, `ranks`, `devices`, `numa`, `prefix`, `restart`: what options are made of
+// - `command`, `ranks`, `devices`, `numa`, `restart`: what options are made of
 // - `plan`: all that is known before anything is started
 // - `environment`: pure: the variables of a worker
 // - `run`: from the first attempt to the last
@@ -64,7 +64,6 @@ mod judge;
 mod numa;
 mod options;
 mod plan;
-mod prefix;
 mod ranks;
 mod record;
 mod report;
@@ -84,10 +83,11 @@ pub use error_file::ErrorReport;
 pub use event::Event;
 pub use numa::NumaBinding;
 pub use options::Launch;
-pub use prefix::Prefix;
 pub use ranks::{RankList, RankStreams, Streams};
 pub use record::record;
 pub use restart::RestartOn;
 pub use stdio::Stdin;
 pub use stopping::die_of;
 pub use summary::{Attempt, Ending, Role, Summary, WorkerSummary};
+
+pub use crate::supervise::prefix::Prefix;

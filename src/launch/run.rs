@@ -10,9 +10,9 @@ use super::event::Event;
 use super::job::{self, Job};
 use super::options::Launch;
 use super::plan::Plan;
-use super::prefix::hostname;
 use super::restart::{self, Failed, Next, RestartOn};
 use super::summary::{Attempt, Summary};
+use crate::supervise::prefix::hostname;
 use crate::sys::clock::Moment;
 
 impl Launch {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::prefix::Prefix;
 use super::ranks::{RankList, RankStreams};
+use crate::supervise::prefix::Prefix;
 
 /// Which worker reads this process's standard input.
 ///

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::options::Launch;
-use super::prefix::Prefix;
 use super::ranks::{RankList, RankStreams};
 use super::stdio::Stdin;
+use crate::supervise::prefix::Prefix;
 
 /// # Standard streams
 ///

@@ -1,6 +1,7 @@
 //! Fork, and run in place.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use super::plan::{Failure, Plan, Prepared};
 use crate::memory::storage;
@@ -22,7 +23,8 @@ pub(super) fn start(plan: &Plan, worker: &Prepared) -> Result<u32, Failure> {
         for (key, value) in &plan.environment {
             env::set(key, value);
         }
-        worker::run(&marker, &Origin::Fork)
+        let output = worker.writers.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd));
+        worker::run(&marker, &Origin::Fork { output })
     });
     let pid = forked.map_err(failure)?;
     // The worker does so too. If only it did, a signal to its group could come before; if only this process did, the worker

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::plan::{Failure, Plan, Prepared};
+use super::plan::{Failure, Plan, Prepared, StartedWorker};
 use super::server_link::{ANSWER, ServerLink, message};
 use super::{attributes, forkserver};
 use crate::error::Error;
@@ -17,7 +17,6 @@ use crate::sys::signal::Signal;
 use crate::sys::{dir, fd, limits};
 use crate::wire::ledger::Ledger;
 use crate::wire::service::{Attributes, ForkRequest, Request, Trouble};
-use crate::wire::slot::Slot;
 
 /// How many workers go in one message.
 //
@@ -30,7 +29,7 @@ const SPARE: usize = 8;
 /// Starts all workers of a plan, and gives each to `add`, which watches it, before any runs its function.
 pub(super) fn start_each(
     plan: &mut Plan,
-    mut add: impl FnMut(usize, Child, Slot) -> Result<(), Error>,
+    mut add: impl FnMut(usize, StartedWorker) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let nprocs = plan.nprocs;
     let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
@@ -53,8 +52,8 @@ pub(super) fn start_each(
         let started = batch.start(link);
         // Before the `?`: also when the batch has failed, some of its workers may have run.
         plan.jobs.deliver(ranks.clone());
-        for ((child, slot), rank) in started?.into_iter().zip(ranks) {
-            add(rank, child, slot)?;
+        for (worker, rank) in started?.into_iter().zip(ranks) {
+            add(rank, worker)?;
         }
     }
     // The workers sleep at the gate until here. So none can end before all are watched, and their ends come in their order.
@@ -81,7 +80,7 @@ pub(super) struct ForkBatch<'a> {
 }
 
 impl<'a> ForkBatch<'a> {
-    fn start(&self, link: &ServerLink) -> Result<Vec<(Child, Slot)>, Error> {
+    fn start(&self, link: &ServerLink) -> Result<Vec<StartedWorker>, Error> {
         let (started, len) = (Moment::now(), self.ranks.len());
         let prepared = self
             .ranks
@@ -110,7 +109,7 @@ impl<'a> ForkBatch<'a> {
         let children = forked.map(|(worker, process)| {
             let reaper = ServerReaper::new(self.ledger.clone(), worker.rank, link.process());
             let child = Child::of_server(process, (started, reply.rss_kib), reaper, worker.lifeline);
-            (child, worker.slot)
+            StartedWorker { child, slot: worker.slot, readers: worker.readers }
         });
         // Children first, also when there was trouble: dropping those that were forked ends them.
         let children: Vec<_> = children.collect();
@@ -127,7 +126,8 @@ impl<'a> ForkBatch<'a> {
 
     /// What the server is asked, and the descriptors in the order that it expects.
     pub(super) fn request(&self, workers: &'a [Prepared]) -> (ForkRequest<'a>, Vec<BorrowedFd<'a>>) {
-        let Plan { nprocs, ref jobs, ref result_channel, ref process_dir, death_signal, .. } = *self.plan;
+        let Plan { nprocs, ref jobs, ref result_channel, ref process_dir, death_signal, piped, .. } =
+            *self.plan;
         let jobs = jobs.of_ranks(self.ranks.clone());
         // The first descriptor of a job is its own.
         let mut named: Vec<_> = jobs.iter().flat_map(|job| job.descriptors().skip(1)).collect();
@@ -149,12 +149,16 @@ impl<'a> ForkBatch<'a> {
             attributes: Cow::Borrowed(self.attributes),
             jobs: jobs.len(),
             lifelines: ends().count(),
+            piped,
             numbers: named.iter().map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>(),
         };
         let before = self.before.iter().map(AsFd::as_fd);
         let descriptors = before.chain(jobs.iter().map(AsFd::as_fd)).chain(named);
         let of_workers = workers.iter().map(|worker| worker.slot.as_fd()).chain(ends().map(AsFd::as_fd));
-        (request, descriptors.chain(of_workers).collect())
+        let outputs = [0, 1]
+            .into_iter()
+            .flat_map(|stream| workers.iter().filter_map(move |worker| worker.writers[stream].as_ref()));
+        (request, descriptors.chain(of_workers).chain(outputs.map(AsFd::as_fd)).collect())
     }
 }
 

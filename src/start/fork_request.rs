@@ -24,6 +24,8 @@ pub(super) struct OpenRequest<'a> {
     /// The report slots, one for each worker that is to be forked.
     pub(super) slots: &'a [OwnedFd],
     lifelines: &'a [OwnedFd],
+    /// Stdout and stderr: one for each worker, or none.
+    outputs: [&'a [OwnedFd]; 2],
     changes: Changes,
 }
 
@@ -34,7 +36,8 @@ impl<'a> OpenRequest<'a> {
             + request.jobs
             + request.numbers.len()
             + request.worker_dirs.len()
-            + request.lifelines;
+            + request.lifelines
+            + request.worker_dirs.len() * request.piped.iter().filter(|&&is_piped| is_piped).count();
         // The kernel drops descriptors for which this process has no room, from the end of the list (MSG_CTRUNC). Slots and
         // lifelines would then be taken for one another, which only the count shows.
         if descriptors.len() != expected || request.jobs == 0 {
@@ -46,7 +49,10 @@ impl<'a> OpenRequest<'a> {
         let (before, rest) = descriptors.split_at(BEFORE_JOBS);
         let (jobs, rest) = rest.split_at(request.jobs);
         let (named, rest) = rest.split_at(request.numbers.len());
-        let (slots, lifelines) = rest.split_at(request.worker_dirs.len());
+        let (slots, rest) = rest.split_at(request.worker_dirs.len());
+        let (lifelines, rest) = rest.split_at(request.lifelines);
+        let [stdouts, stderrs] = request.piped.map(|is_piped| if is_piped { slots.len() } else { 0 });
+        let (stdouts, stderrs) = (&rest[..stdouts], &rest[stdouts..stdouts + stderrs]);
         // The jobs speak of descriptors by their numbers in the launcher; here the kernel has given them others.
         let numbers = request.numbers.iter().copied().zip(named.iter().map(AsRawFd::as_raw_fd)).collect();
         let ledger = Ledger::open(before[0].as_fd(), request.nprocs);
@@ -55,7 +61,8 @@ impl<'a> OpenRequest<'a> {
         let output = [before[2].as_fd(), before[3].as_fd()];
         // Compared here and not in each worker: a fork has what this process has, so the difference is the same for all.
         let (dir, changes) = (before[1].as_fd(), attributes::changes(&request.attributes));
-        Ok(Self { request, ledger, dir, output, jobs, numbers, slots, lifelines, changes })
+        let outputs = [stdouts, stderrs];
+        Ok(Self { request, ledger, dir, output, jobs, numbers, slots, lifelines, outputs, changes })
     }
 
     pub(super) fn death_signal(&self) -> Option<Signal> {
@@ -83,7 +90,9 @@ impl<'a> OpenRequest<'a> {
         attributes::apply(&self.request.attributes, self.dir, self.output)
     }
 
-    pub(super) fn served(&self, server: u32) -> Served<'_> {
-        Served { numbers: &self.numbers, ledger: &self.ledger, changes: &self.changes, server }
+    /// What a worker, counted from the first of the request, has from this process.
+    pub(super) fn served(&self, number: usize, server: u32) -> Served<'_> {
+        let output = self.outputs.map(|streams| streams.get(number).map(AsFd::as_fd));
+        Served { numbers: &self.numbers, ledger: &self.ledger, changes: &self.changes, output, server }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::plan::{Failure, Plan};
+use super::plan::{Failure, PipeEnds, Plan, StartedWorker};
 use super::{StartMethod, fork, fork_batch, spawn, spawner};
 use crate::error::Error;
 use crate::memory::storage::Loan;
@@ -18,11 +18,11 @@ const DESCRIPTORS_PER_WORKER: usize = 4;
 /// Descriptors that a start needs besides those of the workers.
 const SPARE_DESCRIPTORS: usize = 16;
 
-/// Raises the soft limit of descriptors to what that many workers need, as far as the hard limit goes.
-pub(crate) fn make_room(nprocs: usize) {
+/// Raises the soft limit of descriptors to what that many workers need, with some pipes each, as far as the hard limit goes.
+pub(crate) fn make_room(nprocs: usize, pipes: usize) {
     // Before the first start. A limit met at rank 200 would end 199 workers that have just begun.
     limits::make_room_for_descriptors(
-        nprocs.saturating_mul(DESCRIPTORS_PER_WORKER).saturating_add(SPARE_DESCRIPTORS),
+        nprocs.saturating_mul(DESCRIPTORS_PER_WORKER + pipes).saturating_add(SPARE_DESCRIPTORS),
     );
 }
 
@@ -36,6 +36,8 @@ pub(crate) struct Started {
     pub(crate) children: Group,
     /// The report slots, by rank.
     pub(crate) slots: Vec<Slot>,
+    /// The pipes that the workers print into, by rank.
+    pub(crate) readers: Vec<PipeEnds>,
     /// What goes beside the workers' results. It is watched with the children.
     pub(crate) result_channel: ResultChannel,
     /// The memory that the workers were given to write to.
@@ -67,14 +69,13 @@ fn start_each(mut plan: Plan) -> Result<Started, Error> {
     let template = spawn::Template::new(&plan.environment);
     for rank in 0..nprocs {
         // Watched before the next one starts: epoll gives ends in their order only for processes that it watches by then.
-        let started =
-            start_one(&mut plan, rank, &template).and_then(|(child, slot)| workers.add(child, slot));
+        let started = start_one(&mut plan, rank, &template).and_then(|worker| workers.add(worker));
         started.map_err(|failure| failure.for_rank(rank, nprocs))?;
     }
     Ok(workers.into_started(plan))
 }
 
-fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result<(Child, Slot), Failure> {
+fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result<StartedWorker, Failure> {
     let worker = plan.prepare(rank)?;
     let started = Moment::now();
     let pid = match plan.method {
@@ -86,14 +87,16 @@ fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result
     // pidfd_open(2) after the fork is no race: the pid of a child stays its own until this process reaps it, and only `Child`
     // does. (posix_spawn has no CLONE_PIDFD, which would return both at once.)
     let child = Child::adopt(pid, started, worker.lifeline);
-    Ok((child.map_err(Failure::of("watching the process (pidfd_open)"))?, worker.slot))
+    let child = child.map_err(Failure::of("watching the process (pidfd_open)"))?;
+    // Here the worker's ends of its pipes are closed: a pipe ends when its last writer has gone.
+    Ok(StartedWorker { child, slot: worker.slot, readers: worker.readers })
 }
 
 fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
     let nprocs = plan.nprocs;
     let mut workers = Workers::new(&plan)?;
-    fork_batch::start_each(&mut plan, |rank, child, slot| {
-        workers.add(child, slot).map_err(|failure| failure.for_rank(rank, nprocs))
+    fork_batch::start_each(&mut plan, |rank, worker| {
+        workers.add(worker).map_err(|failure| failure.for_rank(rank, nprocs))
     })?;
     Ok(workers.into_started(plan))
 }
@@ -102,18 +105,21 @@ fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
 struct Workers {
     children: Group,
     slots: Vec<Slot>,
+    readers: Vec<PipeEnds>,
 }
 
 impl Workers {
     fn new(plan: &Plan) -> Result<Self, Error> {
         let watched = Group::new().and_then(|children| {
             children.watch_too(plan.result_channel.as_fd(), 0)?;
-            Ok(Self { children, slots: Vec::with_capacity(plan.nprocs) })
+            Ok(Self { children, slots: Vec::with_capacity(plan.nprocs), readers: Vec::new() })
         });
         watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))
     }
 
-    fn add(&mut self, child: Child, slot: Slot) -> Result<(), Failure> {
+    fn add(&mut self, worker: StartedWorker) -> Result<(), Failure> {
+        let StartedWorker { child, slot, readers } = worker;
+        self.readers.push(readers);
         // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
         self.slots.push(slot);
         self.children.add(child).map_err(Failure::of("watching the process (epoll_ctl)"))
@@ -121,6 +127,7 @@ impl Workers {
 
     fn into_started(self, plan: Plan) -> Started {
         let Plan { result_channel, jobs, .. } = plan;
-        Started { children: self.children, slots: self.slots, result_channel, loans: jobs.into_loans() }
+        let Self { children, slots, readers } = self;
+        Started { children, slots, readers, result_channel, loans: jobs.into_loans() }
     }
 }

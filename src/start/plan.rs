@@ -10,7 +10,9 @@ use crate::error::{Error, limit_met};
 use crate::memory::named::ProcessDir;
 use crate::memory::storage::Loan;
 use crate::memory::worker_dir::WorkerDir;
+use crate::supervise::child::Child;
 use crate::sys::limits::Shortage;
+use crate::sys::pipe::pipe;
 use crate::sys::signal::Signal;
 use crate::wire::job::JobFile;
 use crate::wire::lifeline::{Lifeline, WorkersEnd};
@@ -35,6 +37,8 @@ pub(crate) struct Plan {
     /// Further variables by rank; empty: no rank has any.
     pub(crate) rank_environments: Vec<Vec<(String, String)>>,
     pub(crate) death_signal: Option<Signal>,
+    /// Whether stdout and stderr of the workers are pipes that the launcher reads.
+    pub(crate) piped: [bool; 2],
 }
 
 /// The jobs of a plan, and what has been lent with them.
@@ -79,6 +83,9 @@ impl Jobs {
     }
 }
 
+/// By stdout and stderr: an end of a pipe; `None`: the worker has the launcher's own stream.
+pub(crate) type PipeEnds = [Option<OwnedFd>; 2];
+
 /// What a worker needs before it is started.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -87,10 +94,20 @@ pub(super) struct Prepared {
     /// Both ends of its lifeline; `None`: it may outlive its launcher.
     pub(super) lifeline: Option<Lifeline>,
     pub(super) workers_end: Option<WorkersEnd>,
+    pub(super) readers: PipeEnds,
+    pub(super) writers: PipeEnds,
+}
+
+/// A worker that has been started, and what this process has of it.
+#[derive(Debug)]
+pub(super) struct StartedWorker {
+    pub(super) child: Child,
+    pub(super) slot: Slot,
+    pub(super) readers: PipeEnds,
 }
 
 impl Plan {
-    /// Makes the report slot of a rank, its directory with the named memory of its arguments, and its lifeline.
+    /// Makes the report slot of a rank, its directory with the named memory of its arguments, its lifeline, and the pipes of its output.
     pub(super) fn prepare(&self, rank: usize) -> Result<Prepared, Failure> {
         let slot = self.slot(rank)?;
         // The lifeline ends a worker by SIGKILL and nothing else, so only a worker that is to die by that has one. It is there beside
@@ -100,7 +117,17 @@ impl Plan {
         let lifeline = dies_with_us.then(Lifeline::new).transpose();
         let (lifeline, workers_end) =
             lifeline.map_err(Failure::of("making its lifeline (socketpair)"))?.unzip();
-        Ok(Prepared { rank, slot, lifeline, workers_end })
+        let (readers, writers) = self.pipes()?;
+        Ok(Prepared { rank, slot, lifeline, workers_end, readers, writers })
+    }
+
+    /// The pipes of a worker's output: the ends that are read, and those that are written.
+    fn pipes(&self) -> Result<(PipeEnds, PipeEnds), Failure> {
+        let made = self.piped.map(|is_piped| is_piped.then(pipe).transpose());
+        let [stdout, stderr] =
+            made.map(|made| made.map_err(Failure::of("making a pipe for its output (pipe2)")));
+        let ((stdout, to_stdout), (stderr, to_stderr)) = (stdout?.unzip(), stderr?.unzip());
+        Ok(([stdout, stderr], [to_stdout, to_stderr]))
     }
 
     fn slot(&self, rank: usize) -> Result<Slot, Failure> {

@@ -232,8 +232,9 @@ impl Server {
                 return Err(Trouble::Malformed("its launcher is gone".to_owned()));
             }
             let marker = open.marker(number, slot.as_raw_fd());
-            let pid = fork::fork(alone, || worker::run(&marker, &Origin::Served(open.served(server))))
-                .map_err(trouble)?;
+            let pid =
+                fork::fork(alone, || worker::run(&marker, &Origin::Served(open.served(number, server))))
+                    .map_err(trouble)?;
             let (ledger, rank) = (open.ledger.clone(), marker.rank);
             let ends_with_launcher = death_signal == Some(Signal::KILL);
             self.forked.insert(pid, Forked { ledger, rank, ends_with_launcher });

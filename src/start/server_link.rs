@@ -57,7 +57,7 @@ impl ServerLink {
             requests: theirs.as_fd().as_raw_fd(),
             guards: guards.as_fd().as_raw_fd(),
         };
-        let inherited = [theirs.as_fd(), guards.as_fd()].into_iter();
+        let inherited = [theirs.as_fd(), guards.as_fd()].into_iter().map(|fd| (fd, fd.as_raw_fd()));
         // A batch system may signal all processes of the job just now. Blocked from before its first instruction
         // (POSIX_SPAWN_SETSIGMASK), such a signal cannot end the server before it has said itself how it takes signals.
         let pid = Template::new(&[]).run(&format!("{SERVER}={marker}"), &[], inherited, Blocked::Everything);

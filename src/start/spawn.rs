@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,7 +83,14 @@ impl Template {
         let own = plan.rank_environments.get(worker.rank).map(Vec::as_slice).unwrap_or_default();
         // Nothing blocked: the worker's mask is to be the usual one, whatever the calling thread has blocked (exec keeps the
         // mask, execve(2)).
-        let pid = self.run(&marker, own, plan.inherited(worker), Blocked::Nothing);
+        // At the numbers that they have here, by which the marker and the job name them. posix_spawn(3) duplicates each onto
+        // itself, which clears close-on-exec in the child alone: with fcntl(2) here, a program that another thread starts in this
+        // moment would inherit it.
+        let inherited = plan.inherited(worker).map(|fd| (fd, fd.as_raw_fd()));
+        // From its first instruction on: what the loader says of a program that it cannot run is the worker's output too.
+        let output =
+            worker.writers.iter().zip(1..).filter_map(|(fd, place)| Some((fd.as_ref()?.as_fd(), place)));
+        let pid = self.run(&marker, own, inherited.chain(output), Blocked::Nothing);
         pid.map_err(|os| match self.limit_met(&os, own) {
             Some(limit) => Failure::Limited { call: CALL, limit, os },
             None => Failure::of(CALL)(os),
@@ -99,19 +106,17 @@ impl Template {
         limits::of_program(os, &all.chain(own.iter().map(String::as_bytes)).collect::<Vec<_>>())
     }
 
-    /// Runs this executable with a marker, by which it knows what it is, and further changes of the environment.
+    /// Runs this executable with a marker, by which it knows what it is, further changes of the environment, and descriptors with the
+    /// numbers that they have there.
     pub(super) fn run<'a>(
         &self,
         marker: &str,
         changes: &[(String, String)],
-        inherited: impl Iterator<Item = BorrowedFd<'a>>,
+        descriptors: impl Iterator<Item = (BorrowedFd<'a>, RawFd)>,
         blocked: Blocked,
     ) -> io::Result<u32> {
         let added = added(marker, changes);
-        // At the numbers that they have here, by which the marker and the job name them. posix_spawn(3) duplicates each onto
-        // itself, which clears close-on-exec in the child alone: with fcntl(2) here, a program that another thread starts in this
-        // moment would inherit it.
-        let descriptors: Vec<_> = inherited.map(|fd| (fd, fd.as_raw_fd())).collect();
+        let descriptors: Vec<_> = descriptors.collect();
         let program = Program {
             program: OWN_EXECUTABLE,
             arguments: &self.arguments,

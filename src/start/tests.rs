@@ -51,6 +51,7 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
         environment: Vec::new(),
         rank_environments: Vec::new(),
         death_signal,
+        piped: [false, true],
     }
 }
 
@@ -65,7 +66,7 @@ fn file_of(number: RawFd) -> (u64, u64) {
 /// Makes the request of the last two ranks, and gives it to `look` as it arrives in the server, with the plan.
 fn in_the_server(
     jobs: usize,
-    look: impl FnOnce(&Plan, Result<OpenRequest<'_>, Trouble>, &[[RawFd; 2]]),
+    look: impl FnOnce(&Plan, Result<OpenRequest<'_>, Trouble>, &[[RawFd; 3]]),
     lost: usize,
 ) {
     let plan = plan(jobs, Some(Signal::KILL));
@@ -81,7 +82,8 @@ fn in_the_server(
     let arrived: Vec<OwnedFd> = arrived.take(descriptors.len() - lost).collect();
     let sent = workers.each_ref().map(|worker| {
         let end = worker.workers_end.as_ref().unwrap();
-        [worker.slot.as_fd().as_raw_fd(), end.as_fd().as_raw_fd()]
+        let stderr = worker.writers[1].as_ref().unwrap();
+        [worker.slot.as_fd(), end.as_fd(), stderr.as_fd()].map(|fd| fd.as_raw_fd())
     });
     look(&plan, OpenRequest::of(&request, &arrived), &sent);
 }
@@ -89,20 +91,23 @@ fn in_the_server(
 #[test]
 fn server_finds_each_descriptor_of_a_request_in_its_place() {
     for jobs in [1, NPROCS] {
-        let look = |plan: &Plan, open: Result<OpenRequest<'_>, Trouble>, sent: &[[RawFd; 2]]| {
+        let look = |plan: &Plan, open: Result<OpenRequest<'_>, Trouble>, sent: &[[RawFd; 3]]| {
             let open = open.unwrap();
             assert_eq!((open.slots.len(), open.death_signal()), (2, Some(Signal::KILL)));
-            for (number, [slot, end]) in sent.iter().enumerate() {
+            for (number, [slot, end, stderr]) in sent.iter().enumerate() {
                 let marker = open.marker(number, open.slots[number].as_raw_fd());
                 assert_eq!((marker.rank, marker.launcher), (1 + number, std::process::id()));
                 assert_eq!(file_of(marker.report), file_of(*slot));
                 assert_eq!(file_of(marker.lifeline.unwrap()), file_of(*end));
+                let [no_stdout, own_stderr] = open.served(number, 1).output;
+                assert!(no_stdout.is_none());
+                assert_eq!(file_of(own_stderr.unwrap().as_raw_fd()), file_of(*stderr));
                 let job = plan.jobs.of(1 + number).as_fd().as_raw_fd();
                 assert_eq!(file_of(marker.job), file_of(job));
             }
             let channel = plan.result_channel.number();
             // The job names the channel by its number in the launcher, and a worker of the server has to find it by the server's.
-            let here = open.served(1).numbers[&channel];
+            let here = open.served(0, 1).numbers[&channel];
             assert!(here != channel && file_of(here) == file_of(channel));
         };
         in_the_server(jobs, look, 0);
@@ -111,11 +116,11 @@ fn server_finds_each_descriptor_of_a_request_in_its_place() {
 
 #[test]
 fn request_of_which_a_descriptor_was_lost_is_refused() {
-    let look = |_: &Plan, open: Result<OpenRequest<'_>, Trouble>, _: &[[RawFd; 2]]| {
+    let look = |_: &Plan, open: Result<OpenRequest<'_>, Trouble>, _: &[[RawFd; 3]]| {
         let refused = open.unwrap_err();
         let Trouble::Malformed(text) = refused else { panic!("{refused:?}") };
-        // Four before the jobs, one job, the channel, two slots and two lifelines.
-        assert_eq!(text, "9 descriptors came with a request, not 10");
+        // Four before the jobs, one job, the channel, two slots, two lifelines and two pipes.
+        assert_eq!(text, "11 descriptors came with a request, not 12");
     };
     in_the_server(1, look, 1);
 }
@@ -150,5 +155,5 @@ fn failure_names_the_rank_and_the_call() {
 
 #[test]
 fn room_for_more_workers_than_there_can_be_is_no_overflow() {
-    make_room(usize::MAX);
+    make_room(usize::MAX, 2);
 }

@@ -6,6 +6,7 @@
 //! - `reaper`: the process that reaps it, this one or the fork server
 //! - `watch`: many descriptors, one epoll
 //! - `stop`: pure: how children are ended, as data
+//! - `prefix`: what stands before a child's lines on the console
 //! - `pump`: a thread that carries what children print to files and to the console
 //! - `oom`: kills for want of memory, counted in each child's control group
 //! - `diagnose`: pure: what one exit means
@@ -16,6 +17,7 @@ pub(crate) mod diagnose;
 pub(crate) mod group;
 mod member;
 mod oom;
+pub(crate) mod prefix;
 pub(crate) mod pump;
 pub(crate) mod reaper;
 pub(crate) mod stop;

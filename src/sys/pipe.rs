@@ -66,6 +66,14 @@ pub(crate) fn read_now(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Re
     }
 }
 
+/// How many bytes are in the pipe now (FIONREAD of pipe(7)).
+pub(crate) fn waiting(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: this request writes one int to the address, which is that of an int.
+    let asked = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if asked < 0 { Err(io::Error::last_os_error()) } else { Ok(count.unsigned_abs() as usize) }
+}
+
 /// Writes all, and waits for room also where somebody has set O_NONBLOCK, as a shell's job that shares its terminal may.
 pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -131,6 +139,7 @@ mod tests {
         let mut buffer = [0; 8];
         assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::Nothing);
         write_all(writer.as_fd(), b"abc").unwrap();
+        assert_eq!(waiting(reader.as_fd()).unwrap(), 3);
         assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::Bytes(3));
         drop(writer);
         assert_eq!(read_now(reader.as_fd(), &mut buffer).unwrap(), Read::End);

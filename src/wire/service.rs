@@ -56,7 +56,8 @@ pub(crate) enum Request<'a> {
 }
 
 /// Some workers of a group, with these descriptors, in this order: the ledger, the working directory, stdout, stderr,
-/// the jobs, those that the jobs speak of, a report slot for each worker, and for each the end of its lifeline, if they have one.
+/// the jobs, those that the jobs speak of, a report slot for each worker, for each the end of its lifeline, if they have one, for each
+/// what is to be its stdout, and for each its stderr, where these are not the launcher's.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ForkRequest<'a> {
     /// The number of all workers of the context.
@@ -72,6 +73,8 @@ pub(crate) struct ForkRequest<'a> {
     pub(crate) jobs: usize,
     /// One for each worker, or none.
     pub(crate) lifelines: usize,
+    /// Whether each worker has a stdout, and a stderr, of its own.
+    pub(crate) piped: [bool; 2],
     /// The numbers that the jobs' descriptors have in the launcher.
     pub(crate) numbers: Vec<RawFd>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use super::entry::Called;
@@ -41,10 +41,13 @@ pub(crate) enum Origin<'a> {
     /// By posix_spawn of the executable: the process has exit handlers of its own.
     Exec,
     /// By fork of the launcher: a copy with the launcher's exit handlers and dispositions.
-    Fork,
+    Fork { output: Output<'a> },
     /// By fork of the fork server: a copy of a process with one thread.
     Served(Served<'a>),
 }
+
+/// What is to be the stdout and the stderr of a forked worker; `None`: what the process before the fork has.
+pub(crate) type Output<'a> = [Option<BorrowedFd<'a>>; 2];
 
 /// What a worker gets from the fork server.
 #[derive(Debug)]
@@ -53,6 +56,7 @@ pub(crate) struct Served<'a> {
     pub(crate) numbers: &'a HashMap<RawFd, RawFd>,
     pub(crate) ledger: &'a Ledger,
     pub(crate) changes: &'a Changes,
+    pub(crate) output: Output<'a>,
     /// The pid of the server, this worker's parent.
     pub(crate) server: u32,
 }
@@ -82,14 +86,14 @@ impl Origin<'_> {
     fn peak(&self) -> report::Peak {
         match self {
             Self::Exec => || memory::peak_resident_kib().unwrap_or(0),
-            Self::Fork | Self::Served(_) => wait::max_rss_kib,
+            Self::Fork { .. } | Self::Served(_) => wait::max_rss_kib,
         }
     }
 
     /// The number that a descriptor of the job has in this process.
     fn local(&self, number: RawFd) -> RawFd {
         match self {
-            Self::Exec | Self::Fork => number,
+            Self::Exec | Self::Fork { .. } => number,
             // A descriptor that did not arrive: -1 is none, so its use fails (EBADF).
             Self::Served(served) => served.numbers.get(&number).copied().unwrap_or(-1),
         }
@@ -180,7 +184,7 @@ impl CallContext {
 fn await_start(origin: &Origin<'_>) -> io::Result<()> {
     match origin {
         Origin::Exec => Ok(()),
-        Origin::Fork => hooks::run().map_err(io::Error::other),
+        Origin::Fork { .. } => hooks::run().map_err(io::Error::other),
         Origin::Served(served) => {
             hooks::run().map_err(io::Error::other)?;
             let open = served.ledger.await_gate(|| fork::parent_id() == served.server)?;
@@ -214,13 +218,13 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
             // std ignores SIGPIPE before main; `auto_init!` runs earlier than that, from .init_array.
             signal::ignore(signal::Signal::PIPE)?;
         }
-        Origin::Fork => {
-            clean_up_after_fork(&own)?;
+        Origin::Fork { output } => {
+            clean_up_after_fork(&own, *output)?;
             signal::reset_all()?;
         }
         Origin::Served(served) => {
             served.changes.apply()?;
-            clean_up_after_fork(&own)?;
+            clean_up_after_fork(&own, served.output)?;
             // The server has reset the dispositions before the fork; only the mask is left.
             signal::unblock_all()?;
         }
@@ -237,7 +241,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
     match origin {
         Origin::Served(_) => crash::watch_prepared(slot),
-        Origin::Exec | Origin::Fork => crash::watch(slot)?,
+        Origin::Exec | Origin::Fork { .. } => crash::watch(slot)?,
     }
     watch_exit(slot)?;
     let adopt = |number| fd::adopt(origin.local(number));
@@ -260,8 +264,11 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     Ok(CallContext { open, received, sender })
 }
 
-fn clean_up_after_fork(own: &[RawFd]) -> io::Result<()> {
+fn clean_up_after_fork(own: &[RawFd], output: Output<'_>) -> io::Result<()> {
     fork::lead_own_group(0)?;
+    for (fd, place) in output.into_iter().zip(1..).filter_map(|(fd, place)| Some((fd?, place))) {
+        fd::put_at(fd, place)?;
+    }
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
     stop_word::forget();
@@ -320,7 +327,7 @@ fn watch_exit(slot: &'static SlotWriter) -> io::Result<()> {
 fn exit(code: i32, origin: &Origin<'_>) -> ! {
     match origin {
         Origin::Exec => std::process::exit(code),
-        Origin::Fork | Origin::Served(_) => {
+        Origin::Fork { .. } | Origin::Served(_) => {
             // An error means that stdout is closed: the rest of the buffer is lost, as at every exit.
             let _ = io::stdout().flush();
             stdio::flush();

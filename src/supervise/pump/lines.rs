@@ -156,6 +156,14 @@ fn sequence(text: &[u8]) -> (usize, bool) {
     }
 }
 
+/// The last lines of a text, at most so many; of a progress bar only its last state.
+pub(crate) fn last_lines(bytes: &[u8], most: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let state = |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
+    let lines: Vec<_> = text.lines().map(state).collect();
+    lines[lines.len().saturating_sub(most)..].to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -237,6 +245,13 @@ mod tests {
     #[test]
     fn line_ends_of_dos_are_no_progress() {
         assert_eq!(told(&["one\r\ntwo\r", "\n"]), ["line one", "line two"]);
+    }
+
+    #[test]
+    fn last_lines_are_the_newest_states() {
+        assert_eq!(last_lines(b"one\ntwo\r\n 1%\r 2%\r\n\xff", 3), ["two", " 2%", "\u{fffd}"]);
+        assert_eq!(last_lines(b"one\n", 3), ["one"]);
+        assert!(last_lines(b"one\n", 0).is_empty());
     }
 
     #[test]

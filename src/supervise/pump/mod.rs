@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 pub(crate) use console::{Console, Stream};
+pub(crate) use lines::last_lines;
 pub(crate) use source::{Filter, Route};
 
 use crate::sys::event::EventFd;

@@ -92,6 +92,19 @@ fn source_that_somebody_keeps_open_is_finished_and_its_last_line_told() {
 }
 
 #[test]
+fn source_to_which_somebody_writes_for_ever_is_finished_too() {
+    let bench = Bench::new();
+    let (id, pipe) = bench.add(Stream::Stdout, "");
+    let writer = std::thread::spawn(move || while write_all(pipe.as_fd(), &[b'\n'; 60_000]).is_ok() {});
+    while bench.pump.tail(id).is_empty() {
+        std::thread::yield_now();
+    }
+    bench.pump.finish(id);
+    bench.await_closed(id);
+    writer.join().unwrap();
+}
+
+#[test]
 fn file_has_every_byte_and_the_filter_the_lines_that_it_takes() {
     let bench = Bench::new();
     let path = |name: &str| bench.dir.path().join(name);

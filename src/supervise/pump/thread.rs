@@ -12,7 +12,7 @@ use super::{Command, News, SourceId};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
 use crate::sys::event::EventFd;
-use crate::sys::pipe::{Read, read_now};
+use crate::sys::pipe::{Read, read_now, waiting};
 
 /// How much is read at once.
 const CHUNK: usize = 128 * 1024;
@@ -76,9 +76,9 @@ impl Pumping {
         self.closed.ring();
     }
 
-    /// Reads a chunk of a source, if it is open; false: there is nothing now.
-    fn read(&mut self, id: SourceId) -> bool {
-        let Some(source) = self.sources.get_mut(&id) else { return false };
+    /// Reads a chunk of a source, if it is open; how many bytes.
+    fn read(&mut self, id: SourceId) -> usize {
+        let Some(source) = self.sources.get_mut(&id) else { return 0 };
         match read_now(source.pipe(), &mut self.chunk) {
             Ok(Read::Bytes(count)) => {
                 let bytes = &self.chunk[..count];
@@ -91,15 +91,30 @@ impl Pumping {
                 if self.console.buffered() > BUFFERED {
                     self.flush();
                 }
-                true
+                count
             }
-            Ok(Read::Nothing) => false,
+            Ok(Read::Nothing) => 0,
             // A pipe that cannot be read any more has ended, whatever the reason.
             Ok(Read::End) | Err(_) => {
                 self.close(id);
-                false
+                0
             }
         }
+    }
+
+    /// Takes what is in a pipe at this moment, and closes it. What comes later is not waited for: a process that the child has left
+    /// behind may write for ever.
+    fn finish(&mut self, id: SourceId) {
+        let pipe = self.sources.get(&id).map(Source::pipe);
+        // Where the kernel does not tell how much that is: until nothing is there.
+        let mut left = pipe.map_or(0, |pipe| waiting(pipe).unwrap_or(usize::MAX));
+        while left > 0 {
+            match self.read(id) {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        self.close(id);
     }
 
     fn close(&mut self, id: SourceId) {
@@ -122,10 +137,7 @@ impl Pumping {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Add(id, pipe, route)) => self.add(Source::new(id, pipe, route)),
-                Ok(Command::Finish(id)) => {
-                    while self.read(id) {}
-                    self.close(id);
-                }
+                Ok(Command::Finish(id)) => self.finish(id),
                 Ok(Command::Say(line)) => self.console.say(&line, Moment::now()),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
@@ -155,8 +167,7 @@ impl Pumping {
     /// Takes what is in the pipes, and closes them.
     fn end(mut self) {
         for id in self.sources.keys().copied().collect::<Vec<_>>() {
-            while self.read(id) {}
-            self.close(id);
+            self.finish(id);
         }
         self.flush();
     }

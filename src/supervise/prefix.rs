@@ -1,24 +1,23 @@
-//! Prefix: what stands before each line of a worker on the console.
-
-use super::error::{LaunchError, Result};
+//! Prefix: what stands before each line on the console.
 
 /// A template for what stands before each line of a worker on the console: torchrun's `--log-line-prefix-template`.
 ///
 /// | in the template | stands for |
 /// |---|---|
-/// | `${role_name}` | the job's [`role`](super::Launch::role) |
+/// | `${role_name}` | the job's [`role`](crate::launch::Launch::role); for workers that run a function, its [`name`](crate::Options::name) |
 /// | `${rank}`, `${local_rank}` | the worker's rank on this node |
 /// | `${hostname}` | this machine's name, up to its first dot |
 ///
-/// [`Launch::prefix`](super::Launch::prefix) takes it. Parsing a template with another name in `${}` fails with
-/// [`LaunchError::Invalid`]. Log files have no prefix.
+/// [`Launch::prefix`](crate::launch::Launch::prefix) and [`Options::prefix`](crate::Options::prefix) take it. Parsing a template with
+/// another name in `${}` fails. Log files have no prefix.
 ///
 /// ```
-/// use phalanx::launch::Prefix;
+/// use phalanx::Prefix;
 ///
 /// let prefix: Prefix = "[${hostname} ${rank}] ".parse()?;
 /// assert!("${host}".parse::<Prefix>().is_err());
-/// # Ok::<(), phalanx::launch::LaunchError>(())
+/// # let _ = prefix;
+/// # Ok::<(), phalanx::PrefixError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
@@ -34,7 +33,7 @@ impl Prefix {
     }
 
     /// The prefix of a rank.
-    pub(super) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
+    pub(crate) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
         let rank = rank.to_string();
         let values = [role, &rank, &rank, &hostname()];
         let replace =
@@ -51,24 +50,46 @@ impl Default for Prefix {
 }
 
 impl std::str::FromStr for Prefix {
-    type Err = LaunchError;
+    type Err = PrefixError;
 
-    fn from_str(text: &str) -> Result<Self> {
-        for name in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap_or_default()) {
-            if !NAMES.contains(&name) {
-                let what = format!("${{{name}}} in the prefix {text:?} stands for nothing");
-                return Err(LaunchError::invalid(
-                    what,
-                    format!("there are {}", NAMES.map(|n| format!("${{{n}}}")).join(", ")),
-                ));
-            }
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let mut names = text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap_or_default());
+        match names.find(|name| !NAMES.contains(name)) {
+            Some(name) => Err(PrefixError { name: name.to_owned(), template: text.to_owned() }),
+            None => Ok(Self(text.to_owned())),
         }
-        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A [`Prefix`] has a name in it that stands for nothing.
+///
+/// ```
+/// let error = "${host}: ".parse::<phalanx::Prefix>().unwrap_err();
+/// let text = "${host} in the prefix \"${host}: \" stands for nothing; \
+///             there are ${role_name}, ${rank}, ${local_rank}, ${hostname}";
+/// assert_eq!(error.to_string(), text);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}; {}", self.what(), Self::hint())]
+pub struct PrefixError {
+    name: String,
+    template: String,
+}
+
+impl PrefixError {
+    /// What is wrong, with the template.
+    pub(crate) fn what(&self) -> String {
+        format!("${{{}}} in the prefix {:?} stands for nothing", self.name, self.template)
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint() -> String {
+        format!("there are {}", NAMES.map(|name| format!("${{{name}}}")).join(", "))
     }
 }
 
 /// The name of this machine, up to its first dot.
-pub(super) fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().split('.').next().unwrap_or_default().to_owned()
 }
