@@ -8,6 +8,7 @@ use clap::Args;
 /// Fields that have torchrun's meaning have torchrun's name and default.
 #[derive(Args, Debug)]
 #[command(
+    override_usage = "phalanx run [OPTIONS] PROGRAM [ARGUMENTS]...",
     after_help = "Each option has a default in the environment: PHALANX_NPROC_PER_NODE, else torchrun's PET_NPROC_PER_NODE, and so on."
 )]
 pub(crate) struct RunOptions {
@@ -40,7 +41,13 @@ pub(crate) struct RunOptions {
     pub(crate) stdin: Option<usize>,
 
     /// Restarts of all workers after a failure
-    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Failures")]
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "N",
+        help_heading = "Failures",
+        allow_negative_numbers = true
+    )]
     pub(crate) max_restarts: usize,
     /// Restart only after these exit codes and signals, as 1,100-120,SIGKILL
     #[arg(long, value_name = "LIST", help_heading = "Failures")]
@@ -130,8 +137,8 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "NAME", help_heading = "Without meaning here")]
     pub(crate) logs_specs: Option<String>,
 
-    /// Print the completions of a shell, and do nothing else
-    #[arg(long, value_name = "SHELL", help_heading = "Output")]
+    /// Print the completions of a shell, as phalanx completions does
+    #[arg(long, value_name = "SHELL", hide_possible_values = true)]
     pub(crate) print_completion: Option<clap_complete::Shell>,
 
     /// The program, and its arguments
