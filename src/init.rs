@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 
-use crate::start;
 use crate::sys::image::Image;
 use crate::sys::{env, thread};
 use crate::wire::marker::Marker;
-use crate::wire::names::{EXIT_REFUSED, SERVER, WORKER};
+use crate::wire::names::{EXIT_REFUSED, FUNCTION, SERVER, WORKER};
 use crate::wire::service::ServerMarker;
 use crate::worker::{self, Origin};
+use crate::{launch, start};
 
 /// Says which process this is: a worker runs its function here and never returns; any other process goes on.
 ///
@@ -35,6 +35,10 @@ pub fn init() {
             Err(error) => refuse(&error),
         }
     }
+    if let Some(marker) = std::env::var_os(FUNCTION) {
+        env::remove(FUNCTION);
+        leave(launch::run_function(&marker.to_string_lossy()));
+    }
     if let Some(marker) = std::env::var_os(WORKER) {
         env::remove(WORKER);
         match marker.to_string_lossy().parse::<Marker>() {
@@ -44,14 +48,18 @@ pub fn init() {
     }
 }
 
+fn refuse(error: &str) -> ! {
+    let _ = writeln!(io::stderr(), "phalanx: cannot begin as a worker: {error}");
+    leave(EXIT_REFUSED)
+}
+
 #[expect(
     clippy::exit,
     clippy::disallowed_methods,
-    reason = "a worker without a marker has no other way to refuse"
+    reason = "a worker never returns from init, and one without a marker has no other way to refuse"
 )]
-fn refuse(error: &str) -> ! {
-    let _ = writeln!(io::stderr(), "phalanx: cannot begin as a worker: {error}");
-    std::process::exit(EXIT_REFUSED)
+fn leave(code: i32) -> ! {
+    std::process::exit(code)
 }
 
 /// What [`auto_init!`](crate::auto_init) calls before main, with the address of its own hook. A hook in a shared

@@ -143,8 +143,9 @@
 //!
 //! # Launching programs
 //!
-//! [`launch`] starts one program many times, in any language, with torchrun's environment, carries its output, restarts it, and
-//! says whose failure came first; `phalanx run` is the same at the command line.
+//! [`launch`] starts one program many times, in any language, or one function of this program, with torchrun's environment, carries its
+//! output, restarts it, and says whose failure came first; `phalanx run` is the same at the command line. Any worker can ask whether it
+//! is to end: [`stopping`].
 //!
 //! # Features
 //!

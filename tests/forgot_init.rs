@@ -13,6 +13,7 @@ mod harness;
 
 use std::process::ExitCode;
 
+use phalanx::launch::{Ending, Launch, LaunchError};
 use phalanx::{Cause, Error, Options, StartMethod, spawn, start_processes};
 
 const SKIPPED: i32 = 42;
@@ -23,9 +24,13 @@ fn work(rank: usize, _: ()) -> anyhow::Result<usize> {
     Ok(rank)
 }
 
+fn launched(_: usize, (): ()) -> anyhow::Result<()> {
+    Ok(())
+}
+
 fn main() -> ExitCode {
-    if std::env::var_os(WORKER).is_some() {
-        worker()
+    if let Ok(code) = std::env::var(WORKER) {
+        worker(code.parse().unwrap())
     }
     harness::run(&harness::tests![ended_if_it_hangs: program_that_forgot_init_is_told_so])
 }
@@ -47,8 +52,20 @@ fn program_that_forgot_init_is_told_so() {
     let error = on_another_thread.join().unwrap().unwrap_err();
     assert!(matches!(error, Error::InitNotCalled { .. }), "init counts on the main thread only: {error}");
 
+    let refused = Launch::function(launched, ()).unwrap_err();
+    let LaunchError::Function { error, .. } = &refused else { panic!("{refused}") };
+    assert!(matches!(**error, Error::InitNotCalled { .. }), "{refused}");
+
     phalanx::init();
-    let context = start_processes(work, (), Options::new(2).env(WORKER, "1")).unwrap();
+    // Whatever the code, the function has not run.
+    for code in [SKIPPED, 0] {
+        let launch = Launch::function(launched, ()).unwrap().env(WORKER, code.to_string());
+        let summary = launch.run().unwrap();
+        let root = summary.attempts[0].root_cause().unwrap();
+        assert_eq!((root.ending, root.cause), (Ending::Exited { code }, Some(Cause::NeverReachedInit)));
+        assert_eq!(summary.exit_code(), code.max(1), "{summary}");
+    }
+    let context = start_processes(work, (), Options::new(2).env(WORKER, SKIPPED.to_string())).unwrap();
     let Error::ProcessExited(exception) = context.join().unwrap_err() else { panic!("expected an exit") };
     assert_eq!((exception.exit_code(), exception.cause()), (Some(SKIPPED), Some(Cause::NeverReachedInit)));
     let text = exception.to_string();
@@ -56,11 +73,13 @@ fn program_that_forgot_init_is_told_so() {
 }
 
 /// The same main in the worker came here without `init`, and must start nobody, by no method.
-fn worker() -> ! {
+fn worker(code: i32) -> ! {
     for method in [StartMethod::Spawn, StartMethod::Fork] {
         let error = start_processes(work, (), Options::new(1).start_method(method)).unwrap_err();
         assert!(matches!(error, Error::InitSkipped { pid } if pid == std::process::id()), "{error}");
         assert!(error.to_string().contains("was started as a phalanx worker"), "{error}");
     }
-    std::process::exit(SKIPPED);
+    let refused = Launch::function(launched, ()).unwrap_err();
+    assert!(refused.to_string().contains("was started as a phalanx worker"), "{refused}");
+    std::process::exit(code);
 }

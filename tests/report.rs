@@ -190,7 +190,7 @@ fn function_that_closes_its_report_slot_is_told_and_its_files_are_spared() {
             // Closes everything above 2, then opens files that get the numbers.
             // SAFETY: this worker has no other use for them, which is the mistake that is tested.
             unsafe { libc::close_range(3, u32::MAX, 0) };
-            for name in 0..8 {
+            for name in 0..16 {
                 std::mem::forget(std::fs::File::create(dir.join(name.to_string()))?);
             }
             Ok(())

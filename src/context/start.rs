@@ -23,7 +23,7 @@ use crate::sys::signal::{self, Signal};
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::manifest::Manifest;
-use crate::wire::message::Job;
+use crate::wire::message::{Job, Shared};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::roster::Roster;
 use crate::wire::setup::Setup;
@@ -221,16 +221,18 @@ impl JobBuilder {
             entry: entry.offset(image)?,
             function: entry.name().to_owned(),
             name: options.job_name(),
-            sharing: Choice::of_this_process(),
-            process_dir: process_dir
-                .as_ref()
-                .map(|process_dir| (process_dir.as_fd().as_raw_fd(), process_dir.own().to_owned())),
-            result_channel: result_channel.number(),
-            guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
-            stop: stop.numbers(),
-            aborts: options.abort,
-            roster: roster.number(),
             setup: setup_of(options, image)?,
+            shared: Some(Shared {
+                sharing: Choice::of_this_process(),
+                process_dir: process_dir
+                    .as_ref()
+                    .map(|process_dir| (process_dir.as_fd().as_raw_fd(), process_dir.own().to_owned())),
+                result_channel: result_channel.number(),
+                guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
+                stop: stop.numbers(),
+                aborts: options.abort,
+                roster: roster.number(),
+            }),
             manifest: Manifest::default(),
         };
         let callee = entry.callee(options.hook.map(|Hook(hook)| hook));

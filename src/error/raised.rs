@@ -87,14 +87,18 @@ impl RaisedError {
         &self.traceback
     }
 
-    /// One line: the texts joined, as anyhow's `{:#}` does.
-    pub(crate) fn summary(&self) -> String {
+    /// The texts joined, as anyhow's `{:#}` does, after the place of a panic.
+    pub(crate) fn text(&self) -> String {
         let joined = self.chain.join(": ");
-        let first_line = joined.lines().next().unwrap_or_default();
         match &self.location {
-            Some(at) => format!("panicked at {at}: {first_line}"),
-            None => first_line.to_owned(),
+            Some(at) => format!("panicked at {at}: {joined}"),
+            None => joined,
         }
+    }
+
+    /// The first line of that.
+    pub(crate) fn summary(&self) -> String {
+        self.text().lines().next().unwrap_or_default().to_owned()
     }
 }
 

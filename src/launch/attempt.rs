@@ -166,12 +166,18 @@ impl<'a> Running<'a> {
         let reaped = self.group.reap(rank).map_err(LaunchError::system(format!("reaping rank {rank}")))?;
         let Some(child) = reaped else { return Ok(()) };
         let ending = child.exit.map_or(Ending::Lost, |exit| match exit.status {
-            ExitStatus::Code(0) => Ending::Succeeded,
+            ExitStatus::Code(0) if self.has_begun(rank) => Ending::Succeeded,
             ExitStatus::Code(code) => Ending::Exited { code },
             ExitStatus::Signal { signal, core_dumped } => Ending::Signaled { signal, core_dumped },
         });
         self.end(rank, ending, Some(child));
         Ok(())
+    }
+
+    /// Whether a worker has come as far as to run what it is to run.
+    fn has_begun(&self, rank: usize) -> bool {
+        let pid = self.group.pids().nth(rank).expect("each worker is in the group");
+        self.job.plan.has_begun(rank, pid)
     }
 
     /// Gives up a worker that no signal has ended, or that takes none.
@@ -187,10 +193,11 @@ impl<'a> Running<'a> {
     /// Notes how a worker ended. The first that did not succeed begins the teardown of all others.
     fn end(&mut self, rank: usize, ending: Ending, child: Option<EndedChild>) {
         self.job.control.take_terminal_of(rank);
+        let has_begun = self.has_begun(rank);
         // Its group has been killed: what is in its pipes is all that comes.
         let worker = &mut self.workers[rank];
         worker.outputs.sources.iter().for_each(|&id| self.job.pump.finish(id));
-        worker.ended = Some(Ended { ending, at: Moment::now(), failed_at: None, child });
+        worker.ended = Some(Ended { ending, has_begun, at: Moment::now(), failed_at: None, child });
         self.job.tell(&Event::Ended { rank, ending });
         if ending != Ending::Succeeded && self.group.stopping().is_none() {
             self.end_all(Stop::terminate(Some(self.job.shutdown_timeout), Moment::now()));

@@ -1,6 +1,6 @@
 //! Command: which program the workers run, and how.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -161,6 +161,11 @@ pub(super) struct Program {
 }
 
 impl Program {
+    /// A file, with words in which nothing is replaced.
+    pub(super) fn as_it_is(file: &CStr, words: Vec<OsString>) -> Self {
+        Self { file: OsStr::from_bytes(file.to_bytes()).into(), first: words, arguments: Vec::new() }
+    }
+
     /// All words of a worker's command line.
     pub(super) fn words(&self, rank: usize, local_rank: usize) -> Vec<OsString> {
         let replace = |argument: &OsString| {

@@ -4,16 +4,17 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::devices::Environment;
-use crate::wire::names::{STOP_FD, STOP_PIPE};
+use crate::wire::names::{FUNCTION, STOP_FD, STOP_PIPE};
 
 /// By this variable a worker and whatever it has started are found again: the job's token.
 pub(super) const TOKEN: &str = "PHALANX_JOB_TOKEN";
 /// What an outer launcher has set for its own workers, and would be wrong for ours.
-const STALE: [&str; 6] = [
+const STALE: [&str; 7] = [
     "TORCHELASTIC_USE_AGENT_STORE",
     "TORCHELASTIC_TIMER_FILE",
     "TORCHELASTIC_ERROR_FILE",
     "PHALANX_TENSORS",
+    FUNCTION,
     STOP_FD,
     STOP_PIPE,
 ];

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::error::limit_met;
+use crate::error::{Error, limit_met};
 use crate::supervise::prefix::PrefixError;
 
 /// Why a job could not be run. That a worker failed is no error of the launch: the [`Summary`](super::Summary) tells of it.
@@ -40,6 +40,15 @@ pub enum LaunchError {
         /// The system's error.
         #[source]
         os: io::Error,
+    },
+    /// A function of this program cannot be run in workers; none was started.
+    #[error("cannot launch {function}: {error}")]
+    Function {
+        /// Its path.
+        function: String,
+        /// Why.
+        #[source]
+        error: Box<Error>,
     },
     /// The system refused something that a job needs: a process, a descriptor, a file. Where a limit was met, its name and value stand
     /// in the text.

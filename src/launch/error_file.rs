@@ -1,8 +1,9 @@
 //! A worker's error file, as torch's `@record` writes it: JSON at `TORCHELASTIC_ERROR_FILE`.
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -81,11 +82,29 @@ fn of_json(value: &Value) -> Option<ErrorReport> {
     }
 }
 
+/// The file that the launcher of this process has named for its error, if it has named one.
+pub(super) fn own() -> Option<PathBuf> {
+    std::env::var_os("TORCHELASTIC_ERROR_FILE").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Writes the error file of this process; says on stderr when it cannot: the process fails already, and nobody else is there to be
+/// told.
+pub(super) fn write_or_say(path: &Path, message: &str, traceback: Option<&str>) {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    if let Err(error) = write(path, message, traceback, seconds) {
+        let _ =
+            writeln!(io::stderr(), "phalanx: the error file {} cannot be written: {error}", path.display());
+    }
+}
+
 /// Writes an error file that torch reads too, in one step, so that its reader sees the whole.
-pub(super) fn write(path: &Path, message: &str, traceback: &str, unix_seconds: u64) -> io::Result<()> {
-    let extra = json!({ "py_callstack": traceback, "timestamp": unix_seconds.to_string() });
+fn write(path: &Path, message: &str, traceback: Option<&str>, unix_seconds: u64) -> io::Result<()> {
+    let mut extra = json!({ "timestamp": unix_seconds.to_string() });
+    if let Some(traceback) = traceback {
+        extra["py_callstack"] = traceback.into();
+    }
     let text = json!({ "message": { "message": message, "extraInfo": extra } }).to_string();
-    crate::sys::replace::write(path, |mut file| io::Write::write_all(&mut file, text.as_bytes()))
+    crate::sys::replace::write(path, |mut file| file.write_all(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -116,7 +135,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("error.json");
         assert_eq!(read(&path), Ok(None));
-        write(&path, "a \"message\"", "1\n2", 5).unwrap();
+        write(&path, "a \"message\"", None, 5).unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().traceback, None);
+        write(&path, "a \"message\"", Some("1\n2"), 5).unwrap();
         let report = read(&path).unwrap().unwrap();
         assert_eq!((&*report.message, report.traceback.as_deref()), ("a \"message\"", Some("1\n2")));
         assert!(read_text("{\"message\": {\"mess").unwrap_err().contains("no whole JSON"));

@@ -12,6 +12,8 @@ use crate::sys::signal::Signal;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
     pub(super) ending: Ending,
+    /// Whether it has come as far as to run its function.
+    pub(super) has_begun: bool,
     /// When its end was seen.
     pub(super) at: Moment,
     /// When its error file was seen, if it has written one.
@@ -73,9 +75,14 @@ pub(super) fn is_ended_by_launcher(ended: &Ended) -> bool {
     by_teardown || child.sent_by_program.contains(signal)
 }
 
-/// What probably ended a worker, where there is evidence: a kill for want of memory that the kernel has counted.
+/// What probably ended a worker, where there is evidence: a kill for want of memory that the kernel has counted, or an exit before its
+/// function.
 pub(super) fn cause(ended: &Ended) -> Option<Cause> {
-    let Ending::Signaled { signal: Signal::KILL, .. } = ended.ending else { return None };
+    match ended.ending {
+        Ending::Signaled { signal: Signal::KILL, .. } => {}
+        Ending::Exited { .. } if !ended.has_begun => return Some(Cause::NeverReachedInit),
+        _ => return None,
+    }
     let child = ended
         .child
         .filter(|child| child.sent_by_teardown.is_none_or(|sent| sent.strongest != Signal::KILL))?;
@@ -107,7 +114,7 @@ mod tests {
             sent_by_teardown: None,
             oom: None,
         };
-        Ended { ending, at: at(moment), failed_at: None, child: Some(child) }
+        Ended { ending, has_begun: true, at: at(moment), failed_at: None, child: Some(child) }
     }
 
     fn code(code: i32, moment: u64) -> Ended {

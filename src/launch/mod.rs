@@ -1,15 +1,17 @@
-//! The launcher: one program started many times, with the environment that training programs know from torchrun.
+//! The launcher: one program or function started many times, with the environment that training programs know from torchrun.
 //!
 //! [`Launch`] is the program `phalanx run` as a library: it starts N processes of a program in any language, carries what they
 //! print, watches them, ends all when one has failed, starts them anew if that is allowed, and says in a [`Summary`] whose failure
-//! came first. For Rust functions in processes there are [`spawn`](crate::spawn) and its kin.
+//! came first. [`Launch::function`] does the same with a function of this program. [`spawn`](crate::spawn) and its kin have no logs
+//! and restarts, and return what the functions return.
 //!
 //! | to | there is |
 //! |---|---|
-//! | say what a job is | [`Launch`], of a [`Command`] and an [`Nproc`] |
+//! | say what a job is | [`Launch`], of a [`Command`] or a [function](Launch::function), and an [`Nproc`] |
 //! | say where its output goes | [`RankStreams`], [`Streams`], [`RankList`], [`Prefix`], [`Stdin`] |
 //! | say after which failures it begins anew | [`RestartOn`] |
 //! | bind workers to processors | [`NumaBinding`] |
+//! | know in a worker that it is to end | [`stopping`](crate::stopping); `PHALANX_STOP_FD` in other languages |
 //! | hear what happens | [`Event`], by [`Launch::on_event`] |
 //! | know what became of it | [`Summary`], of [`Attempt`]s of [`WorkerSummary`]s; [`LaunchError`] if it could not be run |
 //! | tell the launcher why a Rust program fails | [`record`] |
@@ -45,6 +47,8 @@
 // - `timers`: torch's file timer
 // - `judge`: pure: whose failure came first
 // - `descendants`: processes that have left their worker's group
+// - `work`: what the workers run: a program or a function of this one
+// - `function`: Launch::function, and what its workers do
 // - `files`, `error_file`: where logs lie; what a worker says of its failure
 // - `summary`, `report`, `event`: what is told
 // - `record`: error files of Rust programs
@@ -58,6 +62,7 @@ mod error;
 mod error_file;
 mod event;
 mod files;
+mod function;
 mod guardian;
 mod job;
 mod judge;
@@ -74,6 +79,7 @@ mod stdio_options;
 mod stopping;
 mod summary;
 mod timers;
+mod work;
 mod workers;
 
 pub use command::{Command, Interpreter};
@@ -81,6 +87,7 @@ pub use devices::Nproc;
 pub use error::LaunchError;
 pub use error_file::ErrorReport;
 pub use event::Event;
+pub(crate) use function::run as run_function;
 pub use numa::NumaBinding;
 pub use options::Launch;
 pub use ranks::{RankList, RankStreams, Streams};

@@ -13,6 +13,7 @@ use super::event::Event;
 use super::numa::NumaBinding;
 use super::restart::RestartOn;
 use super::stdio::{Logs, Stdin};
+use super::work::Work;
 use crate::sys::signal::Signal;
 
 /// A job: one program, started many times on this machine, watched, and ended together.
@@ -59,7 +60,7 @@ use crate::sys::signal::Signal;
 /// dies. When none is left, all are started anew, as long as [`max_restarts`](Self::max_restarts) allows it.
 #[must_use = "a launch does nothing until it is run"]
 pub struct Launch {
-    pub(super) command: Command,
+    pub(super) work: Work,
     pub(super) nproc: Nproc,
     /// What was added to the workers' environment, in the order of the calls.
     pub(super) environment: Vec<(OsString, OsString)>,
@@ -89,10 +90,7 @@ pub struct Launch {
 
 impl fmt::Debug for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Launch")
-            .field("command", &self.command)
-            .field("nproc", &self.nproc)
-            .finish_non_exhaustive()
+        f.debug_struct("Launch").field("work", &self.work).field("nproc", &self.nproc).finish_non_exhaustive()
     }
 }
 
@@ -102,8 +100,12 @@ impl Launch {
     ///
     /// Nothing is started before [`run`](Self::run), and nothing is looked up: a program that does not exist is an error there.
     pub fn new(command: Command) -> Self {
+        Self::of(Work::Program(command))
+    }
+
+    pub(super) fn of(work: Work) -> Self {
         Self {
-            command,
+            work,
             nproc: Nproc::Count(1),
             environment: Vec::new(),
             directory: None,

@@ -15,8 +15,10 @@ use super::error::{LaunchError, Result};
 use super::numa::{self, Bound};
 use super::options::Launch;
 use super::stdio::Stdin;
+use super::work::{Staged, Work};
 use crate::sys::affinity::Affinity;
 use crate::tensor::dyn_tensor::DynTensor;
+use crate::wire::names::FUNCTION;
 
 /// All that does not change from attempt to attempt.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(super) struct Plan {
     devices: Vec<(&'static str, String)>,
     /// OpenMP threads of each worker; `None`: the environment says it, or there is one worker only.
     pub(super) omp_threads: Option<usize>,
+    /// What workers inherit beside the files of tensors.
+    function: Option<Staged>,
     /// The files of tensors, which workers inherit.
     files: Vec<OwnedFd>,
 }
@@ -66,11 +70,20 @@ impl Plan {
         if !files.is_empty() {
             base.insert("PHALANX_TENSORS".into(), described(&launch.tensors, &files).into());
         }
+        let (program, function) = match &launch.work {
+            Work::Program(command) => (command.find(&base, launch.directory.as_deref())?, None),
+            Work::Function(function) => {
+                let staged = Staged::new(function, nproc)?;
+                base.insert(FUNCTION.into(), staged.marker().into());
+                (function.program(), Some(staged))
+            }
+        };
         let random =
             crate::sys::dir::unguessable().map_err(LaunchError::system("asking for random bytes"))?;
         Ok(Self {
             nproc,
-            program: launch.command.find(&base, launch.directory.as_deref())?,
+            program,
+            function,
             directory: launch.directory.clone(),
             run_id: launch.run_id.clone().unwrap_or_else(|| letters(&random)),
             token: random,
@@ -92,7 +105,13 @@ impl Plan {
 
     /// The descriptors that workers inherit, under these numbers.
     pub(super) fn inherited(&self) -> Vec<BorrowedFd<'_>> {
-        self.files.iter().map(AsFd::as_fd).collect()
+        let of_function = self.function.iter().flat_map(Staged::inherited);
+        self.files.iter().map(AsFd::as_fd).chain(of_function).collect()
+    }
+
+    /// Whether a worker has begun: one that runs a function has come to `init`. Of a program nothing is known.
+    pub(super) fn has_begun(&self, rank: usize, pid: u32) -> bool {
+        self.function.as_ref().is_none_or(|function| function.has_begun(rank, pid))
     }
 
     /// The variables of a worker, and the words of its command line. `attempt` is a number from 0 on.
@@ -125,7 +144,7 @@ impl Plan {
             let (variables, words) = self.worker(rank, (0, 0), Path::new("(a new file)"));
             let own = variables.iter().filter(|(key, value)| std::env::var_os(key).as_ref() != Some(value));
             let own: Vec<_> = own
-                .filter(|(key, _)| *key != environment::TOKEN)
+                .filter(|(key, _)| *key != environment::TOKEN && *key != FUNCTION)
                 .map(|(key, value)| match key.to_str() {
                     Some("MASTER_PORT") => "MASTER_PORT=(a free port)".to_owned(),
                     _ => format!("{}={}", key.display(), quoted(&value.to_string_lossy())),

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::backtrace::Backtrace;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
-use std::time::SystemTime;
+
+use super::error_file;
 
 /// Runs the main of a program that `phalanx run` or torchrun has started, and writes its failure, an `Err` or a panic, to the file that
 /// the launcher names in `TORCHELASTIC_ERROR_FILE`. So the launcher's report has it, whatever else goes to stderr.
@@ -30,18 +30,17 @@ use std::time::SystemTime;
 /// # Panics
 /// When `main` panics, with the same payload.
 pub fn record<T, E: Display>(main: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE").filter(|path| !path.is_empty()) else {
-        return main();
-    };
+    let Some(path) = error_file::own() else { return main() };
     match catch_unwind(AssertUnwindSafe(main)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             // `{:#}`: with its causes, where the type shows them.
-            write(Path::new(&path), &format!("{error:#}"));
+            error_file::write_or_say(&path, &format!("{error:#}"), Some(&backtrace()));
             Err(error)
         }
         Err(panic) => {
-            write(Path::new(&path), &format!("panicked: {}", payload(&*panic)));
+            let message = format!("panicked: {}", payload(&*panic));
+            error_file::write_or_say(&path, &message, Some(&backtrace()));
             resume_unwind(panic)
         }
     }
@@ -53,12 +52,6 @@ fn payload(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(its payload is no text)")
 }
 
-/// Writes the error file, with a backtrace of here; says on stderr when it cannot.
-#[expect(clippy::print_stderr, reason = "the program fails already, and there is nobody else to tell")]
-fn write(path: &Path, message: &str) {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let traceback = Backtrace::force_capture().to_string();
-    if let Err(error) = super::error_file::write(path, message, &traceback, seconds) {
-        eprintln!("phalanx: the error file {} cannot be written: {error}", path.display());
-    }
+fn backtrace() -> String {
+    Backtrace::force_capture().to_string()
 }

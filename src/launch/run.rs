@@ -68,7 +68,7 @@ struct Policy {
 /// [`Launch::run`].
 fn run(launch: Launch) -> Result<Summary> {
     let plan = Plan::of(&launch, Path::new("/"))?;
-    let command = launch.command.to_string();
+    let command = launch.work.to_string();
     let policy = Policy {
         max_restarts: launch.max_restarts,
         restart_on: launch.restart_on.clone(),

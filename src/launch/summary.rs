@@ -33,9 +33,9 @@ pub(super) const POINTLESS: i32 = 93;
 pub enum Ending {
     /// It exited with code 0.
     Succeeded,
-    /// It exited with another code.
+    /// It exited with another code; or with 0, but before it had run the function of [`Launch::function`](super::Launch::function).
     Exited {
-        /// The exit code, from 1 to 255.
+        /// The exit code, from 0 to 255.
         code: i32,
     },
     /// A signal ended it, whoever sent that: the launcher, another process, the kernel, or the worker itself.
@@ -53,7 +53,8 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The exit code that stands for it in a shell: the worker's own, 128 + n for signal n, and 1 where there is no status.
+    /// The exit code that stands for it in a shell: the worker's own, 128 + n for signal n, and 1 where there is no status, or 0 is
+    /// no success.
     ///
     /// ```
     /// use phalanx::Signal;
@@ -66,7 +67,7 @@ impl Ending {
     pub fn exit_code(self) -> i32 {
         match self {
             Self::Succeeded => 0,
-            Self::Exited { code } => code,
+            Self::Exited { code } => code.max(1),
             Self::Signaled { signal, .. } => 128 + signal.number(),
             Self::Lost | Self::LeftBehind => 1,
         }
@@ -142,7 +143,8 @@ pub struct WorkerSummary {
     pub expired_timer: Option<String>,
     /// What it has to do with the attempt's failure; `None`: it succeeded.
     pub role: Option<Role>,
-    /// What probably ended it, where there is evidence: a kill for want of memory that the kernel has counted in its control group.
+    /// What probably ended it, where there is evidence: a kill for want of memory that the kernel has counted in its control group, or an
+    /// exit before [`init`](crate::init), and so before the function that it was to run.
     pub cause: Option<Cause>,
     /// The time from its start to its failure (its error file, a timer), or to its end if it has not failed before. By
     /// CLOCK_MONOTONIC.
@@ -249,7 +251,7 @@ pub struct Summary {
     pub run_id: String,
     /// The name of this machine, up to its first dot.
     pub hostname: String,
-    /// The program and its arguments, in quotes where a shell needs them.
+    /// The program and its arguments, in quotes where a shell needs them; or the path of the function.
     pub command: String,
     /// All attempts in their order, at least one. The last one decides whether the job succeeded.
     pub attempts: Vec<Attempt>,

@@ -12,7 +12,7 @@ use crate::sys::limits::Limits;
 use crate::sys::standing::{self, Beside, Difference, Standing};
 use crate::sys::thread_state::ThreadState;
 use crate::sys::{dir, env, fd, thread};
-use crate::wire::names::{SERVER, WORKER};
+use crate::wire::names::{FUNCTION, SERVER, WORKER};
 use crate::wire::service::{Attributes, LandlockProbe, Trouble};
 use crate::worker::Changes;
 
@@ -20,7 +20,8 @@ use crate::worker::Changes;
 pub(super) fn environment(changes: &[(String, String)]) -> impl Iterator<Item = (OsString, OsString)> {
     // A worker that starts workers may still have its own marker in its environment. Theirs are others.
     let changed = |key: &OsString| {
-        changes.iter().any(|(name, _)| key == name.as_str()) || key == WORKER || key == SERVER
+        changes.iter().any(|(name, _)| key == name.as_str())
+            || [WORKER, SERVER, FUNCTION].iter().any(|marker| key == marker)
     };
     let inherited = std::env::vars_os().filter(move |(key, _)| !changed(key));
     inherited.chain(changes.iter().map(|(key, value)| (OsString::from(key), OsString::from(value))))

@@ -33,4 +33,4 @@ pub(crate) use group::{Started, make_room, start_all};
 pub use method::StartMethod;
 pub(crate) use plan::{Jobs, PipeEnds, Plan};
 pub(crate) use spawn::allow as allow_spawn;
-pub(crate) use spawn::{check_executable, check_init};
+pub(crate) use spawn::{check_executable, check_init, own_arguments};

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::sys::executable::Executable;
 use crate::sys::limits;
 use crate::sys::spawn::{Blocked, OWN_EXECUTABLE, Program};
-use crate::wire::names::{SERVER, WORKER};
+use crate::wire::names::{FUNCTION, SERVER, WORKER};
 
 /// Whether `init` has run here: a program in which it does not would start programs that start programs.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
@@ -31,7 +31,7 @@ pub(crate) fn check_init(reruns_program: bool) -> Result<(), Error> {
         Ok(())
     // The marker is in the environment, but `init` did not find it, for it does not return in a worker: this is a worker whose
     // main has come here before `init`. It would start N more, each of which starts N more.
-    } else if [WORKER, SERVER].iter().any(|key| std::env::var_os(key).is_some()) {
+    } else if [WORKER, SERVER, FUNCTION].iter().any(|key| std::env::var_os(key).is_some()) {
         Err(Error::InitSkipped { pid })
     } else if reruns_program {
         Err(Error::InitNotCalled { pid })
@@ -52,6 +52,17 @@ pub(crate) fn check_executable() -> Result<(), Error> {
     }
 }
 
+/// The arguments with which `/proc/self/exe` becomes this program again: this process's, behind those of the loader if one was run.
+pub(crate) fn own_arguments() -> Vec<CString> {
+    let ours = std::env::args_os().filter_map(c_string);
+    match Executable::of_this_process() {
+        // `ld.so program`: the kernel runs the loader again, which finds the program as its first argument.
+        Ok(Executable::Loader(before)) => before.iter().cloned().chain(ours.skip(1)).collect(),
+        // `check_executable` has refused the other cases.
+        Ok(Executable::Own | Executable::Other) | Err(_) => ours.collect(),
+    }
+}
+
 /// What all workers of a plan have in common: this process's arguments, behind those of the loader if one was run, and its
 /// environment with changes.
 pub(super) struct Template {
@@ -66,14 +77,7 @@ impl Template {
             key.push(value);
             c_string(key)
         });
-        let ours = std::env::args_os().filter_map(c_string);
-        let arguments = match Executable::of_this_process() {
-            // `ld.so program`: the kernel runs the loader again, which finds the program as its first argument.
-            Ok(Executable::Loader(before)) => before.iter().cloned().chain(ours.skip(1)).collect(),
-            // `check_executable` has refused the other cases.
-            Ok(Executable::Own | Executable::Other) | Err(_) => ours.collect(),
-        };
-        Self { environment: pairs.collect(), arguments }
+        Self { environment: pairs.collect(), arguments: own_arguments() }
     }
 
     /// Runs this executable as a worker.

@@ -16,7 +16,7 @@ use crate::sys::signal::Signal;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
 use crate::wire::manifest::Manifest;
-use crate::wire::message::Job;
+use crate::wire::message::{Job, Shared};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::service::Trouble;
 use crate::wire::setup::Setup;
@@ -30,14 +30,16 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
         entry: 0,
         function: String::new(),
         name: String::new(),
-        sharing: Choice::of_this_process(),
-        process_dir: None,
-        result_channel: result_channel.number(),
-        guards: None,
-        stop: [0; 2],
-        aborts: false,
-        roster: 0,
         setup: Setup::default(),
+        shared: Some(Shared {
+            sharing: Choice::of_this_process(),
+            process_dir: None,
+            result_channel: result_channel.number(),
+            guards: None,
+            stop: [0; 2],
+            aborts: false,
+            roster: 0,
+        }),
         manifest: Manifest::default(),
     };
     let files = (0..jobs).map(|_| JobFile::new(&job, codec::encode(&()).unwrap()).unwrap());

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
 use super::manifest::{Link, Manifest};
-use super::message::Job;
+use super::message::{Job, Shared};
 use super::roster::Roster;
 use super::stop_word::StopWord;
 use crate::memory::descriptor::Descriptor;
@@ -40,7 +40,8 @@ impl JobFile {
             Ok(number)
         };
         // The names are made for each worker: `link_into`.
-        let link: Option<Link<'_>> = if job.process_dir.is_some() { Some(&|_, _| Ok(())) } else { None };
+        let has_names = job.shared.as_ref().is_some_and(|shared| shared.process_dir.is_some());
+        let link: Option<Link<'_>> = if has_names { Some(&|_, _| Ok(())) } else { None };
         let manifest = Manifest::of(&attachments, inherit, link)?;
         let job = Job { manifest, ..job.clone() };
         let header = codec::with_header(&job).map_err(io::Error::other)?;
@@ -125,13 +126,7 @@ impl OpenJob {
 
     /// The numbers, in the launcher, of all descriptors that came with the job.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let of_place = self.job.process_dir.iter().map(|(raw, _)| *raw);
-        let of_arguments = self.job.manifest.numbers();
-        of_arguments
-            .chain(of_place)
-            .chain(self.job.stop)
-            .chain(self.job.guards)
-            .chain([self.job.roster, self.job.result_channel])
+        self.job.manifest.numbers().chain(self.job.shared.iter().flat_map(Shared::numbers))
     }
 }
 
@@ -148,14 +143,16 @@ mod tests {
             entry: 3,
             function: "f".into(),
             name: "n".into(),
-            sharing: Choice::of_this_process(),
-            process_dir: Some((9, "w1/".into())),
-            result_channel: 7,
-            guards: Some(8),
-            stop: [5, 6],
-            aborts: true,
-            roster: 4,
             setup: Setup::default(),
+            shared: Some(Shared {
+                sharing: Choice::of_this_process(),
+                process_dir: Some((9, "w1/".into())),
+                result_channel: 7,
+                guards: Some(8),
+                stop: [5, 6],
+                aborts: true,
+                roster: 4,
+            }),
             manifest: Manifest::default(),
         }
     }

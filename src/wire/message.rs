@@ -19,6 +19,18 @@ pub(crate) struct Job {
     pub(crate) function: String,
     /// The job's name, for the worker's comm name.
     pub(crate) name: String,
+    /// What the worker knows of itself, and what it sets up before its function.
+    pub(crate) setup: Setup,
+    /// What it shares with its launcher and the other workers of its context; `None`: it is a worker of `launch`, which has the variables
+    /// and the descriptors of a program instead.
+    pub(crate) shared: Option<Shared>,
+    /// The manifest of the arguments. Its descriptors are inherited.
+    pub(crate) manifest: Manifest,
+}
+
+/// What the workers of a context share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shared {
     /// The sharing strategy of the launcher, which the worker begins with.
     pub(crate) sharing: Choice,
     /// The launcher's directory of named memory, if it has one: the directory of its tree of processes, inherited, and the
@@ -34,8 +46,12 @@ pub(crate) struct Job {
     pub(crate) aborts: bool,
     /// The memory of a `Roster`, inherited.
     pub(crate) roster: RawFd,
-    /// What the worker knows of itself, and what it sets up before its function.
-    pub(crate) setup: Setup,
-    /// The manifest of the arguments. Its descriptors are inherited.
-    pub(crate) manifest: Manifest,
+}
+
+impl Shared {
+    /// The numbers of all that is inherited.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let of_place = self.process_dir.iter().map(|(raw, _)| *raw);
+        of_place.chain(self.stop).chain(self.guards).chain([self.roster, self.result_channel])
+    }
 }

@@ -52,6 +52,11 @@ impl Roster {
         &self.memory
     }
 
+    /// Whether the process `pid` has entered itself as `rank`.
+    pub(crate) fn has_entered(&self, rank: usize, pid: u32) -> bool {
+        self.list.pid(rank) == Some(pid)
+    }
+
     /// The number of [`descriptor`](Self::descriptor) in the launcher.
     pub(crate) fn number(&self) -> RawFd {
         self.memory.as_fd().as_raw_fd()

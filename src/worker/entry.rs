@@ -238,7 +238,6 @@ fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::strategy::Choice;
     use crate::wire::manifest::Manifest;
     use crate::wire::setup::Setup;
 
@@ -256,14 +255,8 @@ mod tests {
             entry: entry.offset(image).unwrap(),
             function: entry.name().to_owned(),
             name: String::new(),
-            sharing: Choice::of_this_process(),
-            process_dir: None,
-            result_channel: 0,
-            guards: None,
-            stop: [0; 2],
-            aborts: false,
-            roster: 0,
             setup: Setup::default(),
+            shared: None,
             manifest: Manifest::default(),
         }
     }

@@ -11,7 +11,8 @@ pub struct WorkerInfo {
     pub rank: usize,
     /// The number of workers of its context, this one included.
     pub nprocs: usize,
-    /// The job's name: that of [`Options::name`](crate::Options::name), or the executable's.
+    /// The job's name: that of [`Options::name`](crate::Options::name), or the executable's; of a worker of
+    /// [`Launch::function`](crate::launch::Launch::function) its role.
     pub name: String,
     /// The pid of the launcher.
     pub launcher: u32,

@@ -2,6 +2,7 @@
 //!
 //! - `run`: what a worker does from its first instruction to its last
 //! - `entry`: how the user's function is found and called
+//! - `function`: what a worker of `launch` does that runs a function
 //! - `late_init`: a worker whose main has started a runtime before `init`
 //! - `info`: what a worker can ask about itself
 //! - `setup`: the options of its rank
@@ -11,6 +12,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod entry;
+pub(crate) mod function;
 pub(crate) mod hooks;
 mod info;
 mod late_init;

@@ -19,15 +19,48 @@ use crate::wire::slot::SlotWriter;
 /// # Errors
 /// What the function returned, or its panic.
 pub(crate) fn call_in_server(function: impl FnOnce() -> anyhow::Result<()>) -> Result<(), Raised> {
-    let previous = Arc::new(panic::take_hook());
-    let hook = previous.clone();
-    set_hook(move |info| {
+    let on_panic = |info: &PanicHookInfo<'_>, show: &Hook| {
         see_panic(None, info);
         // Where a panic aborts the process, no report follows, so the panic is written to stderr.
         if !IN_FUNCTION.get() || cfg!(panic = "abort") {
-            hook(info);
+            show(info);
         }
-    });
+    };
+    call(on_panic, function)
+}
+
+/// Runs the function of a launched worker, whose panics are shown as those of any program. `at_abort` is given the panic that ends
+/// the process, where panics abort.
+///
+/// # Errors
+/// What the function returned, or its panic.
+pub(super) fn call_launched(
+    at_abort: impl Fn(Raised) + Send + Sync + 'static,
+    function: impl FnOnce() -> anyhow::Result<()>,
+) -> Result<(), Raised> {
+    let on_panic = move |info: &PanicHookInfo<'_>, show: &Hook| {
+        let seen = seen(info, Moment::now());
+        show(info);
+        if cfg!(panic = "abort") {
+            at_abort(raised_by(seen));
+        } else {
+            remember(seen);
+        }
+    };
+    call(on_panic, function)
+}
+
+/// A panic hook.
+type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
+
+/// Runs a function; `on_panic` is the hook meanwhile, and is given the usual one.
+fn call(
+    on_panic: impl Fn(&PanicHookInfo<'_>, &Hook) + Send + Sync + 'static,
+    function: impl FnOnce() -> anyhow::Result<()>,
+) -> Result<(), Raised> {
+    let previous = Arc::new(panic::take_hook());
+    let hook = previous.clone();
+    set_hook(move |info| on_panic(info, &**hook));
     capture_backtraces_of_errors();
     IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
@@ -248,22 +281,35 @@ fn last_words(words: String) -> String {
     })
 }
 
+/// What a panic hook sees of a panic that happened `at` this moment.
+fn seen(info: &PanicHookInfo<'_>, at: Moment) -> Seen {
+    let (message, location) = (text_of(info.payload()), place_of(info));
+    Seen { message, location, addresses: trace::here(), at }
+}
+
+fn place_of(info: &PanicHookInfo<'_>) -> Option<String> {
+    info.location().map(ToString::to_string)
+}
+
+/// Keeps a panic until it has unwound.
+fn remember(seen: Seen) {
+    *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+}
+
 fn see_panic(slot: Option<&SlotWriter>, info: &PanicHookInfo<'_>) {
     let at = Moment::now();
-    let message = text_of(info.payload());
-    let location = info.location().map(ToString::to_string);
     if let Some(slot) = slot.filter(|_| IN_FUNCTION.get()) {
         // The note is for a panic that catch_unwind does not see: a second one, in a destructor while the first unwinds, aborts the
         // process.
-        let place = location.as_deref().unwrap_or("an unknown place");
-        slot.set_note(&last_words(format!("panicked at {place}: {message}")));
+        let place = place_of(info).unwrap_or_else(|| "an unknown place".to_owned());
+        slot.set_note(&last_words(format!("panicked at {place}: {}", text_of(info.payload()))));
     }
-    let seen = Seen { message, location, addresses: trace::here(), at };
+    let seen = seen(info, at);
     if let Some(slot) = slot.filter(|slot| cfg!(panic = "abort") && slot.is_own()) {
         // A panic that aborts does not unwind, so the report is written here. If that fails, the note is there.
         slot.set_failed_at(at);
         let _ = write_failure(slot, &raised_by(seen), memory::peak_resident_kib().unwrap_or(0));
     } else {
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        remember(seen);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::entry::Called;
@@ -26,7 +26,7 @@ use crate::wire::ledger::Ledger;
 use crate::wire::lifecycle::State;
 use crate::wire::lifeline;
 use crate::wire::marker::Marker;
-use crate::wire::message::Job;
+use crate::wire::message::{Job, Shared};
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::setup::Setup;
 use crate::wire::slot::SlotWriter;
@@ -245,23 +245,34 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     }
     watch_exit(slot)?;
     let adopt = |number| fd::adopt(origin.local(number));
-    open.job.sharing.clone().apply();
-    if let (Some((tree, launchers)), Some(worker_dir)) = (&open.job.process_dir, marker.worker_dir) {
+    let shared =
+        open.job.shared.as_ref().ok_or_else(|| io::Error::other("its job is that of a launched function"))?;
+    let sender = share(shared, marker, adopt)?;
+    let process_dir = named::process_dir_in_use();
+    let received = open.received(process_dir.as_deref(), adopt)?;
+    Ok(CallContext { open, received, sender })
+}
+
+/// Takes over what the workers of the context share; returns the socket for what goes beside the result.
+fn share(
+    shared: &Shared,
+    marker: &Marker,
+    adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
+) -> io::Result<Socket> {
+    shared.sharing.clone().apply();
+    if let (Some((tree, launchers)), Some(worker_dir)) = (&shared.process_dir, marker.worker_dir) {
         named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
     }
-    roster::apply(adopt(open.job.roster)?.as_fd(), marker.rank)?;
-    let [memory, event] = open.job.stop;
-    stop_word::apply(adopt(memory)?, adopt(event)?, open.job.aborts)?;
+    roster::apply(adopt(shared.roster)?.as_fd(), marker.rank)?;
+    let [memory, event] = shared.stop;
+    stop_word::apply(adopt(memory)?, adopt(event)?, shared.aborts)?;
     // A guard ends a worker's children when the launcher is killed. A worker that may outlive its launcher is not to be ended by it.
-    if let Some(guards) = open.job.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
+    if let Some(guards) = shared.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
         asked
             .map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))?;
     }
-    let (process_dir, sender) =
-        (named::process_dir_in_use(), Socket::from_descriptor(adopt(open.job.result_channel)?));
-    let received = open.received(process_dir.as_deref(), adopt)?;
-    Ok(CallContext { open, received, sender })
+    Ok(Socket::from_descriptor(adopt(shared.result_channel)?))
 }
 
 fn clean_up_after_fork(own: &[RawFd], output: Output<'_>) -> io::Result<()> {
@@ -341,7 +352,6 @@ fn exit(code: i32, origin: &Origin<'_>) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::strategy::Choice;
     use crate::wire::manifest::Manifest;
     use crate::wire::setup::Setup;
 
@@ -351,14 +361,8 @@ mod tests {
             entry: 0,
             function: String::new(),
             name: name.into(),
-            sharing: Choice::of_this_process(),
-            process_dir: None,
-            result_channel: 0,
-            guards: None,
-            stop: [0; 2],
-            aborts: false,
-            roster: 0,
             setup: Setup::default(),
+            shared: None,
             manifest: Manifest::default(),
         };
         comm(&job, rank)
