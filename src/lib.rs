@@ -76,7 +76,7 @@
 //! # Shared memory
 //!
 //! A [`Tensor`] in arguments or results is the same memory in every process that has it. Safe access is atomic. Two
-//! kinds of slices need no `unsafe`: of a [`FrozenTensor`], which the kernel lets nobody change any more, and of a
+//! kinds of slices need no `unsafe`: of a [`FrozenTensor`], whose bytes the kernel lets no process change any more, and of a
 //! [`Shard`], which only one process at a time can reach:
 //!
 //! ```

@@ -191,7 +191,7 @@ fn exit_status_taken_by_others_is_told() {
         }
         let exception = exited(poll_join(&mut context).unwrap_err());
         assert_eq!((exception.error_index(), exception.exit_code(), exception.cause()), (1, None, None));
-        assert!(exception.to_string().contains("somebody else took it"), "{exception}");
+        assert!(exception.to_string().contains("other code of the launcher took it"), "{exception}");
         assert_eq!(context.result(0).unwrap(), Some(7));
     });
 }

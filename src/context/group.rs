@@ -275,7 +275,7 @@ impl WorkerGroup {
         }
     }
 
-    /// When something is to be done though nobody ends.
+    /// When something is to be done if no worker ends before.
     fn alarm(&self) -> Option<Moment> {
         [self.children.alarm(), self.next_look].into_iter().flatten().min()
     }

@@ -150,7 +150,7 @@ impl<R> ProcessContext<R> {
     pub fn detach(self) -> Result<(), Error> {
         let workers = self.workers;
         workers.check_owner()?;
-        // Nobody is there to hear of an error; the children's own drop reaps them then.
+        // A drop has no caller to return an error to; the children's own drop reaps them then.
         let reap_all = move || drop(workers.wait_without_ending());
         let thread = thread::Builder::new().name("phalanx-reap".into()).spawn(reap_all);
         thread.map(drop).map_err(Error::system("create the thread that reaps detached workers"))

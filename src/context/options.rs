@@ -322,7 +322,7 @@ impl Options {
     }
 }
 
-/// Of fewer workers nobody asks whether this machine can have them, which takes its time.
+/// With fewer workers the limits of this machine are not read, which would take time.
 const MANY: usize = 1000;
 
 #[cfg(test)]

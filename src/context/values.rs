@@ -9,7 +9,7 @@ use crate::queue::{Queue, QueueError, wait};
 
 impl<R> ProcessContext<R> {
     /// The values that its workers put into `queue`, as they come. It ends when all workers have ended and the queue is empty,
-    /// or when the queue was closed and is empty; so nobody has to close the queue, and the loop does not wait for workers that
+    /// or when the queue was closed and is empty; so the queue need not be closed, and the loop does not wait for workers that
     /// have died. After a failure the others are ended meanwhile, as [`join_timeout`](Self::join_timeout) does.
     ///
     /// ```

@@ -168,7 +168,7 @@ impl ProcessExitedException {
         self.0.first().pid()
     }
 
-    /// The exit code, or the negative number of the signal; `None` when somebody else took the status, or the
+    /// The exit code, or the negative number of the signal; `None` when other code of the launcher took the status, or the
     /// process survived SIGKILL.
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {

@@ -59,7 +59,7 @@ impl fmt::Display for Frame {
     }
 }
 
-/// A traceback as a worker hands it in: addresses, which the launcher names when somebody looks at them, so that a
+/// A traceback as a worker hands it in: addresses, which the launcher names when they are looked at, so that a
 /// worker that failed is gone at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Captured {

@@ -151,7 +151,7 @@ pub enum MemoryError {
     #[error("cannot write to this memory, which is frozen or a file's: write to a copy of it")]
     ReadOnly,
 
-    /// Memory that is to be frozen can still be written through somebody's map of it.
+    /// Memory that is to be frozen can still be written through a writable map of it.
     #[error("cannot freeze {bytes} bytes: {holder} can still write to them")]
     StillWritable {
         /// Size of the memory.
@@ -209,7 +209,7 @@ pub enum MemoryError {
         reason: String,
     },
 
-    /// A file in somebody's format cannot be read or written.
+    /// A file of another library's format cannot be read or written.
     #[error("{doing} {}: {reason}", .path.display())]
     File {
         /// What was being done.

@@ -51,7 +51,7 @@ pub enum Status {
         /// Whether it left a core file.
         core_dumped: bool,
     },
-    /// It is gone, but somebody else took its exit status (a `waitpid(-1)`, or SIGCHLD ignored), or the fork
+    /// It is gone, but other code of the launcher took its exit status (a `waitpid(-1)`), SIGCHLD was ignored, or the fork
     /// server died, which alone could read it.
     Lost,
     /// SIGKILL did not end it in time, as when it hangs in the kernel. It is left alone.
@@ -98,7 +98,7 @@ impl fmt::Display for Status {
                 }
             }
             Self::Lost => f.write_str(
-                "ended, but its exit status was lost: somebody else took it, or the fork server died",
+                "ended, but its exit status was lost: other code of the launcher took it, or the fork server died",
             ),
             Self::Survived => f.write_str("survived SIGKILL and was left behind"),
             Self::Abandoned => f.write_str("was left running"),

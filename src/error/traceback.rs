@@ -37,7 +37,7 @@ pub struct Traceback {
 }
 
 impl Traceback {
-    /// The traceback of a failure somewhere in the user's function `callee`, whose frames are named when somebody asks for them.
+    /// The traceback of a failure somewhere in the user's function `callee`, whose frames are named when they are asked for.
     pub(crate) fn new(captured: Captured, callee: Callee) -> Self {
         Self { captured, callee, frames: OnceLock::new() }
     }

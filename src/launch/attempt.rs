@@ -279,7 +279,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// What became of it, when nobody of it is left.
+    /// Ends what is left of the attempt's descendants, and says what became of the workers.
     fn finish(mut self, number: usize) -> Result<Attempt> {
         // A worker may have written its error file in its last moment.
         self.read_error_files()?;

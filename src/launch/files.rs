@@ -72,7 +72,7 @@ impl JobDir {
 impl Drop for JobDir {
     fn drop(&mut self) {
         if self.is_temporary {
-            // What cannot be removed here cannot be told to anybody any more.
+            // The run is over, so an error has no place to be told.
             let _ = fs::remove_dir_all(&self.path);
         }
     }

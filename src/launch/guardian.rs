@@ -68,7 +68,7 @@ fn guard(begin: &OwnedFd, token: &str, temporary: Option<&Path>) {
         && !matches!(read_now(begin.as_fd(), &mut [0]), Ok(Read::Bytes(_)))
     {
         descendants::kill_all(token, false);
-        // Nobody writes to it any more. There is nobody to be told of an error.
+        // All writers are dead, and an error has no process to be told to.
         let _ = temporary.map(std::fs::remove_dir_all);
     }
 }

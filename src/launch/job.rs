@@ -104,7 +104,7 @@ fn has_logs(logs: &Logs, nproc: usize) -> bool {
 /// Gives back what was taken over.
 pub(super) fn close(job: Job) {
     if job.control.is_hurried() {
-        // The console may take nothing more, and nobody waits for it.
+        // The console may take nothing more, so the thread is not waited for.
         job.pump.abandon();
     }
 }

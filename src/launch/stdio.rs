@@ -16,7 +16,7 @@ use crate::supervise::prefix::Prefix;
 /// ```
 /// use phalanx::launch::{Command, Launch, Nproc, Stdin};
 ///
-/// // `read` fails at the end of the file: nobody is given this process's stdin.
+/// // `read` fails at the end of the file: no worker is given this process's stdin.
 /// let launch = Launch::new(Command::new("sh").args(["-c", "! read line"]));
 /// assert!(launch.nproc(Nproc::Count(2)).stdin(Stdin::Null).run()?.succeeded());
 /// # Ok::<(), phalanx::launch::LaunchError>(())

@@ -198,7 +198,7 @@ impl Control {
     fn take_terminal(&mut self) -> bool {
         let had = std::mem::take(&mut self.worker_has_terminal);
         if let Some((_, terminal)) = self.terminal.as_ref().filter(|_| had) {
-            // A terminal that is gone has nobody to be given to.
+            // An error means that the terminal is gone.
             let _ = set_foreground(terminal.as_fd(), fork::group_id());
         }
         had

@@ -83,7 +83,7 @@ impl fmt::Display for Ending {
                 let core = if *core_dumped { " (core dumped)" } else { "" };
                 write!(f, "was ended by {signal}{core}")
             }
-            Self::Lost => f.write_str("is gone, and somebody else has taken its exit status"),
+            Self::Lost => f.write_str("is gone, and other code of the launcher has taken its exit status"),
             Self::LeftBehind => f.write_str("could not be ended and was left behind"),
         }
     }

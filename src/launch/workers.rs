@@ -220,7 +220,7 @@ impl<'a> Start<'a> {
             (None, Some((file, path)), None) => {
                 Ok(Output { given: file.into(), source: None, file: Some(path) })
             }
-            // Nobody sees stdout; of stderr the end is kept for the report.
+            // Stdout goes nowhere; of stderr the end is kept for the report.
             (None, None, None) if stream == Stream::Stdout => {
                 let given = self.null.as_fd().try_clone_to_owned().map_err(no_room)?;
                 Ok(Output { given, source: None, file: None })

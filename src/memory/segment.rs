@@ -60,7 +60,7 @@ static REGISTRY: Mutex<Option<HashMap<Identity, Entry>>> = Mutex::new(None);
 /// What the registry has of a segment.
 #[derive(Debug)]
 struct Entry {
-    /// The segment, as long as somebody holds it.
+    /// The segment, as long as a storage holds it.
     segment: Weak<Segment>,
     /// What [`stats`](super::stats::stats) tells of it: a strong handle, even for a moment, would look like another holder.
     bytes: usize,

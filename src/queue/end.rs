@@ -175,7 +175,7 @@ mod tests {
         attachments.deliver();
         drop(attachments);
         assert!(matches!(other.try_recv(), Err(QueueError::Gone { .. })));
-        // Nobody else had it.
+        // No other process had it.
         assert!(matches!(one.try_recv(), Err(QueueError::Disconnected)));
     }
 

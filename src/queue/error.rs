@@ -178,7 +178,7 @@ impl QueueError {
         move |os| Self::System { doing, os }
     }
 
-    /// For `map_err` of a wait for room: says what nobody did meanwhile.
+    /// For `map_err` of a wait for room: says why it has timed out.
     pub(super) fn not_put(what: &'static str) -> impl FnOnce(Interrupted) -> Self {
         move |stop| Self::stopped(stop, Self::Full, || Awaited::Anybody { what })
     }

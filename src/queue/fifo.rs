@@ -204,7 +204,7 @@ impl<T: Serialize> Queue<T> {
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::Gone`] in a forked worker that has the queue from the fork alone
     /// - [`QueueError::System`] when the system refuses, as for want of memory or descriptors
-    /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
+    /// - [`QueueError::Corrupt`] when a process has written to the queue's memory
     pub fn put(&self, value: impl Borrow<T>) -> Result<(), QueueError> {
         self.put_by(value.borrow(), &WaitPolicy::Forever)
     }
@@ -257,7 +257,7 @@ impl<T: DeserializeOwned> Queue<T> {
     ///   is lost, and the next one can be taken
     /// - [`QueueError::Aborted`] when the wait is ended because another worker has failed
     /// - [`QueueError::Gone`] in a forked worker that has the queue from the fork alone
-    /// - [`QueueError::Corrupt`] when somebody has written to the queue's memory
+    /// - [`QueueError::Corrupt`] when a process has written to the queue's memory
     /// - [`QueueError::System`] when the system refuses
     pub fn get(&self) -> Result<T, QueueError> {
         // Decoded after the consumers' mutex is freed, so that a type that takes long to build holds up no other consumer.

@@ -8,7 +8,7 @@ use super::message::Incoming;
 use super::ring::{self, Place, Position};
 use crate::sync::wait_policy::WaitPolicy;
 
-/// What nobody did when the time of a wait for a message is up.
+/// Why a wait for a message has timed out.
 const NOT_PUT: &str = "nobody put a value into the empty queue";
 
 impl Core {

@@ -149,7 +149,7 @@ impl<T> JoinableQueue<T> {
         self.tasks.join(self.core(), &WaitPolicy::of(timeout))
     }
 
-    /// How many tasks are in the queue, taken by nobody yet. As [`Queue::len`].
+    /// How many tasks are in the queue, not taken yet. As [`Queue::len`].
     #[must_use]
     #[doc(alias = "qsize")]
     pub fn len(&self) -> usize {

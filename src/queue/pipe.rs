@@ -97,7 +97,7 @@ pub fn pipe<A, B>() -> Result<(Connection<A, B>, Connection<B, A>), QueueError> 
 pub fn one_way<T>() -> Result<(Connection<T, Never>, Connection<Never, T>), QueueError> {
     let (sender, receiver) = pipe::<T, Never>()?;
     // shutdown(2) works on the socket, not on the descriptor, so it travels with the end to whatever process. The receiver's type
-    // has no `send`, but raw bytes written to its descriptor would fill a buffer that nobody reads; now they are refused (EPIPE).
+    // has no `send`, but raw bytes written to its descriptor would fill a buffer that is never read; now they are refused (EPIPE).
     let directed = sender.end.socket().refuse_to_receive();
     directed.map_err(QueueError::system("give a pipe its direction (shutdown)"))?;
     Ok((sender, receiver))

@@ -8,7 +8,7 @@ use super::message::Outgoing;
 use super::ring::{Header, Position};
 use crate::sync::wait_policy::WaitPolicy;
 
-/// What nobody did when the time of a wait for room is up.
+/// Why a wait for room has timed out.
 const NOT_TAKEN: &str = "nobody took a value out of the full queue";
 
 impl Core {

@@ -12,7 +12,7 @@ use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::robust::MapPin;
 use crate::sys::socket::{Attempt, CROWDED_RETRY};
 
-/// What nobody did while a producer waited for room beside the ring.
+/// Why a wait for room beside the ring has timed out.
 const NOT_TAKEN: &str = "nobody took out values with descriptors";
 
 impl Core {

@@ -87,7 +87,7 @@ struct Forked {
 
 impl Server {
     fn begin(marker: &ServerMarker) -> io::Result<Self> {
-        // Should somebody have stopped this process, the launcher's death wakes it. SIGKILL would be wrong: the server has to
+        // If this process is stopped (SIGSTOP), the launcher's death continues it. SIGKILL would be wrong: the server has to
         // end the workers first.
         prctl::set_death_signal(Some(Signal::CONT))?;
         // A launcher that is gone already is no error: there may be workers that have asked to be guarded. Its pid may be

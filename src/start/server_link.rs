@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn server_that_does_not_answer_in_time_is_ended_and_used_no_more() {
         let (link, _theirs) = link();
-        // The socket takes the message, and nobody answers it by a time that has come already.
+        // The socket takes the message, and there is no answer by a time that has come already.
         let error = link.ask(question(), Some(Moment::now())).unwrap_err().to_string();
         assert!(error.contains("it was ended, since it could not be asked or did not answer"), "{error}");
         assert!(has_ended(&link) && !link.is_usable());

@@ -53,7 +53,7 @@ pub enum Awaited {
 }
 
 impl Awaited {
-    /// These processes have it; anybody when there are none.
+    /// These processes have it; [`Anybody`](Self::Anybody) when there are none.
     pub(crate) fn holders(what: &'static str, pids: impl IntoIterator<Item = u32>) -> Self {
         match distinct(pids) {
             // The holder has gone since the time was up, or has not written its process yet.
@@ -66,7 +66,7 @@ impl Awaited {
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
         match self {
-            // No process is to blame for what anybody could have done.
+            // Any process could have done it, so none is to blame.
             Self::Anybody { .. } => Vec::new(),
             Self::Holders { pids, .. } => pids.clone(),
             // A member that has left is to blame as well: the barrier still needs as many as before.

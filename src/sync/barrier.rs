@@ -54,7 +54,7 @@ use crate::sys::robust::{self, Me};
 /// let barrier = Barrier::new(3)?;
 /// assert_eq!(phalanx::spawn(work, (barrier.clone(), Value::new(0)?), 3)?, [3, 3, 3]);
 ///
-/// // One that dies holds nobody up.
+/// // A member that dies leaves no other waiting.
 /// let leave = |rank: usize, barrier: Barrier| -> anyhow::Result<()> {
 ///     if rank == 0 {
 ///         std::process::exit(1);

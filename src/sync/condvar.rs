@@ -60,7 +60,7 @@ pub struct Condvar {
 const KIND: &str = "Condvar";
 
 impl Condvar {
-    /// Makes a condition for which nobody waits.
+    /// Makes a condition without waiters.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no shared memory for it.

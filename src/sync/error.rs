@@ -23,7 +23,7 @@ use crate::wire::stop_word::FailedRank;
 ///
 /// Whether the call may be tried again depends on the kind: [`WouldBlock`](Self::WouldBlock) and
 /// [`TimedOut`](Self::TimedOut) pass by themselves, [`Poisoned`](Self::Poisoned) and [`Broken`](Self::Broken) stay
-/// until somebody puts things right, after [`Aborted`](Self::Aborted) a worker does best to end, and the others are
+/// until the state is put right, after [`Aborted`](Self::Aborted) a worker does best to end, and the others are
 /// mistakes of the program or limits of the system.
 ///
 /// ```

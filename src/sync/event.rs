@@ -41,7 +41,7 @@ use crate::transfer::record::{Record, TypeTag};
 ///
 /// # When a process dies
 ///
-/// Nobody owns an event, so nothing is freed or poisoned: the flag stays as it is. A waiter that is killed keeps no
+/// An event has no owner, so nothing is freed or poisoned: the flag stays as it is. A waiter that is killed keeps no
 /// other one waiting, and `set` waits for no waiter. If the setter is killed in the middle of `set`, the event either
 /// is not set, or is set and the kernel wakes the waiters. If no process is left to set it, the waiters wait on: use
 /// [`wait_timeout`](Self::wait_timeout) or [`Options::abort_on_failure`](crate::Options::abort_on_failure).

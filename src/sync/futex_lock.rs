@@ -154,7 +154,7 @@ pub(crate) fn free_for_all<W: AtomicWord>(word: &W) -> bool {
     word.swap(0, Release) & WAITERS != 0
 }
 
-/// Owns a word that nobody else takes meanwhile, and that is on no list: this thread has it pending. If the thread
+/// Owns a word that no other thread takes meanwhile, and that is on no list: this thread has it pending. If the thread
 /// dies, the kernel changes the word (OWNER_DIED) and wakes a sleeper.
 #[inline]
 pub(crate) fn own_unlisted<W: AtomicWord>(word: &W, tid: u32) {
@@ -164,7 +164,7 @@ pub(crate) fn own_unlisted<W: AtomicWord>(word: &W, tid: u32) {
     word.store(tid | WAITERS, Release);
 }
 
-/// Ends [`own_unlisted`]. Nobody is woken: a sleeper on this word waits for another one to change.
+/// Ends [`own_unlisted`]. No waiter is woken: a sleeper on this word waits for another one to change.
 #[inline]
 pub(crate) fn disown_unlisted<W: AtomicWord>(word: &W) {
     word.store(0, Release);
@@ -200,7 +200,7 @@ fn announce_sleeper<W: AtomicWord>(word: &W, is_wanted: impl Fn(u32) -> bool) ->
     }
 }
 
-/// Takes the mark of a dead owner out of a word that was `seen` with it, so that nobody takes the word from the dead
+/// Takes the mark of a dead owner out of a word that was `seen` with it, so that no thread takes the word from the dead
 /// any more.
 pub(crate) fn forget_death<W: AtomicWord>(word: &W, seen: u32) {
     // WAITERS stays: somebody may watch the word for its next owner. It fails if a watcher has set the bit just now:

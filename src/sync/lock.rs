@@ -64,7 +64,7 @@ atomic_record! {
 /// When the process of a holder ends, whether by SIGKILL, by a fatal signal or by `exit` in another thread, or when it
 /// calls exec, the kernel frees the lock and wakes a waiter at once. The value is then as the holder has left it, in
 /// the middle of a change perhaps. So the next call gets [`SyncError::Poisoned`] with the holder's process, and so does
-/// every later call in any process, until [`recover`](Self::recover) has given somebody the lock to put the value
+/// every later call in any process, until [`recover`](Self::recover) has given a caller the lock to put the value
 /// right. A holder that panics poisons it in the same way.
 ///
 /// A holder that is only *stopped* (SIGSTOP) keeps the lock. [`lock_timeout`](Self::lock_timeout) ends in time all the
@@ -74,7 +74,7 @@ pub struct Lock<T: Pod> {
 }
 
 impl<T: Pod> Lock<T> {
-    /// Makes a lock that nobody holds, with a copy of `value` in shared memory.
+    /// Makes a lock that is free, with a copy of `value` in shared memory.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no shared memory for it.
@@ -100,7 +100,7 @@ impl<T: Pod> Lock<T> {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Poisoned`] when a holder died or panicked, and [`recover`](Self::recover) was not called since
     /// - [`SyncError::Deadlock`] when this thread holds it
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
@@ -109,7 +109,7 @@ impl<T: Pod> Lock<T> {
         self.take(&WaitPolicy::Forever)
     }
 
-    /// Takes the lock if nobody holds it. Python's `acquire(block=False)`.
+    /// Takes the lock if it is free. Python's `acquire(block=False)`.
     ///
     /// ```
     /// use phalanx::sync::{Lock, SyncError};
@@ -193,7 +193,7 @@ impl<T: Pod> Lock<T> {
         self.recover_for(&WaitPolicy::Forever)
     }
 
-    /// As [`recover`](Self::recover), if nobody holds the lock.
+    /// As [`recover`](Self::recover), if the lock is free.
     ///
     /// # Errors
     /// - [`SyncError::WouldBlock`] when another thread holds it
@@ -223,7 +223,7 @@ impl<T: Pod> Lock<T> {
         self.recover_for(&WaitPolicy::of(timeout))
     }
 
-    /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    /// The process that died or panicked while it held this, unless it was recovered since.
     ///
     /// The call waits for nothing and clears nothing, so this can be asked while another thread holds the lock. A death
     /// is noted by the next call that takes the lock, so this may be `None` until then.

@@ -111,7 +111,7 @@ impl MemberSlot {
         seen == CANCELLED
     }
 
-    /// The process of a thread that has died as a member. Anybody may look at any time.
+    /// The process of a thread that has died as a member. Any thread may call this at any time.
     pub(super) fn death(&self) -> Option<u32> {
         let has_ended = || self.member.word.load(Acquire) & OWNER_DIED != 0;
         let was_member = has_ended() && self.attendance.load(Acquire) != VACATED;

@@ -55,7 +55,7 @@ struct Vacated {
 // threads is the owner of one.
 static VACANCIES: Mutex<Vec<Vacated>> = Mutex::new(Vec::new());
 
-/// Gives up what others have vacated that `me` owns, and forgets what nobody owns any more.
+/// Frees the slots of `me` whose handles went on other threads, and forgets those that no thread owns any more.
 fn clear_out(me: Me) {
     let mut vacancies = VACANCIES.lock().unwrap_or_else(PoisonError::into_inner);
     // The owner has ended, or the slot is another's by now: the kernel has taken it off the list.
@@ -102,12 +102,12 @@ impl Members {
         OwnerTable::new(self.shared.beside(), &self.fields().used)
     }
 
-    /// Comes in, and breaks the barrier if somebody has died.
+    /// Takes the mutex, and breaks the barrier if a member has died.
     pub(super) fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, SyncError> {
         self.look_around(Locked::lock(&self.fields().mutex, || self.shared.map_pin(), policy))
     }
 
-    /// As [`enter`](Self::enter), where nobody expects to wait: see [`Locked::lock_soon`].
+    /// As [`enter`](Self::enter), for calls that must not block: see [`Locked::lock_soon`].
     pub(super) fn enter_soon(&self) -> Result<Locked<'_>, SyncError> {
         self.look_around(Locked::lock_soon(&self.fields().mutex, || self.shared.map_pin(), || false))
     }
@@ -139,7 +139,7 @@ impl Members {
         Ok(number)
     }
 
-    /// Takes a place for this thread, inside the mutex; tells nobody.
+    /// Takes a slot for this thread, inside the mutex, without telling the others.
     pub(super) fn occupy(&self, me: Me) -> Result<usize, SyncError> {
         let full = SyncError::Full { what: "the members of a barrier", capacity: self.table().capacity() };
         let number = self.table().first(MemberSlot::is_free).ok_or(full)?;

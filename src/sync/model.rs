@@ -56,7 +56,7 @@ pub(super) enum Kernel {
     WakesNever,
     /// Of one that is 0.
     WakesAtZero,
-    /// Of one that nobody owns: since Linux 6.2, and in stable kernels since December 2022.
+    /// Of a word without an owner: since Linux 6.2, and in stable kernels since December 2022.
     WakesWithoutOwner,
 }
 

@@ -67,7 +67,7 @@ pub struct Once {
 const KIND: &str = "Once";
 
 impl Once {
-    /// Makes one that nobody has done yet.
+    /// Makes one that is not done yet.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no shared memory for it.
@@ -75,7 +75,7 @@ impl Once {
         Ok(Self { shared: Record::new(TypeTag::of::<()>(KIND), 0)? })
     }
 
-    /// Runs `f` if nobody has done it yet; waits as long as another thread is doing it.
+    /// Runs `f` if it is not done yet; waits as long as another thread is doing it.
     ///
     /// When the call returns `Ok`, it has been done, by this thread or another one.
     ///
@@ -135,7 +135,7 @@ impl Once {
 
     /// As [`call_once`](Self::call_once), but runs `f` also when a process died or panicked in the middle of it.
     ///
-    /// `f` gets that process, or `None` if nobody had begun, and is to put right what was left. If it succeeds, nothing
+    /// `f` gets that process, or `None` if no process had begun, and is to put right what was left. If it succeeds, nothing
     /// is poisoned any more.
     ///
     /// ```

@@ -74,7 +74,7 @@ pub struct RLock {
 const KIND: &str = "RLock";
 
 impl RLock {
-    /// Makes a lock that nobody holds.
+    /// Makes a lock that is free.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no shared memory for it.
@@ -87,7 +87,7 @@ impl RLock {
     /// A thread that holds it already never waits. The lock is free when all guards of the thread are dropped.
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] when a holder died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Poisoned`] when a holder died or panicked, and [`recover`](Self::recover) was not called since
     /// - [`SyncError::Full`] when this thread has taken it 4 294 967 295 times
     /// - [`SyncError::Deadlock`] when this thread holds it by another mapping: a forked worker has one handle from the
     ///   fork and another, no clone of it, from its arguments
@@ -173,7 +173,7 @@ impl RLock {
         self.recover_for(&WaitPolicy::of(timeout))
     }
 
-    /// The process that died or panicked while it held this, unless somebody has recovered it since.
+    /// The process that died or panicked while it held this, unless it was recovered since.
     ///
     /// A death is noted by the next call that takes the lock, so this may be `None` until then.
     #[must_use]

@@ -232,7 +232,7 @@ mod tests {
         assert!(matches!(try_lock(), Err(Interrupted::Deadlock)));
     }
 
-    /// On a kernel that wakes nobody then, the sleeper looks again.
+    /// On a kernel that wakes no sleeper then, the sleeper looks again.
     #[test]
     fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes() {
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
@@ -256,7 +256,7 @@ mod tests {
         unlock(word);
     }
 
-    /// The thread that frees a word is gone before it has woken anybody, and another has taken the word meanwhile.
+    /// The thread that frees a word is gone before it has woken a waiter, and another has taken the word meanwhile.
     #[test]
     fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes_and_another_is_faster() {
         static FREES: AtomicU32 = AtomicU32::new(0);

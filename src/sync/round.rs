@@ -11,7 +11,7 @@ use crate::sys::robust::OWNER;
 
 atomic_record! {
     pub(super) struct Round {
-        /// Notified when somebody joins, the round is over, it is broken or reset.
+        /// Notified when a member joins, the round is over, it is broken or reset.
         changed: EventCount,
         /// A [`State`]. One word, so that a round either is over or is broken, whoever dies.
         state: AtomicU64,

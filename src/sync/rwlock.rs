@@ -62,7 +62,7 @@ pub struct RwLock<T: Pod> {
 const KIND: &str = "RwLock";
 
 impl<T: Pod> RwLock<T> {
-    /// Makes a lock that nobody holds, with a copy of `value` in shared memory.
+    /// Makes a lock that is free, with a copy of `value` in shared memory.
     ///
     /// # Errors
     /// [`MemoryError`] when there is no shared memory for it.
@@ -84,7 +84,7 @@ impl<T: Pod> RwLock<T> {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Poisoned`] when a writer died or panicked, and [`recover`](Self::recover) was not called since
     /// - [`SyncError::Deadlock`] when this thread holds the lock to write
     /// - [`SyncError::Full`] when this thread has 4 294 967 295 guards to read
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
@@ -94,7 +94,7 @@ impl<T: Pod> RwLock<T> {
         self.enter_to_read(&WaitPolicy::Forever)
     }
 
-    /// Takes the lock to read if nobody writes, or is waiting to.
+    /// Takes the lock to read if no thread writes or waits to write.
     ///
     /// # Errors
     /// - [`SyncError::WouldBlock`] when another thread writes or is waiting to, or 120 threads read
@@ -131,7 +131,7 @@ impl<T: Pod> RwLock<T> {
     /// ```
     ///
     /// # Errors
-    /// - [`SyncError::Poisoned`] when a writer died or panicked and nobody has called [`recover`](Self::recover) since
+    /// - [`SyncError::Poisoned`] when a writer died or panicked, and [`recover`](Self::recover) was not called since
     /// - [`SyncError::Deadlock`] when this thread holds the lock, to read or to write
     /// - [`SyncError::Aborted`] when the wait is ended because another worker has failed
     /// - [`SyncError::System`] when this thread holds 1000 locks, permits and the like already, or the system refuses
@@ -213,7 +213,7 @@ impl<T: Pod> RwLock<T> {
         self.recover_for(&WaitPolicy::of(timeout))
     }
 
-    /// The process that died or panicked while it wrote, unless somebody has recovered the value since.
+    /// The process that died or panicked while it wrote, unless the value was recovered since.
     ///
     /// A death is noted by the next call that takes the lock, so this may be `None` until then.
     #[must_use]

@@ -41,7 +41,7 @@ use crate::error::MemoryError;
 ///
 /// # When a holder dies
 ///
-/// The kernel frees the permits of a process that ends, whatever ends it, and wakes a waiter. Nobody is told: what the
+/// The kernel frees the permits of a process that ends, whatever ends it, and wakes a waiter. No process is told: what the
 /// holder did with its permit may be half done. Where that matters, use a [`Lock`](super::Lock). A permit that was
 /// [forgotten](Permit::forget) is not freed by any death.
 #[derive(Clone, Serialize)]
@@ -122,7 +122,7 @@ macro_rules! semaphore {
                 self.take(&WaitPolicy::of(timeout))
             }
 
-            /// Adds permits that nobody holds. A [`Permit`] gives itself back: this is for more of them, and for those
+            /// Adds permits that no thread holds. A [`Permit`] gives itself back: this is for more of them, and for those
             /// that were [forgotten](Permit::forget).
             ///
             /// # Errors

@@ -35,7 +35,7 @@ pub(crate) enum WaitPolicy {
 }
 
 /// How long one sleeps at most where the kernel does not tell of everything that is waited for: it takes one word only
-/// (before Linux 5.16) or fewer than there are, or some deaths wake nobody (see [`robust::death_wakes`]).
+/// (before Linux 5.16) or fewer than there are, or some deaths wake no waiter (see [`robust::death_wakes`]).
 //
 // A sleeper that nobody wakes is late by as much at the most; twenty looks a second cost a waiting process next to
 // nothing.
@@ -101,7 +101,7 @@ impl WaitPolicy {
     }
 
     /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by
-    /// none, or nobody knows.
+    /// none, or it is not known.
     pub(crate) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
         // Before each sleep: the abort's word has changed already, so that a sleep on it would end at once, again and
         // again.

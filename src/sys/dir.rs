@@ -18,7 +18,7 @@ use super::fd::above_stdio;
 #[derive(Debug)]
 pub(crate) struct Dir(OwnedFd);
 
-/// Nobody but its owner.
+/// Mode 0700: only the owner may use it.
 const PRIVATE_DIR: Mode = Mode::S_IRWXU;
 const PRIVATE_FILE: Mode = Mode::from_bits_truncate(0o600);
 
@@ -210,7 +210,7 @@ impl AsFd for Dir {
     }
 }
 
-/// 128 bits that nobody can guess, in hexadecimal.
+/// 128 random bits, which cannot be guessed, in hexadecimal.
 pub(crate) fn unguessable() -> io::Result<String> {
     Ok(format!("{:016x}{:016x}", random()?, random()?))
 }

@@ -9,12 +9,12 @@ use super::clock::Moment;
 /// How many words can be waited for at a time (FUTEX_WAITV_MAX).
 pub(crate) const MOST_WORDS: usize = 128;
 
-/// Sleeps while `word` is `expected`, until somebody wakes it or `deadline` has come. It may wake for nothing.
+/// Sleeps while `word` is `expected`, until it is woken or `deadline` has come. It may also wake without a reason.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Moment>) -> io::Result<()> {
     woken(wait_until(word, expected, deadline))
 }
 
-/// As [`wait`], without end; says whether somebody has woken it.
+/// As [`wait`], without end; says whether it was woken.
 pub(super) fn wait_to_be_woken(word: &AtomicU32, expected: u32) -> bool {
     wait_until(word, expected, None) == 0
 }

@@ -16,7 +16,7 @@ impl<T: Sync> Global<T> {
         self.0.store(ptr::from_ref(target).cast_mut(), Ordering::Release);
     }
 
-    /// Sets it if nobody has; says whether.
+    /// Sets it if it is not set; says whether it did.
     pub(crate) fn set_first(&self, target: &'static T) -> bool {
         let target = ptr::from_ref(target).cast_mut();
         self.0.compare_exchange(ptr::null_mut(), target, Ordering::AcqRel, Ordering::Acquire).is_ok()

@@ -24,7 +24,7 @@ pub(crate) struct SharedMap {
 enum Access {
     Writable,
     ReadOnly,
-    /// Of a memfd that is sealed against writing by anybody.
+    /// Of a memfd that is sealed against all writing.
     Sealed,
 }
 
@@ -96,7 +96,7 @@ impl SharedMap {
         self.access == Access::Writable
     }
 
-    /// The bytes in place, when nobody can change them.
+    /// The bytes in place, if no process can change them.
     pub(crate) fn sealed_bytes(&self) -> Option<&[u8]> {
         // SAFETY: the map is that long, and its bytes never change, as the kernel has said (see `check_sealed`).
         (self.access == Access::Sealed)
@@ -287,7 +287,7 @@ impl SharedMap {
     }
 }
 
-/// Whether nobody can change the first `len` bytes, or cut them short.
+/// Whether no process can change the first `len` bytes or cut them short.
 fn check_sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
     let (_, size) = memfd::identity(fd)?;
     if memfd::is_content_sealed(fd) && size >= len as u64 {

@@ -78,7 +78,7 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Bytes of a huge page, and how many of them are free and nobody's (/proc/meminfo).
+/// Bytes of a huge page, and how many huge pages are free and not reserved (/proc/meminfo).
 pub(crate) fn huge_pages() -> Option<(u64, u64)> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let number = |key| cgroup::number_after(&meminfo, key);
@@ -112,13 +112,13 @@ pub(crate) fn seal_size(fd: BorrowedFd<'_>) -> io::Result<()> {
     add_seals(fd, SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)
 }
 
-/// How often a seal is tried that the kernel refuses because somebody uses the pages.
+/// How often a seal is tried that the kernel refuses because pages are in use.
 const SEAL_ATTEMPTS: u32 = 20;
 
 /// Seals against any change at all.
 ///
 /// # Errors
-/// EBUSY when somebody can still write to it.
+/// EBUSY while a process can still write to it.
 pub(crate) fn seal_contents(fd: BorrowedFd<'_>) -> io::Result<()> {
     let all =
         SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;

@@ -77,7 +77,7 @@ pub(crate) fn kill_group(pidfd: BorrowedFd<'_>, leader: Option<u32>) {
 /// Sends a signal to all in the process group that a child leads, which has not been reaped.
 ///
 /// # Errors
-/// ESRCH when nobody is in it; EPERM when this process may signal nobody of it.
+/// ESRCH when the group has no process; EPERM when this process may signal none of them.
 pub(crate) fn signal_group_of_child(pid: u32, signal: Signal) -> io::Result<()> {
     kill(-(pid as i32), signal)
 }

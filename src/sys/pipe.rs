@@ -74,7 +74,7 @@ pub(crate) fn waiting(pipe: BorrowedFd<'_>) -> io::Result<usize> {
     if asked < 0 { Err(io::Error::last_os_error()) } else { Ok(count.unsigned_abs() as usize) }
 }
 
-/// Writes all, and waits for room also where somebody has set O_NONBLOCK, as a shell's job that shares its terminal may.
+/// Writes all, and waits for room also if O_NONBLOCK is set, as another job that shares the terminal may have done.
 pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match write(fd, bytes) {

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 
 use super::fd::above_stdio;
 
-/// A TCP port that nobody is given by chance while this lives. The socket is bound and never listens, so a process that sets
+/// A TCP port that the kernel gives no other socket by chance while this lives. The socket is bound and never listens, so a process that sets
 /// SO_REUSEADDR, as servers do, can bind and listen on the port all the same (socket(7)).
 #[derive(Debug)]
 pub(crate) struct ReservedPort {

@@ -74,7 +74,7 @@ fn keep_owner_and_mode(file: &File, old: &Metadata) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(old.mode() & PERMISSIONS))
 }
 
-/// A file that nobody else sees until it is put in place. While it has no name, the kernel removes it if this process dies.
+/// A file that no other process sees until it is put in place. While it has no name, the kernel removes it if this process dies.
 struct Unfinished<'a> {
     dir: Dir,
     file: File,

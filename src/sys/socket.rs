@@ -38,8 +38,8 @@ pub(crate) enum Attempt {
     Sent,
     /// The other end has no room: until this one is writable.
     Full,
-    /// Too many of this user's descriptors are on their way already (unix(7), ETOOMANYREFS). That changes when somebody receives, of
-    /// which nobody tells us.
+    /// Too many of this user's descriptors are on their way already (unix(7), ETOOMANYREFS). That changes when a process receives some, which
+    /// no event tells.
     Crowded,
 }
 
@@ -176,7 +176,7 @@ impl<F: AsFd> Socket<F> {
     ) -> io::Result<Option<Received>> {
         loop {
             match self.receive_once(bytes, control, flags) {
-                // Nobody has the other end any more (or has sent nothing at all).
+                // No process has the other end any more (or none has sent anything).
                 Ok(Received { length: 0, .. }) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(received) => return Ok(Some(received)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

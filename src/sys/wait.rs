@@ -41,7 +41,7 @@ pub(crate) enum Reaped {
     /// The child has not ended.
     Running,
     Exit(Exit),
-    /// The child has ended, but somebody else has taken its status.
+    /// The child has ended, but other code of this process has taken its status.
     ByOthers,
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn has_children() -> bool {
     unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
 }
 
-/// Reaps a child whose end nobody asks for; false: it cannot be reaped.
+/// Reaps a child without its status; false: it cannot be reaped.
 pub(crate) fn forget(pid: u32) -> bool {
     // SAFETY: no status is asked for.
     unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::WNOHANG) > 0 }

@@ -2,7 +2,7 @@
 //!
 //! The programs inherit the end that is read, and find its number in their environment. When the stop begins the launcher writes a
 //! line into its own end and closes it: the pipe is readable then, and has an end. The end is there for every reader, since no
-//! reader can take it from the others. The line is for a pipe whose other end somebody else has open too, as a fork of the
+//! reader can take it from the others. The line is for a pipe whose other end another process has open too, as a fork of the
 //! launcher has.
 
 use std::io;

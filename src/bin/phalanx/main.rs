@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         }
         Ok(Action::Man) => man(),
         Err(error) => {
-            // What cannot be printed has nobody to read it.
+            // An error means that stdout is closed.
             let _ = error.print();
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         }

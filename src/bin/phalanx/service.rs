@@ -17,7 +17,7 @@ use crate::options::RunOptions;
 const TERMINATION_LOG: usize = 4096;
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// What is there; each is nothing where nobody wants it.
+/// The services that were asked for.
 pub(crate) struct Services {
     systemd: Option<Systemd>,
     health: Option<Health>,

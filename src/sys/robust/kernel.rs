@@ -53,10 +53,10 @@ fn is_fixed_release(release: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 2))
 }
 
-/// Whether somebody sleeps on the word.
+/// Whether a thread sleeps on the word.
 ///
 /// # Errors
-/// When the kernel does not tell, or nobody does at the time of `limit`.
+/// When the kernel does not tell, or no thread does at the time of `limit`.
 fn sleeps(word: &AtomicU32, limit: Option<Moment>) -> io::Result<bool> {
     let sleeps = futex::sleepers(word, WAITERS)? > 0;
     let is_late = !sleeps && limit.is_some_and(|limit| Moment::now() > limit);
