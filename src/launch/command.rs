@@ -16,12 +16,12 @@ use super::error::{LaunchError, Result};
 /// ```
 /// use phalanx::launch::{Command, Interpreter, Launch};
 ///
-/// // A shell script that happens to have a name of Python's.
 /// let dir = tempfile::tempdir()?;
-/// std::fs::write(dir.path().join("x.py"), "exit 5")?;
-/// let script = Command::new("x.py").interpreter(Interpreter::Python);
-/// let launch = Launch::new(script).directory(dir.path()).env("PYTHON_EXEC", "/nowhere");
-/// assert!(launch.run().unwrap_err().to_string().contains("PYTHON_EXEC"));
+/// std::fs::write(dir.path().join("train"), "exit 5")?;
+/// let train = Command::new("train").interpreter(Interpreter::Python);
+/// // Here a shell stands in for Python.
+/// let launch = Launch::new(train).directory(dir.path()).env("PYTHON_EXEC", "sh");
+/// assert_eq!(launch.run()?.exit_code(), 5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,9 +103,7 @@ impl Command {
     pub(super) fn find(&self, environment: &Environment, directory: Option<&Path>) -> Result<Program> {
         if !self.is_python() {
             let file = lookup(&self.program, environment, directory).map_err(|os| {
-                let is_script =
-                    self.interpreter == Interpreter::None && self.program.as_bytes().ends_with(b".py");
-                let hint = is_script.then(|| "without --no-python it is run by Python".to_owned());
+                let hint = self.hint(&os).map(str::to_owned);
                 LaunchError::Program { program: self.program.display().to_string(), hint, os }
             })?;
             return Ok(Program {
@@ -128,6 +126,20 @@ impl Command {
         first.extend(module.then(|| "-m".into()));
         first.push(self.program.clone());
         Ok(Program { file, first, arguments: self.arguments.clone() })
+    }
+}
+
+impl Command {
+    /// What to do about a program that is not run by Python and was not found.
+    fn hint(&self, os: &io::Error) -> Option<&'static str> {
+        let name = self.program.as_bytes();
+        if self.interpreter == Interpreter::None && name.ends_with(b".py") {
+            Some("without --no-python it is run by Python")
+        } else if os.kind() == io::ErrorKind::NotFound && !name.contains(&b'/') {
+            Some("no directory of the workers' PATH has it: give its path, such as ./name")
+        } else {
+            None
+        }
     }
 }
 
@@ -223,11 +235,11 @@ fn lookup(name: &OsStr, environment: &Environment, directory: Option<&Path>) -> 
         let path = base.join(name);
         return check(&path).map(|()| path);
     }
+    let mut error = io::Error::from_raw_os_error(crate::sys::dir::NOT_FOUND);
     if name.is_empty() {
-        return Err(io::ErrorKind::NotFound.into());
+        return Err(error);
     }
     let path = environment.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| "/bin:/usr/bin".into());
-    let mut error = io::Error::from(io::ErrorKind::NotFound);
     for dir in std::env::split_paths(&path) {
         // An empty entry means the working directory.
         let candidate = base.join(dir).join(name);
@@ -294,7 +306,8 @@ mod tests {
         let error = |command: Command| command.find(&environment(), None).unwrap_err().to_string();
         assert_eq!(
             error(Command::new("no-program-has-this-name")),
-            "cannot run no-program-has-this-name: entity not found"
+            "cannot run no-program-has-this-name: No such file or directory (os error 2); no directory of the workers' \
+             PATH has it: give its path, such as ./name"
         );
         let script = error(Command::new("/nowhere/train.py"));
         assert!(

@@ -7,7 +7,7 @@ use crate::supervise::prefix::PrefixError;
 
 /// Why a job could not be run. That a worker failed is no error of the launch: the [`Summary`](super::Summary) tells of it.
 ///
-/// When [`Launch::run`](super::Launch::run) returns it, no process of the job is left, whatever had been started.
+/// When [`Launch::run`](super::Launch::run) returns it, no worker is left: those that had been started were killed.
 ///
 /// `source()` is the system's error, if there is one. `phalanx run` exits with 2 for [`Invalid`](Self::Invalid), with 127 or 126 for
 /// [`Program`](Self::Program), as a shell does, and else with 1.
@@ -17,7 +17,6 @@ use crate::supervise::prefix::PrefixError;
 ///
 /// let error = Launch::new(Command::new("no-such-program")).run().unwrap_err();
 /// assert!(matches!(&error, LaunchError::Program { program, .. } if program == "no-such-program"));
-/// assert_eq!(error.to_string(), "cannot run no-such-program: entity not found");
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -19,8 +19,8 @@ impl Launch {
     /// Runs the job to its end: until a last attempt has succeeded or failed, and none of its processes is left.
     ///
     /// This process's threads, signals and children are left alone, unless [`handle_signals`](Self::handle_signals) gives them to the
-    /// job. A second thread carries the workers' output. While the job runs the soft limit on descriptors may be raised, by 8 a
-    /// worker, and stays so.
+    /// job. A thread of the job's own carries the workers' output. If 8 descriptors for each worker do not fit under the soft limit
+    /// (RLIMIT_NOFILE), it is raised to the hard one, and stays there.
     ///
     /// # Errors
     /// A worker that fails is no error: the [`Summary`] tells of it.

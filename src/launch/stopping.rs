@@ -245,8 +245,6 @@ impl Control {
 /// if let Some(signal) = summary.stopped_by {
 ///     die_of(signal);
 /// }
-/// std::process::exit(summary.exit_code());
-/// # #[allow(unreachable_code)]
 /// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```
 pub fn die_of(signal: Signal) {

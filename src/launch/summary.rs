@@ -188,11 +188,11 @@ impl WorkerSummary {
 /// ```
 /// use phalanx::launch::{Command, Launch, Nproc};
 ///
-/// let script = "exit $RANK";
+/// let script = "[ $RANK = 1 ] && exit 7; exec sleep 600";
 /// let summary = Launch::new(Command::new("sh").args(["-c", script])).nproc(Nproc::Count(2)).run()?;
 /// let attempt = &summary.attempts[0];
 /// assert_eq!((attempt.number, attempt.workers.len()), (0, 2));
-/// assert!(attempt.workers[0].succeeded() && !attempt.succeeded());
+/// assert!(!attempt.succeeded());
 /// assert_eq!(attempt.root_cause().unwrap().rank, 1);
 /// # Ok::<(), phalanx::launch::LaunchError>(())
 /// ```

@@ -18,6 +18,8 @@ use super::fd::above_stdio;
 #[derive(Debug)]
 pub(crate) struct Dir(OwnedFd);
 
+/// The error of a name that no file has.
+pub(crate) const NOT_FOUND: i32 = libc::ENOENT;
 /// Mode 0700: only the owner may use it.
 const PRIVATE_DIR: Mode = Mode::S_IRWXU;
 const PRIVATE_FILE: Mode = Mode::from_bits_truncate(0o600);
