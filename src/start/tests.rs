@@ -15,22 +15,15 @@ use crate::memory::strategy::Choice;
 use crate::sys::signal::Signal;
 use crate::wire::codec;
 use crate::wire::job::JobFile;
-use crate::wire::manifest::Manifest;
 use crate::wire::message::{Job, Shared};
 use crate::wire::result_channel::ResultChannel;
 use crate::wire::service::Trouble;
-use crate::wire::setup::Setup;
 
 const NPROCS: usize = 3;
 
 fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
     let result_channel = ResultChannel::new().unwrap();
     let job = Job {
-        image: vec![],
-        entry: 0,
-        function: String::new(),
-        name: String::new(),
-        setup: Setup::default(),
         shared: Some(Shared {
             sharing: Choice::of_this_process(),
             process_dir: None,
@@ -40,7 +33,7 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
             aborts: false,
             roster: 0,
         }),
-        manifest: Manifest::default(),
+        ..Job::default()
     };
     let files = (0..jobs).map(|_| JobFile::new(&job, codec::encode(&()).unwrap()).unwrap());
     Plan {

@@ -10,6 +10,7 @@ use crate::memory::strategy::Choice;
 
 /// What a worker is to do: the header of a job, which the bytes of the arguments follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct Job {
     /// The build of the launcher's executable (its build id, or what stands for it), to which the offsets belong.
     pub(crate) image: Vec<u8>,

@@ -238,8 +238,6 @@ fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::Manifest;
-    use crate::wire::setup::Setup;
 
     fn double(_rank: usize, x: u32) -> anyhow::Result<u32> {
         Ok(x * 2)
@@ -254,10 +252,7 @@ mod tests {
             image: image.id().to_vec(),
             entry: entry.offset(image).unwrap(),
             function: entry.name().to_owned(),
-            name: String::new(),
-            setup: Setup::default(),
-            shared: None,
-            manifest: Manifest::default(),
+            ..Job::default()
         }
     }
 

@@ -352,20 +352,9 @@ fn exit(code: i32, origin: &Origin<'_>) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::manifest::Manifest;
-    use crate::wire::setup::Setup;
 
     fn comm_of(name: &str, rank: usize) -> String {
-        let job = Job {
-            image: vec![],
-            entry: 0,
-            function: String::new(),
-            name: name.into(),
-            setup: Setup::default(),
-            shared: None,
-            manifest: Manifest::default(),
-        };
-        comm(&job, rank)
+        comm(&Job { name: name.into(), ..Job::default() }, rank)
     }
 
     #[test]
