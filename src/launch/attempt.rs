@@ -1,4 +1,9 @@
 //! One attempt: all workers are started, watched, and ended together.
+//!
+//! One thread waits in one epoll, that of the group, which has beside the workers' pidfds the signals of this process, the inotify of
+//! error files, the FIFO of timers and the event of the pump. What has happened is dealt with in the order in which epoll tells it,
+//! so the order of the failures is that of the moments at which they are noted. The attempt is over when all workers have ended, all
+//! that they had written is carried, and no descendant is left.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -130,7 +135,10 @@ impl<'a> Running<'a> {
         self.job.has_logs.then(|| self.dir.path().to_owned())
     }
 
-    /// Until all have ended and all that they had written is carried.
+    /// Deals with what happens, until all workers have ended and all that they had written is carried.
+    ///
+    /// # Errors
+    /// When the system refuses the wait, or a worker cannot be reaped. The group is dropped then, which kills all.
     fn watch(&mut self) -> Result<()> {
         let failed = || LaunchError::system("watching the workers");
         loop {
@@ -234,7 +242,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Does what the signals of this process say.
+    /// Does what the signals of this process say, in the order in which they came.
     fn obey(&mut self) -> Result<()> {
         // What was said to the timers before Ctrl-Z counts from before it.
         self.job.timers.as_mut().map_or(Ok(()), Timers::read)?;
@@ -304,7 +312,8 @@ impl<'a> Running<'a> {
         })
     }
 
-    /// One worker of the summary: its end, its error file, the end of its stderr.
+    /// One worker of the summary: its end, its error file, the end of its stderr. An error file that cannot be read is told as such, and
+    /// changes nothing else.
     fn summarize(&self, rank: usize, ended: &Ended, role: Option<Role>) -> WorkerSummary {
         let at = ended.moment();
         let (error, error_file_problem) = match error_file::read(&self.dir.error_file(rank)) {

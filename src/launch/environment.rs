@@ -52,7 +52,8 @@ pub(super) fn inherited(variables: impl Iterator<Item = (OsString, OsString)>) -
     variables.filter(|(key, _)| STALE.iter().all(|stale| key != stale)).collect()
 }
 
-/// The variables of a worker: what it has from the launcher, what the caller has added, and its own.
+/// The variables of a worker: what it has from the launcher, what the caller has added, and its own, which replace the others.
+/// `OMP_NUM_THREADS` and `TORCH_NCCL_ASYNC_ERROR_HANDLING` are set only if they are not.
 pub(super) fn of_worker(base: &Environment, attempt: &Attempt<'_>, own: &Own<'_>) -> Environment {
     let mut variables = base.clone();
     let rank = own.rank.to_string();

@@ -1,4 +1,7 @@
 //! NUMA binding: the processors of each worker's device, from /sys.
+//!
+//! The numbers are the kernel's own, as in `/sys/devices/system/{node,cpu}`. Files that a machine lacks (in a container, a virtual
+//! machine) make it one node of all processors, each its own core and cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::read_to_string;
@@ -118,7 +121,8 @@ impl<'a> Topology<'a> {
         read_to_string(dir.join(file)).ok().map(|text| text.trim().to_owned())
     }
 
-    /// The processors of these that agree in what a file of theirs says, in their order.
+    /// The given processors in groups that agree in what a file of theirs says, in the order of their first members. A processor without
+    /// that file is a group of its own.
     fn grouped(&self, processors: &BTreeSet<usize>, file: &str) -> Vec<BTreeSet<usize>> {
         let mut groups: Vec<(Option<String>, BTreeSet<usize>)> = Vec::new();
         for &processor in processors {

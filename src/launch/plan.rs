@@ -136,7 +136,8 @@ impl Plan {
         (environment::of_worker(&self.base, &common, &own), self.program.words(rank, local_rank))
     }
 
-    /// For people: each worker's own variables, and its command line.
+    /// For people: each worker's own variables, and its command line. The port and the error file, which each attempt has anew, stand in
+    /// brackets; the job's token is left out.
     pub(super) fn describe(&self) -> Result<String> {
         let mut text =
             format!("job {}: {} worker(s) of {}\n", self.run_id, self.nproc, self.program.file.display());
@@ -165,7 +166,10 @@ impl Plan {
     }
 }
 
-/// The rank that reads stdin.
+/// The rank that reads stdin; `None`: no worker does.
+///
+/// # Errors
+/// [`LaunchError::Invalid`] for a rank that the job does not have.
 fn stdin_rank(stdin: Stdin, nproc: usize) -> Result<Option<usize>> {
     match stdin {
         Stdin::Null => Ok(None),
@@ -184,6 +188,9 @@ fn letters(random: &str) -> String {
 }
 
 /// A GPU for each rank, and the variable by which the worker is told.
+///
+/// # Errors
+/// [`LaunchError::Invalid`] when there are more workers than GPUs.
 fn one_device_each(root: &Path, base: &Environment, nproc: usize) -> Result<Vec<(&'static str, String)>> {
     let visible = devices::visible(root, base);
     if visible.len() < nproc {
@@ -196,6 +203,9 @@ fn one_device_each(root: &Path, base: &Environment, nproc: usize) -> Result<Vec<
 }
 
 /// The memfd or file in which a tensor's elements lie.
+///
+/// # Errors
+/// When the tensor has no elements, or its memory cannot be opened.
 fn file_of(name: &str, tensor: &DynTensor) -> Result<OwnedFd> {
     let Some(segment) = tensor.storage().segment() else {
         let what = format!("the tensor {name:?} has no elements, so there is no memory to hand to workers");

@@ -1,4 +1,7 @@
-//! The report of a failed job, for people.
+//! The report of a failed job, for people. Programs read the [`Summary`] as JSON instead.
+//!
+//! What helps most comes first: the root cause, with what the worker itself has said of it. Failures that came later are told once
+//! for all ranks that failed in the same way, so the report of a thousand workers fits on a screen.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result};
@@ -103,7 +106,8 @@ fn indented(text: &str) -> String {
     text.replace('\n', "\n    ")
 }
 
-/// Those that failed by themselves, later: equal failures of many ranks as one.
+/// The ranks that failed by themselves, later: equal failures of many ranks as one line, with the distance of the first of them to the
+/// root cause.
 fn write_later(attempt: &Attempt, f: &mut Formatter<'_>) -> Result {
     let mut groups: BTreeMap<String, Vec<&WorkerSummary>> = BTreeMap::new();
     for worker in attempt.workers.iter().filter(|worker| worker.role == Some(Role::FailedLater)) {
@@ -122,7 +126,7 @@ fn write_later(attempt: &Attempt, f: &mut Formatter<'_>) -> Result {
     Ok(())
 }
 
-/// The same text for equal failures, whatever the rank and the pid.
+/// A failure in words without rank and pid, by which equal failures are found: the ending, the cause, the error's message.
 fn what_happened(worker: &WorkerSummary) -> String {
     let cause = worker.cause.map(|cause| format!("; {cause}")).unwrap_or_default();
     let error = worker.error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! torch's file timer: a worker says in a FIFO until when it must have come through a part of its work.
 //!
 //! `torch.distributed.elastic.timer.FileTimerClient` writes a line of JSON for each `timer.expires(after=…)`, and another one when
-//! that is over. What expires is the worker's failure.
+//! that is over: `{"version": 1, "pid": 7, "scope_id": "step", "expiration_time": 1764230000.5, "signal": 9}`. A write of at most
+//! PIPE_BUF bytes is one piece, so lines of several workers do not mix (pipe(7)). What expires is the worker's failure.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -51,7 +52,10 @@ impl Timers {
         &self.path
     }
 
-    /// Reads what workers have said.
+    /// Reads what workers have said since the last call. A line that is no request, or has no end, is dropped.
+    ///
+    /// # Errors
+    /// When the FIFO cannot be read.
     pub(super) fn read(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         while let Read::Bytes(count) = read_now(self.fifo.as_fd(), &mut buffer)

@@ -28,7 +28,9 @@ use crate::worker::entry::Entry;
 /// What the workers of a job run.
 #[derive(Clone, Debug)]
 pub(super) enum Work {
+    /// A program, as its command line says it.
     Program(Command),
+    /// A function of this program.
     Function(Rc<Function>),
 }
 
@@ -50,6 +52,10 @@ pub(super) struct Staged {
 }
 
 impl Staged {
+    /// Makes what the workers of one job share.
+    ///
+    /// # Errors
+    /// When there is no memory or no descriptor for the roster.
     pub(super) fn new(function: &Rc<Function>, nproc: usize) -> Result<Self> {
         let roster = Roster::new(nproc)
             .map_err(LaunchError::system("making the list of the workers' processes (memfd_create)"))?;
@@ -76,7 +82,9 @@ impl Staged {
 /// A function of this program, with its arguments, which all workers of all attempts inherit.
 #[derive(Debug)]
 pub(super) struct Function {
+    /// The function's path, for the report.
     name: &'static str,
+    /// The memfd with the function's place in this executable and the encoded arguments.
     job: JobFile,
     /// What the workers may write to as long as there are any.
     _loans: Vec<Loan>,
@@ -84,6 +92,10 @@ pub(super) struct Function {
 
 impl Function {
     /// Checks whether this program can be run again, and writes the arguments.
+    ///
+    /// # Errors
+    /// When main has not called `init`, this executable cannot be run again, the function is one of a shared object, or the arguments
+    /// cannot be written or hold what only one process can have.
     pub(super) fn new<A: Serialize>(entry: &'static Entry, args: &A) -> std::result::Result<Self, Error> {
         start::check_init(true)?;
         start::check_executable()?;

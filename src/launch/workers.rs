@@ -1,4 +1,7 @@
 //! The workers of an attempt, from nothing to running programs: descriptors, environment, processors.
+//!
+//! All that can be made before the first start is made then, for all ranks, so that the starts follow one another quickly. Up to
+//! [`AT_ONCE`] workers are on their way to execve(2) at a time; a refusal of the kernel comes back by [`Starting::finish`].
 
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};
@@ -157,6 +160,9 @@ impl<'a> Start<'a> {
     }
 
     /// Makes what a worker is started with.
+    ///
+    /// # Errors
+    /// When there is no descriptor left, a log file cannot be made, or a word or variable has a zero byte.
     fn prepare(&self, rank: usize) -> Result<Prepared> {
         let reads_stdin = self.plan.stdin_rank == Some(rank);
         let stdin = if reads_stdin {
@@ -200,7 +206,13 @@ impl<'a> Start<'a> {
         })
     }
 
-    /// Decides where a stream of a rank goes.
+    /// Decides where a stream of a rank goes, and opens that.
+    ///
+    /// | shown | file | filter | the program writes to |
+    /// |---|---|---|---|
+    /// | no | yes | no | the file itself |
+    /// | no | no | no | `/dev/null`; stderr to a pipe, whose end is kept for the report |
+    /// | else | | | a pipe, from which the pump carries it |
     fn output(&self, rank: usize, stream: Stream) -> Result<Output> {
         let of = |streams: Streams| match stream {
             Stream::Stdout => streams.stdout,
@@ -265,7 +277,7 @@ fn no_room(os: std::io::Error) -> LaunchError {
     LaunchError::System { what: format!("making a worker's pipes ({limit})"), os }
 }
 
-/// Why a program could not be run, though its file is there.
+/// Why a program could not be run, though its file is there: the error of execve(2) or clone(2), and what to do about it.
 fn refused(file: &Path, os: std::io::Error) -> LaunchError {
     let hint = match os.kind() {
         _ if os.raw_os_error() == Some(UNKNOWN_FORMAT) => {
