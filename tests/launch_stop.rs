@@ -204,6 +204,21 @@ fn only_worker_has_the_terminal_for_itself() {
 }
 
 #[test]
+fn worker_at_the_terminal_has_its_log_files() {
+    watched(|| {
+        let place = Place::new();
+        let logs = place.path("logs");
+        let script = "[ -t 0 ] && [ -t 2 ] && echo to the file && echo to the terminal >&2";
+        let options = ["-r", "1", "--log-dir", logs.to_str().unwrap(), "sh", "-c", script];
+        let (mut terminal, mut launcher) = Terminal::start(&mut place.phalanx(&options));
+        terminal.expect("to the terminal");
+        assert!(launcher.wait().unwrap().success());
+        let job = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read_to_string(job.join("attempt_0/0/stdout.log")).unwrap(), "to the file\n");
+    });
+}
+
+#[test]
 fn interrupt_at_the_terminal_ends_the_job() {
     watched(|| {
         for nproc in [1, 2] {

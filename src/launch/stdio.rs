@@ -11,7 +11,7 @@ use crate::supervise::prefix::Prefix;
 /// then take bytes from each other; `phalanx run` has `--stdin RANK`.
 ///
 /// The only worker of a job whose three standard streams are a terminal has the terminal for itself, as a debugger or a
-/// line editor needs it: what it prints has no prefix.
+/// line editor needs it: what it prints has no prefix, unless an option sends it to a file as well.
 ///
 /// ```
 /// use phalanx::launch::{Command, Launch, Nproc, Stdin};

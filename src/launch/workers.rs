@@ -170,13 +170,8 @@ impl<'a> Start<'a> {
         } else {
             self.null.as_fd().try_clone_to_owned().map_err(no_room)?
         };
-        let [stdout, stderr] = if reads_stdin && has_terminal(self.plan) {
-            // Debuggers and editors of lines want the terminal itself.
-            [1, 2].map(|number| copy_of(number).map(|given| Output { given, source: None, file: None }))
-        } else {
-            [self.output(rank, Stream::Stdout), self.output(rank, Stream::Stderr)]
-        };
-        let (stdout, stderr) = (stdout?, stderr?);
+        let stdout = self.output(rank, Stream::Stdout)?;
+        let stderr = self.output(rank, Stream::Stderr)?;
         let tail = match (stderr.source, stderr.file) {
             (Some(source), _) => Tail::Source(source),
             (None, Some(file)) => Tail::File(file),
@@ -212,6 +207,7 @@ impl<'a> Start<'a> {
     /// |---|---|---|---|
     /// | no | yes | no | the file itself |
     /// | no | no | no | `/dev/null`; stderr to a pipe, whose end is kept for the report |
+    /// | yes | no | no | the terminal, if the worker has it for itself |
     /// | else | | | a pipe, from which the pump carries it |
     fn output(&self, rank: usize, stream: Stream) -> Result<Output> {
         let of = |streams: Streams| match stream {
@@ -231,6 +227,11 @@ impl<'a> Start<'a> {
             // The program writes to the file itself: nothing is faster.
             (None, Some((file, path)), None) => {
                 Ok(Output { given: file.into(), source: None, file: Some(path) })
+            }
+            // Debuggers and editors of lines want the terminal itself.
+            (Some(_), None, None) if self.plan.stdin_rank == Some(rank) && has_terminal(self.plan) => {
+                let given = copy_of(if stream == Stream::Stdout { 1 } else { 2 })?;
+                Ok(Output { given, source: None, file: None })
             }
             // Stdout goes nowhere; of stderr the end is kept for the report.
             (None, None, None) if stream == Stream::Stdout => {
