@@ -234,7 +234,7 @@ fn worker_has_only_its_own_descriptors_and_signals() {
     for (seen, pid) in context.join().unwrap().into_iter().zip(pids) {
         let others: Vec<_> = seen.0.iter().filter(|(number, _)| *number > 2).collect();
         let is = |what: &str| others.iter().any(|(_, target)| target.contains(what));
-        assert!(others.len() == 3 && is("phalanx-report") && is("socket:"), "{others:?}");
+        assert!(others.len() == 4 && is("phalanx-report") && is("socket:") && is("eventfd"), "{others:?}");
         assert!(seen.0.contains(&(0, "/dev/null".to_owned())));
         assert_fresh_signals(&seen.1);
         assert_eq!(seen.2.unsigned_abs(), pid);

@@ -114,7 +114,10 @@ fn worker_looks_as_if_its_launcher_had_started_it() {
         for (rank, seen) in start_processes(look, (), options)?.join()?.into_iter().enumerate() {
             let others: Vec<_> = seen.0.iter().filter(|(number, _)| *number > 2).collect();
             let is = |what: &str| others.iter().any(|(_, target)| target.contains(what));
-            assert!(others.len() == 3 && is("phalanx-report") && is("socket:"), "{others:?}");
+            assert!(
+                others.len() == 4 && is("phalanx-report") && is("socket:") && is("eventfd"),
+                "{others:?}"
+            );
             assert!(seen.0.contains(&(0, "/dev/null".to_owned())));
             assert_eq!((seen.1.as_deref(), seen.2, seen.3.to_str()), (Some("yes"), None, Some("/")));
             assert_eq!((seen.4, seen.5, seen.6), (0o600, format!("looker:{rank}"), (500, 1000)));

@@ -169,6 +169,35 @@ fn logs_of_a_library_are_files_too() {
     });
 }
 
+/// What the workers of the next test run: this test executable, which then runs this alone.
+#[test]
+fn recorded_program() {
+    match std::env::var("RECORDED").as_deref() {
+        Ok("panic") => drop(record(|| -> Result<(), String> { panic!("out of luck") })),
+        Ok(_) => drop(record(|| Err::<(), _>(anyhow::anyhow!("no cheese").context("cannot serve")))),
+        Err(_) => {}
+    }
+}
+
+#[test]
+fn recorded_errors_and_panics_stand_in_the_report() {
+    watched(|| {
+        for (how, code, message) in
+            [("error", 0, "cannot serve: no cheese"), ("panic", 101, "panicked at tests/launch_library.rs:")]
+        {
+            let program = Command::new(std::env::current_exe().unwrap());
+            let launch = Launch::new(program.args(["--exact", "recorded_program"])).env("RECORDED", how);
+            let summary = launch.run().unwrap();
+            let worker = &summary.attempts[0].workers[0];
+            assert_eq!(worker.ending.exit_code(), code, "{summary}");
+            let error = worker.error.as_ref().unwrap();
+            assert!(error.message.starts_with(message), "{error:?}");
+            let traceback = error.traceback.clone().unwrap_or_default();
+            assert_eq!(traceback.contains("launch_library::recorded_program"), how == "panic", "{traceback}");
+        }
+    });
+}
+
 #[test]
 fn record_passes_errors_and_panics_on() {
     // Without the variable it writes nothing.

@@ -44,7 +44,7 @@ fn launch_with_small_tensors(_: usize, _: ()) -> anyhow::Result<(usize, usize, u
 fn ten_thousand_small_tensors_cost_a_few_descriptors_and_mappings() {
     under_both_strategies(|| {
         let (descriptors, mappings, _) = spawn(launch_with_small_tensors, (), 1).unwrap()[0];
-        assert!(descriptors <= 9 && mappings <= 8, "{descriptors} descriptors, {mappings} mappings");
+        assert!(descriptors <= 10 && mappings <= 8, "{descriptors} descriptors, {mappings} mappings");
     });
 }
 

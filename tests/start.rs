@@ -164,8 +164,8 @@ fn worker_inherits_stdio_and_its_own_descriptors_only() {
             for seen in workers.into_iter().flat_map(Result::unwrap) {
                 let others: Vec<_> = seen.descriptors.iter().filter(|(number, _)| *number > 2).collect();
                 let is = |what: &str| others.iter().any(|(_, target)| target.contains(what));
-                // The report slot, the way for results and the lifeline.
-                assert_eq!(others.len(), 3, "{others:?}");
+                // The report slot, the way for results, the lifeline and the event of the stop word.
+                assert_eq!(others.len(), 4, "{others:?}");
                 assert!(is("memfd:phalanx-report") && is("socket:"), "{others:?}");
                 assert!(seen.descriptors.contains(&(0, "/dev/null".to_owned())), "{seen:?}");
             }

@@ -124,6 +124,8 @@ fn tell(raised: &RaisedError) {
     // The stop that may follow must not end this process in between. SIGKILL can.
     let _ = signal::ignore(Signal::TERM);
     write(&text, Some(&raised.traceback().to_string()));
+    // The report alone is protected: an exit handler that hangs can be ended.
+    let _ = signal::reset(Signal::TERM);
 }
 
 fn write(text: &str, traceback: Option<&str>) {

@@ -13,9 +13,9 @@ use crate::sys::map::SharedMap;
 use crate::sys::{futex, memfd};
 
 /// The stop word of this process, if it is a worker of a context.
-static OWN: Global<StopWord> = Global::new();
+static OWN: Global<Word> = Global::new();
 /// The same, if it ends this worker's waits.
-static ABORT: Global<StopWord> = Global::new();
+static ABORT: Global<Word> = Global::new();
 
 const SIZE: usize = 64;
 /// The value of the word until a launcher ends its workers.
@@ -29,10 +29,16 @@ pub(crate) type FailedRank = Option<usize>;
 /// The stop word of a context, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever
 /// its wait is made of (futex(2), poll(2)).
 #[derive(Debug)]
-pub(crate) struct StopWord {
+struct Word {
     map: SharedMap,
-    memory: Descriptor,
     event: EventFd<Descriptor>,
+}
+
+/// A launcher's stop word, with the memory that its workers inherit.
+#[derive(Debug)]
+pub(crate) struct StopWord {
+    word: Word,
+    memory: Descriptor,
 }
 
 impl StopWord {
@@ -40,22 +46,13 @@ impl StopWord {
     pub(crate) fn new() -> io::Result<Self> {
         let memory = memfd::create("phalanx-stop", SIZE as u64)?;
         memfd::seal_size(memory.as_fd())?;
-        Self::open(memory, EventFd::new()?.into_descriptor())
-    }
-
-    fn open(memory: OwnedFd, event: OwnedFd) -> io::Result<Self> {
-        if !memfd::is_size_sealed(memory.as_fd()) || memfd::identity(memory.as_fd())?.1 < SIZE as u64 {
-            return Err(io::Error::other(
-                "what the launcher gave to be told of its end by is no such memory",
-            ));
-        }
-        let map = SharedMap::new(memory.as_fd(), SIZE)?;
-        Ok(Self { map, memory: memory.into(), event: EventFd::from_descriptor(event.into()) })
+        let word = Word::open(memory.as_fd(), EventFd::new()?.into_descriptor())?;
+        Ok(Self { word, memory: memory.into() })
     }
 
     /// The descriptors that a worker inherits.
     pub(crate) fn descriptors(&self) -> [&Descriptor; 2] {
-        [&self.memory, self.event.descriptor()]
+        [&self.memory, self.word.event.descriptor()]
     }
 
     /// The numbers of [`descriptors`](Self::descriptors) in the launcher.
@@ -63,24 +60,38 @@ impl StopWord {
         self.descriptors().map(|descriptor| descriptor.as_fd().as_raw_fd())
     }
 
-    fn word(&self) -> &AtomicU32 {
-        self.map.u32(0)
-    }
-
     /// Says that the workers are being ended. The rank of the first call stays.
     pub(crate) fn raise(&self, failed: FailedRank) {
-        let word = failed.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(BY_PROGRAM);
-        // Release pairs with the Acquire of `failed_rank`. Woken last: a waiter that is woken before the word is set would sleep again.
-        if self.word().compare_exchange(UNSET, word, Release, Acquire).is_ok() {
-            futex::wake_all(self.word());
-            self.event.ring();
+        let value = failed.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(BY_PROGRAM);
+        let word = self.word.get();
+        // Release pairs with the Acquire of `aborted_by`. The wake comes last: a waiter that is woken before the word is set would sleep
+        // again.
+        if word.compare_exchange(UNSET, value, Release, Acquire).is_ok() {
+            futex::wake_all(word);
+            self.word.event.ring();
         }
     }
 }
 
+impl Word {
+    fn open(memory: BorrowedFd<'_>, event: OwnedFd) -> io::Result<Self> {
+        if !memfd::is_size_sealed(memory) || memfd::identity(memory)?.1 < SIZE as u64 {
+            return Err(io::Error::other(
+                "what the launcher gave to be told of its end by is no such memory",
+            ));
+        }
+        let map = SharedMap::new(memory, SIZE)?;
+        Ok(Self { map, event: EventFd::from_descriptor(event.into()) })
+    }
+
+    fn get(&self) -> &AtomicU32 {
+        self.map.u32(0)
+    }
+}
+
 /// Adopts the launcher's word in a worker; `aborts`: it ends the worker's waits.
-pub(crate) fn apply(memory: OwnedFd, event: OwnedFd, aborts: bool) -> io::Result<()> {
-    let word = Box::leak(Box::new(StopWord::open(memory, event)?));
+pub(crate) fn apply(memory: BorrowedFd<'_>, event: OwnedFd, aborts: bool) -> io::Result<()> {
+    let word = Box::leak(Box::new(Word::open(memory, event)?));
     OWN.set(word);
     if aborts {
         ABORT.set(word);
@@ -96,7 +107,7 @@ pub(crate) fn forget() {
 
 /// Whether this worker's context is being ended; `None` in a process that is no worker of a context.
 pub(crate) fn is_set() -> Option<bool> {
-    OWN.get().map(|stop| stop.word().load(Acquire) != UNSET)
+    OWN.get().map(|stop| stop.get().load(Acquire) != UNSET)
 }
 
 /// The eventfd that is readable once it is; `None` in a process that is no worker of a context.
@@ -107,7 +118,7 @@ pub(crate) fn event() -> Option<BorrowedFd<'static>> {
 /// The word that a waiter of this process sleeps on, and the value that the word has until it is set. `None` when the launcher has
 /// not asked for [`Options::abort_on_failure`](crate::Options::abort_on_failure).
 pub(crate) fn abort_word() -> Option<(&'static AtomicU32, u32)> {
-    ABORT.get().map(|abort| (abort.word(), UNSET))
+    ABORT.get().map(|abort| (abort.get(), UNSET))
 }
 
 /// The eventfd that is readable once a waiter of this process is to wait no longer.
@@ -117,7 +128,7 @@ pub(crate) fn abort_event() -> Option<BorrowedFd<'static>> {
 
 /// The failed rank; `None` as long as this worker may go on waiting.
 pub(crate) fn aborted_by() -> Option<FailedRank> {
-    match ABORT.get()?.word().load(Acquire) {
+    match ABORT.get()?.get().load(Acquire) {
         UNSET => None,
         BY_PROGRAM => Some(None),
         rank => Some(Some(rank as usize - 1)),
@@ -137,7 +148,7 @@ mod tests {
         assert!(!wait_readable(event, Some(Moment::now())).unwrap());
         stop.raise(Some(3));
         stop.raise(None);
-        assert_eq!(stop.word().load(Acquire), 4);
+        assert_eq!(stop.word.get().load(Acquire), 4);
         assert!(wait_readable(event, Some(Moment::now())).unwrap());
     }
 }

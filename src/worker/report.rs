@@ -38,7 +38,28 @@ pub(super) fn call_launched(
     at_abort: impl Fn(Raised) + Send + Sync + 'static,
     function: impl FnOnce() -> anyhow::Result<()>,
 ) -> Result<(), Raised> {
-    let on_panic = move |info: &PanicHookInfo<'_>, show: &Hook| {
+    call(showing(at_abort), function)
+}
+
+/// Runs the main of a program, as [`call_launched`] does a function.
+///
+/// # Errors
+/// Its panic, with the payload.
+pub(crate) fn call_main<T>(
+    at_abort: impl Fn(Raised) + Send + Sync + 'static,
+    main: impl FnOnce() -> T,
+) -> Result<T, (Raised, Box<dyn Any + Send>)> {
+    let conclude =
+        |outcome: std::thread::Result<T>| outcome.map_err(|payload| (panicked(&*payload).raised, payload));
+    watch(showing(at_abort), main, conclude)
+}
+
+/// A panic hook.
+type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
+
+/// What to do at a panic that the usual hook is to show too.
+fn showing(at_abort: impl Fn(Raised) + Send + Sync) -> impl Fn(&PanicHookInfo<'_>, &Hook) + Send + Sync {
+    move |info, show| {
         let seen = seen(info, Moment::now());
         show(info);
         if cfg!(panic = "abort") {
@@ -46,32 +67,38 @@ pub(super) fn call_launched(
         } else {
             remember(seen);
         }
-    };
-    call(on_panic, function)
+    }
 }
 
-/// A panic hook.
-type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
-
-/// Runs a function; `on_panic` is the hook meanwhile, and is given the usual one.
+/// Runs a user's function, and looks at its panics by `on_panic`.
 fn call(
     on_panic: impl Fn(&PanicHookInfo<'_>, &Hook) + Send + Sync + 'static,
     function: impl FnOnce() -> anyhow::Result<()>,
 ) -> Result<(), Raised> {
-    let previous = Arc::new(panic::take_hook());
-    let hook = previous.clone();
-    set_hook(move |info| on_panic(info, &**hook));
     capture_backtraces_of_errors();
-    IN_FUNCTION.set(true);
-    let outcome = panic::catch_unwind(AssertUnwindSafe(function));
-    IN_FUNCTION.set(false);
-    let done = match outcome {
+    watch(on_panic, function, |outcome| match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(returned_error(None, keep(error)).raised),
         Err(payload) => Err(panicked(&**keep(payload)).raised),
-    };
+    })
+}
+
+/// Runs a function, and returns what `conclude` makes of its outcome; `on_panic` is the panic hook meanwhile, and is given the
+/// usual one.
+fn watch<T, R>(
+    on_panic: impl Fn(&PanicHookInfo<'_>, &Hook) + Send + Sync + 'static,
+    function: impl FnOnce() -> T,
+    conclude: impl FnOnce(std::thread::Result<T>) -> R,
+) -> R {
+    let previous = Arc::new(panic::take_hook());
+    let hook = previous.clone();
+    set_hook(move |info| on_panic(info, &**hook));
+    IN_FUNCTION.set(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(function));
+    IN_FUNCTION.set(false);
+    let concluded = conclude(outcome);
     panic::set_hook(Box::new(move |info| previous(info)));
-    done
+    concluded
 }
 
 /// What the panic hook saw of a panic: text, place, stack and time. The payload that catch_unwind returns has the text only.
