@@ -147,6 +147,22 @@
 //! output, restarts it, and says whose failure came first; `phalanx run` is the same at the command line. Any worker can ask whether it
 //! is to end: [`stopping`].
 //!
+//! # Many calls
+//!
+//! [`pool`] keeps workers and feeds them calls. A death costs exactly the call that ran; everything else goes on.
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use phalanx::pool::Pool;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let pool = Pool::new(2)?;
+//! let lengths = pool.map(|word: String| anyhow::Ok(word.len()), ["a", "phalanx"].map(str::to_owned))?;
+//! assert_eq!(lengths.collect::<Result<Vec<_>, _>>()?, [1, 7]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
@@ -172,6 +188,7 @@ pub mod guide;
 mod init;
 pub mod launch;
 mod memory;
+pub mod pool;
 mod queue;
 pub mod shm;
 mod start;

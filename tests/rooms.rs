@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and the rooms that it may use. Imports only point down. The name of a room is that of a folder or a file of `src`.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     ("guide", &[]),
     ("dtype", &[]),
     ("sys", &[]),
@@ -24,6 +24,22 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("bin", &[]),
     ("start", &["supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),
     ("queue", &["sync", "wire", "transfer", "memory", "sys", "error"]),
+    (
+        "pool",
+        &[
+            "context",
+            "queue",
+            "sync",
+            "start",
+            "supervise",
+            "worker",
+            "wire",
+            "transfer",
+            "memory",
+            "sys",
+            "error",
+        ],
+    ),
     ("context", &["queue", "start", "supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),
     ("init", &["launch", "start", "supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),
 ];

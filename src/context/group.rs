@@ -35,13 +35,13 @@ const LEAST_EXIT: Duration = Duration::from_secs(5);
 
 /// What `Options` asks of a running group.
 #[derive(Debug)]
-pub(super) struct GroupConfig {
-    pub(super) daemon: bool,
-    pub(super) grace: Option<Duration>,
+pub(crate) struct GroupConfig {
+    pub(crate) daemon: bool,
+    pub(crate) grace: Option<Duration>,
     /// The user's function.
-    pub(super) callee: Callee,
+    pub(crate) callee: Callee,
     /// By it the workers are told that they are being ended, and because of which rank.
-    pub(super) stop: StopWord,
+    pub(crate) stop: StopWord,
     /// By it this process knows the ranks of the processes it waits for, as long as there is one.
     #[expect(dead_code, reason = "it is there to be known")]
     pub(super) roster: Arc<Roster>,

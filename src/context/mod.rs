@@ -16,14 +16,16 @@ mod group;
 mod join;
 mod options;
 mod output;
-mod postmortem;
+pub(crate) mod postmortem;
 mod rank;
 mod returned;
 mod start;
 mod values;
 mod worker;
 
+pub(crate) use group::GroupConfig;
 pub use join::ProcessContext;
 pub use options::Options;
 pub use rank::{OutputFile, RankOptions};
+pub(crate) use start::plan_for_all;
 pub use start::{spawn, start_processes, start_processes_with};

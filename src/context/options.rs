@@ -300,6 +300,19 @@ impl Options {
         self
     }
 
+    pub(crate) fn nprocs(&self) -> usize {
+        self.nprocs
+    }
+
+    /// Whether a thread is to carry what the workers print.
+    pub(crate) fn carries_output(&self) -> bool {
+        self.output.prefix.is_some() || self.output.tail > 0
+    }
+
+    pub(crate) fn method(&self) -> StartMethod {
+        self.method
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
         check_environment(&self.environment).map_err(Error::InvalidOption)?;
         self.ranks.iter().enumerate().try_for_each(|(rank, options)| options.check(rank))?;

@@ -16,8 +16,8 @@ use crate::wire::slot::{Slot, SlotHeader};
 
 /// What is kept of a worker that has ended.
 #[derive(Debug)]
-pub(super) struct End {
-    pub(super) ended: Ended,
+pub(crate) struct End {
+    pub(crate) ended: Ended,
     /// The moment of failure, if the worker recorded one.
     pub(super) recorded: Option<Moment>,
     pub(super) alive: Moment,
@@ -30,7 +30,7 @@ pub(super) struct End {
 
 /// Reads what a worker left in its slot and says what it means. `times`: when the first worker of its context was started,
 /// and when it was; `descriptors`: what it sent with its result.
-pub(super) fn examine(
+pub(crate) fn examine(
     slot: Slot,
     known: &EndedChild,
     times: (Moment, Moment),
@@ -82,7 +82,7 @@ impl End {
     }
 
     /// Of a worker that no signal ended. `times`: when the first worker of its context was started, and when it was.
-    pub(super) fn left_behind(why: &LeftBehind, times: (Moment, Moment)) -> Self {
+    pub(crate) fn left_behind(why: &LeftBehind, times: (Moment, Moment)) -> Self {
         let (status, cause) = match why {
             LeftBehind::Survived => (Status::Survived, None),
             LeftBehind::Refused { signal, os } => {

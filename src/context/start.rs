@@ -296,12 +296,33 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 
 /// Starts the workers of jobs that are complete, all or none, and makes their context.
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let JobBuilder { callee, result_channel, guards, process_dir, stop, roster, .. } = builder;
     let role = if options.output.prefix.is_some() { options.job_name() } else { String::new() };
+    let output = options.output.clone();
+    let ranks = options.ranks.iter().enumerate().filter(|_| output.tail > 0);
+    let stderr_files = ranks.map(|(rank, of)| of.open_stderr(rank)).collect::<Result<_, _>>()?;
+    let (plan, config) = plan(builder, jobs, options);
+    let mut started = start::start_all(plan)?;
+    let readers = std::mem::take(&mut started.readers);
+    // After the last fork: a process with this thread could not fork. Until then what the workers print waits in the pipes.
+    let output = Output::carry(&output, &role, readers, stderr_files)?;
+    Ok(ProcessContext::new(WorkerGroup::new(started, output, config)?))
+}
+
+/// The plan of workers that all run the same function with the same arguments, for a caller that starts them one by one.
+pub(crate) fn plan_for_all<A: Serialize>(
+    entry: &'static Entry,
+    args: &A,
+    options: Options,
+) -> Result<(Plan, GroupConfig), Error> {
+    let builder = JobBuilder::new(entry, &options)?;
+    let jobs = vec![builder.build_for_all(args)?];
+    Ok(plan(builder, jobs, options))
+}
+
+fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> (Plan, GroupConfig) {
+    let JobBuilder { callee, result_channel, guards, process_dir, stop, roster, .. } = builder;
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, output, .. } = options;
-    let opened = ranks.iter().enumerate().filter(|_| output.tail > 0).map(|(rank, of)| of.open_stderr(rank));
-    let stderr_files = opened.collect::<Result<_, _>>()?;
-    let mut started = start::start_all(Plan {
+    let plan = Plan {
         method,
         nprocs,
         jobs: Jobs::new(jobs),
@@ -312,10 +333,6 @@ fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Resul
         rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
         death_signal,
         piped: output.pipes(),
-    })?;
-    let readers = std::mem::take(&mut started.readers);
-    // After the last fork: a process with this thread could not fork. Until then what the workers print waits in the pipes.
-    let output = Output::carry(&output, &role, readers, stderr_files)?;
-    let config = GroupConfig { daemon, grace, callee, stop, roster };
-    Ok(ProcessContext::new(WorkerGroup::new(started, output, config)?))
+    };
+    (plan, GroupConfig { daemon, grace, callee, stop, roster })
 }

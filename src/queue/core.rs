@@ -54,7 +54,7 @@ atomic_record! {
 
 /// A handle to a queue of values of some type.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(crate) struct Core {
     shared: Record<QueueFields>,
     /// Of the ring, as they were when this handle was made: they do not change.
     size: usize,
@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// How many bytes of a message go into the ring at the most.
-    pub(super) fn inline(&self) -> usize {
+    pub(crate) fn inline(&self) -> usize {
         (self.size / PART).min(INLINE)
     }
 
@@ -125,7 +125,7 @@ impl Core {
         }
     }
 
-    pub(super) fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         let (head, tail) = self.positions();
         // The words are in shared memory, which another process may have overwritten: the result stays in the range that callers
         // expect.
@@ -141,7 +141,7 @@ impl Core {
         !self.ring().fits(head, tail, Header { len: USUAL as u32, place: Place::Ring, ticket: 0 })
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.fields().closed.load(Acquire) != 0
     }
 
@@ -155,7 +155,7 @@ impl Core {
     }
 
     /// From now on nothing can be put; all waiters are woken.
-    pub(super) fn close(&self) -> Result<(), QueueError> {
+    pub(crate) fn close(&self) -> Result<(), QueueError> {
         self.check_here()?;
         // One system call stores the word and wakes all sleepers (FUTEX_WAKE_OP). With a store and a wake, a closer that is killed
         // between the two leaves a closed queue in which consumers sleep on, although nothing will come any more.
@@ -192,12 +192,12 @@ impl Core {
     }
 
     /// How many messages were put, modulo 2^32.
-    pub(super) fn put_count(&self) -> u32 {
+    pub(crate) fn put_count(&self) -> u32 {
         self.positions().1.messages
     }
 
     /// How many messages were taken out, modulo 2^32.
-    pub(super) fn taken_count(&self) -> u32 {
+    pub(crate) fn taken_count(&self) -> u32 {
         self.positions().0.messages
     }
 

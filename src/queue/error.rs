@@ -184,7 +184,7 @@ impl QueueError {
     }
 
     /// As [`not_put`](Self::not_put), of a wait for a value.
-    pub(super) fn not_got(what: &'static str) -> impl FnOnce(Interrupted) -> Self {
+    pub(crate) fn not_got(what: &'static str) -> impl FnOnce(Interrupted) -> Self {
         move |stop| Self::stopped(stop, Self::Empty, || Awaited::Anybody { what })
     }
 

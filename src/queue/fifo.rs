@@ -178,7 +178,7 @@ impl<T> Queue<T> {
         self.core.is_closed()
     }
 
-    pub(super) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Core {
         &self.core
     }
 }

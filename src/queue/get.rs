@@ -13,16 +13,16 @@ const NOT_PUT: &str = "nobody put a value into the empty queue";
 
 impl Core {
     /// Waits for a message, and takes it.
-    pub(super) fn get(&self, policy: &WaitPolicy) -> Result<Incoming, QueueError> {
-        self.get_noted(policy, || ())
+    pub(crate) fn get(&self, policy: &WaitPolicy) -> Result<Incoming, QueueError> {
+        self.get_noted(policy, |_, _| ())
     }
 
-    /// As [`get`](Self::get). Runs `taking` just before it takes the message: after that only the death of this thread keeps the
-    /// message in the queue.
-    pub(super) fn get_noted(
+    /// As [`get`](Self::get). Gives the bytes in the ring, and the message's number, to `taking` just before it takes the message: after
+    /// that only the death of this thread keeps the message in the queue.
+    pub(crate) fn get_noted(
         &self,
         policy: &WaitPolicy,
-        taking: impl FnOnce(),
+        taking: impl FnOnce(&[u8], u32),
     ) -> Result<Incoming, QueueError> {
         self.check_here()?;
         let fields = self.fields();
@@ -46,7 +46,7 @@ impl Core {
         self.ring().read(head, header, &mut bytes);
         // Before the swap, so that `join` at the worst counts one held task too many for a moment. In the other order it could look
         // between the two, find a task that is out of the queue and in nobody's hands, and report a loss that there is none of.
-        taking();
+        taking(&bytes, head.messages);
         let end = head.after(header).to_word();
         // The one step by which the message is out. Before it a consumer may die, and the next one finds the message; after it
         // the message dies with its consumer, and comes twice to nobody. The Release half pairs with the Acquire load in

@@ -247,7 +247,7 @@ impl<T: DeserializeOwned> JoinableQueue<T> {
         let seat = self.tasks.sit_down()?;
         // Runs just before the swap that takes the task out, with the mutex owned, so that `join` never sees a task in nobody's
         // hands.
-        let hold = || seat.iter().for_each(Seat::hold);
+        let hold = |_: &[u8], _| seat.iter().for_each(Seat::hold);
         let task = self.core().get_noted(policy, hold)?.decode();
         if let Err(QueueError::Decode { .. }) = &task {
             // The message is out of the queue and cannot be read, so no thread will ever do the task: uncounted, it would keep

@@ -39,5 +39,7 @@ pub use fifo::{Queue, QueueIter};
 #[cfg(fuzzing)]
 pub use hostile::fuzz_message;
 pub use joinable::{JoinableQueue, SimpleQueue, TaskIter};
+pub(crate) use message::{Incoming, Outgoing};
 pub use pipe::{Connection, Never, one_way, pipe};
+pub(crate) use ring::message_buffer;
 pub use wait::{Waitable, wait};

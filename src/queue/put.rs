@@ -13,7 +13,20 @@ const NOT_TAKEN: &str = "nobody took a value out of the full queue";
 
 impl Core {
     /// Waits for room, and puts a message.
-    pub(super) fn put(&self, mut message: Outgoing, policy: &WaitPolicy) -> Result<(), QueueError> {
+    pub(crate) fn put(&self, mut message: Outgoing, policy: &WaitPolicy) -> Result<(), QueueError> {
+        self.put_undelivered(&mut message, policy)?;
+        // Only now, when the put cannot fail any more, do shards and connections in the value go from this process. Outside the
+        // mutex, because closing descriptors and writing an event are system calls, for which no other producer should wait.
+        message.deliver();
+        Ok(())
+    }
+
+    /// As [`put`](Self::put), for a caller that tries again with the same message after an error, and delivers it after the put.
+    pub(crate) fn put_undelivered(
+        &self,
+        message: &mut Outgoing,
+        policy: &WaitPolicy,
+    ) -> Result<(), QueueError> {
         self.check_here()?;
         let fields = self.fields();
         let header = message.header();
@@ -32,7 +45,7 @@ impl Core {
         // ring whose descriptors never come. In this order it leaves an orphan in the socket: a ticket that no message in the
         // ring has, which `FdChannel` drops.
         if message.has_attachments() {
-            self.send_beside(&mut message, tail, policy)?;
+            self.send_beside(message, tail, policy)?;
         }
         // `message.header()`, not `header`: sending has written the ticket into it. The length, by which there is room, is the same.
         // What is written behind `tail` is not in the queue yet. The next producer overwrites it if this one is killed here.
@@ -44,9 +57,6 @@ impl Core {
         // thread dies between the swap and the wake, the kernel wakes the consumer, because the parker's word is pending.
         fields.no_message.publish(|| fields.put.position.swap(end, AcqRel));
         drop(inside);
-        // Only now, when the put cannot fail any more, do shards and connections in the value go from this process. Outside the
-        // mutex, because closing descriptors and writing an event are system calls, for which no other producer should wait.
-        message.deliver();
         self.ring_event(false);
         Ok(())
     }

@@ -231,6 +231,13 @@ pub(super) fn take_buffer() -> Vec<u8> {
     BUFFER.try_with(Cell::take).unwrap_or_default()
 }
 
+/// An empty buffer for a message.
+pub(crate) fn message_buffer() -> Vec<u8> {
+    let mut buffer = take_buffer();
+    buffer.clear();
+    buffer
+}
+
 /// Keeps it for the next time, unless it is large.
 pub(super) fn keep_buffer(buffer: Vec<u8>) {
     const KEPT: usize = 64 << 10;

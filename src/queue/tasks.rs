@@ -284,7 +284,7 @@ mod tests {
 
     fn take(queue: &Core, tasks: &Tasks) {
         let seat = tasks.sit_down().unwrap().unwrap();
-        queue.get_noted(&WaitPolicy::Forever, || seat.hold()).unwrap();
+        queue.get_noted(&WaitPolicy::Forever, |_, _| seat.hold()).unwrap();
     }
 
     /// Joins on a thread of its own; returns when that sleeps.

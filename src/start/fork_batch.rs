@@ -26,13 +26,14 @@ const BATCH: usize = 64;
 /// Descriptors that an answer needs besides the pidfds.
 const SPARE: usize = 8;
 
-/// Starts all workers of a plan, and gives each to `add`, which watches it, before any runs its function.
+/// Starts some workers of a plan, and gives each to `add`, which watches it, before any runs its function.
 pub(super) fn start_each(
     plan: &mut Plan,
+    ranks: Range<usize>,
     mut add: impl FnMut(usize, StartedWorker) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let nprocs = plan.nprocs;
-    let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(0, nprocs))?;
+    let (ledger, before) = prepare(nprocs).map_err(|failure| failure.for_rank(ranks.start, nprocs))?;
     // Of the calling thread, not of the process: a worker is to have what a child of this thread would have.
     let mut attributes = attributes::of_caller(&plan.environment)?;
     // Held until all are forked. The server takes on environment, directory and streams of one request until the next, and the
@@ -40,8 +41,8 @@ pub(super) fn start_each(
     let mut known = forkserver::link();
     let link = forkserver::connected(&mut known)?;
     attributes.landlock = link.landlock_probe();
-    for first in (0..nprocs).step_by(BATCH) {
-        let ranks = first..nprocs.min(first + BATCH);
+    for first in ranks.clone().step_by(BATCH) {
+        let ranks = first..ranks.end.min(first + BATCH);
         let batch = ForkBatch {
             plan,
             ranks: ranks.clone(),

@@ -1,5 +1,6 @@
 //! Start N workers, all or none.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use super::plan::{Failure, PipeEnds, Plan, StartedWorker};
@@ -95,11 +96,34 @@ fn start_one(plan: &mut Plan, rank: usize, template: &spawn::Template) -> Result
 fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
     let nprocs = plan.nprocs;
     let mut workers = Workers::new(&plan)?;
-    fork_batch::start_each(&mut plan, |rank, worker| {
+    fork_batch::start_each(&mut plan, 0..nprocs, |rank, worker| {
         workers.add(worker).map_err(|failure| failure.for_rank(rank, nprocs))
     })?;
     Ok(workers.into_started(plan))
 }
+
+/// Starts the worker of one rank of a plan and gives it to `add`, which watches it, before it runs its function. The calling thread
+/// must live as long as the worker does.
+pub(crate) fn start_rank(
+    plan: &mut Plan,
+    rank: usize,
+    mut add: impl FnMut(Child, Slot) -> io::Result<()>,
+) -> Result<(), Error> {
+    let nprocs = plan.nprocs;
+    let mut add = |StartedWorker { child, slot, .. }| {
+        let added = add(child, slot).map_err(Failure::of(WATCHING));
+        added.map_err(|failure| failure.for_rank(rank, nprocs))
+    };
+    if plan.method == StartMethod::ForkServer {
+        return fork_batch::start_each(plan, rank..rank + 1, |_, worker| add(worker));
+    }
+    let template = spawn::Template::new(&plan.environment);
+    let worker = start_one(plan, rank, &template).map_err(|failure| failure.for_rank(rank, nprocs))?;
+    add(worker)
+}
+
+/// What fails when a child cannot be watched.
+const WATCHING: &str = "watching the process (epoll_ctl)";
 
 /// The workers that have been started so far. If a further one cannot be, dropping the group kills them together and reaps each.
 struct Workers {
@@ -122,7 +146,7 @@ impl Workers {
         self.readers.push(readers);
         // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
         self.slots.push(slot);
-        self.children.add(child).map_err(Failure::of("watching the process (epoll_ctl)"))
+        self.children.add(child).map_err(Failure::of(WATCHING))
     }
 
     fn into_started(self, plan: Plan) -> Started {

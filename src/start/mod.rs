@@ -29,7 +29,7 @@ mod spawner;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use group::{Started, make_room, start_all};
+pub(crate) use group::{Started, make_room, start_all, start_rank};
 pub use method::StartMethod;
 pub(crate) use plan::{Jobs, PipeEnds, Plan};
 pub(crate) use spawn::allow as allow_spawn;

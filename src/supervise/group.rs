@@ -123,6 +123,19 @@ impl Group {
         watched
     }
 
+    /// Puts a new child in the place of one that has ended or was left behind. [`order`](Self::order) then tells of the new one only.
+    ///
+    /// # Errors
+    /// As those of [`add`](Self::add).
+    pub(crate) fn replace(&mut self, number: usize, child: Child) -> io::Result<()> {
+        debug_assert!(self.members[number].child.is_none(), "child {number} has not ended");
+        self.order.retain(|&ended| ended != number);
+        self.settled -= 1;
+        let watched = self.watch.add(child.as_fd(), number as u64);
+        self.members[number] = Member::new(child);
+        watched
+    }
+
     /// Watches a descriptor of the caller's too; [`Step::Readable`] is told until it is read.
     pub(crate) fn watch_too(&self, fd: BorrowedFd<'_>, token: u32) -> io::Result<()> {
         self.watch.add(fd, CALLERS + u64::from(token))

@@ -19,12 +19,11 @@ pub(crate) struct Encoded {
 /// # Errors
 /// What the value's type or serde said, with the path of the field.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Encoded, String> {
-    encode_into(value, Vec::new())
+    encode_behind(value, Vec::new())
 }
 
-/// As [`encode`], into a buffer that is emptied first: a queue's producer keeps one, so that a put allocates nothing.
-pub(crate) fn encode_into<T: Serialize>(value: &T, mut buffer: Vec<u8>) -> Result<Encoded, String> {
-    buffer.clear();
+/// As [`encode`], behind the bytes that a buffer has: a queue's producer keeps one, so that a put allocates nothing.
+pub(crate) fn encode_behind<T: Serialize>(value: &T, buffer: Vec<u8>) -> Result<Encoded, String> {
     let (bytes, attachments) = context::collect(|| encoding::write_into(buffer, value));
     let bytes = bytes.map_err(|error| error.of_type::<T>())?;
     Ok(Encoded { bytes, attachments })

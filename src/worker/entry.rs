@@ -30,8 +30,20 @@ pub(crate) struct Entry {
     call: Call,
 }
 
-/// A function that takes the rank, the encoded arguments and their attachments, and returns the encoded result.
-type Call = fn(usize, &[u8], Received) -> anyhow::Result<Encoded>;
+/// A function that takes the rank, the encoded arguments, their attachments, and a buffer; returns the result, encoded behind the bytes
+/// that the buffer has.
+type Call = fn(usize, &[u8], Received, Vec<u8>) -> anyhow::Result<Encoded>;
+
+/// What went wrong beside the function itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The arguments are no value of the function's type.
+    #[error("cannot read the arguments: {0}")]
+    Arguments(String),
+    /// The result's type refuses to be written.
+    #[error("cannot serialise the result: {0}")]
+    Result(String),
+}
 
 /// The record of the function type `F`.
 pub(crate) fn of<F, A, R, E>() -> &'static Entry
@@ -42,6 +54,47 @@ where
     E: WorkerError,
 {
     Record::<F, A, R, E>::ENTRY
+}
+
+/// The record of a function of a pool's tasks, which knows no rank.
+pub(crate) fn of_task<F, A, R, E>() -> &'static Entry
+where
+    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: WorkerError,
+{
+    Task::<F, A, R, E>::ENTRY
+}
+
+struct Task<F, A, R, E>(PhantomData<(F, A, R, E)>);
+
+impl<F, A, R, E> Task<F, A, R, E>
+where
+    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: WorkerError,
+{
+    const ENTRY: &'static Entry =
+        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_task::<F, A, R, E> };
+}
+
+#[inline(never)]
+fn call_task<F, A, R, E>(
+    _: usize,
+    arguments: &[u8],
+    received: Received,
+    into: Vec<u8>,
+) -> anyhow::Result<Encoded>
+where
+    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+    E: WorkerError,
+{
+    let arguments = read_arguments(arguments, received)?;
+    write_result(&zero_sized_function::<F>()(arguments).map_err(Into::into)?, into)
 }
 
 /// The record of a preload function.
@@ -65,13 +118,13 @@ where
 }
 
 #[inline(never)]
-fn call_preload<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
+fn call_preload<F, E>(_: usize, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
     E: WorkerError,
 {
     zero_sized_function::<F>()().map_err(Into::into)?;
-    codec::encode(&()).map_err(anyhow::Error::msg)
+    write_result(&(), into)
 }
 
 /// The record of what runs before a worker's function.
@@ -95,14 +148,14 @@ where
 }
 
 #[inline(never)]
-fn call_hook<F, E>(_: usize, _: &[u8], _: Received) -> anyhow::Result<Encoded>
+fn call_hook<F, E>(_: usize, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
     E: WorkerError,
 {
     let info = info::worker_info().ok_or_else(|| anyhow!("this process is no worker"))?;
     zero_sized_function::<F>()(&info).map_err(Into::into)?;
-    codec::encode(&()).map_err(anyhow::Error::msg)
+    write_result(&(), into)
 }
 
 struct Record<F, A, R, E>(PhantomData<(F, A, R, E)>);
@@ -120,18 +173,29 @@ where
 
 /// Decodes the arguments, calls the function, encodes its result. In a traceback the frames below this one are the library's.
 #[inline(never)]
-fn call<F, A, R, E>(rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded>
+fn call<F, A, R, E>(
+    rank: usize,
+    arguments: &[u8],
+    received: Received,
+    into: Vec<u8>,
+) -> anyhow::Result<Encoded>
 where
     F: Fn(usize, A) -> Result<R, E> + Copy + Send + 'static,
     A: DeserializeOwned,
     R: Serialize,
     E: WorkerError,
 {
+    let arguments = read_arguments(arguments, received)?;
+    write_result(&zero_sized_function::<F>()(rank, arguments).map_err(Into::into)?, into)
+}
+
+fn read_arguments<A: DeserializeOwned>(arguments: &[u8], received: Received) -> Result<A, CallError> {
     // Attachments that no argument has taken are dropped here.
-    let (arguments, _) = codec::decode::<A>(arguments, received);
-    let arguments = arguments.map_err(|reason| anyhow!("cannot read the arguments: {reason}"))?;
-    let result = zero_sized_function::<F>()(rank, arguments).map_err(Into::into)?;
-    codec::encode(&result).map_err(|reason| anyhow!("cannot serialise the result: {reason}"))
+    codec::decode::<A>(arguments, received).0.map_err(CallError::Arguments)
+}
+
+fn write_result<R: Serialize>(result: &R, into: Vec<u8>) -> anyhow::Result<Encoded> {
+    Ok(codec::encode_behind(result, into).map_err(CallError::Result)?)
 }
 
 /// A compile error for a function whose type has bytes. Each public function that takes a function calls this itself, since the
@@ -182,9 +246,15 @@ impl Entry {
         image.offset_of(parts[0]).ok_or(Error::FunctionElsewhere { function: self.name() })
     }
 
-    /// Decodes the arguments, calls the function, and encodes its result.
-    pub(crate) fn call(&self, rank: usize, arguments: &[u8], received: Received) -> anyhow::Result<Encoded> {
-        (self.call)(rank, arguments, received)
+    /// Decodes the arguments, calls the function, and encodes its result behind the bytes of `into`.
+    pub(crate) fn call(
+        &self,
+        rank: usize,
+        arguments: &[u8],
+        received: Received,
+        into: Vec<u8>,
+    ) -> anyhow::Result<Encoded> {
+        (self.call)(rank, arguments, received, into)
     }
 }
 
@@ -220,8 +290,9 @@ pub(crate) fn find_at(
     Ok(entry)
 }
 
+/// The record at an offset in the executable of this process; `None`: there is none.
 #[expect(unsafe_code, reason = "the one place where an offset becomes a reference, after every check")]
-fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
+pub(crate) fn at(offset: u64, image: &Image) -> Option<&'static Entry> {
     let address = image.address_of(offset, size_of::<Entry>())?;
     if !address.is_multiple_of(align_of::<Entry>()) {
         return None;
@@ -261,7 +332,8 @@ mod tests {
         let image = Image::main().unwrap();
         for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
             let found = find(&job_of(entry, image), image).unwrap().entry;
-            let result = found.call(0, &codec::encode_plain(&21_u32).unwrap(), Received::default());
+            let result =
+                found.call(0, &codec::encode_plain(&21_u32).unwrap(), Received::default(), Vec::new());
             assert_eq!(codec::decode_plain::<u32>(&result.unwrap().bytes), Ok(42));
         }
     }

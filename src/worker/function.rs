@@ -34,6 +34,8 @@ pub(crate) fn run(
     let (rank, callee) = (worker.rank, entry.callee(None));
     info::set(worker);
     let at_abort = move |raised| tell(&RaisedError::new(raised, callee));
-    let called = report::call_launched(at_abort, || entry.call(rank, open.arguments(), received).map(drop));
+    let called = report::call_launched(at_abort, || {
+        entry.call(rank, open.arguments(), received, Vec::new()).map(drop)
+    });
     Ok(called.map_err(|raised| RaisedError::new(raised, callee)).inspect_err(tell))
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Captured, Raised, consequence, with_limit};
 use crate::sys::clock::Moment;
+use crate::sys::global::Global;
 use crate::sys::signal::Signal;
 use crate::sys::{env, memory, signal, trace};
 use crate::wire::codec;
@@ -173,6 +174,43 @@ fn write_report(
     Ok(false)
 }
 
+/// Calls a function of which the worker outlives the failure, as that of a pool's task, from the function of the worker.
+///
+/// # Errors
+/// What it returned, or its panic; beside it what `look` finds in the error.
+pub(crate) fn attempt<T, L>(
+    function: impl FnOnce() -> anyhow::Result<T>,
+    look: impl FnOnce(&anyhow::Error) -> Option<L>,
+) -> Result<T, (Raised, Option<L>)> {
+    let outcome = panic::catch_unwind(AssertUnwindSafe(function));
+    let failed = match outcome {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => {
+            let failed = (returned_error(None, &error).raised, look(&error));
+            drop_left(error);
+            failed
+        }
+        Err(payload) => {
+            let raised = panicked(&*payload).raised;
+            drop_left(payload);
+            (raised, None)
+        }
+    };
+    // What the hook has noted of the panic is told now. A note that stays would be shown with the worker's own end.
+    LAST_WORDS.take();
+    if let Some(slot) = SLOT.get() {
+        slot.set_note("");
+    }
+    Err(failed)
+}
+
+/// Drops what a failed function has left. Its destructor is the user's code, and the worker goes on if that panics.
+fn drop_left<T>(left: T) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(left))) {
+        keep(payload);
+    }
+}
+
 /// The text of a failure for the note of a slot.
 fn note_text(raised: &Raised) -> String {
     let text = raised.chain.join(": ");
@@ -271,8 +309,12 @@ pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
 /// The address of the panic hook that this module has set, to find out later whether another one has replaced it.
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
+/// The slot of this worker, once its function is about to run.
+static SLOT: Global<SlotWriter> = Global::new();
+
 /// Sets a panic hook that keeps panics of the user's function for the report. Those of other threads are shown on stderr too.
 fn watch_panics(slot: &'static SlotWriter) {
+    SLOT.set(slot);
     let previous = panic::take_hook();
     set_hook(move |info| {
         see_panic(Some(slot), info);

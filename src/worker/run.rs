@@ -170,9 +170,9 @@ impl CallContext {
         // process at a second close, and what the function has returned would be lost.
         let (open, sender) = (report::keep(open), report::keep(sender));
         if let Some(hook) = hook {
-            hook.call(rank, &[], Received::default())?;
+            hook.call(rank, &[], Received::default(), Vec::new())?;
         }
-        let result = entry.call(rank, open.arguments(), received)?;
+        let result = entry.call(rank, open.arguments(), received, Vec::new())?;
         // Asked for after the function: meanwhile the directory may have been removed, and a new one made.
         let process_dir = named::process_dir_in_use();
         result_channel::send(rank, result, sender, process_dir.as_deref()).map_err(anyhow::Error::msg)

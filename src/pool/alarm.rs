@@ -1,0 +1,76 @@
+//! When the pool's thread has something to do though nobody calls it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::label::Ticket;
+use crate::sys::clock::Moment;
+
+/// What is done then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// Its time limit may be up.
+    Limit,
+    /// The worker that runs it is killed.
+    Kill,
+}
+
+/// A moment at which a task is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Alarm {
+    pub(super) at: Moment,
+    pub(super) ticket: Ticket,
+    pub(super) purpose: Purpose,
+}
+
+impl Alarm {
+    fn key(&self) -> (Moment, u32, u32, Purpose) {
+        (self.at, self.ticket.cell, self.ticket.generation, self.purpose)
+    }
+}
+
+impl PartialOrd for Alarm {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Alarm {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+/// Alarms by time.
+#[derive(Debug, Default)]
+pub(super) struct Alarms(BinaryHeap<Reverse<Alarm>>);
+
+impl Alarms {
+    /// Adds one; says whether it is the next one now.
+    pub(super) fn push(&mut self, alarm: Alarm) -> bool {
+        let is_next = self.next().is_none_or(|next| alarm.at < next);
+        self.0.push(Reverse(alarm));
+        is_next
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&Alarm) -> bool) {
+        self.0.retain(|Reverse(alarm)| keep(alarm));
+    }
+
+    /// When the next one is due.
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.0.peek().map(|Reverse(alarm)| alarm.at)
+    }
+
+    /// Takes out the next one, if it is due.
+    pub(super) fn pop_due(&mut self, now: Moment) -> Option<Alarm> {
+        if self.next()? > now {
+            return None;
+        }
+        self.0.pop().map(|Reverse(alarm)| alarm)
+    }
+}

@@ -1,0 +1,247 @@
+//! What can go wrong with a pool, and with one task of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Error, MemoryError, Outcome, RaisedError};
+use crate::queue::QueueError;
+
+/// Why a pool does not start, or takes no task.
+///
+/// What becomes of a task that a pool has taken is told by [`TaskFailed`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// The pool cannot be as it was asked for.
+    #[error("cannot make the pool: {0}")]
+    InvalidOption(String),
+
+    /// Its first workers could not be started; none is left.
+    #[error(transparent)]
+    Start(Box<Error>),
+
+    /// The shared memory of the pool could not be made.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+
+    /// A queue of the pool could not be made, or does not work.
+    #[error("the queue of the pool's tasks: {0}")]
+    Queue(#[source] QueueError),
+
+    /// The system refused something that the pool needs.
+    #[error("cannot {doing}: {os}")]
+    System {
+        /// What the pool was doing.
+        doing: &'static str,
+        /// The system's error.
+        #[source]
+        os: std::io::Error,
+    },
+
+    /// The function cannot be found again in another process: it lies in a shared object.
+    #[error(transparent)]
+    Function(Box<Error>),
+
+    /// The arguments could not be serialised. Nothing was sent, and what is exclusive in them is still here.
+    #[error("cannot serialise the arguments of `{function}`: {reason}")]
+    Arguments {
+        /// The path of the function.
+        function: &'static str,
+        /// What serde or the type said.
+        reason: String,
+    },
+
+    /// There is no room for a task at the moment, and the time that the call might wait is up. Nothing was sent, and what is
+    /// exclusive in the arguments is still here.
+    #[error("the pool has no room for one more task: {queued} wait for a worker")]
+    Full {
+        /// How many tasks have not ended.
+        queued: usize,
+    },
+
+    /// The pool was closed, and takes no more tasks.
+    #[error("the pool was closed: it takes no more tasks")]
+    Closed,
+
+    /// The pool cannot keep its workers: they end before they have begun a task, or cannot be started any more.
+    #[error("the pool is broken: {reason}")]
+    Broken {
+        /// How its last worker ended, or why none could be started.
+        reason: String,
+    },
+
+    /// This process is a fork of the one that the pool belongs to, and has a copy of the handle, but not the workers.
+    #[error("this pool belongs to process {owner}: this process is a fork of it; make a pool here")]
+    Forked {
+        /// The pid of the process that made the pool.
+        owner: u32,
+    },
+}
+
+/// A task, or an item of a map, that did not return: which, and why.
+///
+/// Its text names the function, the item, what happened, and the traceback where there is one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TaskFailed(Box<Inner>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Inner {
+    function: &'static str,
+    item: Option<u64>,
+    attempts: u32,
+    began: bool,
+    failure: TaskFailure,
+}
+
+/// Why a task did not return a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TaskFailure {
+    /// The function returned an error, or panicked. The worker goes on.
+    Raised(RaisedError),
+    /// The worker ended while it had the task: by a signal, by an exit, for want of memory.
+    WorkerEnded(Outcome),
+    /// The arguments are no value of the function's type, or did not arrive whole. The function was not called.
+    Arguments(String),
+    /// What the function returned could not be serialised, or did not arrive whole.
+    Result(String),
+    /// It was cancelled before it began: the function was not called.
+    Cancelled,
+    /// It was [killed](super::Task::kill), and its worker was ended.
+    Killed(Outcome),
+    /// It ran for longer than its [time limit](super::PoolOptions::timeout), and its worker was ended.
+    TimedOut {
+        /// The time limit.
+        limit: Duration,
+        /// How the worker ended.
+        outcome: Outcome,
+    },
+    /// The pool ended or broke before the task began.
+    PoolEnded(String),
+    /// What becomes of it cannot be waited for here: the wait was aborted, or this process is a fork of the one that has the pool.
+    WaitEnded(String),
+}
+
+impl TaskFailed {
+    pub(super) fn new(
+        function: &'static str,
+        item: Option<u64>,
+        attempts: u32,
+        began: bool,
+        failure: TaskFailure,
+    ) -> Self {
+        Self(Box::new(Inner { function, item, attempts, began, failure }))
+    }
+
+    /// The path of the function, as the compiler names its type.
+    #[must_use]
+    pub fn function(&self) -> &str {
+        self.0.function
+    }
+
+    /// The number of the item in its map, from 0; `None` for a task that was submitted.
+    #[must_use]
+    pub fn item(&self) -> Option<u64> {
+        self.0.item
+    }
+
+    /// How often the function has been begun: more than once only where [retries](super::PoolOptions::retries) are allowed.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// Whether the function had begun, so that it may have had effects. Exact, also for a worker that was killed.
+    #[must_use]
+    pub fn began(&self) -> bool {
+        self.0.began
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn failure(&self) -> &TaskFailure {
+        &self.0.failure
+    }
+
+    /// How the worker ended, if it did.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.0.failure {
+            TaskFailure::WorkerEnded(outcome)
+            | TaskFailure::Killed(outcome)
+            | TaskFailure::TimedOut { outcome, .. } => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// What the function raised, if it did: by an error or a panic, or by a panic that ended the worker (`panic = "abort"`).
+    #[must_use]
+    pub fn raised(&self) -> Option<&RaisedError> {
+        match &self.0.failure {
+            TaskFailure::Raised(raised) => Some(raised),
+            _ => self.outcome().and_then(Outcome::error),
+        }
+    }
+}
+
+impl fmt::Display for TaskFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { function, item, attempts, failure, began } = &*self.0;
+        match item {
+            Some(item) => write!(f, "item {item} of `{function}` ")?,
+            None => write!(f, "the task `{function}` ")?,
+        }
+        match failure {
+            TaskFailure::Raised(raised) => write!(f, "failed: {raised}")?,
+            TaskFailure::WorkerEnded(outcome) => {
+                let what =
+                    if *began { "ended with its worker" } else { "did not begin, since its worker ended" };
+                write!(f, "{what}: {}", Death(outcome))?;
+            }
+            TaskFailure::Arguments(reason) => {
+                write!(f, "did not begin: cannot read its arguments: {reason}")?
+            }
+            TaskFailure::Result(reason) => write!(f, "has run, but its result did not arrive: {reason}")?,
+            TaskFailure::Cancelled => f.write_str("was cancelled before it began")?,
+            TaskFailure::Killed(outcome) => write!(f, "was killed with its worker: {}", Death(outcome))?,
+            TaskFailure::TimedOut { limit, outcome } => {
+                write!(f, "ran for longer than {limit:?}, and its worker was ended: {}", Death(outcome))?;
+            }
+            TaskFailure::PoolEnded(reason) => write!(f, "did not begin: {reason}")?,
+            TaskFailure::WaitEnded(reason) => write!(f, "cannot be waited for: {reason}")?,
+        }
+        if *attempts > 1 { write!(f, "\n\nThe function was begun {attempts} times.") } else { Ok(()) }
+    }
+}
+
+/// How a worker ended, in the words of `ProcessExitedException`.
+struct Death<'a>(&'a Outcome);
+
+impl fmt::Display for Death<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(outcome) = self;
+        write!(f, "worker {} (pid {}) {}", outcome.rank(), outcome.pid(), outcome.status())?;
+        if let Some(cause) = outcome.cause() {
+            write!(f, "\nprobable cause: {cause}")?;
+        }
+        if let Some(note) = outcome.note() {
+            write!(f, "\nits last words: {note}")?;
+        }
+        if let Some(error) = outcome.error() {
+            write!(f, "\n\n{error}")?;
+        }
+        if let Some(traceback) = outcome.traceback() {
+            write!(f, "\n\n{traceback}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TaskFailed {
+    /// The same text: it is what `unwrap` and a main that returns the error show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for TaskFailed {}

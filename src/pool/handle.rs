@@ -1,0 +1,355 @@
+//! Pool: the handle of N workers that do many calls.
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::PoolError;
+use super::hub::{Hub, Order, Phase, Summary};
+use super::inbox::Inbox;
+use super::keeper::Keeper;
+use super::label::TaskLabel;
+use super::ledger::Ledger;
+use super::options::PoolOptions;
+use super::serve::{self, Place};
+use super::task::Task;
+use crate::Options;
+use crate::context::{GroupConfig, plan_for_all};
+use crate::error::{Error, WorkerError};
+use crate::memory::descriptor::Descriptor;
+use crate::queue::{Outgoing, Queue, QueueError};
+use crate::start::Plan;
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::event::EventFd;
+use crate::sys::image::Image;
+use crate::sys::limits::with_room;
+use crate::sys::signal;
+use crate::worker::entry::{self, Entry};
+
+/// N workers that do many calls, one after the other.
+///
+/// Clones are the same pool. It is `Send` and `Sync`: any thread may give it tasks. Dropping the last clone closes it: calls whose
+/// [`Task`] somebody holds are still done, and the workers end after them; all others are given up. [`join`](Self::join) waits for
+/// all. In a process that was forked from this one the pool does nothing.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{Pool, TaskFailure};
+///
+/// fn divide((a, b): (u64, u64)) -> anyhow::Result<u64> {
+///     anyhow::ensure!(b != 0, "division by zero");
+///     Ok(a / b)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(2)?;
+/// let (good, bad) = (pool.submit(divide, (6, 2))?, pool.submit(divide, (6, 0))?);
+/// assert_eq!(good.join()?, 3);
+/// let failed = bad.join().unwrap_err();
+/// let TaskFailure::Raised(error) = failed.failure() else { panic!("{failed}") };
+/// assert_eq!(error.message(), "division by zero");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Pool(Arc<Owner>);
+
+/// What all clones share. Its end closes the pool.
+struct Owner {
+    hub: Arc<Hub>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    retries: u32,
+    limit: Option<Duration>,
+}
+
+impl Pool {
+    /// A pool of so many workers, started by [`StartMethod::Spawn`](crate::StartMethod::Spawn).
+    ///
+    /// # Errors
+    /// As [`PoolOptions::build`].
+    pub fn new(workers: usize) -> Result<Self, PoolError> {
+        Self::options(Options::new(workers)).build()
+    }
+
+    /// The options of a pool, whose workers are started as [`Options`] say.
+    pub fn options(workers: Options) -> PoolOptions {
+        PoolOptions::new(workers)
+    }
+
+    fn build(options: PoolOptions) -> Result<Self, PoolError> {
+        let depth = serve::depth();
+        options.check(depth)?;
+        let PoolOptions { workers, capacity, retries, limit, grace, recycle_after } = options;
+        let nprocs = workers.nprocs();
+        let queues = (queue(capacity)?, queue(capacity)?);
+        let ledger = Ledger::new(capacity, nprocs)?;
+        let system = |doing| move |os| PoolError::System { doing, os };
+        let call = with_room(EventFd::new).map_err(system("make the event of a pool's thread (eventfd)"))?;
+        let copy = call.as_fd().try_clone_to_owned().map_err(system("copy the event of a pool's thread"))?;
+        let place = Place {
+            tasks: queues.0.clone(),
+            results: queues.1.clone(),
+            ledger: ledger.clone(),
+            full: Descriptor::from(copy),
+            depth: depth + 1,
+            most: recycle_after,
+        };
+        let (plan, config) = plan_for_all(serve_entry(), &place, workers)
+            .map_err(|error| PoolError::Start(Box::new(error)))?;
+        let hub = Arc::new(Hub::new(queues, ledger, call, grace));
+        let thread = Mutex::new(Some(start(hub.clone(), plan, config)?));
+        Ok(Self(Arc::new(Owner { hub, thread, retries, limit })))
+    }
+
+    pub(super) fn hub(&self) -> &Arc<Hub> {
+        &self.0.hub
+    }
+
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.0.limit
+    }
+
+    pub(super) fn retries(&self) -> u32 {
+        self.0.retries
+    }
+
+    /// How many workers it has.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.hub().workers
+    }
+
+    /// Gives a call to the workers: one of them will call `f(args)`. Where as many are on their way as the pool takes, it waits for
+    /// one to end.
+    ///
+    /// `f` is a plain function or a closure that captures nothing, as for [`spawn`](crate::spawn()); what it needs goes into `args`.
+    /// Tensors, queues, locks and descriptors in `args` and in the result are shared, not copied.
+    ///
+    /// # Errors
+    /// [`PoolError::Arguments`], [`PoolError::Function`], [`PoolError::Closed`], [`PoolError::Broken`], [`PoolError::Forked`], and
+    /// [`PoolError::Queue`] when the system refuses.
+    pub fn submit<F, A, R, E>(&self, f: F, args: A) -> Result<Task<R>, PoolError>
+    where
+        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        E: WorkerError,
+    {
+        const { entry::assert_plain::<F>() }
+        self.submit_by(f, &args, &WaitPolicy::Forever)
+    }
+
+    /// As [`submit`](Self::submit), but does not wait for room.
+    ///
+    /// # Errors
+    /// [`PoolError::Full`] when there is none; those of [`submit`](Self::submit).
+    pub fn try_submit<F, A, R, E>(&self, f: F, args: &A) -> Result<Task<R>, PoolError>
+    where
+        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        E: WorkerError,
+    {
+        const { entry::assert_plain::<F>() }
+        self.submit_by(f, args, &WaitPolicy::Never)
+    }
+
+    /// As [`submit`](Self::submit), but waits for room no longer than `timeout`.
+    ///
+    /// # Errors
+    /// [`PoolError::Full`] when the time is up; those of [`submit`](Self::submit).
+    pub fn submit_timeout<F, A, R, E>(&self, f: F, args: &A, timeout: Duration) -> Result<Task<R>, PoolError>
+    where
+        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        E: WorkerError,
+    {
+        const { entry::assert_plain::<F>() }
+        self.submit_by(f, args, &WaitPolicy::of(timeout))
+    }
+
+    fn submit_by<F, A, R, E>(&self, f: F, args: &A, policy: &WaitPolicy) -> Result<Task<R>, PoolError>
+    where
+        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        E: WorkerError,
+    {
+        let _ = f;
+        let (entry, function) = function(entry::of_task::<F, A, R, E>())?;
+        let most = self.hub().tasks.core().inline();
+        let message = Outgoing::labelled(&[0; TaskLabel::LEN], args, most);
+        let message = message.map_err(|error| unsent(entry, error))?;
+        let inbox = Arc::new(Inbox::default());
+        let order = Order {
+            entry,
+            function,
+            message,
+            inbox: inbox.clone(),
+            first: None,
+            items: 0,
+            retries: self.0.retries,
+            limit: self.0.limit,
+        };
+        let ticket = self.hub().submit(order, policy)?;
+        Ok(Task::new(self.hub().clone(), inbox, entry.name(), ticket))
+    }
+
+    /// Takes no more tasks, in all clones. Those that it has are done.
+    pub fn close(&self) {
+        if self.hub().is_here() {
+            self.hub().enter(Phase::Closing);
+        }
+    }
+
+    /// Cancels all calls that have not begun; returns how many.
+    pub fn cancel_queued(&self) -> usize {
+        self.hub().cancel_all(|_| true)
+    }
+
+    /// Closes the pool, and waits until all its calls are done and its workers have ended.
+    ///
+    /// # Errors
+    /// [`PoolError::Broken`] when it could not keep its workers; [`PoolError::Forked`]; [`PoolError::Queue`] when the wait was
+    /// aborted.
+    pub fn join(self) -> Result<Summary, PoolError> {
+        let hub = self.hub();
+        hub.check_here()?;
+        self.close();
+        hub.wait(&WaitPolicy::Forever, || hub.is_done().then_some(()), |thread| hub.wake_at_end(thread))
+            .or_else(|error| if matches!(error, QueueError::Closed) { Ok(()) } else { Err(error) })
+            .map_err(PoolError::Queue)?;
+        self.0.await_thread();
+        hub.summary()
+    }
+
+    /// Ends the workers by SIGKILL, and gives up all calls.
+    pub fn kill(self) {
+        self.0.end(Phase::Ending { kills: true });
+    }
+}
+
+impl PoolOptions {
+    /// Makes the pool, and starts all its workers, or none.
+    ///
+    /// # Errors
+    /// [`PoolError::InvalidOption`] for no workers or more than 65,535, for a capacity of 0 or more than 2^20, for
+    /// [`StartMethod::Fork`](crate::StartMethod::Fork), since a pool has a thread, and for pools in pools deeper than 8;
+    /// [`PoolError::Start`] when a worker cannot be started, as [`start_processes`](crate::start_processes);
+    /// [`PoolError::Memory`], [`PoolError::Queue`] and [`PoolError::System`] when the system refuses.
+    pub fn build(self) -> Result<Pool, PoolError> {
+        Pool::build(self)
+    }
+}
+
+impl Owner {
+    fn await_thread(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // It does not panic; if it did, its children are dead and what was outstanding is told by then.
+        let _ = thread.map(JoinHandle::join);
+    }
+
+    fn end(&self, phase: Phase) {
+        if self.hub.is_here() {
+            self.hub.enter(phase);
+            self.await_thread();
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // In a fork of the process there is no such thread, and the workers are not its children.
+        if !self.hub.is_here() {
+            return;
+        }
+        if thread::panicking() {
+            return self.end(Phase::Ending { kills: true });
+        }
+        self.hub.drain();
+        self.hub.cancel_all(|occupant| !occupant.is_wanted());
+        if self.hub.is_wanted() {
+            self.hub.enter(Phase::Closing);
+        } else {
+            self.end(Phase::Ending { kills: false });
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.hub().lock();
+        f.debug_struct("Pool")
+            .field("workers", &self.hub().workers)
+            .field("outstanding", &state.outstanding())
+            .field("succeeded", &state.done)
+            .field("failed", &state.failed)
+            .finish_non_exhaustive()
+    }
+}
+
+fn queue<T>(capacity: usize) -> Result<Queue<T>, PoolError> {
+    Queue::bounded(capacity).map_err(PoolError::Queue)
+}
+
+/// The record of a function, and where it lies in the executable.
+pub(super) fn function(entry: &'static Entry) -> Result<(&'static Entry, u64), PoolError> {
+    let image = Image::main()
+        .map_err(|os| PoolError::System { doing: "identify this executable (/proc/self/exe)", os })?;
+    let function = entry.offset(image).map_err(|error| PoolError::Function(Box::new(error)))?;
+    Ok((entry, function))
+}
+
+/// The error of arguments that cannot be sent.
+pub(super) fn unsent(entry: &'static Entry, error: QueueError) -> PoolError {
+    match error {
+        QueueError::Encode { reason } => PoolError::Arguments { function: entry.name(), reason },
+        other => PoolError::Queue(other),
+    }
+}
+
+fn serve_entry() -> &'static Entry {
+    fn of<F>(_: F) -> &'static Entry
+    where
+        F: Fn(usize, Place) -> anyhow::Result<()> + Copy + Send + 'static,
+    {
+        entry::of::<F, Place, (), anyhow::Error>()
+    }
+    of(serve::serve)
+}
+
+/// Starts the pool's thread, which starts the workers: the parent-death signal of a worker comes when the thread ends that started it
+/// (prctl(2), PR_SET_PDEATHSIG).
+fn start(hub: Arc<Hub>, plan: Plan, config: GroupConfig) -> Result<JoinHandle<()>, PoolError> {
+    let (tell, told) = mpsc::sync_channel::<Result<(), Error>>(1);
+    let keep = move || {
+        // Best effort: unblocked, a signal handler of the program might run here, which does no harm to us.
+        let _ = signal::block_all_in_thread();
+        match Keeper::start(hub, plan, config) {
+            Ok(keeper) => {
+                let _ = tell.send(Ok(()));
+                keeper.run();
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+    };
+    let thread = thread::Builder::new().name("phalanx-pool".into()).spawn(keep);
+    let thread = thread.map_err(|os| PoolError::System { doing: "create a pool's thread", os })?;
+    match told.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => {
+            let _ = thread.join();
+            Err(PoolError::Start(Box::new(error)))
+        }
+        Err(_) => Err(PoolError::System {
+            doing: "hear from a pool's thread",
+            os: std::io::Error::other("it has ended"),
+        }),
+    }
+}

@@ -1,0 +1,378 @@
+//! What the handles of a pool, its tasks and its thread share in the process that made it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+
+use super::alarm::{Alarm, Alarms, Purpose};
+use super::error::{PoolError, TaskFailure};
+use super::inbox::{Delivery, Inbox};
+use super::label::{TaskLabel, Ticket};
+use super::ledger::{self, Cell, Ledger};
+use super::occupant::{EndedBy, Occupant};
+use super::serve::{ResultMessage, TaskMessage};
+use crate::queue::{Outgoing, Queue, QueueError};
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::clock::Moment;
+use crate::sys::event::EventFd;
+use crate::sys::forks::Here;
+use crate::wire::codec;
+use crate::worker::entry::Entry;
+
+/// How far a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// It takes no more tasks; those that it has are done.
+    Closing,
+    /// What it has not done is given up, and its workers are ended.
+    Ending {
+        /// By SIGKILL at once.
+        kills: bool,
+    },
+    /// It cannot keep workers, for this reason.
+    Broken(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) tasks: Queue<TaskMessage>,
+    pub(super) results: Queue<ResultMessage>,
+    pub(super) ledger: Ledger,
+    pub(super) workers: usize,
+    /// How long a task that was asked to end has before its worker is killed.
+    pub(super) grace: Duration,
+    state: Mutex<State>,
+    /// Wakes the pool's thread when a result has been delivered, or the thread that takes them has gone.
+    pub(super) delivered: Condvar,
+    /// Calls the pool's thread.
+    pub(super) call: EventFd,
+    owner: (Here, u32),
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// By cell.
+    pub(super) occupants: Vec<Option<Occupant>>,
+    free: Vec<u32>,
+    /// Whether a thread takes results out of the queue; the others sleep.
+    pub(super) pumps: bool,
+    pub(super) sleepers: VecDeque<Thread>,
+    /// Threads that sleep until a task has ended, to put another one.
+    pub(super) without_room: Vec<Thread>,
+    /// How many results have been delivered, modulo 2^32: the queue counts those that were put.
+    pub(super) delivered: u32,
+    pub(super) phase: Phase,
+    pub(super) alarms: Alarms,
+    /// Tasks that are to be put into the queue again, for which it had no room.
+    pub(super) again: Vec<Ticket>,
+    pub(super) done: u64,
+    pub(super) failed: u64,
+}
+
+/// What a pool has done, when it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// How many calls and items have returned a value.
+    pub succeeded: u64,
+    /// How many have not: they failed, were cancelled or given up.
+    pub failed: u64,
+}
+
+/// A task to be given to a pool.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) entry: &'static Entry,
+    /// Where the record of the function lies in the executable.
+    pub(super) function: u64,
+    /// Its label is written when it has a cell.
+    pub(super) message: Outgoing,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) first: Option<u64>,
+    pub(super) items: u32,
+    pub(super) retries: u32,
+    pub(super) limit: Option<Duration>,
+}
+
+impl State {
+    /// How many tasks have not ended.
+    pub(super) fn outstanding(&self) -> usize {
+        self.occupants.len() - self.free.len()
+    }
+
+    pub(super) fn occupant(&mut self, ticket: Ticket) -> Option<&mut Occupant> {
+        let occupant = self.occupants.get_mut(ticket.cell as usize)?.as_mut();
+        occupant.filter(|occupant| occupant.ticket == ticket)
+    }
+
+    /// The time limit of a task that has not ended.
+    pub(super) fn limit_of(&mut self, ticket: Ticket) -> Option<Duration> {
+        self.occupant(ticket)?.limit
+    }
+
+    /// Gives up a cell, whose word is free already.
+    fn vacate(&mut self, ticket: Ticket) -> Option<Occupant> {
+        self.occupant(ticket)?;
+        let occupant = self.occupants[ticket.cell as usize].take();
+        self.free.push(ticket.cell);
+        self.without_room.drain(..).for_each(|thread| thread.unpark());
+        occupant
+    }
+}
+
+impl Hub {
+    pub(super) fn new(
+        (tasks, results): (Queue<TaskMessage>, Queue<ResultMessage>),
+        ledger: Ledger,
+        call: EventFd,
+        grace: Duration,
+    ) -> Self {
+        let (cells, workers) = (ledger.cells().len(), ledger.desks().len());
+        let state = State {
+            occupants: (0..cells).map(|_| None).collect(),
+            // The lowest is taken first, so that few cells are ever touched where few tasks are on their way.
+            free: (0..cells as u32).rev().collect(),
+            pumps: false,
+            sleepers: VecDeque::new(),
+            without_room: Vec::new(),
+            delivered: 0,
+            phase: Phase::Open,
+            alarms: Alarms::default(),
+            again: Vec::new(),
+            done: 0,
+            failed: 0,
+        };
+        let owner = (Here::now(), std::process::id());
+        let state = Mutex::new(state);
+        Self { tasks, results, ledger, workers, grace, state, delivered: Condvar::new(), call, owner }
+    }
+
+    /// Gives up a cell; tells the pool's thread when it was the last one that a closed pool has waited for.
+    pub(super) fn vacate(&self, state: &mut State, ticket: Ticket) -> Option<Occupant> {
+        let occupant = state.vacate(ticket);
+        if state.phase != Phase::Open && state.outstanding() == 0 {
+            self.call.ring();
+        }
+        occupant
+    }
+
+    /// The ticket that the task of an inbox has now, in the cell in which it was put.
+    pub(super) fn ticket_of(&self, cell: u32, inbox: &Arc<Inbox>) -> Option<Ticket> {
+        let state = self.lock();
+        let occupant = state.occupants.get(cell as usize)?.as_ref()?;
+        Arc::ptr_eq(&occupant.inbox, inbox).then_some(occupant.ticket)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // No user code runs with the lock held, so that a panic leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this process is the one that made the pool.
+    pub(super) fn is_here(&self) -> bool {
+        self.owner.0.is_now()
+    }
+
+    pub(super) fn check_here(&self) -> Result<(), PoolError> {
+        if self.is_here() { Ok(()) } else { Err(PoolError::Forked { owner: self.owner.1 }) }
+    }
+
+    pub(super) fn cell(&self, ticket: Ticket) -> &Cell {
+        &self.ledger.cells()[ticket.cell as usize]
+    }
+
+    /// Gives a task to the workers; waits for room as long as `policy` says, and takes results in meanwhile.
+    pub(super) fn submit(&self, mut order: Order, policy: &WaitPolicy) -> Result<Ticket, PoolError> {
+        self.check_here()?;
+        let found =
+            self.wait(policy, || self.try_submit(&mut order).transpose(), |thread| self.wake_at_end(thread));
+        match found {
+            Ok(ticket) => {
+                let ticket = ticket?;
+                order.message.deliver();
+                Ok(ticket)
+            }
+            Err(QueueError::Full | QueueError::Empty | QueueError::TimedOut { .. }) => {
+                Err(PoolError::Full { queued: self.lock().outstanding() })
+            }
+            Err(QueueError::Closed) => Err(PoolError::Closed),
+            Err(other) => Err(PoolError::Queue(other)),
+        }
+    }
+
+    /// Puts a task into the queue; `None`: there is no room.
+    fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
+        let Some(ticket) = self.occupy(order)? else { return Ok(None) };
+        let put = self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never);
+        if put.is_ok() {
+            return Ok(Some(ticket));
+        }
+        ledger::cancel(&self.cell(ticket).word, ticket.generation);
+        self.vacate(&mut self.lock(), ticket);
+        match put {
+            Err(QueueError::Full | QueueError::TimedOut { .. }) => Ok(None),
+            Err(error) => Err(PoolError::Queue(error)),
+            Ok(()) => Ok(Some(ticket)),
+        }
+    }
+
+    /// Takes a cell for a task, and writes its label; `None`: all are taken.
+    fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
+        let &mut Order { entry, function, first, items, retries, limit, .. } = order;
+        let mut state = self.lock();
+        match &state.phase {
+            Phase::Open => {}
+            Phase::Closing | Phase::Ending { .. } => return Err(PoolError::Closed),
+            Phase::Broken(reason) => return Err(PoolError::Broken { reason: reason.clone() }),
+        }
+        let Some(number) = state.free.pop() else { return Ok(None) };
+        let generation = self.ledger.cells()[number as usize].queue();
+        let ticket = Ticket { cell: number, generation };
+        let label = TaskLabel { ticket, function, items, is_timed: limit.is_some() };
+        order.message.label_mut(TaskLabel::LEN).copy_from_slice(&label.to_bytes());
+        let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
+        let inbox = order.inbox.clone();
+        let (delivered, begun, ended_by) = (0, 0, None);
+        state.occupants[number as usize] = Some(Occupant {
+            ticket,
+            entry,
+            inbox,
+            first,
+            items,
+            delivered,
+            begun,
+            retries,
+            limit,
+            kept,
+            ended_by,
+        });
+        if let Some(at) = limit.and_then(|limit| Moment::now().checked_add(limit)) {
+            self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Limit });
+        }
+        Ok(Some(ticket))
+    }
+
+    /// Calls the pool's thread at a moment.
+    fn set_alarm(&self, state: &mut State, alarm: Alarm) {
+        // A task that ends in time leaves its alarm behind.
+        if state.alarms.len() > 4 * state.occupants.len() {
+            let occupants = &state.occupants;
+            let is_current = |occupant: &Occupant, alarm: &Alarm| occupant.ticket == alarm.ticket;
+            state.alarms.retain(|alarm| {
+                occupants[alarm.ticket.cell as usize].as_ref().is_some_and(|one| is_current(one, alarm))
+            });
+        }
+        if state.alarms.push(alarm) {
+            self.call.ring();
+        }
+    }
+
+    /// Cancels a task that has not begun. True: its function will never begin.
+    pub(super) fn cancel(&self, ticket: Ticket) -> bool {
+        if !self.is_here() || !ledger::cancel(&self.cell(ticket).word, ticket.generation) {
+            return false;
+        }
+        self.fail(&mut self.lock(), ticket, || TaskFailure::Cancelled);
+        true
+    }
+
+    /// Asks a running task to end, and has its worker killed after the grace period. True: it runs.
+    pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
+        if !self.is_here() || !ledger::ask(&self.cell(ticket).word, ticket.generation) {
+            return false;
+        }
+        let mut state = self.lock();
+        if let Some(occupant) = state.occupant(ticket) {
+            occupant.ended_by = Some(why);
+        }
+        if let Some(at) = Moment::now().checked_add(self.grace) {
+            self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Kill });
+        }
+        true
+    }
+
+    /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
+    pub(super) fn put_again(&self, state: &mut State, ticket: Ticket) {
+        let Some(occupant) = state.occupant(ticket) else { return };
+        let Some(kept) = occupant.kept.clone() else { return };
+        let encoded = codec::Encoded { bytes: kept, attachments: Default::default() };
+        let message = Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX);
+        let put = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
+        if put.is_err() {
+            state.again.push(ticket);
+        }
+    }
+
+    /// Ends a task with a failure of all its items that have none yet, which the pool tells, and not a worker.
+    pub(super) fn fail(&self, state: &mut State, ticket: Ticket, failure: impl Fn() -> TaskFailure) {
+        let Some(occupant) = self.vacate(state, ticket) else { return };
+        for item in occupant.delivered..occupant.items.max(1) {
+            state.failed += 1;
+            let outcome = Err(occupant.failed(item, false, failure()));
+            occupant.inbox.put(Delivery { item: occupant.number(item), outcome, chunk: None });
+        }
+    }
+
+    /// Goes on to a phase, unless the pool is further already.
+    pub(super) fn enter(&self, phase: Phase) {
+        let mut state = self.lock();
+        let is_later = matches!(
+            (&state.phase, &phase),
+            (Phase::Open, _)
+                | (Phase::Closing, Phase::Ending { .. })
+                | (Phase::Ending { kills: false }, Phase::Ending { kills: true })
+        );
+        if is_later {
+            state.phase = phase;
+        }
+        drop(state);
+        self.call.ring();
+    }
+
+    /// Cancels the tasks that have not begun and that `is_meant` names; returns how many there were.
+    pub(super) fn cancel_all(&self, is_meant: impl Fn(&Occupant) -> bool) -> usize {
+        let state = self.lock();
+        let meant = state.occupants.iter().flatten().filter(|occupant| is_meant(occupant));
+        let tickets: Vec<_> = meant.map(|occupant| occupant.ticket).collect();
+        drop(state);
+        tickets.into_iter().filter(|&ticket| self.cancel(ticket)).count()
+    }
+
+    /// Gives up all tasks of an inbox that nobody takes from any more: cancels those that have not begun, and asks the others to end.
+    pub(super) fn abandon(&self, inbox: &Arc<Inbox>) {
+        if !self.is_here() {
+            return;
+        }
+        let is_meant = |occupant: &Occupant| Arc::ptr_eq(&occupant.inbox, inbox);
+        self.cancel_all(is_meant);
+        for occupant in self.lock().occupants.iter().flatten().filter(|occupant| is_meant(occupant)) {
+            ledger::ask(&self.cell(occupant.ticket).word, occupant.ticket.generation);
+        }
+    }
+
+    /// Whether somebody waits, or may wait, for one of the tasks.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.lock().occupants.iter().flatten().any(Occupant::is_wanted)
+    }
+
+    /// Whether all tasks have ended.
+    pub(super) fn is_done(&self) -> bool {
+        self.lock().outstanding() == 0
+    }
+
+    /// Has a thread woken when a task ends.
+    pub(super) fn wake_at_end(&self, thread: Thread) {
+        self.lock().without_room.push(thread);
+    }
+
+    /// What has been done; the error of a pool that is broken.
+    pub(super) fn summary(&self) -> Result<Summary, PoolError> {
+        let state = self.lock();
+        match &state.phase {
+            Phase::Broken(reason) => Err(PoolError::Broken { reason: reason.clone() }),
+            _ => Ok(Summary { succeeded: state.done, failed: state.failed }),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Where the results of one task or one map arrive, in the process of the pool.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+
+use super::error::TaskFailed;
+use crate::queue::Incoming;
+
+/// What came of a task or of an item of a map.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    /// The number of the item; 0 for a task.
+    pub(super) item: u64,
+    pub(super) outcome: Result<Incoming, TaskFailed>,
+    /// With the last item of a chunk: how many it had, and for how long the worker was at it.
+    pub(super) chunk: Option<(u32, Duration)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    contents: Mutex<Contents>,
+    /// Whether the handle is gone that would take what arrives.
+    is_abandoned: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Contents {
+    arrived: VecDeque<Delivery>,
+    /// The thread that sleeps until something arrives.
+    waiter: Option<Thread>,
+}
+
+impl Inbox {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Contents> {
+        // No user code runs with the lock held, so that a panic leaves nothing half done.
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, delivery: Delivery) {
+        if !self.is_wanted() {
+            return;
+        }
+        let mut contents = self.lock();
+        contents.arrived.push_back(delivery);
+        if let Some(waiter) = contents.waiter.take() {
+            waiter.unpark();
+        }
+    }
+
+    /// Notes that nobody will take what arrives.
+    pub(super) fn abandon(&self) {
+        self.is_abandoned.store(true, Relaxed);
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.is_abandoned.load(Relaxed)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().arrived.is_empty()
+    }
+
+    pub(super) fn take(&self) -> Option<Delivery> {
+        self.lock().arrived.pop_front()
+    }
+
+    /// Takes all that has arrived, behind what `into` has.
+    pub(super) fn take_all(&self, into: &mut VecDeque<Delivery>) {
+        into.append(&mut self.lock().arrived);
+    }
+
+    /// Has the next delivery wake this thread, instead of the one before.
+    pub(super) fn wake(&self, waiter: Thread) {
+        self.lock().waiter = Some(waiter);
+    }
+}

@@ -1,0 +1,295 @@
+//! The thread of a pool: starts its workers, replaces those that end, says what the dead ones had in their hands, and keeps time.
+//! Results pass it by: the threads that wait for them take them in.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::alarm::{Alarm, Purpose};
+use super::hub::{Hub, Phase};
+use super::label::Ticket;
+use super::ledger::{self, Standing};
+use crate::context::postmortem;
+use crate::context::{GroupConfig, postmortem::End};
+use crate::error::{Error, Outcome, Status};
+use crate::start::{self, Plan};
+use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
+use crate::supervise::stop::Stop;
+use crate::sys::clock::Moment;
+use crate::sys::signal::Signal;
+use crate::wire::slot::Slot;
+
+/// The token of the event by which the thread is called.
+const CALL: u32 = 0;
+/// How long workers have to exit when there are no more tasks, unless the options say it.
+const EXIT: Duration = Duration::from_secs(30);
+/// When tasks are put again for which the queue had no room.
+const AGAIN: Duration = Duration::from_millis(5);
+/// A pool is broken when so many workers in a row have ended before they began a task, within [`WITHIN`].
+const EARLY: usize = 3;
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// One worker.
+#[derive(Debug)]
+struct Worker {
+    slot: Option<Slot>,
+    /// What its desk said at its start: its predecessor's count.
+    begun: u64,
+}
+
+pub(super) struct Keeper {
+    hub: Arc<Hub>,
+    plan: Plan,
+    config: GroupConfig,
+    /// Above `workers`: dropping the group ends the children, which may write into their slots until then.
+    children: Group,
+    /// By number.
+    workers: Vec<Worker>,
+    began: Moment,
+    /// When workers have ended before they began a task.
+    early: Vec<Moment>,
+    /// When the children are looked at again though nobody calls.
+    next_start: Option<Moment>,
+}
+
+impl Keeper {
+    /// Starts the first workers, all or none.
+    pub(super) fn start(hub: Arc<Hub>, plan: Plan, config: GroupConfig) -> Result<Self, Error> {
+        let watched = Group::new().and_then(|children| {
+            children.watch_too(hub.call.as_fd(), CALL)?;
+            Ok(children)
+        });
+        let children = watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
+        let (began, workers) = (Moment::now(), Vec::with_capacity(hub.workers));
+        let (early, next_start) = (Vec::new(), None);
+        let mut keeper = Self { hub, plan, config, children, workers, began, early, next_start };
+        for number in 0..keeper.hub.workers {
+            keeper.start_worker(number)?;
+        }
+        Ok(keeper)
+    }
+
+    fn start_worker(&mut self, number: usize) -> Result<(), Error> {
+        let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
+        let (children, workers) = (&mut self.children, &mut self.workers);
+        start::start_rank(&mut self.plan, number, |child, slot| {
+            // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
+            let worker = Worker { slot: Some(slot), begun };
+            if let Some(place) = workers.get_mut(number) {
+                *place = worker;
+                return children.replace(number, child);
+            }
+            workers.push(worker);
+            children.add(child)
+        })
+    }
+
+    /// Keeps the pool until it has ended.
+    pub(super) fn run(mut self) {
+        let failed = loop {
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        // Without this thread nobody would end or replace a worker, so none is left.
+        let reason = failed.unwrap_or_else(|| "the pool has ended".to_owned());
+        drop(self.children);
+        self.hub.drain();
+        self.hub.give_up_all(&reason);
+        // Wakes those that wait for a result. A queue that refuses to be closed has no waiters that this process could wake.
+        let _ = self.hub.results.core().close();
+    }
+
+    /// Does what there is to do, and sleeps until there is more. False: all workers have ended, and none is to come.
+    fn step(&mut self) -> std::io::Result<bool> {
+        loop {
+            match self.children.next()? {
+                Step::Ended(number) => self.take_end(number)?,
+                Step::Readable(_) => {
+                    self.hub.call.clear();
+                    self.hub.drain();
+                }
+                Step::Idle => break,
+            }
+        }
+        self.look_at_alarms();
+        self.put_again();
+        self.enter_phase();
+        for (number, why) in self.children.carry_on() {
+            self.give_up_on(number, &why);
+        }
+        if self.children.running() == 0 && !self.replaces() {
+            return Ok(false);
+        }
+        self.replace_ended();
+        self.children.wait_until(self.deadline())?;
+        Ok(true)
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let state = self.hub.lock();
+        let again = (!state.again.is_empty()).then(|| Moment::now().checked_add(AGAIN)).flatten();
+        [state.alarms.next(), again, self.next_start].into_iter().flatten().min()
+    }
+
+    /// Whether workers that have ended are replaced.
+    fn replaces(&self) -> bool {
+        let state = self.hub.lock();
+        match state.phase {
+            Phase::Open => true,
+            Phase::Closing => state.outstanding() > 0,
+            Phase::Ending { .. } | Phase::Broken(_) => false,
+        }
+    }
+
+    /// Takes in the end of a worker, and tells what it means for its tasks.
+    fn take_end(&mut self, number: usize) -> std::io::Result<()> {
+        let Some(known) = self.children.reap(number)? else { return Ok(()) };
+        // All that it had put before it died is in the queue, and counts.
+        self.hub.drain();
+        let held = self.hub.held_by(number as u16);
+        let outcome = self.examine(number, &known, &held);
+        self.note_early_end(number, &outcome);
+        let mut state = self.hub.lock();
+        for (ticket, standing) in held {
+            self.hub.settle(&mut state, ticket, standing, &outcome);
+        }
+        drop(state);
+        self.hub.nudge();
+        Ok(())
+    }
+
+    fn examine(&mut self, number: usize, known: &EndedChild, held: &[(Ticket, Standing)]) -> Outcome {
+        let times = (self.began, self.children.started(number));
+        let pid = self.children.pids().nth(number).unwrap_or(0);
+        // The function whose frames a traceback is to show.
+        let state = self.hub.lock();
+        let running = held.first().and_then(|(ticket, _)| state.occupants[ticket.cell as usize].as_ref());
+        let callee = running.map_or(self.config.callee, |occupant| occupant.entry.callee(None));
+        drop(state);
+        let ended = match self.workers[number].slot.take() {
+            Some(slot) => postmortem::examine(slot, known, times, callee, Vec::new()).ended,
+            None => End::left_behind(&LeftBehind::Survived, times).ended,
+        };
+        Outcome { rank: number, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() }
+    }
+
+    /// Counts the workers that end before they have begun a task; with too many the pool is broken.
+    fn note_early_end(&mut self, number: usize, outcome: &Outcome) {
+        let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
+        if begun != self.workers[number].begun || outcome.status() == Status::Succeeded {
+            self.early.clear();
+            return;
+        }
+        self.note_failed_start(format!("its workers end before they begin a task; the last one: {outcome}"));
+    }
+
+    fn note_failed_start(&mut self, reason: String) {
+        // Workers that are being ended end before they begin anything.
+        if self.children.stopping().is_some() {
+            return;
+        }
+        let now = Moment::now();
+        self.early.retain(|&at| now.since(at) < WITHIN);
+        self.early.push(now);
+        if self.early.len() >= EARLY {
+            self.hub.break_off(reason);
+        }
+    }
+
+    fn give_up_on(&mut self, number: usize, why: &LeftBehind) {
+        let times = (self.began, self.children.started(number));
+        let pid = self.children.pids().nth(number).unwrap_or(0);
+        let ended = End::left_behind(why, times).ended;
+        self.workers[number].slot = None;
+        let outcome =
+            Outcome { rank: number, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() };
+        let mut state = self.hub.lock();
+        for (ticket, standing) in Hub::held(&self.hub.ledger, &state, number as u16) {
+            self.hub.settle(&mut state, ticket, standing, &outcome);
+        }
+    }
+
+    /// Ends what has run for too long.
+    fn look_at_alarms(&mut self) {
+        let now = Moment::now();
+        loop {
+            let due = self.hub.lock().alarms.pop_due(now);
+            let Some(Alarm { ticket, purpose, .. }) = due else { return };
+            match purpose {
+                Purpose::Limit => self.hub.look_at_limit(ticket, now),
+                Purpose::Kill => self.kill(ticket),
+            }
+        }
+    }
+
+    /// Kills the worker that runs a task, if it still does.
+    fn kill(&mut self, ticket: Ticket) {
+        let Some(worker) = ledger::condemn(&self.hub.cell(ticket).word, ticket.generation) else { return };
+        // Refused: the worker waits for its end, and a later teardown gives it up.
+        let _ = self.children.signal(worker.into(), Signal::KILL);
+    }
+
+    fn put_again(&self) {
+        let mut state = self.hub.lock();
+        for ticket in std::mem::take(&mut state.again) {
+            self.hub.put_again(&mut state, ticket);
+        }
+    }
+
+    /// Begins to end the workers, once the phase is one in which they are to end.
+    fn enter_phase(&mut self) {
+        let phase = {
+            let state = self.hub.lock();
+            match &state.phase {
+                Phase::Closing if state.outstanding() > 0 => return,
+                phase => phase.clone(),
+            }
+        };
+        let now = Moment::now();
+        let grace = self.config.grace;
+        let stop = match phase {
+            Phase::Open => return,
+            // They find the queue closed and empty, and exit.
+            Phase::Closing => Stop::after_failure(Some(grace.unwrap_or(EXIT)), now),
+            Phase::Ending { kills: true } => Stop::at_once(now),
+            Phase::Ending { kills: false } | Phase::Broken(_) => Stop::terminate(grace, now),
+        };
+        let is_over = self.children.stopping().is_some();
+        match phase {
+            Phase::Ending { kills } if is_over && !kills => return,
+            Phase::Closing | Phase::Broken(_) if is_over => return,
+            _ => {}
+        }
+        // Refused: nobody can put a task into it any more, all the same.
+        let _ = self.hub.tasks.core().close();
+        if let Phase::Broken(reason) = &phase {
+            self.hub.give_up_all(reason);
+        }
+        if phase != Phase::Closing {
+            self.config.stop.raise(None);
+        }
+        self.children.stop(Some(stop));
+    }
+
+    /// Starts workers in the places of those that have ended.
+    fn replace_ended(&mut self) {
+        self.next_start = None;
+        // One that a debugger keeps from being reaped has its slot.
+        let is_gone = |&&number: &&usize| self.workers[number].slot.is_none();
+        let missing: Vec<_> = self.children.order().iter().filter(is_gone).copied().collect();
+        for number in missing {
+            if !self.replaces() {
+                return;
+            }
+            if let Err(error) = self.start_worker(number) {
+                self.note_failed_start(format!("a worker cannot be started: {error}"));
+                self.next_start = Moment::now().checked_add(AGAIN);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What stands before a task and before a result in their queues, in bytes that are read before anything is decoded.
+
+/// A task: a cell of the ledger, and which of the tasks that it has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ticket {
+    pub(super) cell: u32,
+    pub(super) generation: u32,
+}
+
+/// The label of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TaskLabel {
+    pub(super) ticket: Ticket,
+    /// Where the record of the function lies in the executable.
+    pub(super) function: u64,
+    /// How many items the message has, one after the other behind their lengths; 0: it is the arguments of one call.
+    pub(super) items: u32,
+    /// Whether the moments of begins are to be noted, for a time limit.
+    pub(super) is_timed: bool,
+}
+
+impl TaskLabel {
+    pub(super) const LEN: usize = 24;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.ticket.cell.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.ticket.generation.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.function.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.items.to_le_bytes());
+        bytes[20..24].copy_from_slice(&u32::from(self.is_timed).to_le_bytes());
+        bytes
+    }
+
+    /// `None`: the bytes are too few.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.first_chunk::<{ Self::LEN }>()?;
+        Some(Self {
+            ticket: Ticket { cell: word(bytes, 0), generation: word(bytes, 4) },
+            function: u64::from(word(bytes, 8)) | u64::from(word(bytes, 12)) << 32,
+            items: word(bytes, 16),
+            is_timed: word(bytes, 20) != 0,
+        })
+    }
+}
+
+/// What a result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What the function returned.
+    Returned,
+    /// Its error or its panic.
+    Raised,
+    /// Why the arguments could not be read.
+    Arguments,
+    /// Why what it returned could not be written.
+    Result,
+    /// The rest of a chunk whose map is gone was not begun.
+    Dropped,
+    /// Nothing: it wakes a thread that waits for results.
+    Nudge,
+}
+
+/// The label of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ResultLabel {
+    pub(super) ticket: Ticket,
+    pub(super) kind: Kind,
+    /// Which item of a chunk it is of.
+    pub(super) item: u32,
+    /// With the last item: how long the function has run for all of them, in nanoseconds.
+    pub(super) busy: u64,
+}
+
+impl ResultLabel {
+    pub(super) const LEN: usize = 24;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.ticket.cell.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.ticket.generation.to_le_bytes());
+        bytes[8..12].copy_from_slice(&(self.kind as u32).to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.item.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.busy.to_le_bytes());
+        bytes
+    }
+
+    /// `None`: no worker has written that.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.first_chunk::<{ Self::LEN }>()?;
+        let kind = match word(bytes, 8) {
+            0 => Kind::Returned,
+            1 => Kind::Raised,
+            2 => Kind::Arguments,
+            3 => Kind::Result,
+            4 => Kind::Dropped,
+            5 => Kind::Nudge,
+            _ => return None,
+        };
+        Some(Self {
+            ticket: Ticket { cell: word(bytes, 0), generation: word(bytes, 4) },
+            kind,
+            item: word(bytes, 12),
+            busy: u64::from(word(bytes, 16)) | u64::from(word(bytes, 20)) << 32,
+        })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_back_and_short_ones_refused() {
+        let ticket = Ticket { cell: 7, generation: u32::MAX };
+        let task = TaskLabel { ticket, function: u64::MAX - 1, items: 3, is_timed: true };
+        assert_eq!(TaskLabel::read(&task.to_bytes()), Some(task));
+        assert_eq!(TaskLabel::read(&task.to_bytes()[1..]), None);
+        for kind in [Kind::Returned, Kind::Raised, Kind::Arguments, Kind::Result, Kind::Dropped, Kind::Nudge]
+        {
+            let result = ResultLabel { ticket, kind, item: 9, busy: 1 << 40 };
+            assert_eq!(ResultLabel::read(&result.to_bytes()), Some(result));
+        }
+        let mut bytes = ResultLabel { ticket, kind: Kind::Nudge, item: 0, busy: 0 }.to_bytes();
+        bytes[8] = 6;
+        assert_eq!(ResultLabel::read(&bytes), None);
+    }
+}

@@ -1,0 +1,317 @@
+//! The ledger: who holds which task. A cell of shared memory for each task that is on its way, and a word in it that every change
+//! goes through. Each change is one compare-and-swap, so of a worker, a canceller and a killer one wins, and the others learn it.
+//!
+//! | from | to | by whom, and when |
+//! |---|---|---|
+//! | Free | Queued | the submitter, before the task goes into the queue |
+//! | Queued | Claimed | a worker, before it takes the task out of the queue |
+//! | Claimed | Claimed | another worker, which finds the task still in the queue: the first one has died |
+//! | Claimed | Running | the worker, before it decodes the arguments |
+//! | Running | Asked | a canceller, or a time limit: the function may see it and end |
+//! | Running, Asked | Condemned | the pool, before it kills the worker |
+//! | Running, Asked | Sending | the worker, when the function has ended |
+//! | Queued, Claimed | Free | a canceller |
+//! | any | Free, Queued | the pool, when the result has come or the worker is dead |
+//!
+//! A worker that finds its task Condemned takes no other one, and waits for its end: so a SIGKILL after that change can hit that
+//! task only.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::MemoryError;
+use crate::sys::atomic_record::atomic_record;
+use crate::sys::clock::Moment;
+use crate::transfer::record::{Record, TypeTag};
+
+/// Where a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The cell has no task.
+    Free,
+    Queued,
+    /// A worker takes it out of the queue, or has, but the function has not begun.
+    Claimed,
+    Running,
+    /// The function has begun, and is to end.
+    Asked,
+    /// The worker is to be killed.
+    Condemned,
+    /// The function has ended, and the worker hands in what came of it.
+    Sending,
+}
+
+/// What the word of a cell says: 32 bits of the generation, 16 of the worker, 8 of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// How often the cell has changed hands: a message with another number is about a task that is over.
+    pub(super) generation: u32,
+    /// The worker that has it; of no meaning in `Free` and `Queued`.
+    pub(super) worker: u16,
+    pub(super) state: State,
+}
+
+impl Standing {
+    fn to_word(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.worker) << 16 | self.state as u64
+    }
+
+    fn from_word(word: u64) -> Self {
+        let state = match word & 0xff {
+            1 => State::Queued,
+            2 => State::Claimed,
+            3 => State::Running,
+            4 => State::Asked,
+            5 => State::Condemned,
+            6 => State::Sending,
+            // The word is in shared memory, and any number may stand there.
+            _ => State::Free,
+        };
+        Self { generation: (word >> 32) as u32, worker: (word >> 16) as u16, state }
+    }
+
+    /// The same task in another state.
+    fn now(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Whether the worker has the task in its hands.
+    pub(super) fn is_held(self) -> bool {
+        !matches!(self.state, State::Free | State::Queued)
+    }
+}
+
+/// A word that changes by compare-and-swap: of shared memory, or loom's.
+pub(super) trait Word {
+    fn load(&self, ordering: Ordering) -> u64;
+    fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64>;
+}
+
+impl Word for AtomicU64 {
+    #[inline]
+    fn load(&self, ordering: Ordering) -> u64 {
+        Self::load(self, ordering)
+    }
+
+    #[inline]
+    fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64> {
+        self.compare_exchange(old, new, success, Relaxed)
+    }
+}
+
+/// Changes the word as long as the task is this one and `next` allows it; returns what it was before.
+fn change(
+    word: &impl Word,
+    generation: u32,
+    next: impl Fn(Standing) -> Option<Standing>,
+) -> Option<Standing> {
+    let mut seen = word.load(Acquire);
+    loop {
+        let standing = Standing::from_word(seen);
+        let next = next(standing).filter(|_| standing.generation == generation)?;
+        // Acquire and Release: who finds the new state sees what was stored before it, as the number of the message in `claim`, or
+        // the moment of the begin.
+        match word.replace(seen, next.to_word(), AcqRel) {
+            Ok(_) => return Some(standing),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// A worker claims a task that it is about to take out of the queue, whose mutex it owns. False: the task is over, as when it was
+/// cancelled, and the message is to be dropped.
+pub(super) fn claim(word: &impl Word, generation: u32, worker: u16) -> bool {
+    // Another worker's claim does not stand in the way: only one process at a time owns the mutex, and the message is still in the
+    // queue, so the other one has died between its claim and its take.
+    let next = |standing: Standing| match standing.state {
+        State::Queued | State::Claimed => Some(Standing { worker, ..standing.now(State::Claimed) }),
+        _ => None,
+    };
+    change(word, generation, next).is_some()
+}
+
+/// The worker begins the function. False: the task was cancelled meanwhile.
+pub(super) fn begin(word: &impl Word, generation: u32, worker: u16) -> bool {
+    let claimed = Standing { generation, worker, state: State::Claimed };
+    change(word, generation, |standing| (standing == claimed).then(|| standing.now(State::Running))).is_some()
+}
+
+/// The function has ended. False: the worker is condemned.
+pub(super) fn finish(word: &impl Word, generation: u32) -> bool {
+    let next = |standing: Standing| match standing.state {
+        State::Running | State::Asked => Some(standing.now(State::Sending)),
+        _ => None,
+    };
+    change(word, generation, next).is_some()
+}
+
+/// Cancels a task that has not begun. True: its function will never begin, and the cell is free.
+pub(super) fn cancel(word: &impl Word, generation: u32) -> bool {
+    let next = |standing: Standing| match standing.state {
+        // The next generation: the message, which is in the queue or in a worker's hands, is about nothing any more.
+        State::Queued | State::Claimed => Some(freed(standing)),
+        _ => None,
+    };
+    change(word, generation, next).is_some()
+}
+
+/// Asks the function to end. True: it runs, and had not been asked.
+pub(super) fn ask(word: &impl Word, generation: u32) -> bool {
+    let next = |standing: Standing| (standing.state == State::Running).then(|| standing.now(State::Asked));
+    change(word, generation, next).is_some()
+}
+
+/// Condemns the worker that runs a task; returns it. `None`: the function has ended, or has not begun.
+pub(super) fn condemn(word: &impl Word, generation: u32) -> Option<u16> {
+    let next = |standing: Standing| match standing.state {
+        State::Running | State::Asked => Some(standing.now(State::Condemned)),
+        _ => None,
+    };
+    change(word, generation, next).map(|before| before.worker)
+}
+
+/// The pool takes a task back, whose worker is dead or has handed it in. `queued`: it is to be given out anew. False: it is another
+/// task by now, or another worker has claimed it.
+pub(super) fn take_back(word: &impl Word, before: Standing, queued: bool) -> bool {
+    let next = |standing: Standing| {
+        let state = if queued { State::Queued } else { State::Free };
+        (standing == before).then(|| freed(standing).now(state))
+    };
+    change(word, before.generation, next).is_some()
+}
+
+fn freed(standing: Standing) -> Standing {
+    Standing { generation: standing.generation.wrapping_add(1), worker: 0, state: State::Free }
+}
+
+atomic_record! {
+    struct Head { spare: AtomicU64, }
+}
+
+atomic_record! {
+    /// What workers and the pool share about one task.
+    pub(super) struct Cell {
+        pub(super) word: AtomicU64,
+        /// The number of the message in the queue, which the worker that claims it writes before.
+        number: AtomicU64,
+        /// Which item of a chunk has begun.
+        item: AtomicU64,
+        /// When the function, or the item, began; nanoseconds of CLOCK_MONOTONIC. Only of tasks with a time limit.
+        since: AtomicU64,
+    }
+}
+
+impl Cell {
+    pub(super) fn standing(&self) -> Standing {
+        Standing::from_word(self.word.load(Acquire))
+    }
+
+    /// Queues a new task in a free cell; returns its generation. Only the pool that made the ledger calls it.
+    pub(super) fn queue(&self) -> u32 {
+        let free = self.standing();
+        self.item.store(0, Relaxed);
+        self.since.store(0, Relaxed);
+        // Release: the worker that claims the task sees these stores.
+        self.word.store(free.now(State::Queued).to_word(), Release);
+        free.generation
+    }
+
+    /// Claims the task of the message with that number: see [`claim`].
+    pub(super) fn claim(&self, generation: u32, worker: u16, number: u32) -> bool {
+        // Before the claim, by which the pool finds it. In a cell of another task it does no harm: the worker of that one is past
+        // the point where it matters, or writes its own when it claims.
+        if self.standing().generation != generation {
+            return false;
+        }
+        self.number.store(number.into(), Relaxed);
+        claim(&self.word, generation, worker)
+    }
+
+    /// The number of the message that was claimed.
+    pub(super) fn number(&self) -> u32 {
+        self.number.load(Relaxed) as u32
+    }
+
+    /// Notes that an item of a chunk begins.
+    pub(super) fn set_item(&self, item: u32) {
+        self.item.store(item.into(), Release);
+    }
+
+    pub(super) fn item(&self) -> u32 {
+        self.item.load(Acquire) as u32
+    }
+
+    /// Notes when the function begins.
+    pub(super) fn set_since(&self, at: Moment) {
+        self.since.store(at.as_nanos(), Release);
+    }
+
+    /// When the function began, if it has.
+    pub(super) fn since(&self) -> Option<Moment> {
+        Some(self.since.load(Acquire)).filter(|&nanos| nanos != 0).map(Moment::from_nanos)
+    }
+}
+
+atomic_record! {
+    /// What a worker says of itself.
+    pub(super) struct Desk {
+        /// How many tasks and items have begun.
+        pub(super) begun: AtomicU64,
+        /// How many of them have failed by an error or a panic.
+        pub(super) failed: AtomicU64,
+        /// The cell of the task that runs, plus one; 0: none.
+        pub(super) cell: AtomicU64,
+        /// The time for which functions have run; nanoseconds.
+        pub(super) busy: AtomicU64,
+    }
+}
+
+/// The cells and the desks of a pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Arrived")]
+pub(super) struct Ledger {
+    cells: Record<Head>,
+    desks: Record<Head>,
+}
+
+const CELLS: &str = "cells of a pool";
+const DESKS: &str = "desks of a pool";
+
+impl Ledger {
+    pub(super) fn new(cells: usize, workers: usize) -> Result<Self, MemoryError> {
+        Ok(Self {
+            cells: Record::new(TypeTag::of::<()>(CELLS), cells * size_of::<Cell>())?,
+            desks: Record::new(TypeTag::of::<()>(DESKS), workers * size_of::<Desk>())?,
+        })
+    }
+
+    #[inline]
+    pub(super) fn cells(&self) -> &[Cell] {
+        self.cells.beside()
+    }
+
+    /// One for each worker, by its number.
+    pub(super) fn desks(&self) -> &[Desk] {
+        self.desks.beside()
+    }
+}
+
+/// A ledger as it comes into a worker.
+#[derive(Deserialize)]
+struct Arrived {
+    cells: crate::transfer::record::Handle,
+    desks: crate::transfer::record::Handle,
+}
+
+impl TryFrom<Arrived> for Ledger {
+    type Error = String;
+
+    fn try_from(Arrived { cells, desks }: Arrived) -> Result<Self, String> {
+        Ok(Self {
+            cells: Record::receive(cells, TypeTag::of::<()>(CELLS), 0)?,
+            desks: Record::receive(desks, TypeTag::of::<()>(DESKS), 0)?,
+        })
+    }
+}

@@ -1,0 +1,70 @@
+//! Many calls on few workers, where a death costs exactly one call.
+//!
+//! A [`Pool`] keeps N worker processes and feeds them calls. [`Pool::submit`] gives it one call, and returns a [`Task`] to wait for.
+//! When a worker is killed, crashes, or exits in the middle of a call, that call fails with [`TaskFailed`], which says how the worker
+//! ended; the worker is replaced, and all other calls go on. No function is called twice unless [`PoolOptions::retries`] allows it.
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use phalanx::pool::Pool;
+//!
+//! fn work(n: u64) -> anyhow::Result<u64> {
+//!     if n == 3 {
+//!         std::process::abort(); // a crash takes its own call along, and nothing else
+//!     }
+//!     Ok(n * n)
+//! }
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let pool = Pool::new(2)?;
+//! let tasks = (0..6).map(|n| pool.submit(work, n)).collect::<Result<Vec<_>, _>>()?;
+//! let results: Vec<_> = tasks.into_iter().map(|task| task.join()).collect();
+//! assert_eq!(results.iter().flatten().copied().collect::<Vec<_>>(), [0, 1, 4, 16, 25]);
+//! let failed = results[3].as_ref().unwrap_err();
+//! assert!(failed.to_string().contains("SIGABRT"), "{failed}");
+//! # Ok(())
+//! # }
+//! ```
+
+// From a call to its result:
+//
+// - `handle`, `options`, `task`: the public handles
+// - `hub`: what they share in the process that made the pool
+// - `waiting`: one thread takes results for all that wait
+// - `occupant`: a task on its way, and what becomes of it when its worker has died
+// - `inbox`: where results arrive
+// - `ledger`: who holds which task, in memory that the workers share
+// - `label`: what stands before tasks and results in their queues
+// - `serve`: a worker
+// - `keeper`: the thread that starts and replaces workers, and keeps time
+// - `settle`: what the end of a worker means for its tasks
+// - `alarm`: when it has something to do though nobody calls
+// - `map`, `unordered`: many items
+// - `chunk`: pure: several items in one message
+
+mod alarm;
+mod chunk;
+mod error;
+mod handle;
+mod hub;
+mod inbox;
+mod keeper;
+mod label;
+mod ledger;
+mod map;
+mod occupant;
+mod options;
+mod serve;
+mod settle;
+mod task;
+mod unordered;
+mod waiting;
+
+pub use error::{PoolError, TaskFailed, TaskFailure};
+pub use handle::Pool;
+pub use hub::Summary;
+pub use map::Map;
+pub use options::PoolOptions;
+pub use serve::cancelled;
+pub use task::Task;
+pub use unordered::Unordered;

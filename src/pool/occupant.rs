@@ -1,0 +1,147 @@
+//! A task on its way, as the pool knows it, and what becomes of it when its worker has died. The decision is pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{TaskFailed, TaskFailure};
+use super::inbox::Inbox;
+use super::label::Ticket;
+use super::ledger::State;
+use crate::error::Outcome;
+use crate::worker::entry::Entry;
+
+/// The task that has a cell of the ledger.
+#[derive(Debug)]
+pub(super) struct Occupant {
+    pub(super) ticket: Ticket,
+    pub(super) entry: &'static Entry,
+    pub(super) inbox: Arc<Inbox>,
+    /// The number of its first item; `None`: it is no part of a map.
+    pub(super) first: Option<u64>,
+    /// How many items it has: 0 for a single call.
+    pub(super) items: u32,
+    /// How many of their results have arrived.
+    pub(super) delivered: u32,
+    /// How often the item that comes next has been begun before.
+    pub(super) begun: u32,
+    /// How often more it may be begun.
+    pub(super) retries: u32,
+    pub(super) limit: Option<Duration>,
+    /// The bytes of its message, with which it can be given out again; `None`: something is beside them, as a tensor.
+    pub(super) kept: Option<Vec<u8>>,
+    pub(super) ended_by: Option<EndedBy>,
+}
+
+/// Why a running task is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    Kill,
+    Limit,
+}
+
+impl Occupant {
+    /// Whether somebody still holds the handle that gives its result.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.inbox.is_wanted()
+    }
+
+    /// The number of an item in its map; 0 for a single call.
+    pub(super) fn number(&self, item: u32) -> u64 {
+        self.first.unwrap_or(0) + u64::from(item)
+    }
+
+    /// The failure of an item.
+    pub(super) fn failed(&self, item: u32, began: bool, failure: TaskFailure) -> TaskFailed {
+        let attempts = self.begun + u32::from(began);
+        TaskFailed::new(self.entry.name(), self.first.map(|_| self.number(item)), attempts, began, failure)
+    }
+
+    /// What to say of an item whose worker has ended.
+    pub(super) fn failure_of(&self, outcome: Outcome) -> TaskFailure {
+        match (self.ended_by, self.limit) {
+            (Some(EndedBy::Kill), _) => TaskFailure::Killed(outcome),
+            (Some(EndedBy::Limit), Some(limit)) => TaskFailure::TimedOut { limit, outcome },
+            _ => TaskFailure::WorkerEnded(outcome),
+        }
+    }
+}
+
+/// What is known of a task whose worker has died.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    pub(super) state: State,
+    /// The item that had begun last.
+    pub(super) item: u32,
+    /// How many results of its items have arrived. All that the worker has put into the queue have.
+    pub(super) delivered: u32,
+    /// How many items it has; at least 1.
+    pub(super) items: u32,
+    /// Whether its message can be put again.
+    pub(super) is_kept: bool,
+    /// Whether its message is still in the queue: the worker died before it took it out.
+    pub(super) is_queued: bool,
+    /// Whether an item that had begun may be begun again.
+    pub(super) may_retry: bool,
+}
+
+/// What becomes of the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The next worker that looks into the queue takes it.
+    Queued,
+    /// It is given out again from this item on. Nothing that had begun is in it, unless it `is_retry`.
+    Again { from: u32, is_retry: bool },
+    /// This item fails, and those behind it are given out again.
+    Fails { item: u32, began: bool },
+}
+
+/// Decides it: exactly the item that ran fails.
+pub(super) fn after_death(left: &Left) -> Fate {
+    let &Left { state, item, delivered, items, is_kept, is_queued, may_retry } = left;
+    debug_assert!(delivered < items, "the last result ends a task");
+    match state {
+        State::Claimed if is_queued => Fate::Queued,
+        State::Claimed if is_kept => Fate::Again { from: delivered, is_retry: false },
+        State::Claimed => Fate::Fails { item: delivered, began: false },
+        // The result of the last item that had begun is here, and the next one had not begun.
+        _ if item < delivered => Fate::Again { from: delivered, is_retry: false },
+        _ if may_retry && is_kept => Fate::Again { from: delivered, is_retry: true },
+        // Its function may have ended, and its result died with the worker.
+        _ => Fate::Fails { item: delivered, began: true },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(state: State, item: u32, delivered: u32) -> Left {
+        Left { state, item, delivered, items: 10, is_kept: true, is_queued: false, may_retry: false }
+    }
+
+    #[test]
+    fn exactly_the_item_that_ran_fails() {
+        for state in [State::Running, State::Asked, State::Condemned, State::Sending] {
+            assert_eq!(after_death(&left(state, 4, 4)), Fate::Fails { item: 4, began: true });
+            // Between two items nothing runs.
+            assert_eq!(after_death(&left(state, 4, 5)), Fate::Again { from: 5, is_retry: false });
+        }
+    }
+
+    #[test]
+    fn item_that_had_not_begun_is_given_out_again_as_long_as_its_bytes_are_there() {
+        let claimed = left(State::Claimed, 0, 0);
+        assert_eq!(after_death(&claimed), Fate::Again { from: 0, is_retry: false });
+        assert_eq!(after_death(&Left { is_queued: true, ..claimed }), Fate::Queued);
+        let alone = Left { is_kept: false, items: 1, ..claimed };
+        assert_eq!(after_death(&alone), Fate::Fails { item: 0, began: false });
+        assert_eq!(after_death(&Left { is_queued: true, ..alone }), Fate::Queued);
+    }
+
+    #[test]
+    fn only_what_is_kept_is_tried_again() {
+        let ran = Left { may_retry: true, ..left(State::Running, 3, 3) };
+        assert_eq!(after_death(&ran), Fate::Again { from: 3, is_retry: true });
+        assert_eq!(after_death(&Left { is_kept: false, ..ran }), Fate::Fails { item: 3, began: true });
+    }
+}

@@ -1,0 +1,283 @@
+//! A worker of a pool: takes tasks out of the queue, calls their functions, and hands in what came of them.
+
+use std::cell::Cell as Slot;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::chunk;
+use super::label::{Kind, ResultLabel, TaskLabel, Ticket};
+use super::ledger::{self, Cell, Desk, Ledger, State};
+use crate::memory::descriptor::Descriptor;
+use crate::queue::{Incoming, Outgoing, Queue, QueueError, message_buffer};
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::clock::Moment;
+use crate::sys::event::EventFd;
+use crate::sys::image::Image;
+use crate::transfer::received::Received;
+use crate::worker::entry::{self, CallError, Entry};
+use crate::worker::report;
+
+/// What the queue of tasks carries: labels and arguments, which no type of its own describes.
+#[derive(Debug)]
+pub(super) enum TaskMessage {}
+
+/// What the queue of results carries.
+#[derive(Debug)]
+pub(super) enum ResultMessage {}
+
+/// What a worker of a pool is given.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) tasks: Queue<TaskMessage>,
+    pub(super) results: Queue<ResultMessage>,
+    pub(super) ledger: Ledger,
+    /// The event by which a worker tells the pool that the queue of results is full.
+    pub(super) full: Descriptor,
+    /// How many pools are around this one: 1 for that of a program.
+    pub(super) depth: u32,
+    /// After how many tasks and items the worker is replaced.
+    pub(super) most: Option<u64>,
+}
+
+/// The pool that this process works for.
+static SERVED: OnceLock<(Ledger, u32)> = OnceLock::new();
+/// The ticket of the task that this process runs: its generation, and above it its cell plus one; 0: none.
+static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+/// How many pools are around one that this process makes.
+pub(super) fn depth() -> u32 {
+    SERVED.get().map_or(0, |(_, depth)| *depth)
+}
+
+/// Whether the task that this worker runs was asked to end: it was [killed](super::Task::kill), its time is up, or the iterator that
+/// wanted its result was dropped. Its worker is ended a grace period later. False in a process that runs no task.
+///
+/// It costs a few loads, from any thread of the worker.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{self, Pool};
+///
+/// fn count(_: ()) -> anyhow::Result<u64> {
+///     let mut rounds = 0;
+///     while !pool::cancelled() {
+///         rounds += 1;
+///     }
+///     Ok(rounds)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(1)?;
+/// let task = pool.submit(count, ())?;
+/// while !task.kill() {} // it has begun, and was asked
+/// assert!(task.join()? > 0);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub fn cancelled() -> bool {
+    let Some((ledger, _)) = SERVED.get() else { return false };
+    let current = CURRENT.load(Acquire);
+    let Some(cell) = (current >> 32).checked_sub(1).and_then(|cell| ledger.cells().get(cell as usize)) else {
+        return false;
+    };
+    let standing = cell.standing();
+    standing.generation == current as u32 && matches!(standing.state, State::Asked | State::Condemned)
+}
+
+/// Runs a worker of a pool, until the pool has no more tasks for it.
+pub(super) fn serve(number: usize, place: Place) -> anyhow::Result<()> {
+    let image = Image::main().context("identify this executable")?;
+    let _ = SERVED.set((place.ledger.clone(), place.depth));
+    let number = u16::try_from(number).context("the number of a worker")?;
+    let full = EventFd::from_descriptor(place.full.clone());
+    let mut worker = Server { number, place, full, image, known: Slot::new(None), begun: 0 };
+    while worker.serve_one()? {}
+    Ok(())
+}
+
+struct Server {
+    number: u16,
+    place: Place,
+    full: EventFd<Descriptor>,
+    image: &'static Image,
+    /// The function that was called last: most tasks of a pool call the same one.
+    known: Slot<Option<(u64, &'static Entry)>>,
+    begun: u64,
+}
+
+/// A task in this worker's hands.
+struct Taken<'a> {
+    label: TaskLabel,
+    cell: &'a Cell,
+    entry: &'static Entry,
+    began: Moment,
+}
+
+impl Server {
+    /// Takes one task and does it. False: there will be no more for this worker.
+    fn serve_one(&mut self) -> anyhow::Result<bool> {
+        let mut claimed = None;
+        let claim = |bytes: &[u8], number| claimed = self.claim(bytes, number);
+        let taken = self.place.tasks.core().get_noted(&WaitPolicy::Forever, claim);
+        let message = match taken {
+            Err(QueueError::Closed) => return Ok(false),
+            taken => taken.context("take a task")?,
+        };
+        // `None`: the task was cancelled, or given to another worker.
+        let Some((label, cell)) = claimed else { return Ok(true) };
+        if !ledger::begin(&cell.word, label.ticket.generation, self.number) {
+            return Ok(true);
+        }
+        self.desk().cell.store(u64::from(label.ticket.cell) + 1, Relaxed);
+        CURRENT.store((u64::from(label.ticket.cell) + 1) << 32 | u64::from(label.ticket.generation), Release);
+        let entry = self.entry(label.function)?;
+        self.work(&Taken { label, cell, entry, began: Moment::now() }, message)?;
+        CURRENT.store(0, Release);
+        self.desk().cell.store(0, Relaxed);
+        self.begun += u64::from(label.items.max(1));
+        Ok(self.place.most.is_none_or(|most| self.begun < most))
+    }
+
+    /// The label of a message, and the cell of its task, if the task is this worker's from now on.
+    fn claim(&self, bytes: &[u8], number: u32) -> Option<(TaskLabel, &Cell)> {
+        let label = TaskLabel::read(bytes)?;
+        let cell = self.place.ledger.cells().get(label.ticket.cell as usize)?;
+        cell.claim(label.ticket.generation, self.number, number).then_some((label, cell))
+    }
+
+    fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
+        if let Some((known, entry)) = self.known.get().filter(|(known, _)| *known == function) {
+            debug_assert_eq!(known, function);
+            return Ok(entry);
+        }
+        let entry = entry::at(function, self.image)
+            .with_context(|| format!("there is no function at offset {function:#x} of this executable"))?;
+        self.known.set(Some((function, entry)));
+        Ok(entry)
+    }
+
+    fn desk(&self) -> &Desk {
+        &self.place.ledger.desks()[usize::from(self.number)]
+    }
+
+    fn work(&self, task: &Taken<'_>, message: Incoming) -> anyhow::Result<()> {
+        let worked = message.open(TaskLabel::LEN, |bytes, received| match task.label.items {
+            0 => self.run(task, 0, bytes, received.unwrap_or_default()),
+            items => self.run_items(task, items, bytes),
+        });
+        // What came beside the arguments did not arrive.
+        worked.unwrap_or_else(|reason| {
+            let message = refusal(task.label.ticket, Kind::Arguments, 0, &reason, self.most())?;
+            self.hand_in(task, true, message)
+        })
+    }
+
+    /// Runs the items of a chunk, each behind its length, and hands in each result before the next item begins.
+    fn run_items(&self, task: &Taken<'_>, items: u32, mut bytes: &[u8]) -> anyhow::Result<()> {
+        for item in 0..items {
+            let (own, rest) =
+                chunk::split_item(bytes).context("read an item of a chunk that is cut short")?;
+            bytes = rest;
+            if task.cell.standing().state == State::Asked {
+                let dropped = ResultLabel { ticket: task.label.ticket, kind: Kind::Dropped, item, busy: 0 };
+                let message = Outgoing::labelled(&dropped.to_bytes(), &(), self.most())?;
+                return self.hand_in(task, true, message);
+            }
+            self.run(task, item, own, Received::default())?;
+        }
+        Ok(())
+    }
+
+    /// Calls the function, and hands in what came of it.
+    fn run(&self, task: &Taken<'_>, item: u32, arguments: &[u8], received: Received) -> anyhow::Result<()> {
+        task.cell.set_item(item);
+        if task.label.is_timed {
+            task.cell.set_since(Moment::now());
+        }
+        add(&self.desk().begun, 1);
+        let label = ResultLabel { ticket: task.label.ticket, kind: Kind::Returned, item, busy: 0 };
+        let mut into = message_buffer();
+        into.extend_from_slice(&label.to_bytes());
+        let call = || task.entry.call(self.number.into(), arguments, received, into);
+        let message = match report::attempt(call, trouble) {
+            Ok(encoded) => Outgoing::of_encoded(ResultLabel::LEN, encoded, self.most())
+                .or_else(|error| refusal(label.ticket, Kind::Result, item, &error.to_string(), self.most())),
+            Err((_, Some((kind, reason)))) => refusal(label.ticket, kind, item, &reason, self.most()),
+            Err((raised, None)) => {
+                add(&self.desk().failed, 1);
+                let label = ResultLabel { kind: Kind::Raised, ..label };
+                Outgoing::labelled(&label.to_bytes(), &raised, self.most())
+            }
+        };
+        self.hand_in(task, item + 1 >= task.label.items, message?)
+    }
+
+    /// Puts a result into the queue. The last one of a task ends it.
+    fn hand_in(&self, task: &Taken<'_>, is_last: bool, mut message: Outgoing) -> anyhow::Result<()> {
+        if is_last {
+            let busy = Moment::now().since(task.began);
+            add(&self.desk().busy, nanos(busy));
+            if !ledger::finish(&task.cell.word, task.label.ticket.generation) {
+                await_end();
+            }
+            write_busy(&mut message, busy);
+        }
+        let results = self.place.results.core();
+        match results.put_undelivered(&mut message, &WaitPolicy::Never) {
+            Ok(()) => message.deliver(),
+            // The pool takes results out when one of its threads waits for one. Nobody may wait now, so its own thread is called.
+            Err(QueueError::Full | QueueError::TimedOut { .. }) => {
+                self.full.ring();
+                results.put(message, &WaitPolicy::Forever).context("hand in a result")?;
+            }
+            Err(error) => return Err(error).context("hand in a result"),
+        }
+        Ok(())
+    }
+
+    /// The most bytes of a result in the queue's ring.
+    fn most(&self) -> usize {
+        self.place.results.core().inline()
+    }
+}
+
+/// What was wrong beside the function itself.
+fn trouble(error: &anyhow::Error) -> Option<(Kind, String)> {
+    error.downcast_ref::<CallError>().map(|trouble| match trouble {
+        CallError::Arguments(reason) => (Kind::Arguments, reason.clone()),
+        CallError::Result(reason) => (Kind::Result, reason.clone()),
+    })
+}
+
+/// A result that says why there is none.
+fn refusal(ticket: Ticket, kind: Kind, item: u32, reason: &str, most: usize) -> Result<Outgoing, QueueError> {
+    Outgoing::labelled(&ResultLabel { ticket, kind, item, busy: 0 }.to_bytes(), &reason, most)
+}
+
+fn write_busy(message: &mut Outgoing, busy: Duration) {
+    let label = message.label_mut(ResultLabel::LEN);
+    label[ResultLabel::LEN - 8..].copy_from_slice(&nanos(busy).to_le_bytes());
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Adds to a count that only this worker changes.
+fn add(count: &AtomicU64, by: u64) {
+    count.store(count.load(Relaxed).wrapping_add(by), Relaxed);
+}
+
+/// Waits for the SIGKILL that the pool sends after it has condemned this worker.
+fn await_end() -> ! {
+    loop {
+        thread::park();
+    }
+}

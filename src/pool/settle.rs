@@ -1,0 +1,118 @@
+//! What the end of a worker means for the tasks that it had, and what the pool's thread does to single tasks.
+
+use super::alarm::{Alarm, Purpose};
+use super::chunk;
+use super::error::TaskFailure;
+use super::hub::{Hub, Phase, State};
+use super::inbox::Delivery;
+use super::label::Ticket;
+use super::ledger::{self, Ledger, Standing};
+use super::occupant::{self, EndedBy, Fate, Left};
+use crate::error::Outcome;
+use crate::sys::clock::Moment;
+
+impl Hub {
+    /// The tasks that a worker has in its hands.
+    pub(super) fn held_by(&self, worker: u16) -> Vec<(Ticket, Standing)> {
+        Self::held(&self.ledger, &self.lock(), worker)
+    }
+
+    pub(super) fn held(ledger: &Ledger, state: &State, worker: u16) -> Vec<(Ticket, Standing)> {
+        let tickets = state.occupants.iter().flatten().map(|occupant| occupant.ticket);
+        let standings = tickets.map(|ticket| (ticket, ledger.cells()[ticket.cell as usize].standing()));
+        let is_held = |(ticket, standing): &(Ticket, Standing)| {
+            standing.generation == ticket.generation && standing.is_held() && standing.worker == worker
+        };
+        standings.filter(is_held).collect()
+    }
+
+    /// Decides what becomes of a task whose worker is dead, and does it.
+    pub(super) fn settle(&self, state: &mut State, ticket: Ticket, standing: Standing, outcome: &Outcome) {
+        let cell = self.cell(ticket);
+        let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
+        let taken = self.tasks.core().taken_count();
+        let left = Left {
+            state: standing.state,
+            item: cell.item(),
+            delivered: occupant.delivered,
+            items: occupant.items.max(1),
+            is_kept: occupant.kept.is_some(),
+            is_queued: cell.number().wrapping_sub(taken).cast_signed() >= 0,
+            may_retry: occupant.retries > occupant.begun && occupant.ended_by != Some(EndedBy::Kill),
+        };
+        let from = match occupant::after_death(&left) {
+            Fate::Queued => return,
+            Fate::Again { from, is_retry } => {
+                occupant.begun += u32::from(is_retry);
+                from
+            }
+            Fate::Fails { item, began } => {
+                let failed = occupant.failed(item, began, occupant.failure_of(outcome.clone()));
+                let delivery = Delivery { item: occupant.number(item), outcome: Err(failed), chunk: None };
+                occupant.inbox.put(delivery);
+                occupant.begun = 0;
+                state.failed += 1;
+                item + 1
+            }
+        };
+        self.give_out_again(state, ticket, standing, from);
+    }
+
+    /// Gives out a task again, from an item on; or frees its cell, where nothing is left of it or nobody wants it.
+    fn give_out_again(&self, state: &mut State, ticket: Ticket, standing: Standing, from: u32) {
+        let cell = self.cell(ticket);
+        let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
+        let is_left = from < occupant.items.max(1) && occupant.is_wanted();
+        if !ledger::take_back(&cell.word, standing, is_left) {
+            // Another worker has found the task in the queue.
+            return;
+        }
+        let again = Ticket { generation: ticket.generation.wrapping_add(1), ..ticket };
+        if !is_left {
+            self.vacate(state, ticket);
+            return;
+        }
+        occupant.ticket = again;
+        occupant.delivered = 0;
+        occupant.ended_by = None;
+        let skipped = from.min(occupant.items);
+        occupant.first = occupant.first.map(|first| first + u64::from(skipped));
+        occupant.items -= skipped;
+        if let Some(kept) = &mut occupant.kept {
+            *kept = chunk::without_items(kept, skipped, again, occupant.items);
+        }
+        self.put_again(state, again);
+    }
+
+    /// Looks at a task with a time limit, at the moment at which it may be up.
+    pub(super) fn look_at_limit(&self, ticket: Ticket, now: Moment) {
+        let (cell, mut state) = (self.cell(ticket), self.lock());
+        let Some(limit) = state.limit_of(ticket) else { return };
+        // One that has not begun by now cannot be over before the limit has passed from now on.
+        let begun = cell.since().filter(|_| cell.standing().is_held());
+        let end = begun.unwrap_or(now).checked_add(limit);
+        let Some(end) = end else { return };
+        if end > now {
+            state.alarms.push(Alarm { at: end, ticket, purpose: Purpose::Limit });
+            return;
+        }
+        drop(state);
+        self.end_task(ticket, EndedBy::Limit);
+    }
+
+    /// Fails all tasks.
+    pub(super) fn give_up_all(&self, reason: &str) {
+        let mut state = self.lock();
+        let tickets: Vec<_> = state.occupants.iter().flatten().map(|occupant| occupant.ticket).collect();
+        for ticket in tickets {
+            self.fail(&mut state, ticket, || TaskFailure::PoolEnded(reason.to_owned()));
+        }
+        drop(state);
+        self.nudge();
+    }
+
+    /// Notes that the pool cannot keep workers.
+    pub(super) fn break_off(&self, reason: String) {
+        self.lock().phase = Phase::Broken(reason);
+    }
+}

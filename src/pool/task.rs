@@ -1,0 +1,165 @@
+//! Task: the handle of one call.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::error::{TaskFailed, TaskFailure};
+use super::hub::{Hub, Phase};
+use super::inbox::{Delivery, Inbox};
+use super::label::{ResultLabel, Ticket};
+use super::ledger::State;
+use super::occupant::EndedBy;
+use crate::queue::QueueError;
+use crate::sync::wait_policy::WaitPolicy;
+use crate::wire::codec;
+
+/// A call that a [`Pool`](super::Pool) has taken, whose function returns an `R`.
+///
+/// Dropping it lets the call go on, without anybody who learns what came of it. (When the pool is dropped, such calls are cancelled.)
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::Pool;
+///
+/// fn square(x: u64) -> anyhow::Result<u64> {
+///     Ok(x * x)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(2)?;
+/// let tasks = (0..10).map(|x| pool.submit(square, x)).collect::<Result<Vec<_>, _>>()?;
+/// let squares = tasks.into_iter().map(|task| task.join()).collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(squares[9], 81);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "what came of the call is lost with it"]
+pub struct Task<R> {
+    hub: Arc<Hub>,
+    inbox: Arc<Inbox>,
+    function: &'static str,
+    cell: u32,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> Task<R> {
+    pub(super) fn new(hub: Arc<Hub>, inbox: Arc<Inbox>, function: &'static str, ticket: Ticket) -> Self {
+        Self { hub, inbox, function, cell: ticket.cell, result: PhantomData }
+    }
+
+    /// Whether it has ended, so that [`join`](Self::join) does not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        if self.inbox.is_empty() && self.hub.is_here() {
+            self.hub.look();
+        }
+        !self.inbox.is_empty()
+    }
+
+    /// Whether a worker has begun it. True, too, when it has ended, also by a [`cancel`](Self::cancel).
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        let Some(ticket) = self.ticket() else { return true };
+        !matches!(self.hub.cell(ticket).standing().state, State::Queued | State::Claimed)
+    }
+
+    /// Cancels the call if it has not begun. Exact: after `true` the function is never called, and [`join`](Self::join) returns
+    /// [`TaskFailure::Cancelled`].
+    pub fn cancel(&self) -> bool {
+        self.ticket().is_some_and(|ticket| self.hub.cancel(ticket))
+    }
+
+    /// Ends the call: cancels it if it has not begun; else asks its function to end, which [`cancelled`](super::cancelled) tells,
+    /// and kills its worker after the pool's [grace](super::PoolOptions::grace). True: it had not ended.
+    ///
+    /// A result that comes before the kill is kept. The kill hits this call and no other, however the race between them ends.
+    pub fn kill(&self) -> bool {
+        // Queued tasks may begin between the two, running ones may end.
+        self.ticket()
+            .is_some_and(|ticket| self.hub.cancel(ticket) || self.hub.end_task(ticket, EndedBy::Kill))
+    }
+
+    fn ticket(&self) -> Option<Ticket> {
+        self.hub.ticket_of(self.cell, &self.inbox)
+    }
+
+    fn wait(&self, policy: &WaitPolicy) -> Result<Delivery, QueueError> {
+        self.hub.wait(policy, || self.inbox.take(), |thread| self.inbox.wake(thread))
+    }
+
+    fn failed(&self, began: bool, failure: TaskFailure) -> TaskFailed {
+        TaskFailed::new(self.function, None, u32::from(began), began, failure)
+    }
+}
+
+impl<R: DeserializeOwned> Task<R> {
+    /// Waits until it has ended, and returns what its function returned.
+    ///
+    /// # Errors
+    /// [`TaskFailed`]: the function failed, or its worker ended; which, when and why.
+    pub fn join(self) -> Result<R, TaskFailed> {
+        self.check_here()?;
+        let delivery = self.wait(&WaitPolicy::Forever);
+        self.open(delivery.map_err(|error| self.failed(false, TaskFailure::WaitEnded(error.to_string())))?)
+    }
+
+    /// As [`join`](Self::join), for no longer than `timeout`. `None`: the time is up; the call goes on, and can be joined later.
+    ///
+    /// # Errors
+    /// As those of [`join`](Self::join).
+    pub fn join_timeout(&self, timeout: Duration) -> Option<Result<R, TaskFailed>> {
+        if let Err(failed) = self.check_here() {
+            return Some(Err(failed));
+        }
+        match self.wait(&WaitPolicy::of(timeout)) {
+            Ok(delivery) => Some(self.open(delivery)),
+            Err(QueueError::TimedOut { .. }) => None,
+            Err(error) => Some(Err(self.failed(false, TaskFailure::WaitEnded(error.to_string())))),
+        }
+    }
+
+    fn check_here(&self) -> Result<(), TaskFailed> {
+        let here = self.hub.check_here();
+        here.map_err(|error| self.failed(false, TaskFailure::WaitEnded(error.to_string())))
+    }
+
+    fn open(&self, delivery: Delivery) -> Result<R, TaskFailed> {
+        decode(delivery).map_err(|failed| match failed {
+            Ok(failed) => failed,
+            Err(reason) => self.failed(true, TaskFailure::Result(reason)),
+        })
+    }
+}
+
+/// The value of a delivery; or how the task failed; or why the value cannot be read.
+pub(super) fn decode<R: DeserializeOwned>(delivery: Delivery) -> Result<R, Result<TaskFailed, String>> {
+    let message = delivery.outcome.map_err(Ok)?;
+    let value = message.open(ResultLabel::LEN, |bytes, received| match received {
+        None => codec::decode_plain(bytes),
+        Some(received) => codec::decode(bytes, received).0,
+    });
+    value.and_then(|value| value).map_err(Err)
+}
+
+impl<R> Drop for Task<R> {
+    fn drop(&mut self) {
+        self.inbox.abandon();
+        // A pool that was dropped goes on for its tasks: its thread is to see that this one needs it no longer.
+        if self.hub.is_here() && self.hub.lock().phase != Phase::Open {
+            self.hub.call.ring();
+        }
+    }
+}
+
+impl<R> fmt::Debug for Task<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("function", &self.function)
+            .field("finished", &!self.inbox.is_empty())
+            .finish_non_exhaustive()
+    }
+}

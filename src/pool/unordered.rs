@@ -1,0 +1,58 @@
+//! Unordered: a map whose results come in any order.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::TaskFailed;
+use super::map::Map;
+
+impl<I: Iterator, R> Map<I, R> {
+    /// The results as they come, each with the number of its item, from 0.
+    pub fn unordered(self) -> Unordered<I, R> {
+        Unordered(self)
+    }
+}
+
+/// What [`Map::unordered`] returns: an iterator over the results as they come, each with the number of its item.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::Pool;
+///
+/// fn half(x: u64) -> anyhow::Result<u64> {
+///     anyhow::ensure!(x % 2 == 0, "odd");
+///     Ok(x / 2)
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(2)?;
+/// for (item, half) in pool.map(half, 0..10_u64)?.unordered() {
+///     assert_eq!(half.is_ok(), item % 2 == 0);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a map does nothing until it is iterated"]
+pub struct Unordered<I: Iterator, R>(pub(super) Map<I, R>);
+
+impl<I, R> Iterator for Unordered<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    type Item = (u64, Result<R, TaskFailed>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let delivery = self.0.next_by(Map::any)?;
+        Some((delivery.item, self.0.open(delivery)))
+    }
+}
+
+impl<I: Iterator, R> fmt::Debug for Unordered<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,211 @@
+//! Waiting for results. One of the threads that wait takes results out of the queue, for all of them; so no thread of the pool's
+//! stands between a worker and the thread that wants its result.
+
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use super::error::{TaskFailed, TaskFailure};
+use super::hub::Hub;
+use super::inbox::{Delivery, Inbox};
+use super::label::{Kind, ResultLabel, Ticket};
+use super::ledger;
+use crate::error::{Raised, RaisedError};
+use crate::queue::{Incoming, Outgoing, QueueError};
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::clock::Moment;
+use crate::wire::codec;
+use crate::worker::entry::Entry;
+
+impl Hub {
+    /// Waits until `ready` has something. One of the threads that wait takes results out of the queue, for all of them; the others
+    /// sleep. `register` names the thread that is to be woken when `ready` may have something.
+    pub(super) fn wait<T>(
+        &self,
+        policy: &WaitPolicy,
+        mut ready: impl FnMut() -> Option<T>,
+        register: impl Fn(Thread),
+    ) -> Result<T, QueueError> {
+        loop {
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            policy.check().map_err(QueueError::not_got("no worker handed in a result"))?;
+            if let Some(_pumping) = self.begin_to_pump() {
+                loop {
+                    match self.results.core().get(policy) {
+                        Ok(result) => self.deliver(result),
+                        // The pool has ended, and nothing more will come: all that was outstanding has been told.
+                        Err(QueueError::Closed) => return ready().ok_or(QueueError::Closed),
+                        Err(error) => return Err(error),
+                    }
+                    if let Some(value) = ready() {
+                        return Ok(value);
+                    }
+                }
+            }
+            let _asleep = self.fall_asleep();
+            register(thread::current());
+            // What came before the registration woke nobody.
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            match policy.end() {
+                Some(end) => thread::park_timeout(end.since(Moment::now())),
+                None => thread::park(),
+            }
+        }
+    }
+
+    fn begin_to_pump(&self) -> Option<Pumping<'_>> {
+        let mut state = self.lock();
+        (!std::mem::replace(&mut state.pumps, true)).then(|| Pumping(self))
+    }
+
+    fn fall_asleep(&self) -> Asleep<'_> {
+        let mut state = self.lock();
+        state.sleepers.push_back(thread::current());
+        // The last one may have stopped pumping since this thread looked.
+        if !state.pumps {
+            thread::current().unpark();
+        }
+        Asleep(self)
+    }
+
+    /// Gives a result to the one that it is for.
+    pub(super) fn deliver(&self, message: Incoming) {
+        let label = ResultLabel::read(&message.bytes);
+        let Some((inbox, make)) = self.accept(label) else { return };
+        let delivery = make(message);
+        inbox.put(delivery);
+    }
+
+    /// Counts a result, and finds out for whom it is. `None`: for nobody.
+    fn accept(
+        &self,
+        label: Option<ResultLabel>,
+    ) -> Option<(Arc<Inbox>, impl FnOnce(Incoming) -> Delivery + use<>)> {
+        let mut state = self.lock();
+        state.delivered = state.delivered.wrapping_add(1);
+        self.delivered.notify_all();
+        let label = label.filter(|label| label.kind != Kind::Nudge)?;
+        let occupant = state.occupant(label.ticket)?;
+        let (items, entry, first, begun) = (occupant.items, occupant.entry, occupant.first, occupant.begun);
+        occupant.delivered = label.item + 1;
+        occupant.begun = 0;
+        let (item, inbox) = (occupant.number(label.item), occupant.inbox.clone());
+        let is_last = label.kind == Kind::Dropped || label.item + 1 >= items;
+        if is_last {
+            let cell = self.cell(label.ticket);
+            ledger::take_back(&cell.word, cell.standing(), false);
+            self.vacate(&mut state, label.ticket);
+        }
+        match label.kind {
+            Kind::Dropped => return None,
+            Kind::Returned => state.done += 1,
+            _ => state.failed += 1,
+        }
+        let chunk = (is_last && items > 0).then(|| (items, Duration::from_nanos(label.busy)));
+        let make = move |message: Incoming| {
+            let failed = |began, failure| {
+                let number = first.map(|_| item);
+                TaskFailed::new(entry.name(), number, begun + u32::from(began), began, failure)
+            };
+            Delivery { item, outcome: outcome_of(label.kind, message, entry, failed), chunk }
+        };
+        Some((inbox, make))
+    }
+
+    /// Takes in the results that are there, without waiting, unless another thread does.
+    pub(super) fn look(&self) {
+        if let Some(_pumping) = self.begin_to_pump() {
+            while let Ok(result) = self.results.core().get(&WaitPolicy::Never) {
+                self.deliver(result);
+            }
+        }
+    }
+
+    /// Takes in all results that have been put.
+    pub(super) fn drain(&self) {
+        let put = self.results.core().put_count();
+        let mut state = self.lock();
+        while put.wrapping_sub(state.delivered).cast_signed() > 0 {
+            if state.pumps {
+                // One thread at a time, so that the results of a chunk are delivered in their order.
+                state = self.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            drop(state);
+            self.look();
+            state = self.lock();
+        }
+    }
+
+    /// Wakes the thread that waits for results: what it waits for may have come otherwise.
+    pub(super) fn nudge(&self) {
+        let ticket = Ticket { cell: 0, generation: 0 };
+        let label = ResultLabel { ticket, kind: Kind::Nudge, item: 0, busy: 0 };
+        let results = self.results.core();
+        // Where the queue is full the thread is awake.
+        let _ = Outgoing::labelled(&label.to_bytes(), &(), results.inline())
+            .and_then(|message| results.put(message, &WaitPolicy::Never));
+        self.lock().without_room.drain(..).for_each(|thread| thread.unpark());
+    }
+}
+
+/// Reads what came of a task, as far as it is no business of its type's.
+fn outcome_of(
+    kind: Kind,
+    message: Incoming,
+    entry: &'static Entry,
+    failed: impl Fn(bool, TaskFailure) -> TaskFailed,
+) -> Result<Incoming, TaskFailed> {
+    let read = |message: Incoming| {
+        message.open(ResultLabel::LEN, |bytes, _| codec::decode_plain::<String>(bytes)).and_then(|text| text)
+    };
+    let text = |message| read(message).unwrap_or_else(|reason| reason);
+    match kind {
+        Kind::Returned => Ok(message),
+        Kind::Arguments => Err(failed(false, TaskFailure::Arguments(text(message)))),
+        Kind::Raised => {
+            let raised = message.open(ResultLabel::LEN, |bytes, received| match received {
+                None => codec::decode_plain::<Raised>(bytes),
+                Some(received) => codec::decode::<Raised>(bytes, received).0,
+            });
+            Err(match raised.and_then(|raised| raised) {
+                Ok(raised) => failed(true, TaskFailure::Raised(RaisedError::new(raised, entry.callee(None)))),
+                Err(reason) => failed(true, TaskFailure::Result(reason)),
+            })
+        }
+        Kind::Result | Kind::Dropped | Kind::Nudge => Err(failed(true, TaskFailure::Result(text(message)))),
+    }
+}
+
+/// The thread that has this takes results out of the queue for all.
+struct Pumping<'a>(&'a Hub);
+
+impl Drop for Pumping<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.pumps = false;
+        self.0.delivered.notify_all();
+        if let Some(next) = state.sleepers.front() {
+            next.unpark();
+        }
+    }
+}
+
+/// The thread that has this sleeps while another one takes results out of the queue.
+struct Asleep<'a>(&'a Hub);
+
+impl Drop for Asleep<'_> {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        let mut state = self.0.lock();
+        state.sleepers.retain(|thread| thread.id() != own);
+        // It may have been woken to take over, and have what it waited for: then the next one is to take over.
+        if let Some(next) = state.sleepers.front().filter(|_| !state.pumps) {
+            next.unpark();
+        }
+    }
+}
