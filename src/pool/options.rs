@@ -45,7 +45,7 @@ impl PoolOptions {
         Self { workers, capacity: CAPACITY, retries: 0, limit: None, grace: GRACE, recycle_after: None }
     }
 
-    /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`] waits when there are
+    /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
     /// so many.
     pub fn capacity(self, tasks: usize) -> Self {
         Self { capacity: tasks, ..self }
