@@ -9,7 +9,7 @@ mod common;
 mod launcher;
 
 use common::watched;
-use launcher::{Place, tree, workers};
+use launcher::{Place, workers};
 use phalanx::Signal;
 use phalanx::launch::{Ending, Role, Summary};
 
@@ -129,66 +129,6 @@ fn dry_run_starts_nothing_and_completions_and_the_page_are_printed() {
         assert!(other(&["completions", "bash"]).contains("--nproc-per-node"));
         assert!(other(&["man"]).contains(".TH phalanx"));
         assert!(other(&["run", "--help"]).contains("Rendezvous:"));
-    });
-}
-
-#[test]
-fn lines_are_whole_and_a_part_of_one_is_prefixed_once() {
-    watched(|| {
-        let script = "for i in 1 2 3; do printf \"a$RANK\"; printf \"b$i\\n\"; done; printf end$RANK";
-        let ran = workers(4, &["--log-line-prefix-template", "${role_name}/${rank}: "], script);
-        let lines = (0..4).flat_map(|rank| {
-            let line = move |text: String| format!("default/{rank}: {text}");
-            (1..4).map(move |i| line(format!("a{rank}b{i}"))).chain([line(format!("end{rank}"))])
-        });
-        let mut lines: Vec<_> = lines.collect();
-        lines.sort();
-        assert_eq!(ran.lines(), lines);
-    });
-}
-
-#[test]
-fn logs_lie_where_torchrun_puts_them_byte_for_byte() {
-    watched(|| {
-        let place = Place::new();
-        let options =
-            ["--nproc-per-node", "12", "--log-dir", "logs", "--rdzv-id", "job", "-r", "10:1", "-t", "11:3"];
-        let script = "printf 'out\\r1\\xff%s' $RANK; echo err$RANK >&2";
-        let ran = place.run(&[&options[..], &["sh", "-c", script]].concat());
-        assert_eq!(ran.code, 0, "{ran:?}");
-        let logs = place.path("logs");
-        let run = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
-        assert!(run.starts_with("job_"), "{run}");
-        let names = [
-            format!("{run}/attempt_0/10/stdout.log"),
-            format!("{run}/attempt_0/11/stderr.log"),
-            format!("{run}/attempt_0/11/stdout.log"),
-        ];
-        assert_eq!(tree(&logs), names);
-        assert_eq!(fs::read(logs.join(&names[0])).unwrap(), b"out\r1\\xff10");
-        assert_eq!(fs::read(logs.join(&names[1])).unwrap(), b"err11\n");
-        // Redirected: not on the console. Teed: on both.
-        assert!(!ran.out.contains("default10") && ran.out.contains("[default11]:"), "{}", ran.out);
-        assert!(ran.err.contains("their logs go to"), "{}", ran.err);
-    });
-}
-
-#[test]
-fn filters_choose_ranks_and_lines() {
-    watched(|| {
-        let place = Place::new();
-        let options = ["--nproc-per-node", "3", "--local-ranks-filter", "0,2", "--log-dir", "logs"];
-        let texts = ["--duplicate-stdout-filters", "loss,a,,b"];
-        let script = "echo loss $RANK; echo other $RANK; echo 'a,b'; echo hidden >&2";
-        let ran = place.run(&[&options[..], &texts, &["sh", "-c", script]].concat());
-        assert!(ran.out.contains("[default2]:other 2") && !ran.out.contains("default1"), "{}", ran.out);
-        let filtered = tree(&place.path("logs"))
-            .into_iter()
-            .find(|path| path.ends_with("attempt_0/filtered_stdout.log"));
-        let text = fs::read_to_string(place.path("logs").join(filtered.unwrap())).unwrap();
-        let mut lines: Vec<_> = text.lines().collect();
-        lines.sort_unstable();
-        assert_eq!(lines, ["a,b", "a,b", "a,b", "loss 0", "loss 1", "loss 2"]);
     });
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -74,19 +75,42 @@ fn worker_that_takes_no_signal_is_killed_after_the_time_or_at_the_second_signal(
 }
 
 #[test]
-fn other_signals_are_passed_on_without_stopping() {
+fn other_signals_are_passed_on_to_all_ranks_without_stopping() {
     watched(|| {
         let place = Place::new();
         let traps = "trap 'echo one' USR1; trap 'echo two' USR2; trap 'echo size' WINCH; trap 'exit 0' TERM";
-        let mut running = Running::start(&mut place.shell(1, &[], &format!("{traps}; {SLEEPS}")));
-        running.hear();
+        let mut running = Running::start(&mut place.shell(3, &[], &format!("{traps}; {SLEEPS}")));
+        let hear_all = |running: &mut Running, said: &str| {
+            let mut lines = [running.hear(), running.hear(), running.hear()];
+            lines.sort_unstable();
+            assert_eq!(lines, [0, 1, 2].map(|rank| format!("[default{rank}]:{said}")));
+        };
+        hear_all(&mut running, "up");
         for (signal, said) in [(Signal::SIGUSR1, "one"), (Signal::SIGUSR2, "two"), (Signal::SIGWINCH, "size")]
         {
             running.send(signal);
-            assert_eq!(running.hear(), format!("[default0]:{said}"));
+            hear_all(&mut running, said);
         }
         running.send(Signal::SIGTERM);
         assert_eq!(running.end().code, -15);
+    });
+}
+
+#[test]
+fn worker_that_saves_at_the_engines_sigterm_is_waited_for() {
+    watched(|| {
+        let place = Place::new();
+        let script = format!("trap 'sleep 0.3; echo whole > saved$RANK; exit 0' TERM; {SLEEPS}");
+        let mut running = Running::start(&mut place.shell(2, &["--shutdown-timeout", "100000"], &script));
+        running.hear();
+        running.hear();
+        running.send(Signal::SIGTERM);
+        let ran = running.end();
+        assert_eq!(ran.code, -15, "{ran:?}");
+        for rank in 0..2 {
+            assert_eq!(fs::read_to_string(place.path(&format!("saved{rank}"))).unwrap(), "whole\n");
+        }
+        assert!(!ran.err.contains("SIGKILL"), "{ran:?}");
     });
 }
 
@@ -106,7 +130,7 @@ fn under_nohup_a_hangup_stays_ignored() {
 }
 
 #[test]
-fn stopped_launcher_stops_the_job_and_no_time_passes() {
+fn stopped_launcher_stops_the_job_and_continues_it() {
     watched(|| {
         let place = Place::new();
         let mut running = Running::start(&mut place.shell(2, &[], &format!("echo $$; {SLEEPS}")));
@@ -123,6 +147,90 @@ fn stopped_launcher_stops_the_job_and_no_time_passes() {
         await_that(|| !all.iter().any(stands));
         running.send(Signal::SIGTERM);
         assert_eq!(running.end().code, -15);
+    });
+}
+
+/// Stops the launcher, lets time pass, and continues it; when it stood, and when it was continued.
+fn suspend(running: &Running, for_so_long: Duration) -> (Instant, Instant) {
+    running.send(Signal::SIGTSTP);
+    await_that(|| state_of(running.launcher.id()) == Some('T'));
+    let stood = Instant::now();
+    #[expect(clippy::disallowed_methods, reason = "that time passes is what this is about")]
+    std::thread::sleep(for_so_long);
+    let continued = Instant::now();
+    running.send(Signal::SIGCONT);
+    (stood, continued)
+}
+
+#[test]
+fn no_timer_of_the_job_runs_while_it_is_stopped() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    watched(|| {
+        let place = Place::new();
+        // What was left of the time when the launcher stood is left when it goes on.
+        let assert_put_off = |begun: Instant, (stood, continued): (Instant, Instant)| {
+            let (left, took) = (LIMIT.saturating_sub(stood - begun), continued.elapsed());
+            assert!(took >= left, "{took:?} of {left:?}");
+        };
+        let script = format!("trap '' TERM; {SLEEPS}");
+        let mut running = Running::start(&mut place.shell(1, &["--shutdown-timeout", "1"], &script));
+        running.hear();
+        let begun = Instant::now();
+        running.send(Signal::SIGTERM);
+        running.await_note();
+        let pause = suspend(&running, LIMIT);
+        assert_eq!(running.end().code, -15);
+        assert_put_off(begun, pause);
+
+        // The second restart is put off by a second.
+        let script = "echo up; while [ ! -e go$TORCHELASTIC_RESTART_COUNT ]; do sleep 0.01; done; exit 3";
+        let mut running = Running::start(&mut place.shell(1, &["--max-restarts", "2"], script));
+        running.hear();
+        place.script("go0", "");
+        running.hear();
+        let begun = Instant::now();
+        place.script("go1", "");
+        running.await_note_of("attempt 2 follows in 1.0 s");
+        let pause = suspend(&running, LIMIT);
+        running.hear();
+        assert_put_off(begun, pause);
+        place.script("go2", "");
+        assert_eq!(running.end().code, 3);
+
+        let request = r#"printf '{"version": 1, "pid": %d, "scope_id": "step", "expiration_time": %s, "signal": 9}\n' $$"#;
+        let script = format!(
+            "echo up; read go < fifo; {request} $(date -d '1 sec' +%s.%N) > $TORCHELASTIC_TIMER_FILE; echo asked; exec sleep 600"
+        );
+        nix::unistd::mkfifo(&place.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut command = place.shell(1, &[], &script);
+        let mut running = Running::start(command.env("TORCHELASTIC_ENABLE_FILE_TIMER", "1"));
+        running.hear();
+        let begun = Instant::now();
+        fs::write(place.path("fifo"), "go\n").unwrap();
+        running.hear();
+        let pause = suspend(&running, LIMIT);
+        let ran = running.end();
+        assert!(ran.code == 137 && ran.err.contains("as its timer \"step\" had expired"), "{ran:?}");
+        assert_put_off(begun, pause);
+    });
+}
+
+#[test]
+fn stop_while_workers_are_started_hangs_nobody() {
+    watched(|| {
+        for step in 0..8 {
+            let place = Place::new();
+            let mut running = Running::start(&mut place.shell(32, &[], "echo up; exit 0"));
+            for _ in 0..step {
+                running.hear();
+            }
+            running.send(Signal::SIGTSTP);
+            // It may have ended before.
+            await_that(|| matches!(state_of(running.launcher.id()), Some('T' | 'Z')));
+            running.send(Signal::SIGCONT);
+            let ran = running.end();
+            assert_eq!((ran.code, ran.out.matches("up").count()), (0, 32 - step), "{ran:?}");
+        }
     });
 }
 

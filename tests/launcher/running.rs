@@ -44,6 +44,15 @@ impl Running {
         self.launcher.stderr.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
     }
 
+    /// Waits until the launcher has said this.
+    pub(crate) fn await_note_of(&mut self, text: &str) {
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        while !said.ends_with(text.as_bytes()) {
+            self.launcher.stderr.as_mut().unwrap().read_exact(&mut byte).unwrap();
+            said.push(byte[0]);
+        }
+    }
+
     pub(crate) fn send(&self, signal: Signal) {
         common::send(self.launcher.id(), signal);
     }
@@ -60,7 +69,7 @@ impl Running {
 /// The master of a pseudoterminal, and what has come from it and was not waited for.
 pub(crate) struct Terminal {
     master: File,
-    unread: String,
+    unread: Vec<u8>,
 }
 
 impl Terminal {
@@ -78,22 +87,22 @@ impl Terminal {
         // The other sides that the command has kept: a read here is to fail when the child's are closed.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         drop(pair.slave);
-        (Self { master: File::from(pair.master), unread: String::new() }, child)
+        (Self { master: File::from(pair.master), unread: Vec::new() }, child)
     }
 
-    /// Waits until a text has come, and takes all up to its end.
-    pub(crate) fn expect(&mut self, text: &str) {
+    /// Waits until a text has come, and takes all up to its end; what came before it.
+    pub(crate) fn expect(&mut self, text: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
-            if let Some(at) = self.unread.find(text) {
-                self.unread.drain(..at + text.len());
-                return;
+            let found = self.unread.windows(text.len()).position(|part| part == text.as_bytes());
+            if let Some(at) = found {
+                let taken: Vec<_> = self.unread.drain(..at + text.len()).collect();
+                return String::from_utf8_lossy(&taken[..at]).into_owned();
             }
-            let count = self
-                .master
-                .read(&mut buffer)
-                .unwrap_or_else(|error| panic!("{error} after {:?}", self.unread));
-            self.unread.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            let count = self.master.read(&mut buffer).unwrap_or_else(|error| {
+                panic!("{error} after {:?}, before {text:?}", String::from_utf8_lossy(&self.unread))
+            });
+            self.unread.extend_from_slice(&buffer[..count]);
         }
     }
 
