@@ -15,6 +15,7 @@ mod launcher;
 
 use common::watched;
 use launcher::{Place, Ran, Running, workers};
+use phalanx::launch::RankList;
 
 /// All options of torchrun 2.15, each with a value that one node can have.
 const TORCHRUN: [(&str, Option<&str>); 32] = [
@@ -225,22 +226,28 @@ fn script_is_run_by_python_whatever_its_name_where_that_is_said() {
     });
 }
 
+/// The processors of each worker, in the order of ranks.
+fn processors(nproc: usize, options: &[&str]) -> Vec<Vec<usize>> {
+    let ran = workers(nproc, options, "sed -n 's/^Cpus_allowed_list:\\t/:/p' /proc/self/status");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let list = |line: &&str| line.rsplit(':').next().unwrap().parse::<RankList>().unwrap().iter().collect();
+    ran.lines().iter().map(list).collect()
+}
+
 #[test]
 fn workers_are_bound_to_processors_that_the_launcher_has() {
     watched(|| {
-        let allowed = "cut -f2 /proc/self/status | sed -n \"$(grep -n Cpus_allowed_list /proc/self/status | cut -d: -f1)p\"";
-        let own = workers(1, &[], allowed);
+        let own = &processors(1, &[])[0];
         for binding in ["node", "socket", "exclusive", "core-complex"] {
-            let ran = workers(1, &["--numa-binding", binding], allowed);
-            assert_eq!(ran.code, 0, "{binding}: {ran:?}");
-            let cpus: phalanx::launch::RankList =
-                ran.out.trim().trim_start_matches("[default0]:").parse().unwrap();
-            let own: phalanx::launch::RankList =
-                own.out.trim().trim_start_matches("[default0]:").parse().unwrap();
-            assert!(
-                cpus.iter().next().is_some() && cpus.iter().all(|cpu| own.contains(cpu)),
-                "{binding}: {ran:?}"
-            );
+            let bound = &processors(1, &["--numa-binding", binding])[0];
+            assert!(!bound.is_empty() && bound.iter().all(|cpu| own.contains(cpu)), "{binding}: {bound:?}");
+        }
+        if own.len() == 2 {
+            // Two cores, or two threads of one.
+            let options = ["--numa-binding", "exclusive"];
+            if workers(2, &options, "exit 0").code == 0 {
+                assert_eq!(processors(2, &options), [[own[0]], [own[1]]]);
+            }
         }
         let many = workers(5000, &["--numa-binding", "exclusive"], "exit 0");
         assert!(many.code == 2 && many.err.contains("would have no processor"), "{many:?}");

@@ -10,16 +10,20 @@ use super::error::{LaunchError, Result};
 #[derive(Debug)]
 pub(super) struct JobDir {
     path: PathBuf,
+    /// Whether others may not read it: many users share the directory for temporary files.
+    is_private: bool,
     /// Whether it is removed when the job is over.
     is_temporary: bool,
+    is_made: bool,
 }
 
 impl JobDir {
-    /// Makes it in `log_dir`, or in the directory for temporary files, where it stays if it is to have logs.
+    /// Chooses its name, in `log_dir`, or in the directory for temporary files, where it stays if it is to have logs. It is not made yet:
+    /// who is to remove it must know it before.
     ///
     /// # Errors
-    /// When `log_dir` is a file, or a directory cannot be made.
-    pub(super) fn make(log_dir: Option<&Path>, run_id: &str, has_logs: bool) -> Result<Self> {
+    /// When `log_dir` is a file, or cannot be made.
+    pub(super) fn choose(log_dir: Option<&Path>, run_id: &str, has_logs: bool) -> Result<Self> {
         if let Some(dir) = log_dir
             && fs::metadata(dir).is_ok_and(|found| !found.is_dir())
         {
@@ -38,13 +42,27 @@ impl JobDir {
         let random = crate::sys::dir::unguessable().map_err(failed)?;
         let name = if log_dir.is_some() { name } else { format!("phalanx-run-{name}") };
         let path = parent.join(format!("{name}_{}", &random[..random.len().min(8)]));
-        // Not readable by others where many users share the directory for temporary files.
+        Ok(Self {
+            path,
+            is_private: log_dir.is_none(),
+            is_temporary: log_dir.is_none() && !has_logs,
+            is_made: false,
+        })
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When the system refuses it.
+    pub(super) fn make(&mut self) -> Result<()> {
         let mut builder = fs::DirBuilder::new();
-        if log_dir.is_none() {
+        if self.is_private {
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         }
-        builder.create(&path).map_err(failed)?;
-        Ok(Self { is_temporary: log_dir.is_none() && !has_logs, path })
+        let made = builder.create(&self.path);
+        made.map_err(LaunchError::system(format!("making the directory {}", self.path.display())))?;
+        self.is_made = true;
+        Ok(())
     }
 
     /// The job's own directory.
@@ -71,7 +89,7 @@ impl JobDir {
 
 impl Drop for JobDir {
     fn drop(&mut self) {
-        if self.is_temporary {
+        if self.is_temporary && self.is_made {
             // The run is over, so an error has no place to be told.
             let _ = fs::remove_dir_all(&self.path);
         }
@@ -143,20 +161,22 @@ mod tests {
     fn layout_is_torchruns_and_stays() {
         let parent = tempfile::tempdir().unwrap();
         let logs = parent.path().join("logs");
-        let job = JobDir::make(Some(&logs), "my/job", true).unwrap();
+        let mut job = JobDir::choose(Some(&logs), "my/job", true).unwrap();
+        job.make().unwrap();
         let attempt = job.attempt(2, 11).unwrap();
         let (_, path) = attempt.create(10, "stdout.log").unwrap();
         let below = path.strip_prefix(&logs).unwrap().to_str().unwrap().to_owned();
         assert!(below.starts_with("my_job_") && below.ends_with("/attempt_2/10/stdout.log"), "{below}");
         drop(job);
         assert!(path.exists());
-        let file = JobDir::make(Some(&path), "x", true).unwrap_err().to_string();
+        let file = JobDir::choose(Some(&path), "x", true).unwrap_err().to_string();
         assert!(file.contains("is a file"), "{file}");
     }
 
     #[test]
     fn directory_for_error_files_alone_is_removed() {
-        let job = JobDir::make(None, "none", false).unwrap();
+        let mut job = JobDir::choose(None, "none", false).unwrap();
+        job.make().unwrap();
         let path = job.path.clone();
         job.attempt(0, 2).unwrap();
         assert!(path.join("attempt_0").is_dir());

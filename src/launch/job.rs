@@ -68,9 +68,11 @@ impl Job {
 pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
     let has_logs = has_logs(&launch.logs, plan.nproc);
-    let dir = JobDir::make(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
-    // The guardian is forked in here, so the pump's thread comes after it.
+    let mut dir = JobDir::choose(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
+    // The guardian is forked in here: the pump's thread comes after it, and so does the directory, which it removes when this process
+    // is killed.
     let control = Control::take_over(&launch, &plan, &dir)?;
+    dir.make()?;
     let timers = Timers::make(&plan.base, dir.path())?;
     if let Some(timers) = &timers {
         plan.base.insert(timers::FILE.into(), timers.path().into());
