@@ -55,7 +55,7 @@ impl<'a, 'de> UntilEnd<'a, 'de> {
 
 #[cold]
 pub(super) fn unread() -> Error {
-    Error::new("not all of it was read")
+    Error::new("its `Deserialize` has not read all parts that were written")
 }
 
 /// The entries of a map.

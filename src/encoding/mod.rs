@@ -116,6 +116,6 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let value = T::deserialize(&mut reader)?;
     match reader.rest() {
         [] => Ok(value),
-        rest => Err(Error::new(format!("{} of {} bytes were left over", rest.len(), bytes.len()))),
+        rest => Err(Error::new(format!("{} of {} bytes were not read", rest.len(), bytes.len()))),
     }
 }

@@ -100,8 +100,10 @@ impl<'a, 'de> Items<'a, 'de> {
         let size =
             usize::try_from(count).ok().zip(width(tag)).and_then(|(count, width)| count.checked_mul(width));
         let bytes = size.and_then(|size| self.reader.take(size));
-        let bytes =
-            bytes.ok_or_else(|| Error::new("the bytes are damaged: a run of numbers that is not there"))?;
+        let bytes = bytes.ok_or_else(|| {
+            let left = self.reader.rest().len();
+            Error::new(format!("the bytes are damaged: {count} numbers of tag {tag} in {left} bytes"))
+        })?;
         self.run = Run { tag, bytes };
         self.count += count as usize;
         Ok(())

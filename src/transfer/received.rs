@@ -103,7 +103,7 @@ impl Received {
         let segment = segment.map(|number| self.segment(number)).transpose()?;
         let size = segment.as_ref().map_or(0, |segment| segment.len());
         let storage = Storage::checked(segment, (offset, len), align, shared).ok_or_else(|| {
-            format!("{len} bytes at {offset} do not lie in a segment of {size} bytes, or askew")
+            format!("{len} bytes at offset {offset} are not in a segment of {size} bytes, or not aligned to {align} bytes")
         })?;
         storage.claim_unit(unit.into()).map_err(|error| error.to_string())?;
         Ok(storage)

@@ -106,7 +106,7 @@ impl<C: AtomicRecord> Record<C> {
         let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
         let record = Self { storage, fields: PhantomData };
         if !fits || !record.storage.offset().is_multiple_of(HEADER) || record.tag() != tag {
-            return Err("what arrived is something else, or of another type".to_owned());
+            return Err("what arrived is no such record, or one with a value of another type".to_owned());
         }
         Ok(record)
     }

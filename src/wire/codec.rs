@@ -92,7 +92,9 @@ mod tests {
         assert!(
             decode_plain::<String>(&bytes).unwrap_err().starts_with("alloc::string::String: invalid type")
         );
-        assert!(decode_plain::<(String, u64)>(&[bytes, vec![0]].concat()).unwrap_err().contains("left over"));
+        assert!(
+            decode_plain::<(String, u64)>(&[bytes, vec![0]].concat()).unwrap_err().contains("were not read")
+        );
     }
 
     #[test]
