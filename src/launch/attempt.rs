@@ -34,6 +34,7 @@ const SIGNALS: u32 = 0;
 const ERROR_FILES: u32 = 1;
 const OUTPUT: u32 = 2;
 const TIMERS: u32 = 3;
+const PEOPLE: u32 = 4;
 
 /// How much of a log file's end is read for the report, in bytes.
 const TAIL: u64 = 64 * 1024;
@@ -124,6 +125,7 @@ impl<'a> Running<'a> {
             if let Some(timers) = &self.job.timers {
                 self.group.watch_too(timers.as_fd(), TIMERS)?;
             }
+            self.group.watch_too(self.job.people.as_fd(), PEOPLE)?;
             self.group.watch_too(self.error_files.as_fd(), ERROR_FILES)?;
             self.group.watch_too(self.job.pump.as_fd(), OUTPUT)
         };
@@ -147,6 +149,7 @@ impl<'a> Running<'a> {
                 Step::Readable(SIGNALS) => self.obey()?,
                 Step::Readable(ERROR_FILES) => self.read_error_files()?,
                 Step::Readable(TIMERS) => self.job.timers.as_mut().map_or(Ok(()), Timers::read)?,
+                Step::Readable(PEOPLE) => self.attend()?,
                 Step::Readable(_) => self.job.hear_pump(),
                 Step::Idle => {
                     for (rank, left) in self.group.carry_on() {
@@ -156,8 +159,13 @@ impl<'a> Running<'a> {
                         return Ok(());
                     }
                     self.end_expired();
+                    let people = self.job.people.next();
+                    if people.is_some_and(|at| at <= Moment::now()) {
+                        self.attend()?;
+                        continue;
+                    }
                     let timer = self.job.timers.as_ref().and_then(Timers::next);
-                    self.group.wait_until(timer).map_err(failed())?;
+                    self.group.wait_until([timer, people].into_iter().flatten().min()).map_err(failed())?;
                 }
             }
         }
@@ -249,6 +257,18 @@ impl<'a> Running<'a> {
         let orders = self.job.control.orders(&mut self.group)?;
         let suspended = self.job.control.take_suspended();
         self.job.timers.iter_mut().for_each(|timers| timers.put_off(suspended));
+        self.carry_out(orders);
+        Ok(())
+    }
+
+    /// Answers those who have come to the job's socket, and does what they want.
+    fn attend(&mut self) -> Result<()> {
+        let orders = self.job.attend()?;
+        self.carry_out(orders);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, orders: Vec<Order>) {
         for order in orders {
             match order {
                 Order::Stop(signal) => self.stop(signal),
@@ -256,7 +276,6 @@ impl<'a> Running<'a> {
                 Order::Pass(signal) => self.pass(signal),
             }
         }
-        Ok(())
     }
 
     /// Passes a stop signal on, and ends all after the shutdown timeout.

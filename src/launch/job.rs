@@ -1,17 +1,23 @@
 //! What lives as long as a job: its plan, files, output, and what it has taken over of this process.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::error::{LaunchError, Result};
 use super::event::Event;
 use super::files::JobDir;
 use super::options::Launch;
+use super::people::People;
 use super::plan::Plan;
 use super::ranks::Streams;
 use super::stdio::Logs;
-use super::stopping::Control;
+use super::stopping::{Control, Order};
+use super::summary::Summary;
 use super::timers::{self, Timers};
+use crate::supervise::group::Group;
 use crate::supervise::pump::{Console, Pump};
+use crate::sys::clock::Moment;
+use crate::sys::epoll::{Readiness, wait_any};
 use crate::sys::signal::Signal;
 use crate::sys::{fd, limits};
 
@@ -40,6 +46,8 @@ pub(super) struct Job {
     pub(super) lost_output: Vec<String>,
     announces: bool,
     on_event: Box<dyn FnMut(&Event)>,
+    /// The last to go: those who wait for the job's end see it by that.
+    pub(super) people: People,
 }
 
 impl Job {
@@ -48,6 +56,7 @@ impl Job {
         if self.announces && event.is_announced() {
             self.pump.say(format!("phalanx: {event}"));
         }
+        self.people.hear(event);
         (self.on_event)(event);
     }
 
@@ -59,6 +68,34 @@ impl Job {
             self.lost_output.push(broken);
         }
     }
+
+    /// Answers those who have come to the job's socket; what they want of the job.
+    pub(super) fn attend(&mut self) -> Result<Vec<Order>> {
+        let wishes = self.people.turn(&self.pump)?;
+        Ok(wishes.into_iter().flat_map(|wish| self.control.grant(wish)).collect())
+    }
+
+    /// Waits between two attempts; the signal by which the job was told to stop meanwhile. No time passes while it is stopped by Ctrl-Z.
+    pub(super) fn pause(&mut self, mut until: Option<Moment>) -> Result<Option<Signal>> {
+        let mut nobody = Group::new().map_err(LaunchError::system("making an epoll for the pause"))?;
+        loop {
+            let mut orders = self.control.orders(&mut nobody)?;
+            orders.extend(self.attend()?);
+            let stop = |order: &Order| if let Order::Stop(signal) = order { Some(*signal) } else { None };
+            if let Some(signal) = orders.iter().find_map(stop) {
+                return Ok(Some(signal));
+            }
+            let suspended = self.control.take_suspended();
+            until = until.and_then(|until| until.checked_add(suspended));
+            if until.is_some_and(|until| Moment::now() >= until) {
+                return Ok(None);
+            }
+            let watched = self.control.signals().into_iter().chain([self.people.as_fd()]);
+            let watched: Vec<_> = watched.map(|fd| (fd, Readiness::Readable)).collect();
+            let next = [until, self.people.next()].into_iter().flatten().min();
+            wait_any(&watched, next).map_err(LaunchError::system("waiting before the next attempt"))?;
+        }
+    }
 }
 
 /// Takes over what the job needs of this process, and makes its directory.
@@ -67,6 +104,7 @@ impl Job {
 /// When the system refuses it. What was taken over is given back.
 pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     limits::make_room_for_descriptors(DESCRIPTORS * plan.nproc);
+    let people = People::open(&launch, &mut plan)?;
     let has_logs = has_logs(&launch.logs, plan.nproc);
     let mut dir = JobDir::choose(launch.logs.dir.as_deref(), &plan.run_id, has_logs)?;
     // The guardian is forked in here: the pump's thread comes after it, and so does the directory, which it removes when this process
@@ -93,6 +131,7 @@ pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
         lost_output: Vec::new(),
         announces: launch.announces,
         on_event: launch.on_event,
+        people,
     })
 }
 
@@ -104,7 +143,8 @@ fn has_logs(logs: &Logs, nproc: usize) -> bool {
 }
 
 /// Gives back what was taken over.
-pub(super) fn close(job: Job) {
+pub(super) fn close(mut job: Job, summary: &Summary) {
+    job.people.end(summary);
     if job.control.is_hurried() {
         // The console may take nothing more, so the thread is not waited for.
         job.pump.abandon();

@@ -35,6 +35,7 @@
 //
 // - `options`: Launch: what a job is to be
 // - `stdio`, `stdio_options`: the standard streams of workers
+// - `reach`: how people see and reach the job
 // - `command`, `ranks`, `devices`, `numa`, `restart`: what options are made of
 // - `plan`: all that is known before anything is started
 // - `environment`: pure: the variables of a worker
@@ -45,6 +46,9 @@
 // - `attempt`: workers are started, watched, and ended together
 // - `workers`: one worker, from descriptors to a running program
 // - `timers`: torch's file timer
+// - `people`: what people see of the job and ask of it
+// - `board`: what runs now
+// - `job_socket`, `protocol`: who visits the job, and what is said
 // - `judge`: pure: whose failure came first
 // - `descendants`: processes that have left their worker's group
 // - `work`: what the workers run: a program or a function of this one
@@ -52,8 +56,10 @@
 // - `files`, `error_file`: where logs lie; what a worker says of its failure
 // - `summary`, `report`, `event`: what is told
 // - `record`: error files of Rust programs
+// - `running`, `running_logs`: jobs of other processes, seen from outside
 
 mod attempt;
+mod board;
 mod command;
 mod descendants;
 mod devices;
@@ -65,15 +71,21 @@ mod files;
 mod function;
 mod guardian;
 mod job;
+mod job_socket;
 mod judge;
 mod numa;
 mod options;
+mod people;
 mod plan;
+mod protocol;
 mod ranks;
+mod reach;
 mod record;
 mod report;
 mod restart;
 mod run;
+mod running;
+mod running_logs;
 mod stdio;
 mod stdio_options;
 mod stopping;
@@ -90,9 +102,12 @@ pub use event::Event;
 pub(crate) use function::run as run_function;
 pub use numa::NumaBinding;
 pub use options::Launch;
+pub use protocol::{JobStatus, Stopped};
 pub use ranks::{RankList, RankStreams, Streams};
 pub use record::record;
 pub use restart::RestartOn;
+pub use running::RunningJob;
+pub use running_logs::LogPiece;
 pub use stdio::Stdin;
 pub use stopping::die_of;
 pub use summary::{Attempt, Ending, Role, Summary, WorkerSummary};

@@ -11,6 +11,7 @@ use super::environment;
 use super::error::{LaunchError, Result};
 use super::event::Event;
 use super::numa::NumaBinding;
+use super::protocol::is_name;
 use super::restart::RestartOn;
 use super::stdio::{Logs, Stdin};
 use super::work::Work;
@@ -85,6 +86,9 @@ pub struct Launch {
     /// By name, in the order of the calls.
     pub(super) tensors: Vec<(String, crate::tensor::dyn_tensor::DynTensor)>,
     pub(super) announces: bool,
+    /// `None`: the run id, or four letters.
+    pub(super) job_name: Option<String>,
+    pub(super) is_reachable: bool,
     pub(super) on_event: Box<dyn FnMut(&Event)>,
 }
 
@@ -125,6 +129,8 @@ impl Launch {
             summary_file: None,
             tensors: Vec::new(),
             announces: false,
+            job_name: None,
+            is_reachable: false,
             on_event: Box::new(|_| ()),
         }
     }
@@ -351,6 +357,10 @@ impl Launch {
                     "give a name",
                 );
             }
+        }
+        if let Some(name) = self.job_name.as_ref().filter(|name| !is_name(name)) {
+            let hint = "give 1 to 64 letters, digits, and characters of ._-";
+            return refuse(format!("{name:?} is no name of a job"), hint);
         }
         if let Some((key, _)) =
             self.environment.iter().find(|(key, _)| key.is_empty() || key.to_string_lossy().contains('='))

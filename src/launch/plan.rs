@@ -85,7 +85,11 @@ impl Plan {
             program,
             function,
             directory: launch.directory.clone(),
-            run_id: launch.run_id.clone().unwrap_or_else(|| letters(&random)),
+            run_id: launch
+                .run_id
+                .clone()
+                .or_else(|| launch.job_name.clone())
+                .unwrap_or_else(|| letters(&random)),
             token: random,
             role: launch.role.clone(),
             max_restarts: launch.max_restarts,
@@ -183,7 +187,7 @@ fn stdin_rank(stdin: Stdin, nproc: usize) -> Result<Option<usize>> {
 }
 
 /// A run id: four letters out of a random text.
-fn letters(random: &str) -> String {
+pub(super) fn letters(random: &str) -> String {
     random.bytes().map(|byte| char::from(b'a' + byte % 26)).take(4).collect()
 }
 

@@ -75,6 +75,11 @@ fn run(launch: Launch) -> Result<Summary> {
         summary_file: launch.summary_file.clone(),
     };
     let mut job = job::start(launch, plan)?;
+    if let Some(name) = job.people.name() {
+        let text =
+            format!("job {name}: `phalanx logs {name}` shows its output, `phalanx stop {name}` ends it");
+        job.tell(&Event::Note(text));
+    }
     if let Some(threads) = job.plan.omp_threads {
         let text = format!(
             "OMP_NUM_THREADS is {threads} for each worker, as it was not set: the cores are shared out"
@@ -92,7 +97,7 @@ fn run(launch: Launch) -> Result<Summary> {
         lost_output: Vec::new(),
     };
     attempts(&mut job, &policy, &mut summary)?;
-    job::close(job);
+    job::close(job, &summary);
     Ok(summary)
 }
 
@@ -106,7 +111,7 @@ fn attempts(job: &mut Job, policy: &Policy, summary: &mut Summary) -> Result<()>
         write(policy, summary)?;
         let Some(pause) = pause else { return Ok(()) };
         job.tell(&Event::Restarting { attempt: number + 1, pause });
-        if let Some(signal) = job.control.pause(Moment::now().checked_add(pause))? {
+        if let Some(signal) = job.pause(Moment::now().checked_add(pause))? {
             summary.stopped_by = Some(signal);
             job.tell(&Event::Stopping { signal });
             return write(policy, summary);

@@ -45,6 +45,8 @@ pub(super) struct Logs {
     /// The ranks that are seen on the console; `None`: all.
     pub(super) shown: Option<RankList>,
     pub(super) prefix: Prefix,
+    /// Whether stdout that goes nowhere is kept for those who ask for it.
+    pub(super) keeps_hidden: bool,
     /// A line of stdout with one of these texts goes to a file for all ranks; none: there is no such file.
     pub(super) stdout_needles: Vec<String>,
     /// The same texts for stderr.

@@ -1,6 +1,5 @@
 //! The signals of this process while a job runs, and its terminal: what they say is done.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -9,10 +8,10 @@ use super::error::{LaunchError, Result};
 use super::files::JobDir;
 use super::guardian::Guardian;
 use super::options::Launch;
+use super::people::Wish;
 use super::plan::Plan;
 use crate::supervise::group::Group;
 use crate::sys::clock::Moment;
-use crate::sys::epoll::wait_readable;
 use crate::sys::pipe::{foreground, is_terminal, set_foreground};
 use crate::sys::signal::{self, Signal};
 use crate::sys::signal_pipe::SignalPipe;
@@ -131,6 +130,13 @@ impl Control {
     }
 
     /// Looks for a worker that was stopped because it wants the terminal, and reaps orphans.
+    /// What a wish of people means, after the signals that have come: it counts as a signal to stop, if none has come.
+    pub(super) fn grant(&mut self, wish: Wish) -> Vec<Order> {
+        let stop = (self.stops == 0).then_some(Order::Stop(Signal::TERM));
+        self.stops = self.stops.max(if wish == Wish::Kill { 2 } else { 1 });
+        stop.into_iter().chain((wish == Wish::Kill).then_some(Order::Kill)).collect()
+    }
+
     fn look_after_children(&mut self, group: &mut Group) -> Result<()> {
         let reader = self.terminal.as_ref().map(|(rank, _)| *rank);
         match reader.and_then(|rank| group.stopped_by(rank)) {
@@ -202,32 +208,6 @@ impl Control {
             let _ = set_foreground(terminal.as_fd(), fork::group_id());
         }
         had
-    }
-
-    /// Waits between two attempts; the signal by which it was told to stop meanwhile.
-    pub(super) fn pause(&mut self, mut until: Option<Moment>) -> Result<Option<Signal>> {
-        let mut nobody = Group::new().map_err(LaunchError::system("making an epoll for the pause"))?;
-        loop {
-            for order in self.orders(&mut nobody)? {
-                if let Order::Stop(signal) = order {
-                    return Ok(Some(signal));
-                }
-            }
-            let suspended = self.take_suspended();
-            until = until.and_then(|until| until.checked_add(suspended));
-            if until.is_some_and(|until| Moment::now() >= until) {
-                return Ok(None);
-            }
-            self.wait(until).map_err(LaunchError::system("waiting before the next attempt"))?;
-        }
-    }
-
-    /// Waits until a signal comes or a moment has come.
-    fn wait(&self, until: Option<Moment>) -> io::Result<()> {
-        match &self.signals {
-            Some(signals) => wait_readable(signals.as_fd(), until).map(drop),
-            None => crate::sys::epoll::pause(until.map_or(Duration::ZERO, |at| at.since(Moment::now()))),
-        }
     }
 }
 

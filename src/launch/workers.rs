@@ -222,7 +222,8 @@ impl<'a> Start<'a> {
         let file = if redirect || tee { Some(self.dir.create(rank, name)?) } else { None };
         let filter = self.filters[stream as usize].clone();
         // The report has the end of stderr, and whoever asks for the logs reads those that are in no file.
-        let channel = (file.is_none() || stream == Stream::Stderr).then(|| channel(rank, stream));
+        let is_kept = stream == Stream::Stderr || (file.is_none() && self.logs.keeps_hidden);
+        let channel = is_kept.then(|| channel(rank, stream));
         match (console, file, filter) {
             // The program writes to the file itself: nothing is faster.
             (None, Some((file, path)), None) => {
@@ -233,8 +234,8 @@ impl<'a> Start<'a> {
                 let given = copy_of(if stream == Stream::Stdout { 1 } else { 2 })?;
                 Ok(Output { given, source: None, file: None })
             }
-            // Stdout goes nowhere; of stderr the end is kept for the report.
-            (None, None, None) if stream == Stream::Stdout => {
+            // The stream goes nowhere.
+            (None, None, None) if channel.is_none() => {
                 let given = self.null.as_fd().try_clone_to_owned().map_err(no_room)?;
                 Ok(Output { given, source: None, file: None })
             }
@@ -253,7 +254,7 @@ pub(super) fn channel(rank: usize, stream: Stream) -> u64 {
 }
 
 /// Whether the worker that reads stdin has the terminal for itself.
-fn has_terminal(plan: &Plan) -> bool {
+pub(super) fn has_terminal(plan: &Plan) -> bool {
     plan.nproc == 1 && [0, 1, 2].iter().all(|&number| copy_of(number).is_ok_and(|fd| is_terminal(&fd)))
 }
 

@@ -32,6 +32,11 @@ impl Prefix {
         Self(String::new())
     }
 
+    /// The template.
+    pub(crate) fn template(&self) -> &str {
+        &self.0
+    }
+
     /// The prefix of a rank.
     pub(crate) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
         let rank = rank.to_string();

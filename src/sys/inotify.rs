@@ -21,15 +21,23 @@ impl FileWatch {
         Ok(Self { inotify, directories: Vec::new() })
     }
 
-    /// Watches a directory, too.
+    /// Watches a directory, too, for files that are closed after they were written, or renamed into their place.
     pub(crate) fn add(&mut self, directory: &Path) -> io::Result<()> {
-        let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
-        let watch = self.inotify.add_watch(directory, written)?;
+        self.watch(directory, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)
+    }
+
+    /// Watches a directory, too, for files that grow.
+    pub(crate) fn add_growing(&mut self, directory: &Path) -> io::Result<()> {
+        self.watch(directory, AddWatchFlags::IN_MODIFY)
+    }
+
+    fn watch(&mut self, directory: &Path, events: AddWatchFlags) -> io::Result<()> {
+        let watch = self.inotify.add_watch(directory, events)?;
         self.directories.push((watch, directory.to_owned()));
         Ok(())
     }
 
-    /// The files that were closed after they had been written, or renamed into their place, since the last look.
+    /// The files to which that has happened since the last look.
     pub(crate) fn written(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         loop {
@@ -68,5 +76,17 @@ mod tests {
         std::fs::write(dir.path().join("one"), "1").unwrap();
         std::fs::rename(dir.path().join("one"), dir.path().join("two")).unwrap();
         assert_eq!(watch.written().unwrap(), [dir.path().join("one"), dir.path().join("two")]);
+    }
+
+    #[test]
+    fn growing_file_is_told_though_it_is_not_closed() {
+        use std::io::Write;
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = std::fs::File::create(dir.path().join("log")).unwrap();
+        let mut watch = FileWatch::new().unwrap();
+        watch.add_growing(dir.path()).unwrap();
+        file.write_all(b"line").unwrap();
+        assert_eq!(watch.written().unwrap(), [dir.path().join("log")]);
     }
 }

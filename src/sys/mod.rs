@@ -13,6 +13,7 @@ compile_error!(
      \"gnu\"))'.dependencies]"
 );
 
+pub(crate) mod abstract_socket;
 pub(crate) mod affinity;
 pub(crate) mod atomic_record;
 pub(crate) mod bytes;
@@ -43,6 +44,7 @@ pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod port;
 pub(crate) mod prctl;
+pub(crate) mod process;
 mod raw;
 pub(crate) mod replace;
 pub(crate) mod robust;

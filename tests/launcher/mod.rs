@@ -14,6 +14,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+pub(crate) mod people;
 mod running;
 
 pub(crate) use running::{Running, Terminal};

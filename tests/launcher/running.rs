@@ -39,9 +39,13 @@ impl Running {
             .unwrap_or_else(|| panic!("{line:?}"))
     }
 
-    /// Waits until the launcher says something, as it does when it has taken a signal that stops the job.
+    /// Waits until the launcher says that it was told to stop.
     pub(crate) fn await_note(&mut self) {
-        self.launcher.stderr.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+        let (mut byte, mut text) = ([0], String::new());
+        while !text.contains("are told to stop") {
+            self.launcher.stderr.as_mut().unwrap().read_exact(&mut byte).unwrap();
+            text.push(char::from(byte[0]));
+        }
     }
 
     /// Waits until the launcher has said this.

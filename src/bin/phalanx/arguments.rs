@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::{Args, Command, FromArgMatches, Subcommand};
 
+use crate::jobs::{LogsOptions, PsOptions, StopOptions};
 use crate::options::RunOptions;
 
 /// What the user wants.
@@ -12,17 +13,30 @@ pub(crate) enum Action {
     Run(Box<RunOptions>),
     /// Of the command of this name.
     Completions(clap_complete::Shell, &'static str),
-    Man,
+    /// The page of a command.
+    Man(Box<Command>),
+    Ps(PsOptions),
+    Stop(StopOptions),
+    Logs(LogsOptions),
 }
 
 #[derive(Subcommand)]
 enum Commands {
     /// Start a program many times on this machine, watch it, and say how it ended
     Run(Box<RunOptions>),
+    /// List the running jobs of this user
+    Ps(PsOptions),
+    /// End a running job, and wait until nothing of it is left
+    Stop(StopOptions),
+    /// Print what the workers of a running job have printed
+    Logs(LogsOptions),
     /// Print the completions of a shell
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page
-    Man,
+    /// Print a manual page
+    Man {
+        /// Of this command, as run; else of the program
+        command: Option<String>,
+    },
 }
 
 const PHALANX: &str = "phalanx";
@@ -58,6 +72,21 @@ pub(crate) fn command_of(name: &str) -> Command {
     }
 }
 
+/// The command whose page is wanted, under the name by which it is called.
+fn page_of(name: Option<&str>) -> Result<Command, clap::Error> {
+    let whole = command();
+    let Some(name) = name else { return Ok(whole) };
+    match whole.find_subcommand(name) {
+        Some(found) => {
+            Ok(found.clone().name(format!("{PHALANX}-{name}")).bin_name(format!("{PHALANX} {name}")))
+        }
+        None => {
+            Err(command()
+                .error(clap::error::ErrorKind::InvalidValue, format!("there is no command {name:?}")))
+        }
+    }
+}
+
 /// Takes the arguments apart. `variable` is the environment.
 pub(crate) fn parse(
     mut arguments: Vec<OsString>,
@@ -79,7 +108,10 @@ pub(crate) fn parse(
             None => Action::Run(options),
         }),
         Commands::Completions { shell } => Ok(Action::Completions(shell, PHALANX)),
-        Commands::Man => Ok(Action::Man),
+        Commands::Man { command } => Ok(Action::Man(Box::new(page_of(command.as_deref())?))),
+        Commands::Ps(options) => Ok(Action::Ps(options)),
+        Commands::Stop(options) => Ok(Action::Stop(options)),
+        Commands::Logs(options) => Ok(Action::Logs(options)),
     }
 }
 

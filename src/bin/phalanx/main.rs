@@ -1,13 +1,15 @@
-//! `phalanx run`: torchrun's job, done by the library's `launch` module.
+//! `phalanx run`: torchrun's job, done by the library's `launch` module; and commands that see and reach jobs that run.
 //!
 //! - `arguments`: the command line, with torchrun's spellings and environment defaults
 //! - `options`: the options of `run`
 //! - `run`: from options to a job, and from its summary to an exit code
+//! - `jobs`: `phalanx ps`, `phalanx stop`, `phalanx logs`
 //! - `service`: systemd's notifications, the health port and the termination log
 
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "a program speaks to its user")]
 
 mod arguments;
+mod jobs;
 mod options;
 mod run;
 mod service;
@@ -23,7 +25,10 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut arguments::command_of(name), name, &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Ok(Action::Man) => man(),
+        Ok(Action::Man(command)) => man(&command),
+        Ok(Action::Ps(options)) => jobs::end(jobs::ps(&options)),
+        Ok(Action::Stop(options)) => jobs::end(jobs::stop(&options)),
+        Ok(Action::Logs(options)) => jobs::end(jobs::logs(&options)),
         Err(error) => {
             // An error means that stdout is closed.
             let _ = error.print();
@@ -32,9 +37,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn man() -> ExitCode {
-    let page = clap_mangen::Man::new(arguments::command());
-    match page.render(&mut std::io::stdout()) {
+fn man(command: &clap::Command) -> ExitCode {
+    match clap_mangen::Man::new(command.clone()).render(&mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("phalanx: the page cannot be written: {error}");

@@ -36,6 +36,9 @@ pub(crate) struct RunOptions {
     /// Bind each worker to processors near its GPU: node, socket, exclusive, core-complex
     #[arg(long, value_name = "HOW", help_heading = "Workers")]
     pub(crate) numa_binding: Option<String>,
+    /// The job's name, for phalanx ps, stop and logs [default: the rdzv id, or four letters]
+    #[arg(long, value_name = "NAME", help_heading = "Workers")]
+    pub(crate) job_name: Option<String>,
     /// The rank that reads stdin; otherwise the only worker
     #[arg(long, value_name = "RANK", help_heading = "Workers")]
     pub(crate) stdin: Option<usize>,

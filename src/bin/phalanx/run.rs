@@ -94,6 +94,7 @@ fn launch(options: &RunOptions) -> Result<Launch, LaunchError> {
         .shutdown_timeout(shutdown_timeout(options)?)
         .stop_signals(stop_signals(options)?)
         .handle_signals(true)
+        .reachable(true)
         .virtual_local_rank(options.virtual_local_rank);
     optional(log_files(launch, options)?, options)
 }
@@ -118,6 +119,9 @@ fn log_files(launch: Launch, options: &RunOptions) -> Result<Launch, LaunchError
 fn optional(mut launch: Launch, options: &RunOptions) -> Result<Launch, LaunchError> {
     if let Some(binding) = &options.numa_binding {
         launch = launch.numa_binding(binding.parse()?);
+    }
+    if let Some(name) = &options.job_name {
+        launch = launch.job_name(name);
     }
     if let Some(rank) = options.stdin {
         launch = launch.stdin(Stdin::Rank(rank));

@@ -7,10 +7,13 @@
 //! - `console`: stdout and stderr of this process, shared by all children
 //! - `source`: one pipe, and where its bytes go
 //! - `tail`: pure: the last bytes of an output
+//! - `followers`, `packet`: other processes that are sent what comes, as it comes
 //! - `thread`: the thread's loop
 
 mod console;
+mod followers;
 mod lines;
+mod packet;
 mod source;
 mod tail;
 #[cfg(test)]
@@ -26,9 +29,11 @@ use std::thread::JoinHandle;
 
 pub(crate) use console::{Console, Stream};
 pub(crate) use lines::last_lines;
+pub(crate) use packet::Packet;
 pub(crate) use source::{Filter, Route};
 
 use crate::sys::event::EventFd;
+use crate::sys::socket::Socket;
 use tail::Tail;
 
 /// The number of a source, in the order in which they were added.
@@ -44,6 +49,8 @@ enum Command {
     Finish(SourceId),
     /// A line of this process's own, to stderr.
     Say(String),
+    /// Sends the channels from these positions on.
+    Follow(Socket, Vec<(Channel, u64)>),
     Close,
 }
 
@@ -132,6 +139,18 @@ impl Pump {
         let news = self.news();
         let Some((channel, begin)) = news.sources[id].kept else { return Vec::new() };
         news.tails[&channel].from(begin, usize::MAX).1
+    }
+
+    /// The last bytes of a channel, and the position of what comes next.
+    pub(crate) fn channel(&self, channel: Channel) -> (Vec<u8>, u64) {
+        let news = self.news();
+        news.tails.get(&channel).map_or((Vec::new(), 0), |tail| (tail.from(0, usize::MAX).1, tail.end()))
+    }
+
+    /// Sends what comes in these channels from these positions on, as [`Packet`]s, until the other end of the socket is closed. A
+    /// follower that is too slow misses what is not kept any more, and holds nobody up.
+    pub(crate) fn follow(&self, socket: Socket, channels: Vec<(Channel, u64)>) {
+        self.send(Command::Follow(socket, channels));
     }
 
     /// Writes a line of this process's own to stderr, between those of the children.

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::source::{Source, show_parts};
-use super::{Console, Filter, Pump, Route, SourceId, Stream};
+use super::{Console, Filter, Packet, Pump, Route, SourceId, Stream};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::pipe::{Read, pipe, read_now, write_all};
+use crate::sys::socket::Socket;
 
 /// A pump whose stdout and stderr are files of a directory.
 struct Bench {
@@ -265,4 +266,72 @@ fn tail_of_a_source_has_only_its_own_bytes_though_its_channel_had_others_before(
         bench.await_closed(id);
         assert_eq!(bench.pump.tail(id), word.as_bytes());
     }
+}
+
+/// What a follower has been sent: the number of skipped bytes, and the bytes. It ends with the pump's end of the socket.
+fn followed(socket: &Socket) -> (u64, Vec<u8>) {
+    let (mut skipped, mut bytes) = (0, Vec::new());
+    loop {
+        wait_readable(socket.as_fd(), None).unwrap();
+        match socket.try_receive_up_to(Packet::LONGEST) {
+            Ok(Some(message)) => {
+                let packet = Packet::decode(&message.bytes).unwrap();
+                assert_eq!(packet.channel, Stream::Stdout as u64);
+                skipped += packet.skipped;
+                bytes.extend_from_slice(packet.bytes);
+            }
+            Ok(None) => {}
+            Err(_) => return (skipped, bytes),
+        }
+    }
+}
+
+#[test]
+fn follower_has_all_from_its_position_on() {
+    let bench = Bench::new();
+    let (id, pipe) = bench.add(Stream::Stdout, "");
+    let (_, other) = bench.add(Stream::Stderr, "");
+    write_all(pipe.as_fd(), b"before").unwrap();
+    while bench.pump.channel(Stream::Stdout as u64).1 < 6 {
+        std::thread::yield_now();
+    }
+    let (here, there) = Socket::pair().unwrap();
+    bench.pump.follow(there, vec![(Stream::Stdout as u64, 3)]);
+    let reader = std::thread::spawn(move || followed(&here));
+    let text: Vec<u8> = (0..100_000).flat_map(|line| format!("{line}\n").into_bytes()).collect();
+    // Slowly enough for one who reads: what is not kept any more is nobody's.
+    for piece in text.chunks(16 * 1024) {
+        write_all(pipe.as_fd(), piece).unwrap();
+        write_all(other.as_fd(), b"not followed").unwrap();
+    }
+    drop(pipe);
+    bench.await_closed(id);
+    drop(bench);
+    let (skipped, bytes) = reader.join().unwrap();
+    assert_eq!(skipped as usize + bytes.len(), 3 + text.len());
+    assert!(skipped > 0 || bytes == [b"ore", &text[..]].concat());
+    assert!(bytes.ends_with(b"99998\n99999\n"));
+}
+
+#[test]
+fn follower_that_takes_nothing_holds_nobody_up_and_learns_what_it_has_missed() {
+    let bench = Bench::new();
+    let (id, pipe) = bench.add(Stream::Stdout, "");
+    let (here, there) = Socket::pair().unwrap();
+    let (gone, gone_too) = Socket::pair().unwrap();
+    drop(gone);
+    bench.pump.follow(there, vec![(0, 0)]);
+    bench.pump.follow(gone_too, vec![(0, 0)]);
+    let total = 4_000_000;
+    for _ in 0..total / 10_000 {
+        write_all(pipe.as_fd(), &[b'x'; 10_000]).unwrap();
+    }
+    drop(pipe);
+    bench.await_closed(id);
+    // The pump's end waits for it for a while.
+    let started = Moment::now();
+    drop(bench);
+    assert!(Moment::now().since(started) >= std::time::Duration::from_millis(250));
+    let (skipped, bytes) = followed(&here);
+    assert!(skipped == 0 && bytes.len() < total, "what it was sent before it was full: {}", bytes.len());
 }

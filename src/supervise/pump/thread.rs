@@ -7,12 +7,15 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::console::Console;
+use super::followers::{self, Followers};
+use super::packet;
 use super::source::{self, Source};
-use super::{Command, News, SourceId};
+use super::{Channel, Command, News, SourceId};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
 use crate::sys::event::EventFd;
 use crate::sys::pipe::{Read, read_now, waiting};
+use crate::sys::socket::Socket;
 
 /// How much is read at once.
 const CHUNK: usize = 128 * 1024;
@@ -29,6 +32,7 @@ pub(super) struct Pumping {
     closed: Arc<EventFd>,
     news: Arc<Mutex<News>>,
     sources: BTreeMap<SourceId, Source>,
+    followers: Followers,
     chunk: Vec<u8>,
 }
 
@@ -41,15 +45,19 @@ impl Pumping {
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(bell.as_fd(), BELL)?;
-        let (sources, chunk) = (BTreeMap::new(), vec![0; CHUNK]);
-        Ok(Self { epoll, console, commands, bell, closed, news, sources, chunk })
+        let (sources, followers, chunk) = (BTreeMap::new(), Followers::default(), vec![0; CHUNK]);
+        Ok(Self { epoll, console, commands, bell, closed, news, sources, followers, chunk })
     }
 
     pub(super) fn run(mut self) {
         loop {
             let ready = self.epoll.ready().unwrap_or_default();
             for &token in ready.iter().filter(|&&token| token != BELL) {
-                self.read(token as SourceId);
+                if token >= followers::FIRST {
+                    self.advance(token);
+                } else {
+                    self.read(token as SourceId);
+                }
             }
             // After the reads: a source that a command finishes has been read at least once since the command was given.
             if ready.contains(&BELL) && !self.obey() {
@@ -84,8 +92,7 @@ impl Pumping {
                 let bytes = &self.chunk[..count];
                 let broken = source.carry(bytes, &mut self.console, Moment::now());
                 if let Some(channel) = source.channel() {
-                    let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-                    news.tails.entry(channel).or_default().push(bytes);
+                    keep(&self.news, (&mut self.followers, &self.epoll), channel, bytes);
                 }
                 self.tell_broken(broken);
                 if self.console.buffered() > BUFFERED {
@@ -139,6 +146,7 @@ impl Pumping {
                 Ok(Command::Add(id, pipe, route)) => self.add(Source::new(id, pipe, route)),
                 Ok(Command::Finish(id)) => self.finish(id),
                 Ok(Command::Say(line)) => self.console.say(&line, Moment::now()),
+                Ok(Command::Follow(socket, channels)) => self.follow(socket, channels),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -153,6 +161,20 @@ impl Pumping {
             self.tell_broken(vec![format!("a worker's output cannot be watched: {error}")]);
             self.close(id);
         }
+    }
+
+    fn follow(&mut self, socket: Socket, channels: Vec<(Channel, u64)>) {
+        let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let added = self.followers.add(socket, channels, &self.epoll, &news.tails);
+        drop(news);
+        if let Err(error) = added {
+            self.tell_broken(vec![format!("a follower of the output cannot be watched: {error}")]);
+        }
+    }
+
+    fn advance(&mut self, follower: u64) {
+        let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        self.followers.advance(follower, &self.epoll, &news.tails);
     }
 
     fn next_part(&self) -> Option<Moment> {
@@ -170,5 +192,20 @@ impl Pumping {
             self.finish(id);
         }
         self.flush();
+        let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        self.followers.end(&self.epoll, &news.tails);
+    }
+}
+
+/// Keeps the last bytes of a channel, and sends them to those who follow it.
+fn keep(news: &Mutex<News>, (followers, epoll): (&mut Followers, &Epoll), channel: Channel, bytes: &[u8]) {
+    let mut news = news.lock().unwrap_or_else(PoisonError::into_inner);
+    if followers.is_empty() {
+        return news.tails.entry(channel).or_default().push(bytes);
+    }
+    // In pieces: one that is larger than what is kept would be lost to a follower that is not slow at all.
+    for piece in bytes.chunks(packet::PIECE) {
+        news.tails.entry(channel).or_default().push(piece);
+        followers.advance_all(epoll, &news.tails);
     }
 }

@@ -1,0 +1,265 @@
+//! What people see of a job while it runs, and what they ask of it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::board::Board;
+use super::error::{LaunchError, Result};
+use super::event::Event;
+use super::job_socket::{JobSocket, Kept, LISTENER};
+use super::options::Launch;
+use super::plan::{self, Plan};
+use super::protocol::{Answer, Ask, Chunk, JobStatus, LONGEST_ANSWER, Places, Stopped, is_name};
+use super::summary::{Ending, Summary};
+use super::workers;
+use crate::supervise::pump::{Pump, Stream};
+use crate::sys::clock::Moment;
+use crate::sys::epoll::Epoll;
+use crate::sys::memfd;
+use crate::sys::signal::Signal;
+
+/// The most characters of a command line that are told.
+const PROGRAM: usize = 1000;
+/// How many names of four letters are tried: there are 456,976.
+const TRIES: usize = 100;
+
+/// What was asked of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Stop,
+    /// Without waiting for workers to end by themselves.
+    Kill,
+}
+
+/// The desk of a job: who comes is answered here.
+#[derive(Debug)]
+pub(super) struct People {
+    epoll: Rc<Epoll>,
+    socket: Option<JobSocket>,
+    board: Board,
+    name: String,
+    program: String,
+    workers: usize,
+    max_restarts: usize,
+    places: Places,
+    /// The only worker writes what goes to no file to the terminal itself.
+    is_at_terminal: bool,
+}
+
+impl People {
+    /// Opens the job's socket if it is to be reached. A job that has no name of its own is given one, which is its run id too if it has
+    /// none.
+    pub(super) fn open(launch: &Launch, plan: &mut Plan) -> Result<Self> {
+        let epoll = Epoll::new().map_err(LaunchError::system("making an epoll for the job's socket"))?;
+        let epoll = Rc::new(epoll);
+        let socket = if launch.is_reachable { Some(open(launch, plan, &epoll)?) } else { None };
+        let (name, socket) = socket.map_or_else(|| (plan.run_id.clone(), None), |(n, s)| (n, Some(s)));
+        let file = |rank| {
+            let (redirects, tee) = (launch.logs.redirects.of(rank), launch.logs.tee.of(rank));
+            u8::from(redirects.stdout || tee.stdout) + 2 * u8::from(redirects.stderr || tee.stderr)
+        };
+        Ok(Self {
+            epoll,
+            socket,
+            board: Board::new(),
+            name,
+            program: launch.work.to_string().chars().take(PROGRAM).collect(),
+            workers: plan.nproc,
+            max_restarts: plan.max_restarts,
+            places: Places {
+                dir: None,
+                files: (0..plan.nproc).map(file).collect(),
+                prefix: launch.logs.prefix.template().to_owned(),
+                role: plan.role.clone(),
+            },
+            is_at_terminal: workers::has_terminal(plan),
+        })
+    }
+
+    /// The name by which the job is reached, if it is.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.socket.as_ref().map(|_| &*self.name)
+    }
+
+    pub(super) fn hear(&mut self, event: &Event) {
+        self.board.hear(event);
+        if let Event::Started { log_dir, .. } = event {
+            // Visitors have other working directories.
+            let absolute = |dir: &PathBuf| std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+            self.places.dir = log_dir.as_ref().map(absolute);
+            let news = Answer::Logs(self.places.clone());
+            if self.places.files.iter().any(|&files| files > 0)
+                && let Some(socket) = &mut self.socket
+            {
+                socket.tell(Kept::Following, &news);
+            }
+        }
+    }
+
+    /// When [`turn`](Self::turn) is to be called though nobody has come.
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.socket.as_ref().and_then(JobSocket::next)
+    }
+
+    /// Does what is due, and answers those who have come.
+    pub(super) fn turn(&mut self, pump: &Pump) -> Result<Vec<Wish>> {
+        let mut wishes = Vec::new();
+        let failed = || LaunchError::system("looking for visitors of the job's socket");
+        for token in self.epoll.ready().map_err(failed())? {
+            let Some(socket) = &mut self.socket else { continue };
+            if token == LISTENER {
+                socket.admit();
+            } else if let Some(ask) = socket.hear(token) {
+                wishes.extend(self.answer(token, ask, pump));
+            }
+        }
+        if let Some(socket) = &mut self.socket {
+            socket.lose_patience();
+        }
+        Ok(wishes)
+    }
+
+    fn answer(&mut self, visitor: u64, ask: Ask, pump: &Pump) -> Option<Wish> {
+        match ask {
+            Ask::Status => {
+                let status = Answer::Status(self.status());
+                self.reply(visitor, &status, None, None);
+                None
+            }
+            Ask::Stop { kill } => {
+                self.reply(visitor, &Answer::Stopping, None, Some(Kept::UntilTheEnd));
+                Some(if kill { Wish::Kill } else { Wish::Stop })
+            }
+            Ask::Logs { ranks, follow } => {
+                if let Err(why) = self.show_logs(visitor, &ranks, follow, pump) {
+                    self.reply(visitor, &Answer::Refused(why), None, None);
+                }
+                None
+            }
+        }
+    }
+
+    fn reply(&mut self, visitor: u64, answer: &Answer, beside: Option<OwnedFd>, kept: Option<Kept>) {
+        if let Some(socket) = &mut self.socket {
+            let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+            socket.answer(visitor, answer, &beside, kept);
+        }
+    }
+
+    fn status(&self) -> JobStatus {
+        JobStatus {
+            job: self.name.clone(),
+            launcher: std::process::id(),
+            program: self.program.clone(),
+            running: self.board.running(),
+            workers: self.workers,
+            attempt: self.board.attempt,
+            max_restarts: self.max_restarts,
+            age: Moment::now().since(self.board.began),
+        }
+    }
+
+    /// Answers with what is kept of these ranks, and has the pump send what they will print.
+    fn show_logs(
+        &mut self,
+        visitor: u64,
+        ranks: &[(usize, usize)],
+        follow: bool,
+        pump: &Pump,
+    ) -> std::result::Result<(), String> {
+        if self.is_at_terminal && self.places.files == [0] {
+            return Err(
+                "the only worker writes to the terminal itself, and its output is not kept".to_owned()
+            );
+        }
+        let answer = Answer::Logs(self.places.clone());
+        if answer.encode().len() > LONGEST_ANSWER {
+            return Err(format!("an answer for {} workers is too long", self.workers));
+        }
+        let kept: Vec<_> = self.channels(ranks).map(|channel| (channel, pump.channel(channel))).collect();
+        let beside = chunks(kept.iter().map(|(channel, (bytes, _))| Chunk { channel: *channel, bytes }));
+        let beside = beside.map_err(|error| format!("the launcher has no memory for an answer: {error}"))?;
+        if follow && let Some(socket) = &self.socket {
+            let copy = socket.copy(visitor);
+            let copy = copy.map_err(|error| format!("the launcher has no descriptor left: {error}"))?;
+            self.reply(visitor, &answer, Some(beside), Some(Kept::Following));
+            pump.follow(copy, kept.into_iter().map(|(channel, (_, end))| (channel, end)).collect());
+        } else {
+            self.reply(visitor, &answer, Some(beside), None);
+        }
+        Ok(())
+    }
+
+    /// The pump's numbers of the streams of these ranks that go to no file.
+    fn channels(&self, ranks: &[(usize, usize)]) -> impl Iterator<Item = u64> {
+        let is_meant =
+            |rank| ranks.is_empty() || ranks.iter().any(|&(first, last)| (first..=last).contains(&rank));
+        let streams = self.places.files.iter().enumerate().filter(move |(rank, _)| is_meant(*rank));
+        streams.flat_map(|(rank, &files)| {
+            let in_memory = [Stream::Stdout, Stream::Stderr]
+                .into_iter()
+                .zip([1, 2])
+                .filter(move |(_, bit)| files & bit == 0);
+            in_memory.map(move |(stream, _)| workers::channel(rank, stream))
+        })
+    }
+
+    /// Tells those who wait for it how the job has ended.
+    pub(super) fn end(&mut self, summary: &Summary) {
+        let killed = Ending::Signaled { signal: Signal::KILL, core_dumped: false };
+        let last = summary.attempts.last().into_iter().flat_map(|attempt| &attempt.workers);
+        let ranks = last.filter(|worker| worker.ended_by_launcher && worker.ending == killed);
+        let stopped =
+            Stopped { exit_code: summary.exit_code(), killed: ranks.map(|worker| worker.rank).collect() };
+        if let Some(socket) = &mut self.socket {
+            socket.tell(Kept::UntilTheEnd, &Answer::Ended(stopped));
+        }
+    }
+}
+
+impl AsFd for People {
+    /// Readable when somebody has come.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// Takes the job's name.
+fn open(launch: &Launch, plan: &mut Plan, epoll: &Rc<Epoll>) -> Result<(String, JobSocket)> {
+    let failed = |name: &str| LaunchError::system(format!("listening as the job {name}"));
+    if let Some(name) = &launch.job_name {
+        return match JobSocket::open(name, Rc::clone(epoll)) {
+            Ok(socket) => Ok((name.clone(), socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let hint = format!("choose another name, or end that one by `phalanx stop {name}`");
+                Err(LaunchError::invalid(format!("a job named {name} runs already"), hint))
+            }
+            Err(error) => Err(failed(name)(error)),
+        };
+    }
+    let mut name = plan.run_id.clone();
+    for _ in 0..TRIES {
+        if is_name(&name) {
+            match JobSocket::open(&name, Rc::clone(epoll)) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                opened => return opened.map(|socket| (name.clone(), socket)).map_err(failed(&name)),
+            }
+        }
+        let random =
+            crate::sys::dir::unguessable().map_err(LaunchError::system("asking for random bytes"))?;
+        name = plan::letters(&random);
+        if launch.run_id.is_none() {
+            plan.run_id.clone_from(&name);
+        }
+    }
+    Err(failed("")(io::ErrorKind::AddrInUse.into()))
+}
+
+/// The chunks one after the other, in memory that can be read only.
+fn chunks<'a>(chunks: impl Iterator<Item = Chunk<'a>>) -> io::Result<OwnedFd> {
+    let parts: Vec<_> = chunks.map(|chunk| (chunk.header(), chunk.bytes)).collect();
+    let parts: Vec<_> = parts.iter().flat_map(|(header, bytes)| [&header[..], bytes]).collect();
+    memfd::sealed_with("phalanx-logs", &parts)
+}
