@@ -17,7 +17,7 @@ use crate::sys::memfd;
 pub(super) type Identity = (u64, u64);
 
 /// What an error calls the holder that keeps a segment from being sealed, when it is a handle in this process.
-pub(crate) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
+pub(super) const OTHER_HANDLE: &str = "a clone or a view of it in this process";
 
 /// Memory in a memfd or a file, mapped here once.
 #[derive(Debug)]
@@ -194,7 +194,7 @@ impl Segment {
     }
 
     /// Whether it keeps a descriptor open in this process.
-    pub(crate) fn has_descriptor(&self) -> bool {
+    pub(super) fn has_descriptor(&self) -> bool {
         matches!(self.backing, Backing::Descriptor(_))
     }
 
@@ -234,14 +234,14 @@ impl Segment {
     }
 
     /// Whether another process or a message holds it: each holder has a hard link of its own.
-    pub(crate) fn has_other_names(&self) -> bool {
+    pub(super) fn has_other_names(&self) -> bool {
         let links = |fd: BorrowedFd<'_>| memfd::link_count(fd);
         matches!(&self.backing, Backing::Name(_))
             && self.backing.with_descriptor(links).is_ok_and(|links| links > 1)
     }
 
     /// Whether a storage of its first `len` bytes is all that can be in it: huge pages are never cut.
-    pub(crate) fn is_filled_by(&self, len: usize) -> bool {
+    pub(super) fn is_filled_by(&self, len: usize) -> bool {
         let unit = self.backing.with_descriptor(memfd::allocation_unit).unwrap_or(1);
         len.checked_next_multiple_of(unit) == Some(self.len)
     }

@@ -89,7 +89,7 @@ pub(super) fn is_later(ticket: u32, than: u32) -> bool {
 
 impl Header {
     #[inline]
-    pub(super) fn record_len(self) -> usize {
+    fn record_len(self) -> usize {
         HEADER + (self.len as usize).next_multiple_of(WORD)
     }
 

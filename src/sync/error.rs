@@ -154,7 +154,7 @@ pub enum BrokenBy {
 }
 
 impl SyncError {
-    pub(super) fn timed_out(waited: Duration, awaited: Awaited) -> Self {
+    fn timed_out(waited: Duration, awaited: Awaited) -> Self {
         // For the verdict: a worker that fails with this error was waiting for those, and may be only their victim.
         let pids = awaited.pids();
         Self::TimedOut { waited, awaited }.noted(&pids)

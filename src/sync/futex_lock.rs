@@ -166,7 +166,7 @@ pub(crate) fn own_unlisted<W: AtomicWord>(word: &W, tid: u32) {
 
 /// Ends [`own_unlisted`]. No waiter is woken: a sleeper on this word waits for another one to change.
 #[inline]
-pub(crate) fn disown_unlisted<W: AtomicWord>(word: &W) {
+pub(super) fn disown_unlisted<W: AtomicWord>(word: &W) {
     word.store(0, Release);
 }
 
@@ -202,7 +202,7 @@ fn announce_sleeper<W: AtomicWord>(word: &W, is_wanted: impl Fn(u32) -> bool) ->
 
 /// Takes the mark of a dead owner out of a word that was `seen` with it, so that no thread takes the word from the dead
 /// any more.
-pub(crate) fn forget_death<W: AtomicWord>(word: &W, seen: u32) {
+pub(super) fn forget_death<W: AtomicWord>(word: &W, seen: u32) {
     // WAITERS stays: somebody may watch the word for its next owner. It fails if a watcher has set the bit just now:
     // then the mark stays for the next caller.
     let _ = word.replace(seen, seen & WAITERS, Ordering::AcqRel);

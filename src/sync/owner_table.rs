@@ -65,7 +65,7 @@ impl<'a, S: Slot> OwnerTable<'a, S> {
     }
 
     /// The process ids of their owners.
-    pub(crate) fn owner_pids(self) -> impl Iterator<Item = u32> {
+    pub(super) fn owner_pids(self) -> impl Iterator<Item = u32> {
         self.owned().map(|slot| slot.robust().owner_pid.load(Relaxed))
     }
 

@@ -62,7 +62,7 @@ pub(crate) fn lock(
 
 /// Frees the mutex. In a fork of the owner nothing happens.
 #[inline]
-pub(crate) fn unlock(mutex: &RobustWord) {
+pub(super) fn unlock(mutex: &RobustWord) {
     robust::free(mutex, || {
         // Before the word is free: then they are the next owner's. A death between these stores and the freeing leaves
         // 0, so that the next owner takes the mutex from the dead as from one that had finished.
@@ -73,13 +73,13 @@ pub(crate) fn unlock(mutex: &RobustWord) {
 }
 
 /// Whether this thread owns it.
-pub(crate) fn is_locked_here(mutex: &RobustWord) -> bool {
+pub(super) fn is_locked_here(mutex: &RobustWord) -> bool {
     // By this thread's own list, which a fork does not inherit; the word would say the parent's id there, too.
     robust::owns(mutex)
 }
 
 /// Whether any thread owns it.
-pub(crate) fn is_locked(word: &AtomicU32) -> bool {
+pub(super) fn is_locked(word: &AtomicU32) -> bool {
     owner(word) != 0
 }
 

@@ -102,7 +102,7 @@ impl WaitPolicy {
 
     /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by
     /// none, or it is not known.
-    pub(crate) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
+    pub(super) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
         // Before each sleep: the abort's word has changed already, so that a sleep on it would end at once, again and
         // again.
         self.check()?;

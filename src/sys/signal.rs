@@ -261,7 +261,7 @@ impl AsFd for ChildSignals {
 }
 
 /// The signals that a program's own mistake raises.
-pub(crate) const FATAL: [nix::sys::signal::Signal; 5] = {
+const FATAL: [nix::sys::signal::Signal; 5] = {
     use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
     [SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE]
 };

@@ -207,7 +207,7 @@ pub(crate) fn send_shard(
 }
 
 /// Adds a descriptor to what is being sent, of which the receiver gets a duplicate; returns its number.
-pub(crate) fn send_descriptor(descriptor: &Descriptor) -> Result<u32, &'static str> {
+pub(super) fn send_descriptor(descriptor: &Descriptor) -> Result<u32, &'static str> {
     sending(|sending| {
         if descriptor.is_cut_off() {
             return Err(CLOSED);
@@ -251,7 +251,7 @@ pub(crate) fn receive_shard(number: u32) -> Result<(Cut, Storage), String> {
 }
 
 /// The descriptor of a number; the same one at each call.
-pub(crate) fn receive_descriptor(number: u32) -> Result<Descriptor, String> {
+pub(super) fn receive_descriptor(number: u32) -> Result<Descriptor, String> {
     receiving(|received| received.share_descriptor(number))
 }
 
