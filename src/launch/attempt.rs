@@ -44,6 +44,7 @@ const TAIL_LINES: usize = 100;
 /// One worker, as far as it has come.
 #[derive(Debug)]
 struct Worker {
+    /// Its streams in the pump, and where the end of its stderr is.
     outputs: Outputs,
     /// How it ended; `None`: it runs.
     ended: Option<Ended>,
@@ -53,12 +54,14 @@ struct Worker {
     expired_timer: Option<String>,
 }
 
-/// An attempt under way.
+/// An attempt under way. Dropping it kills the workers that run.
 struct Running<'a> {
     job: &'a mut Job,
+    /// The workers as children: their pidfds, and the teardown.
     group: Group,
     /// By rank, as they are in the group.
     workers: Vec<Worker>,
+    /// Where log files and error files lie.
     dir: AttemptDir,
     /// The inotify that tells of error files.
     error_files: FileWatch,
@@ -72,7 +75,11 @@ struct Running<'a> {
     started: (Moment, SystemTime),
 }
 
-/// Runs an attempt to its end.
+/// Runs an attempt to its end: until no process of it is left.
+///
+/// # Errors
+/// When it cannot be started, or the system refuses what the watch needs. The workers that run are killed then. That workers fail is
+/// no error.
 pub(super) fn run(job: &mut Job, number: usize) -> Result<Attempt> {
     let mut running = Running::start(job, number)?;
     running.watch()?;

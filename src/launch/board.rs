@@ -7,22 +7,28 @@ use crate::sys::clock::Moment;
 /// A worker of the attempt that runs, or of the last one.
 #[derive(Debug)]
 pub(super) struct WorkerNow {
+    /// How it has ended; `None`: it runs.
     pub(super) ending: Option<Ending>,
 }
 
-/// All of them, by rank.
+/// What is known of the job now.
 #[derive(Debug)]
 pub(super) struct Board {
+    /// When the job has begun.
     pub(super) began: Moment,
+    /// The attempt that runs, or that has run last, from 0 on.
     pub(super) attempt: usize,
+    /// By rank; empty before the first attempt.
     pub(super) workers: Vec<WorkerNow>,
 }
 
 impl Board {
+    /// That of a job that begins now.
     pub(super) fn new() -> Self {
         Self { began: Moment::now(), attempt: 0, workers: Vec::new() }
     }
 
+    /// Takes in an event of the job.
     pub(super) fn hear(&mut self, event: &Event) {
         match event {
             Event::Started { attempt, pids, .. } => {
@@ -38,7 +44,7 @@ impl Board {
         }
     }
 
-    /// How many run.
+    /// How many workers run.
     pub(super) fn running(&self) -> usize {
         self.workers.iter().filter(|worker| worker.ending.is_none()).count()
     }

@@ -76,6 +76,9 @@ impl JobDir {
     }
 
     /// Makes the directories of an attempt: one for each rank if there are logs; else one, for error files alone.
+    ///
+    /// # Errors
+    /// When one cannot be made.
     pub(super) fn attempt(&self, number: usize, nproc: usize) -> Result<AttemptDir> {
         let path = self.path.join(format!("attempt_{number}"));
         let dir = AttemptDir { path, has_logs: !self.is_temporary };
@@ -110,7 +113,7 @@ impl AttemptDir {
         &self.path
     }
 
-    /// The directories in which files appear.
+    /// The directories in which workers make files: those of the ranks, or the attempt's own. The inotify of error files watches them.
     pub(super) fn all(&self, nproc: usize) -> Vec<PathBuf> {
         if self.has_logs { (0..nproc).map(|rank| self.of(rank)).collect() } else { vec![self.path.clone()] }
     }
@@ -129,20 +132,29 @@ impl AttemptDir {
         }
     }
 
-    /// A new file of a rank, to which each write is appended.
+    /// A new file of a rank, to which each write is appended, and its path.
+    ///
+    /// # Errors
+    /// When it cannot be made.
     pub(super) fn create(&self, rank: usize, name: &str) -> Result<(File, PathBuf)> {
         create(self.of(rank).join(name))
     }
 }
 
-/// A new file, to which each write is appended: several processes may share it.
+/// A new file, to which each write is appended (O_APPEND), so that several processes may share it.
+///
+/// # Errors
+/// When it cannot be made; the text has its path.
 pub(super) fn create(path: PathBuf) -> Result<(File, PathBuf)> {
     let opened = File::options().create(true).append(true).open(&path);
     let file = opened.map_err(LaunchError::system(format!("making the log file {}", path.display())))?;
     Ok((file, path))
 }
 
-/// The last bytes of a file, at most `most`.
+/// The last bytes of a file, at most `most`. They may begin within a line, and within a character.
+///
+/// # Errors
+/// When it cannot be read, or is not there.
 pub(super) fn tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = File::open(path)?;

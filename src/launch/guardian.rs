@@ -21,7 +21,7 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
-    /// Forks it.
+    /// Forks it. It acts by the job's `token`, and removes the `temporary` directory, if there is one.
     ///
     /// # Errors
     /// When this process has several threads, or the system has no room for another process.

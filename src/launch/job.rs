@@ -46,7 +46,7 @@ pub(super) struct Job {
     pub(super) lost_output: Vec<String>,
     announces: bool,
     on_event: Box<dyn FnMut(&Event)>,
-    /// The last to go: those who wait for the job's end see it by that.
+    /// The last field, so that it is dropped last: visitors that wait for the job's end see by that that nothing of it is left.
     pub(super) people: People,
 }
 
@@ -69,7 +69,7 @@ impl Job {
         }
     }
 
-    /// Answers those who have come to the job's socket; what they want of the job.
+    /// Answers the visitors of the job's socket; returns what they want of the job.
     pub(super) fn attend(&mut self) -> Result<Vec<Order>> {
         let wishes = self.people.turn(&self.pump)?;
         Ok(wishes.into_iter().flat_map(|wish| self.control.grant(wish)).collect())

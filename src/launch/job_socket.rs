@@ -1,5 +1,5 @@
-//! The socket of a running job: visitors connect to it, ask, and are answered. Nobody is waited for: a visitor that says nothing for a
-//! while, says too much, or does not take its answer is let go.
+//! The socket of a running job: visitors connect to it, ask, and are answered. The job waits for none of them: a visitor that says
+//! nothing for a while, says too much, or does not take its answer is let go.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,26 +29,31 @@ pub(super) enum Kept {
     Following,
 }
 
+/// How far a visitor has come.
 #[derive(Debug)]
 enum State {
-    /// It has to ask until then.
+    /// It has not asked yet, and has until this moment; `None`: for ever.
     Asking(Option<Moment>),
+    /// It has been answered, and more is to follow.
     Kept(Kept),
 }
 
+/// A process that has connected.
 #[derive(Debug)]
 struct Visitor {
     socket: Socket,
     state: State,
 }
 
-/// The socket, and those who have come.
+/// The listening socket, and the visitors that are connected.
 #[derive(Debug)]
 pub(super) struct JobSocket {
     listener: Listener,
     /// Watches the listener and the visitors.
     epoll: Rc<Epoll>,
+    /// By their tokens in the epoll.
     visitors: BTreeMap<u64, Visitor>,
+    /// The token of the next visitor.
     next: u64,
 }
 
@@ -63,10 +68,10 @@ impl JobSocket {
         Ok(Self { listener, epoll, visitors: BTreeMap::new(), next: LISTENER + 1 })
     }
 
-    /// Lets in those who have connected and are this user or root. Others cannot even ask.
+    /// Lets in the processes that have connected and belong to this user or to root. Others are closed before they can ask.
     pub(super) fn admit(&mut self) {
         let user = abstract_socket::user();
-        // An error: there is no descriptor left for it. It is told again while somebody waits.
+        // An error means that there is no descriptor left for it. epoll tells of it again as long as one waits.
         while let Ok(Some((socket, peer))) = self.listener.accept() {
             let is_known = peer.user == user || peer.user == 0;
             if !is_known || self.visitors.len() == MOST_VISITORS {
@@ -116,7 +121,7 @@ impl JobSocket {
         }
     }
 
-    /// Tells all who are kept for that.
+    /// Sends an answer to all visitors that are kept for it.
     pub(super) fn tell(&mut self, whom: Kept, answer: &Answer) {
         let of_kind = |visitor: &Visitor| matches!(visitor.state, State::Kept(kept) if kept == whom);
         let tokens = self.visitors.iter().filter(|(_, visitor)| of_kind(visitor)).map(|(token, _)| *token);
@@ -131,12 +136,12 @@ impl JobSocket {
         Ok(Socket::from_descriptor(visitor.socket.as_fd().try_clone_to_owned()?))
     }
 
-    /// When a visitor that has not asked is let go.
+    /// When the next visitor that has not asked is let go; `None`: all have asked.
     pub(super) fn next(&self) -> Option<Moment> {
         self.visitors.values().filter_map(deadline).min()
     }
 
-    /// Lets those go that have not asked in time.
+    /// Lets the visitors go that have not asked in time.
     pub(super) fn lose_patience(&mut self) {
         let now = Moment::now();
         let late = |visitor: &Visitor| deadline(visitor).is_some_and(|until| until <= now);
@@ -146,6 +151,7 @@ impl JobSocket {
         }
     }
 
+    /// Ends the connection of a visitor.
     fn let_go(&mut self, token: u64) {
         if let Some(visitor) = self.visitors.remove(&token) {
             // Closing it would not be enough where the pump has a copy.
@@ -154,6 +160,7 @@ impl JobSocket {
     }
 }
 
+/// Until when a visitor has to ask, if it has not.
 fn deadline(visitor: &Visitor) -> Option<Moment> {
     match visitor.state {
         State::Asking(until) => until,

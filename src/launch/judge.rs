@@ -66,7 +66,7 @@ fn status(ending: Ending) -> Status {
     }
 }
 
-/// Whether a worker died of a signal that the launcher had sent it.
+/// Whether a worker died of a signal that the launcher had sent it: in the teardown, or by passing on one of its own.
 pub(super) fn is_ended_by_launcher(ended: &Ended) -> bool {
     let Ending::Signaled { signal, .. } = ended.ending else { return false };
     let Some(child) = ended.child else { return false };

@@ -1,4 +1,7 @@
 //! What people see of a job while it runs, and what they ask of it.
+//!
+//! It has an epoll of its own, which the epoll of the attempt (and the pause between two attempts) watches as one descriptor. A
+//! question is answered between two events of the job, never in the middle of one, and no visitor is waited for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,24 +28,29 @@ const PROGRAM: usize = 1000;
 /// How many names of four letters are tried: there are 456,976.
 const TRIES: usize = 100;
 
-/// What was asked of the job.
+/// What a visitor wants of the job itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
+    /// To end, as by SIGTERM.
     Stop,
-    /// Without waiting for workers to end by themselves.
+    /// To end without waiting for workers to end by themselves.
     Kill,
 }
 
-/// The desk of a job: who comes is answered here.
+/// The side of a job that visitors see: its socket, and what it answers.
 #[derive(Debug)]
 pub(super) struct People {
+    /// Watches the socket and its visitors.
     epoll: Rc<Epoll>,
+    /// `None`: the job is not reachable.
     socket: Option<JobSocket>,
     board: Board,
     name: String,
+    /// The begin of the workers' command line.
     program: String,
     workers: usize,
     max_restarts: usize,
+    /// Where the output of the attempt that runs can be read.
     places: Places,
     /// The only worker writes what goes to no file to the terminal itself.
     is_at_terminal: bool,
@@ -83,6 +91,7 @@ impl People {
         self.socket.as_ref().map(|_| &*self.name)
     }
 
+    /// Takes in an event of the job, and tells followers where the files of a new attempt are.
     pub(super) fn hear(&mut self, event: &Event) {
         self.board.hear(event);
         if let Event::Started { log_dir, .. } = event {
@@ -98,12 +107,15 @@ impl People {
         }
     }
 
-    /// When [`turn`](Self::turn) is to be called though nobody has come.
+    /// When [`turn`](Self::turn) is to be called if no visitor comes before; `None`: never.
     pub(super) fn next(&self) -> Option<Moment> {
         self.socket.as_ref().and_then(JobSocket::next)
     }
 
-    /// Does what is due, and answers those who have come.
+    /// Answers the visitors that have come, and lets those go that are too slow; returns what they want of the job.
+    ///
+    /// # Errors
+    /// When the epoll cannot be asked.
     pub(super) fn turn(&mut self, pump: &Pump) -> Result<Vec<Wish>> {
         let mut wishes = Vec::new();
         let failed = || LaunchError::system("looking for visitors of the job's socket");
@@ -121,6 +133,7 @@ impl People {
         Ok(wishes)
     }
 
+    /// Answers one question.
     fn answer(&mut self, visitor: u64, ask: Ask, pump: &Pump) -> Option<Wish> {
         match ask {
             Ask::Status => {
@@ -141,6 +154,7 @@ impl People {
         }
     }
 
+    /// Sends an answer with a descriptor beside it, and keeps the visitor for what is to follow.
     fn reply(&mut self, visitor: u64, answer: &Answer, beside: Option<OwnedFd>, kept: Option<Kept>) {
         if let Some(socket) = &mut self.socket {
             let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
@@ -148,6 +162,7 @@ impl People {
         }
     }
 
+    /// How the job does now.
     fn status(&self) -> JobStatus {
         JobStatus {
             job: self.name.clone(),
@@ -206,7 +221,7 @@ impl People {
         })
     }
 
-    /// Tells those who wait for it how the job has ended.
+    /// Tells the visitors that wait for the job's end how it has ended.
     pub(super) fn end(&mut self, summary: &Summary) {
         let killed = Ending::Signaled { signal: Signal::KILL, core_dumped: false };
         let last = summary.attempts.last().into_iter().flat_map(|attempt| &attempt.workers);
@@ -220,13 +235,16 @@ impl People {
 }
 
 impl AsFd for People {
-    /// Readable when somebody has come.
+    /// Readable when a visitor has come or has asked.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 }
 
-/// Takes the job's name.
+/// Takes the job's name, or finds one that is free: the run id if it can be one, else four letters.
+///
+/// # Errors
+/// [`LaunchError::Invalid`] when another job has the name that was chosen; [`LaunchError::System`] when the system refuses the socket.
 fn open(launch: &Launch, plan: &mut Plan, epoll: &Rc<Epoll>) -> Result<(String, JobSocket)> {
     let failed = |name: &str| LaunchError::system(format!("listening as the job {name}"));
     if let Some(name) = &launch.job_name {

@@ -27,8 +27,10 @@ pub(super) fn is_name(text: &str) -> bool {
     (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
+/// The message of a visitor.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
+    /// That of the visitor, which is read before all else.
     version: u32,
     ask: Ask,
 }
@@ -36,76 +38,79 @@ struct Request {
 /// What a visitor asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ask {
+    /// How the job does; [`Answer::Status`] is the answer.
     Status,
     /// To end the job as by SIGTERM, or at once; the end is answered, too.
     Stop {
+        /// Whether workers are killed without waiting for them.
         kill: bool,
     },
     /// What these ranks have printed, as ranges with both their ends (none: all ranks), and what they will print.
-    Logs {
-        ranks: Vec<(usize, usize)>,
-        follow: bool,
-    },
+    Logs { ranks: Vec<(usize, usize)>, follow: bool },
 }
 
 /// What is answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Answer {
+    /// To [`Ask::Status`].
     Status(JobStatus),
     /// The job was told to stop. [`Ended`](Self::Ended) follows.
     Stopping,
+    /// The job has ended. The launcher closes the connection when nothing of the job is left.
     Ended(Stopped),
     /// Where the logs are. A follower is told again when another attempt has begun.
     Logs(Places),
-    /// Why not.
+    /// Why there is no answer, in a sentence.
     Refused(String),
 }
 
 /// Where what workers print can be read: in files, or, in the descriptor beside the first answer, as a [`Chunk`] for each stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Places {
-    /// The directory of the attempt's files.
+    /// The directory of the attempt's files, as an absolute path; `None`: nothing goes to files.
     pub(super) dir: Option<PathBuf>,
     /// By rank: 1 if stdout goes to a file, 2 if stderr does, and their sum.
     pub(super) files: Vec<u8>,
-    /// What makes the prefix of a rank.
+    /// The template of which the prefix of each rank is made, with the role.
     pub(super) prefix: String,
     pub(super) role: String,
 }
 
-/// How a running job does.
+/// How a running job does: what [`RunningJob::status`](super::RunningJob::status) returns, at the moment of the answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct JobStatus {
-    /// Its name.
+    /// The job's name.
     pub job: String,
-    /// The process of its launcher, as the launcher knows itself.
+    /// The pid of its launcher in the launcher's own PID namespace.
     pub launcher: u32,
     /// The command line of its workers, at most 1,000 characters of it.
     pub program: String,
-    /// How many workers run.
+    /// How many workers have not ended. Between two attempts none runs.
     pub running: usize,
     /// How many workers there are in an attempt.
     pub workers: usize,
     /// The number of the attempt, from 0 on. Between two attempts it is that of the last one.
     pub attempt: usize,
-    /// How often the job may be restarted.
+    /// How often the job may be restarted in all: [`Launch::max_restarts`](super::Launch::max_restarts).
     pub max_restarts: usize,
-    /// How long it has run.
+    /// How long the job has run, all attempts and the pauses between them included, by CLOCK_MONOTONIC.
     pub age: Duration,
 }
 
-/// How a job has ended that was told to stop.
+/// How a job has ended that was told to stop: what [`RunningJob::stop`](super::RunningJob::stop) returns. The launcher has the whole
+/// [`Summary`](super::Summary).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stopped {
     /// The exit code that stands for it in a shell: 143, unless it had ended by itself before it was told.
     pub exit_code: i32,
-    /// The ranks that had to be killed, as they had not ended in time.
+    /// The ranks that the launcher had to kill (SIGKILL), as they had not ended within the shutdown timeout, in ascending order.
     pub killed: Vec<usize>,
 }
 
 impl Ask {
+    /// The message of a question, with this version.
     pub(super) fn encode(&self) -> Vec<u8> {
         let request = Request { version: VERSION, ask: self.clone() };
         serde_json::to_vec(&request).expect("a request has only what JSON has")
@@ -136,10 +141,12 @@ impl Ask {
 }
 
 impl Answer {
+    /// The message of an answer.
     pub(super) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an answer has only what JSON has")
     }
 
+    /// Takes an answer apart; `None`: it is of another version.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
@@ -154,7 +161,7 @@ pub(super) struct Chunk<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    /// Its begin; the bytes follow.
+    /// The 16 bytes before the chunk's own: the channel and the number of bytes, each as a u64, little-endian.
     pub(super) fn header(&self) -> [u8; 16] {
         let [channel, length] = [self.channel, self.bytes.len() as u64].map(u64::to_le_bytes);
         std::array::from_fn(|at| if at < 8 { channel[at] } else { length[at - 8] })

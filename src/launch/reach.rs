@@ -10,14 +10,21 @@ impl Launch {
     /// `phalanx logs`, and [`RunningJob`](super::RunningJob). [`run`](Self::run) refuses a name that another running job of this user has.
     ///
     /// A name has 1 to 64 letters, digits, and characters of `._-`. It is the [`run_id`](Self::run_id), too, unless another one
-    /// was set. `phalanx run` has `--job-name`.
+    /// was set. `phalanx run` has `--job-name`; torchrun has no counterpart.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch};
+    ///
+    /// let error = Launch::new(Command::new("true")).job_name("no name").run().unwrap_err();
+    /// assert!(error.to_string().contains("no name"), "{error}");
+    /// ```
     pub fn job_name(mut self, name: impl Into<String>) -> Self {
         self.job_name = Some(name.into());
         self.reachable(true)
     }
 
     /// Sets whether other processes of this user reach the job by its name; without this call they do only if it has
-    /// a [`job_name`](Self::job_name). A job without one is found by its [`run_id`](Self::run_id) if that is a name and nobody has it, else
+    /// a [`job_name`](Self::job_name). A job without one is found by its [`run_id`](Self::run_id) if that is a name and no other job has it, else
     /// by four letters.
     ///
     /// The job listens on an abstract socket (unix(7)), which stands in no directory and is gone with this process. It is served while

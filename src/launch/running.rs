@@ -14,13 +14,14 @@ use crate::sys::socket::{Message, Socket};
 
 /// How long a launcher may take to answer: it does so at once, unless it is stopped, or ends the last descendants of its workers.
 const ANSWER: Duration = Duration::from_secs(10);
-/// The same where many are asked.
+/// How long it may take to answer where many are asked one after the other, as by `phalanx ps`.
 const STATUS: Duration = Duration::from_secs(2);
 
 /// A running job of this user, which another process has [launched](super::Launch::reachable): what `phalanx ps`, `phalanx stop` and
 /// `phalanx logs` do.
 ///
-/// Jobs of other network namespaces, as of containers, are not seen.
+/// A value of this type is a name, not a connection: the job may end at any time, and each method connects anew. Jobs of other network
+/// namespaces, as of containers, are not seen, nor are those of other users. torchrun has no counterpart.
 ///
 /// ```
 /// use std::sync::mpsc::channel;
@@ -52,7 +53,18 @@ pub struct RunningJob {
 }
 
 impl RunningJob {
-    /// All that run, by name.
+    /// All jobs of this user that run and are reachable, by name.
+    ///
+    /// Some may have ended when this returns, and others have begun.
+    ///
+    /// ```
+    /// use phalanx::launch::RunningJob;
+    ///
+    /// for job in RunningJob::all()? {
+    ///     println!("{} (pid {})", job.name(), job.launcher());
+    /// }
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     ///
     /// # Errors
     /// [`LaunchError::System`] when the kernel does not tell which sockets there are.
@@ -68,10 +80,18 @@ impl RunningJob {
             .collect())
     }
 
-    /// The one of that name.
+    /// The job of that name: its [`job_name`](super::Launch::job_name), or the name that was found for it.
+    ///
+    /// ```
+    /// use phalanx::launch::RunningJob;
+    ///
+    /// let error = RunningJob::find("no-such-job").unwrap_err().to_string();
+    /// assert!(error.starts_with("no job named \"no-such-job\" runs; "), "{error}");
+    /// ```
     ///
     /// # Errors
-    /// [`LaunchError::Invalid`] when there is none; it lists those that run.
+    /// - [`LaunchError::Invalid`] when there is none; the text lists those that run
+    /// - [`LaunchError::System`] when it cannot be connected to, or another user has taken the name
     pub fn find(name: &str) -> Result<Self> {
         match Self::connect(name) {
             Ok((job, _)) => Ok(job),
@@ -80,19 +100,21 @@ impl RunningJob {
         }
     }
 
-    /// Its name.
+    /// The job's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The process of its launcher; 0 if it runs in a PID namespace that this process does not see.
+    /// The pid of the process that has launched the job; 0 if that runs in a PID namespace that this process does not see.
     #[must_use]
     pub fn launcher(&self) -> u32 {
         self.launcher
     }
 
-    /// How it does.
+    /// Asks how the job does: `phalanx ps` shows it.
+    ///
+    /// The launcher answers between two events of its job, so the answer is that of one moment.
     ///
     /// # Errors
     /// [`LaunchError::System`] when the launcher does not answer within 2 s, or has ended; the text says which.
@@ -104,8 +126,10 @@ impl RunningJob {
         }
     }
 
-    /// Ends it as by SIGTERM, and waits until nothing of it is left. With `kill` its workers are killed at once, as by a second
-    /// signal; a job that is being stopped already is only waited for without.
+    /// Ends the job as SIGTERM to its launcher does, and waits until no process and no temporary file of it is left: `phalanx stop`.
+    ///
+    /// With `kill` its workers are killed at once, as by a second signal. Without it, a job that is being stopped already is only waited
+    /// for. The wait has no limit of its own: the job's [`shutdown_timeout`](super::Launch::shutdown_timeout) bounds it.
     ///
     /// # Errors
     /// [`LaunchError::System`] when the launcher does not answer, or was killed before the job had ended.
@@ -127,6 +151,10 @@ impl RunningJob {
         }
     }
 
+    /// Connects to a job of this user, and so learns the pid of its launcher from the kernel (SO_PEERCRED).
+    ///
+    /// # Errors
+    /// The kernel's; one that [`is_absence`] means that no such job runs.
     fn connect(name: &str) -> io::Result<(Self, Socket)> {
         let user = abstract_socket::user();
         let (socket, Peer { pid, user: owner }) = abstract_socket::connect(&socket_name(user, name))?;
@@ -137,6 +165,10 @@ impl RunningJob {
         Ok((Self { name: name.to_owned(), launcher: pid }, socket))
     }
 
+    /// Connects and sends a question.
+    ///
+    /// # Errors
+    /// [`LaunchError::Invalid`] when the job has ended meanwhile; [`LaunchError::System`] when the system refuses.
     pub(super) fn ask(&self, ask: &Ask) -> Result<Connection> {
         let (job, socket) = match Self::connect(&self.name) {
             Err(error) if is_absence(&error) => return Err(unknown(&self.name)),
@@ -150,10 +182,12 @@ impl RunningJob {
     }
 }
 
+/// Whether the error of a connect means that no socket has the name, or that it cannot be one.
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidInput)
 }
 
+/// The error of a name that no job has, with the names that there are.
 fn unknown(name: &str) -> LaunchError {
     let running = RunningJob::all().unwrap_or_default();
     let names: Vec<_> = running.iter().map(RunningJob::name).collect();
@@ -165,13 +199,15 @@ fn unknown(name: &str) -> LaunchError {
     LaunchError::invalid(format!("no job named {name:?} runs"), hint)
 }
 
-/// A question that was asked.
+/// A question that was asked, and the socket on which its answers come.
 pub(super) struct Connection {
+    /// For the texts of errors.
     job: RunningJob,
     socket: Socket,
 }
 
 impl Connection {
+    /// Readable when an answer has come, or the launcher has closed the connection.
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }
@@ -203,7 +239,7 @@ impl Connection {
         }
     }
 
-    /// Why it was not answered.
+    /// The error of a question that was not answered: the launcher is stopped, does not answer, or has ended.
     pub(super) fn failed(&self, error: io::Error) -> LaunchError {
         let RunningJob { name, launcher } = &self.job;
         let what = format!("asking the launcher of the job {name} (pid {launcher})");
@@ -221,6 +257,7 @@ impl Connection {
         LaunchError::System { what, os }
     }
 
+    /// The error of an answer that is a refusal, or belongs to another question.
     pub(super) fn unexpected(&self, answer: Answer) -> LaunchError {
         let why = match answer {
             Answer::Refused(why) => why,

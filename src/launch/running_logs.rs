@@ -27,19 +27,19 @@ const CHUNK: usize = 64 * 1024;
 // What the pump sends fits into what is received.
 const _: () = assert!(Packet::LONGEST <= LONGEST_ANSWER);
 
-/// Some bytes that a worker has printed. They may begin and end within a line.
+/// Some bytes that a worker has printed: what [`RunningJob::logs`] tells. They may begin and end within a line, and within a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogPiece<'a> {
-    /// The worker.
+    /// The rank of the worker.
     pub rank: usize,
     /// Whether they are from stderr; else from stdout.
     pub is_stderr: bool,
-    /// What stands before its lines on the console of its launcher.
+    /// What stands before its lines on the console of its launcher: the job's [`Prefix`](super::Prefix), for this rank.
     pub prefix: &'a [u8],
     /// How many bytes before these are not there, since they were not fetched in time.
     pub skipped: u64,
-    /// The bytes.
+    /// The bytes, as the worker has written them.
     pub bytes: &'a [u8],
 }
 
@@ -48,6 +48,34 @@ impl RunningJob {
     /// a stream that goes to no file. It ends when all is told, or `tell` breaks.
     ///
     /// With `follow` it tells what they print from then on too, as it comes, and ends with the job; of files the last 64 KiB are told first.
+    /// The workers are not slowed down: bytes that are not fetched in time are left out, and the next piece says how many.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use std::sync::mpsc::channel;
+    /// use phalanx::launch::{Command, Event, Launch, RunningJob};
+    ///
+    /// let name = format!("doc-logs-{}", std::process::id());
+    /// let (tell, started) = channel();
+    /// let job = Launch::new(Command::new("sh").args(["-c", "echo hello; exec sleep 600"])).job_name(&name);
+    /// let job = job.on_event(move |event| {
+    ///     if let Event::Started { .. } = event {
+    ///         tell.send(()).unwrap();
+    ///     }
+    /// });
+    /// let visitor = std::thread::spawn(move || {
+    ///     started.recv().unwrap();
+    ///     let job = RunningJob::find(&name)?;
+    ///     job.logs(None, true, |piece| {
+    ///         assert!(b"hello\n".starts_with(piece.bytes) && piece.rank == 0);
+    ///         ControlFlow::Break(())
+    ///     })?;
+    ///     job.stop(false)
+    /// });
+    /// job.run()?;
+    /// visitor.join().unwrap()?;
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     ///
     /// # Errors
     /// [`LaunchError::Invalid`] when the job has no such rank; [`LaunchError::System`] when the launcher does not answer, or a file cannot
@@ -79,7 +107,8 @@ impl RunningJob {
     }
 }
 
-/// `0-2,7` as its runs; at most so many that a request has room for them, and all ranks where there are more.
+/// `0-2,7` as its runs. Where there are more runs than a request has room for, none, which means all ranks: the reader leaves out those
+/// that are not meant.
 fn ranges(ranks: &RankList) -> Vec<(usize, usize)> {
     const MOST: usize = 100;
     let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -92,7 +121,7 @@ fn ranges(ranks: &RankList) -> Vec<(usize, usize)> {
     if runs.len() > MOST { Vec::new() } else { runs }
 }
 
-/// A log file, read up to somewhere.
+/// A log file. What its descriptor has before its offset was told.
 struct LogFile {
     rank: usize,
     is_stderr: bool,
@@ -102,25 +131,33 @@ struct LogFile {
 
 /// Reads what is in files and in memory, and tells it.
 struct Reader<'a, F> {
+    /// Those of the attempt that runs.
     places: Places,
+    /// The ranks that are told; `None`: all.
     ranks: Option<&'a RankList>,
     prefix: Prefix,
+    /// The open files of the attempt.
     files: Vec<LogFile>,
+    /// The inotify that tells which files have grown.
     growing: FileWatch,
+    /// The caller's function.
     tell: F,
 }
 
+/// For `map_err`: the error of a log file.
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> LaunchError {
     LaunchError::system(format!("reading the log file {}", path.display()))
 }
 
 impl<'a, F: FnMut(LogPiece<'_>) -> ControlFlow<()>> Reader<'a, F> {
+    /// A reader that has told nothing yet.
     fn new(places: Places, ranks: Option<&'a RankList>, tell: F) -> Result<Self> {
         let prefix = places.prefix.parse()?;
         let growing = FileWatch::new().map_err(LaunchError::system("making an inotify for log files"))?;
         Ok(Self { places, ranks, prefix, files: Vec::new(), growing, tell })
     }
 
+    /// Tells some bytes, if the rank is meant and there are any.
     fn piece(&mut self, rank: usize, is_stderr: bool, skipped: u64, bytes: &[u8]) -> ControlFlow<()> {
         let is_meant = self.ranks.is_none_or(|ranks| ranks.contains(rank));
         if !is_meant || (bytes.is_empty() && skipped == 0) {
@@ -130,7 +167,7 @@ impl<'a, F: FnMut(LogPiece<'_>) -> ControlFlow<()>> Reader<'a, F> {
         (self.tell)(LogPiece { rank, is_stderr, prefix: &prefix, skipped, bytes })
     }
 
-    /// The pump's numbers are `workers::channel`.
+    /// Tells some bytes of a stream that the pump carries, by the pump's number of it (`workers::channel`).
     fn channel(&mut self, channel: u64, skipped: u64, bytes: &[u8]) -> ControlFlow<()> {
         let rank = usize::try_from(channel / 2).unwrap_or(usize::MAX);
         self.piece(rank, channel % 2 == 1, skipped, bytes)
@@ -228,7 +265,8 @@ impl<'a, F: FnMut(LogPiece<'_>) -> ControlFlow<()>> Reader<'a, F> {
         }
     }
 
-    /// Takes the next message of the launcher, if there is one.
+    /// Takes the next message of the launcher: bytes, or the places of another attempt. `None`: there is none now. It breaks when the job
+    /// has ended.
     fn hear(&mut self, connection: &mut Connection) -> Result<Option<ControlFlow<()>>> {
         let message = match connection.receive(Some(Moment::now())) {
             Ok(message) => message,
@@ -258,7 +296,7 @@ impl<'a, F: FnMut(LogPiece<'_>) -> ControlFlow<()>> Reader<'a, F> {
     }
 }
 
-/// Opens a file at its begin, or at most so many bytes before its end.
+/// Opens a file at its begin, or at most `most` bytes before its end.
 fn open(path: &Path, most: Option<u64>) -> std::io::Result<File> {
     let mut file = File::open(path)?;
     if let Some(most) = most {

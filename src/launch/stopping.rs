@@ -1,4 +1,8 @@
 //! The signals of this process while a job runs, and its terminal: what they say is done.
+//!
+//! A handler writes each signal into a pipe, which the attempt's epoll watches; nothing is done in the handler itself. Each worker leads
+//! a process group, so the terminal sends its signals (Ctrl-C, Ctrl-Z) to the launcher alone, which passes them on. Only the worker that
+//! reads stdin may have the terminal's foreground, and gives it back when it stops or ends (tcsetpgrp(3)).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -129,7 +133,6 @@ impl Control {
         if self.stops > 1 { Order::Kill } else { Order::Stop(signal) }
     }
 
-    /// Looks for a worker that was stopped because it wants the terminal, and reaps orphans.
     /// What a wish of people means, after the signals that have come: it counts as a signal to stop, if none has come.
     pub(super) fn grant(&mut self, wish: Wish) -> Vec<Order> {
         let stop = (self.stops == 0).then_some(Order::Stop(Signal::TERM));
@@ -137,6 +140,7 @@ impl Control {
         stop.into_iter().chain((wish == Wish::Kill).then_some(Order::Kill)).collect()
     }
 
+    /// Looks for a worker that was stopped because it wants the terminal, and reaps orphans.
     fn look_after_children(&mut self, group: &mut Group) -> Result<()> {
         let reader = self.terminal.as_ref().map(|(rank, _)| *rank);
         match reader.and_then(|rank| group.stopped_by(rank)) {
@@ -172,7 +176,7 @@ impl Control {
         Ok(())
     }
 
-    /// For how long the job was stopped since this was asked: what is to happen later is to be put off by that.
+    /// For how long the job was stopped by Ctrl-Z since the last call. The caller puts off by that what is still to come.
     pub(super) fn take_suspended(&mut self) -> Duration {
         std::mem::take(&mut self.suspended)
     }
