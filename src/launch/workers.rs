@@ -21,7 +21,7 @@ use crate::supervise::group::Group;
 use crate::supervise::pump::{Filter, Pump, Route, SourceId, Stream};
 use crate::sys::affinity::Affinity;
 use crate::sys::clock::Moment;
-use crate::sys::exec::{ForeignProgram, Starting, UNKNOWN_FORMAT};
+use crate::sys::exec::{ForeignProgram, Starting, UNKNOWN_FORMAT, ignored_signals};
 use crate::sys::fd;
 use crate::sys::pipe::{is_terminal, pipe};
 use crate::sys::signal::Signal;
@@ -67,8 +67,9 @@ struct Prepared {
 }
 
 impl Prepared {
-    /// Borrows it for the start; `inherited` are descriptors that keep their numbers in the worker.
-    fn program<'a>(&'a self, inherited: &'a [BorrowedFd<'a>]) -> ForeignProgram<'a> {
+    /// Borrows it for the start; `inherited` are descriptors that keep their numbers in the worker, `ignored` the signals that this
+    /// process ignores.
+    fn program<'a>(&'a self, inherited: &'a [BorrowedFd<'a>], ignored: u64) -> ForeignProgram<'a> {
         ForeignProgram {
             file: &self.file,
             arguments: &self.arguments,
@@ -79,6 +80,7 @@ impl Prepared {
             death_signal: Signal::KILL,
             affinity: self.binding.as_ref().map(|(affinity, _)| affinity),
             memory_nodes: self.binding.as_ref().map(|(_, nodes)| &**nodes),
+            ignored,
         }
     }
 }
@@ -134,7 +136,9 @@ impl<'a> Start<'a> {
         let prepared = (0..self.plan.nproc).map(|rank| self.prepare(rank)).collect::<Result<Vec<_>>>()?;
         let mut inherited = self.plan.inherited();
         inherited.push(self.stop.as_fd());
-        let programs: Vec<_> = prepared.iter().map(|prepared| prepared.program(&inherited)).collect();
+        let ignored = ignored_signals();
+        let programs: Vec<_> =
+            prepared.iter().map(|prepared| prepared.program(&inherited, ignored)).collect();
         let mut under_way = VecDeque::new();
         for (rank, program) in programs.iter().enumerate() {
             if under_way.len() == AT_ONCE {

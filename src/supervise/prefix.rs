@@ -40,7 +40,9 @@ impl Prefix {
     /// The prefix of a rank.
     pub(crate) fn of(&self, role: &str, rank: usize) -> Vec<u8> {
         let rank = rank.to_string();
-        let values = [role, &rank, &rank, &hostname()];
+        // Asked for only where it is wanted: that reads a file.
+        let host = if self.0.contains("${hostname}") { hostname() } else { String::new() };
+        let values = [role, &rank, &rank, &host];
         let replace =
             |text: String, (name, value): (&str, &str)| text.replace(&format!("${{{name}}}"), value);
         NAMES.into_iter().zip(values).fold(self.0.clone(), replace).into_bytes()

@@ -50,6 +50,9 @@ impl Pumping {
     }
 
     pub(super) fn run(mut self) {
+        // The first search asks the processor what it can (CPUID, which each time traps under a hypervisor): now, while the children
+        // begin, and not when their first line has come.
+        let _ = memchr::memchr(b'\n', b"");
         loop {
             let ready = self.epoll.ready().unwrap_or_default();
             for &token in ready.iter().filter(|&&token| token != BELL) {
