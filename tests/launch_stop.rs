@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -268,6 +269,24 @@ fn nobody_is_left_when_a_worker_fails_or_all_end() {
             let ran = place.end(command.env("LAUNCH_STOP_TAG", &tag));
             assert_eq!(ran.code, code, "{ran:?}");
             assert!(tagged("LAUNCH_STOP_TAG", &tag).is_empty());
+        }
+    });
+}
+
+#[test]
+fn descendant_without_the_jobs_environment_is_not_left_either() {
+    watched(|| {
+        let place = Place::new();
+        // Neither its environment nor its group tells whose it is, nor its child's.
+        let script =
+            "env -i PATH=$PATH setsid sh -c 'setsid sleep 600 & echo $! > child; echo $$ > left; wait' &
+                      until [ -s left ]; do sleep 0.01; done; exit 5";
+        let ran = place.end(&mut place.shell(1, &[], script));
+        assert_eq!(ran.code, 5, "{ran:?}");
+        for file in ["left", "child"] {
+            let pid = fs::read_to_string(place.path(file)).unwrap().trim().to_owned();
+            assert!(ran.err.contains("killed too") && ran.err.contains(&pid), "{ran:?}");
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{file}: {pid}");
         }
     });
 }

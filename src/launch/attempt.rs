@@ -318,7 +318,7 @@ impl<'a> Running<'a> {
         // A worker may have written its error file in its last moment.
         self.read_error_files()?;
         let stray = if self.job.control.may_have_descendants() {
-            descendants::kill_all(&self.job.plan.token, self.job.control.adopts_orphans())
+            descendants::kill_all(&self.job.plan.token, self.job.control.orphans())
         } else {
             Vec::new()
         };

@@ -46,6 +46,12 @@ impl Guardian {
     }
 }
 
+impl Guardian {
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
 impl Drop for Guardian {
     fn drop(&mut self) {
         // One that was killed takes no byte, and has nothing to be told.
@@ -67,7 +73,7 @@ fn guard(begin: &OwnedFd, token: &str, temporary: Option<&Path>) {
     if wait_readable(begin.as_fd(), None).is_ok()
         && !matches!(read_now(begin.as_fd(), &mut [0]), Ok(Read::Bytes(_)))
     {
-        descendants::kill_all(token, false);
+        descendants::kill_all(token, None);
         // All writers are dead, and an error has no process to be told to.
         let _ = temporary.map(std::fs::remove_dir_all);
     }

@@ -252,7 +252,8 @@ impl Launch {
     /// - The [stop signals](Self::stop_signals) are passed on to the workers and end the job; SIGUSR1, SIGUSR2 and SIGWINCH are
     ///   passed on and end nothing.
     /// - Ctrl-Z (SIGTSTP) stops the workers and this process; no time passes for the job until it is continued.
-    /// - Orphans among the workers' descendants become this process's children and are reaped.
+    /// - Orphans among the workers' descendants become this process's children and are reaped; when all workers have ended, those in a
+    ///   session of their own are killed.
     /// - A small process, the guardian, ends all descendants if this process is killed by SIGKILL.
     ///
     /// After the run all dispositions are what they were. A program whose job was stopped by a signal should end by

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::descendants;
+use super::descendants::{self, Orphans};
 use super::error::{LaunchError, Result};
 use super::files::JobDir;
 use super::guardian::Guardian;
@@ -42,6 +42,8 @@ pub(super) struct Control {
     signals: Option<SignalPipe>,
     /// Ends the job's descendants when this process is killed.
     _guardian: Option<Guardian>,
+    /// The orphans that this process adopts; `None`: it adopts none.
+    orphans: Option<Orphans>,
     /// Each of these ends the job.
     stop_signals: Vec<Signal>,
     /// How often it was told to stop.
@@ -63,6 +65,7 @@ impl Control {
         let mut control = Self {
             signals: None,
             _guardian: None,
+            orphans: None,
             stop_signals: launch.stop_signals.clone(),
             stops: 0,
             terminal: None,
@@ -74,8 +77,11 @@ impl Control {
         }
         let failed = |what: &str| LaunchError::system(what.to_owned());
         // First: it is forked, and this process may have no second thread, nor a handler that the fork would have too.
-        control._guardian =
-            Some(Guardian::start(&plan.token, dir.temporary()).map_err(failed("starting the guardian"))?);
+        let mut orphans = Orphans::begin();
+        let guardian =
+            Guardian::start(&plan.token, dir.temporary()).map_err(failed("starting the guardian"))?;
+        orphans.spare(guardian.pid());
+        (control._guardian, control.orphans) = (Some(guardian), Some(orphans));
         prctl::set_subreaper(true).map_err(failed("becoming the parent of orphans"))?;
         let others = PASSED.into_iter().chain([Signal::TSTP, Signal::CHLD]);
         let all: Vec<_> = launch.stop_signals.iter().copied().chain(others).collect();
@@ -98,6 +104,11 @@ impl Control {
     /// Whether orphans among the job's descendants become this process's children.
     pub(super) fn adopts_orphans(&self) -> bool {
         self.signals.is_some()
+    }
+
+    /// The orphans among this process's children, if it adopts any.
+    pub(super) fn orphans(&self) -> Option<&Orphans> {
+        self.orphans.as_ref()
     }
 
     /// Whether descendants may be left when all workers have ended. Where this process adopts orphans, they are its children.

@@ -67,6 +67,10 @@ impl UnsignaledChild {
         fork_by(alone, clone, child).map(Self)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0
+    }
+
     /// Waits for its end.
     pub(crate) fn reap(&self) {
         // SAFETY: no status is asked for. Only this reaps it.
@@ -119,6 +123,12 @@ pub(crate) fn group_id() -> u32 {
 pub(crate) fn lead_session() -> io::Result<()> {
     nix::unistd::setsid()?;
     Ok(())
+}
+
+/// getsid(2): the session of this process.
+pub(crate) fn session_id() -> u32 {
+    // Its own it may always ask for.
+    nix::unistd::getsid(None).map_or(0, |session| session.as_raw().unsigned_abs())
 }
 
 /// getppid(2).
