@@ -94,6 +94,8 @@ fn memory_in_arguments_is_shared_from_attempt_to_attempt() {
     under_both_strategies(|| {
         let steps = Tensor::zeros(&[2]).unwrap();
         let launch = Launch::function(count, steps.clone()).unwrap().nproc(Nproc::Count(2));
+        // The workers will write to it.
+        let steps = steps.freeze().unwrap_err().into_inner();
         let summary = launch.max_restarts(1).run().unwrap();
         assert!(summary.succeeded() && summary.attempts.len() == 2, "{summary}");
         assert_eq!(steps.get(1).unwrap(), 2);

@@ -26,7 +26,8 @@ impl Launch {
     /// `f` and `args` are what [`spawn`](crate::spawn) takes: a plain function or a closure that captures nothing, and any type that
     /// serde can write and read again. Tensors, locks, queues and descriptors in `args` are shared, with this process, among the
     /// workers and from attempt to attempt; a restarted worker finds in a tensor what the last attempt has left there. What only one
-    /// process can have, as a [`Shard`](crate::Shard), is refused.
+    /// process can have, as a [`Shard`](crate::Shard), is refused. A worker that is killed may leave a value half written: what is more
+    /// than one element belongs into a [`Lock`](crate::sync::Lock), which says so.
     ///
     /// The function returns no value: what becomes of a job is its [`Summary`](super::Summary). If it returns an `Err` or panics, the
     /// worker writes an error file as torch's, so that the report has its text and its traceback, and exits with 1 or 101, as

@@ -12,7 +12,6 @@ use serde::Serialize;
 use super::command::{Command, Program};
 use super::error::{LaunchError, Result};
 use crate::error::Error;
-use crate::memory::storage::Loan;
 use crate::start;
 use crate::sys::image::Image;
 use crate::sys::spawn::OWN_EXECUTABLE;
@@ -85,9 +84,8 @@ pub(super) struct Function {
     /// The function's path, for the report.
     name: &'static str,
     /// The memfd with the function's place in this executable and the encoded arguments.
+    /// It lends what the workers may write to, as long as there is a job.
     job: JobFile,
-    /// What the workers may write to as long as there are any.
-    _loans: Vec<Loan>,
 }
 
 impl Function {
@@ -111,14 +109,14 @@ impl Function {
         };
         let refused = |reason| Error::Arguments { rank: 0, reason };
         let encoded = codec::encode(args).map_err(refused)?;
-        let mut job = JobFile::new(&job, encoded).map_err(Error::system("write the job (memfd_create)"))?;
+        let job = JobFile::new(&job, encoded).map_err(Error::system("write the job (memfd_create)"))?;
         if let Some(noun) = job.exclusive() {
             let reason = format!(
                 "a {noun} can go to one process once, but these are for all workers, and for those of a restart"
             );
             return Err(refused(reason));
         }
-        Ok(Self { name: entry.name(), _loans: job.deliver(), job })
+        Ok(Self { name: entry.name(), job })
     }
 
     /// This executable, called as it was.
