@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::error::Error;
-use crate::supervise::group::ParentThread;
+use crate::supervise::parent::ParentThread;
 use crate::sys::signal;
 
 /// Runs `work` in a new thread, which then lives until the returned handle is dropped.

@@ -7,15 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Thread;
 use std::time::Duration;
 
 use super::child::Child;
 use super::diagnose::{OomKills, is_kill};
 use super::member::Member;
 use super::oom::OomCounts;
+use super::parent::ParentThread;
 use super::stop::{Action, Stop};
 use super::verdict::Sent;
 use super::watch::WatchSet;
@@ -387,27 +385,5 @@ impl Drop for Group {
         for child in &children {
             let _ = child.signal(Signal::KILL);
         }
-    }
-}
-
-/// A thread that has started children and lives until this is dropped.
-#[derive(Debug)]
-pub(crate) struct ParentThread {
-    thread: Thread,
-    over: Arc<AtomicBool>,
-}
-
-impl ParentThread {
-    /// The thread parks until `over`.
-    pub(crate) fn new(thread: Thread, over: Arc<AtomicBool>) -> Self {
-        Self { thread, over }
-    }
-}
-
-impl Drop for ParentThread {
-    fn drop(&mut self) {
-        // No lock is taken here: in a fork of this process, which has no such thread, it must do nothing.
-        self.over.store(true, Ordering::Release);
-        self.thread.unpark();
     }
 }

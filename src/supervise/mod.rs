@@ -4,6 +4,7 @@
 //! - `member`: one of them, and what it was sent
 //! - `child`: one child, reaped exactly once
 //! - `reaper`: the process that reaps it, this one or the fork server
+//! - `parent`: the thread that has started children
 //! - `watch`: many descriptors, one epoll
 //! - `stop`: pure: how children are ended, as data
 //! - `prefix`: what stands before a child's lines on the console
@@ -17,6 +18,7 @@ pub(crate) mod diagnose;
 pub(crate) mod group;
 mod member;
 mod oom;
+pub(crate) mod parent;
 pub(crate) mod prefix;
 pub(crate) mod pump;
 pub(crate) mod reaper;
