@@ -433,6 +433,27 @@ fn pool_of_a_worker_works_and_dies_with_it() {
 }
 
 #[test]
+fn workers_are_seen_at_work() {
+    watched(|| {
+        let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(8).unwrap());
+        assert_eq!(pool.size(), 2);
+        let task = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
+        let pid = told.get().unwrap();
+        let workers = pool.workers();
+        let at_work: Vec<_> = workers.iter().filter(|worker| worker.running.is_some()).collect();
+        assert_eq!((at_work.len(), at_work[0].pid, at_work[0].begun), (1, pid, 1));
+        assert!(at_work[0].running.as_ref().unwrap().ends_with("tell_and_wait_politely"));
+        assert_eq!(pool.stats().outstanding, 1);
+        assert!(task.kill());
+        task.join().unwrap();
+        pool.submit(end_by, "error".to_owned()).unwrap().join().unwrap_err();
+        let stats = pool.stats();
+        assert_eq!((stats.outstanding, stats.succeeded, stats.failed), (0, 1, 1));
+        assert_eq!(pool.workers().iter().map(|worker| worker.failed).sum::<u64>(), 1);
+    });
+}
+
+#[test]
 fn bad_options_are_refused() {
     watched(|| {
         let refused = |options: pool::PoolOptions| match options.build() {

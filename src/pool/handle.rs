@@ -17,6 +17,7 @@ use super::label::TaskLabel;
 use super::ledger::Ledger;
 use super::options::PoolOptions;
 use super::serve::{self, Place};
+use super::stats::{Stats, WorkerStats};
 use super::task::Task;
 use crate::Options;
 use crate::context::{GroupConfig, plan_for_all};
@@ -120,8 +121,36 @@ impl Pool {
 
     /// How many workers it has.
     #[must_use]
-    pub fn workers(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.hub().workers
+    }
+
+    /// What it has done and has to do.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        if self.hub().is_here() {
+            self.hub().look();
+        }
+        self.hub().stats()
+    }
+
+    /// What each worker does, by number.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// pool.map(|x: u64| anyhow::Ok(x), 0..100)?.try_for_each(|result| result.map(drop))?;
+    /// let begun: u64 = pool.workers().iter().map(|worker| worker.begun).sum();
+    /// assert_eq!((pool.workers().len(), begun), (2, 100));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerStats> {
+        self.hub().worker_stats()
     }
 
     /// Gives a call to the workers: one of them will call `f(args)`. Where as many are on their way as the pool takes, it waits for

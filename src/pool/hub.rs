@@ -59,6 +59,8 @@ pub(super) struct State {
     /// Whether a thread takes results out of the queue; the others sleep.
     pub(super) pumps: bool,
     pub(super) sleepers: VecDeque<Thread>,
+    /// The processes of the workers, by number.
+    pub(super) pids: Vec<u32>,
     /// Threads that sleep until a task has ended, to put another one.
     pub(super) without_room: Vec<Thread>,
     /// How many results have been delivered, modulo 2^32: the queue counts those that were put.
@@ -136,6 +138,7 @@ impl Hub {
             free: (0..cells as u32).rev().collect(),
             pumps: false,
             sleepers: VecDeque::new(),
+            pids: vec![0; workers],
             without_room: Vec::new(),
             delivered: 0,
             phase: Phase::Open,

@@ -12,7 +12,7 @@ use super::label::Ticket;
 use super::ledger::{self, Standing};
 use crate::context::postmortem;
 use crate::context::{GroupConfig, postmortem::End};
-use crate::error::{Error, Outcome, Status};
+use crate::error::{Cause, Error, Outcome, Status};
 use crate::start::{self, Plan};
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
 use crate::supervise::stop::Stop;
@@ -72,8 +72,11 @@ impl Keeper {
 
     fn start_worker(&mut self, number: usize) -> Result<(), Error> {
         let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
-        let (children, workers) = (&mut self.children, &mut self.workers);
+        let (children, workers, hub) = (&mut self.children, &mut self.workers, &self.hub);
         start::start_rank(&mut self.plan, number, |child, slot| {
+            hub.lock().pids[number] = child.pid();
+            // The desk of a worker that has died still says what it ran.
+            hub.ledger.desks()[number].cell.store(0, Relaxed);
             // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
             let worker = Worker { slot: Some(slot), begun };
             if let Some(place) = workers.get_mut(number) {
@@ -180,6 +183,12 @@ impl Keeper {
     /// Counts the workers that end before they have begun a task; with too many the pool is broken.
     fn note_early_end(&mut self, number: usize, outcome: &Outcome) {
         let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
+        // Somebody's SIGKILL is no fault of the worker's, however often it comes. That of the kernel for want of memory is one.
+        let is_killed = matches!(outcome.status(), Status::Signaled { signal: Signal::KILL, .. })
+            && !matches!(outcome.cause(), Some(Cause::OutOfMemory { .. }));
+        if is_killed {
+            return;
+        }
         if begun != self.workers[number].begun || outcome.status() == Status::Succeeded {
             self.early.clear();
             return;

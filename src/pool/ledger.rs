@@ -16,6 +16,9 @@
 //! A worker that finds its task Condemned takes no other one, and waits for its end: so a SIGKILL after that change can hit that
 //! task only.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 

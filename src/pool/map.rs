@@ -133,7 +133,7 @@ impl<I: Iterator, R> Map<I, R> {
 
     /// How many items the next chunk has, and how many may be on their way.
     fn sizes(&self) -> (usize, usize) {
-        let workers = self.pool.workers();
+        let workers = self.pool.size();
         let left = self.items.as_ref().and_then(|items| items.size_hint().1);
         let size = self.size.next(workers, left);
         match self.window {

@@ -38,6 +38,7 @@
 // - `serve`: a worker
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `settle`: what the end of a worker means for its tasks
+// - `stats`: what the workers do at this moment
 // - `alarm`: when it has something to do though nobody calls
 // - `map`, `unordered`: many items
 // - `chunk`: pure: several items in one message
@@ -56,6 +57,7 @@ mod occupant;
 mod options;
 mod serve;
 mod settle;
+mod stats;
 mod task;
 mod unordered;
 mod waiting;
@@ -66,5 +68,6 @@ pub use hub::Summary;
 pub use map::Map;
 pub use options::PoolOptions;
 pub use serve::cancelled;
+pub use stats::{Stats, WorkerStats};
 pub use task::Task;
 pub use unordered::Unordered;
