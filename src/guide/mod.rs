@@ -48,5 +48,8 @@ pub mod multiprocessing {}
 #[doc = "</div>"]
 pub mod performance {}
 #[doc = include_str!("links.md")]
+#[doc = include_str!("../../docs/pool.md")]
+pub mod pool {}
+#[doc = include_str!("links.md")]
 #[doc = include_str!("../../docs/queues.md")]
 pub mod queues {}
