@@ -1,6 +1,12 @@
 //! Workers of a pool are killed at random moments while maps and calls run: each item is given out exactly once, returned or failed,
 //! nothing is begun twice without leave, nobody hangs, and nothing is left.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "kills at random moments, and how many there were"
+)]
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

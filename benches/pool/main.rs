@@ -7,6 +7,7 @@
 //! All that stands in one row runs by turns. Figures are the medians of the turns.
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(clippy::disallowed_methods, reason = "a pause is what lets a worker fall asleep")]
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
