@@ -2,7 +2,6 @@
 //! `diagnose` and `stop`; here they are carried out.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::blame::Ends;
@@ -19,7 +18,6 @@ use crate::supervise::verdict::{Failing, Weight};
 use crate::sys::clock::Moment;
 use crate::sys::signal::Signal;
 use crate::wire::result_channel::ResultChannel;
-use crate::wire::roster::Roster;
 use crate::wire::stop_word::StopWord;
 
 /// The token of the thread that carries the output; the socket for results has 0.
@@ -40,11 +38,9 @@ pub(crate) struct GroupConfig {
     pub(crate) grace: Option<Duration>,
     /// The user's function.
     pub(crate) callee: Callee,
-    /// By it the workers are told that they are being ended, and because of which rank.
+    /// By it the workers are told that they are being ended, and because of which rank. It keeps their roster, by which this process
+    /// knows the ranks of the processes it waits for, as long as there is one.
     pub(crate) stop: StopWord,
-    /// By it this process knows the ranks of the processes it waits for, as long as there is one.
-    #[expect(dead_code, reason = "it is there to be known")]
-    pub(super) roster: Arc<Roster>,
 }
 
 /// Whether workers still run.

@@ -210,12 +210,11 @@ impl JobBuilder {
         // Workers of the fork server are its children anyway.
         let guarded = options.guardian && options.method != StartMethod::ForkServer;
         let guards = guarded.then(start::forkserver::guards).transpose()?;
-        let stop = with_room(StopWord::new);
-        let stop =
-            stop.map_err(Error::system("make what workers are told of their end by (memfd, eventfd)"))?;
         let roster = with_room(|| Roster::new(nprocs));
         let roster =
             roster.map_err(Error::system("make the list of the workers' processes (memfd_create)"))?;
+        let stop = with_room(|| StopWord::new(roster.clone()));
+        let stop = stop.map_err(Error::system("make what workers are told of their end by (eventfd)"))?;
         let job = Job {
             image: image.id().to_vec(),
             entry: entry.offset(image)?,
@@ -229,7 +228,7 @@ impl JobBuilder {
                     .map(|process_dir| (process_dir.as_fd().as_raw_fd(), process_dir.own().to_owned())),
                 result_channel: result_channel.number(),
                 guards: guards.as_ref().map(|guards| guards.as_raw_fd()),
-                stop: stop.numbers(),
+                stop: stop.number(),
                 aborts: options.abort,
                 roster: roster.number(),
             }),
@@ -320,7 +319,7 @@ pub(crate) fn plan_for_all<A: Serialize>(
 }
 
 fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> (Plan, GroupConfig) {
-    let JobBuilder { callee, result_channel, guards, process_dir, stop, roster, .. } = builder;
+    let JobBuilder { callee, result_channel, guards, process_dir, stop, .. } = builder;
     let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, output, .. } = options;
     let plan = Plan {
         method,
@@ -334,5 +333,5 @@ fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> (Plan, Gro
         death_signal,
         piped: output.pipes(),
     };
-    (plan, GroupConfig { daemon, grace, callee, stop, roster })
+    (plan, GroupConfig { daemon, grace, callee, stop })
 }

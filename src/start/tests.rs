@@ -29,7 +29,7 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
             process_dir: None,
             result_channel: result_channel.number(),
             guards: None,
-            stop: [0; 2],
+            stop: 0,
             aborts: false,
             roster: 0,
         }),

@@ -49,9 +49,9 @@ impl JobFile {
         Ok(Self { fd, attachments, beside })
     }
 
-    /// Adds the roster, in which the worker enters its pid, and the stop word.
+    /// Adds the roster, in which the worker enters its pid, and the event of the stop word.
     pub(crate) fn with_group(mut self, roster: &Roster, stop: &StopWord) -> Self {
-        self.beside.extend(stop.descriptors().into_iter().chain([roster.descriptor()]).cloned());
+        self.beside.extend([stop.descriptor(), roster.descriptor()].map(Descriptor::clone));
         self
     }
 
@@ -149,7 +149,7 @@ mod tests {
                 process_dir: Some((9, "w1/".into())),
                 result_channel: 7,
                 guards: Some(8),
-                stop: [5, 6],
+                stop: 5,
                 aborts: true,
                 roster: 4,
             }),
@@ -166,7 +166,7 @@ mod tests {
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 6, 8, 4, 7]].concat());
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 8, 4, 7]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(open.job.manifest.descriptors, [given.as_fd().as_raw_fd()]);
         assert_eq!(

@@ -41,8 +41,8 @@ pub(crate) struct Shared {
     pub(crate) result_channel: RawFd,
     /// The socket by which the worker asks for a guardian, inherited.
     pub(crate) guards: Option<RawFd>,
-    /// The memory and the eventfd of a `StopWord`, inherited.
-    pub(crate) stop: [RawFd; 2],
+    /// The event of a `StopWord`, inherited.
+    pub(crate) stop: RawFd,
     /// Whether the stop word ends the worker's waits.
     pub(crate) aborts: bool,
     /// The memory of a `Roster`, inherited.
@@ -53,6 +53,6 @@ impl Shared {
     /// The numbers of all that is inherited.
     pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let of_place = self.process_dir.iter().map(|(raw, _)| *raw);
-        of_place.chain(self.stop).chain(self.guards).chain([self.roster, self.result_channel])
+        of_place.chain([self.stop]).chain(self.guards).chain([self.roster, self.result_channel])
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
@@ -16,8 +17,13 @@ static OWN: Global<List> = Global::new();
 /// The rosters of the contexts that this process has started.
 static STARTED: RwLock<Vec<Weak<Roster>>> = RwLock::new(Vec::new());
 
-/// The size of a pid in the roster: first the launcher's, then one for each rank, 0 until the worker has entered it.
+/// The size of a word of the roster. First come the launcher's pid and the stop word (`stop_word`), which has its place here so
+/// that a worker has one piece of memory to map and not two; then a pid for each rank, 0 until the worker has entered it.
 const WORD: usize = size_of::<u32>();
+/// Where the stop word lies.
+const STOP: usize = WORD;
+/// How many words come before those of the ranks.
+const HEAD: usize = 2;
 
 /// The pids of a launcher and its workers.
 #[derive(Debug)]
@@ -36,7 +42,7 @@ pub(crate) struct Roster {
 impl Roster {
     /// Makes the roster of a context that this process is about to start.
     pub(crate) fn new(nprocs: usize) -> io::Result<Arc<Self>> {
-        let memory = memfd::create("phalanx-roster", ((1 + nprocs) * WORD) as u64)?;
+        let memory = memfd::create("phalanx-roster", ((HEAD + nprocs) * WORD) as u64)?;
         memfd::seal_size(memory.as_fd())?;
         let list = List::open(memory.as_fd())?;
         let roster = Arc::new(Self { list, memory: memory.into() });
@@ -57,6 +63,11 @@ impl Roster {
         self.list.pid(rank) == Some(pid)
     }
 
+    /// The stop word of the workers.
+    pub(super) fn stop(&self) -> &AtomicU32 {
+        self.list.map.u32(STOP)
+    }
+
     /// The number of [`descriptor`](Self::descriptor) in the launcher.
     pub(crate) fn number(&self) -> RawFd {
         self.memory.as_fd().as_raw_fd()
@@ -66,16 +77,16 @@ impl Roster {
 impl List {
     fn open(memory: BorrowedFd<'_>) -> io::Result<Self> {
         let size = usize::try_from(memfd::identity(memory)?.1).map_err(io::Error::other)?;
-        if !memfd::is_size_sealed(memory) || size < WORD {
+        if !memfd::is_size_sealed(memory) || size < HEAD * WORD {
             return Err(io::Error::other(
                 "what the launcher gave as the list of its workers is no such memory",
             ));
         }
-        Ok(Self { map: SharedMap::new(memory, size)?, ranks: size / WORD - 1 })
+        Ok(Self { map: SharedMap::new(memory, size)?, ranks: size / WORD - HEAD })
     }
 
     fn pid(&self, rank: usize) -> Option<u32> {
-        let pid = (rank < self.ranks).then(|| self.map.u32((1 + rank) * WORD).load(Acquire));
+        let pid = (rank < self.ranks).then(|| self.map.u32((HEAD + rank) * WORD).load(Acquire));
         pid.filter(|&pid| pid != 0)
     }
 
@@ -90,7 +101,7 @@ impl List {
 pub(crate) fn apply(memory: BorrowedFd<'_>, rank: usize) -> io::Result<()> {
     let list = Box::leak(Box::new(List::open(memory)?));
     if rank < list.ranks {
-        list.map.u32((1 + rank) * WORD).store(std::process::id(), Release);
+        list.map.u32((HEAD + rank) * WORD).store(std::process::id(), Release);
     }
     OWN.set(list);
     Ok(())
@@ -116,6 +127,11 @@ pub(crate) fn peer(pid: u32) -> Peer {
     .unwrap_or(Peer::Process { pid })
 }
 
+/// The stop word of this process, if it is a worker.
+pub(super) fn own_stop() -> Option<&'static AtomicU32> {
+    OWN.get().map(|list| list.map.u32(STOP))
+}
+
 /// The pid of the launcher, if this process is a worker.
 pub(crate) fn launcher() -> Option<u32> {
     OWN.get().map(|list| list.map.u32(0).load(Acquire))
@@ -136,7 +152,7 @@ mod tests {
         let pid = 1 << 23;
         let roster = Roster::new(3).unwrap();
         assert_eq!((peer(pid), roster.list.pid(1), roster.list.pid(7)), (Peer::Process { pid }, None, None));
-        roster.list.map.u32(2 * WORD).store(pid, Release);
+        roster.list.map.u32((HEAD + 1) * WORD).store(pid, Release);
         assert_eq!((peer(pid), roster.list.pid(1)), (Peer::Rank { rank: 1, pid }, Some(pid)));
         let own = std::process::id();
         assert_eq!(roster.list.peer(own), Some(Peer::Launcher { pid: own }));

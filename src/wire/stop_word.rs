@@ -3,21 +3,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
+use super::roster::{self, Roster};
 use crate::memory::descriptor::Descriptor;
 use crate::sys::event::EventFd;
+use crate::sys::futex;
 use crate::sys::global::Global;
-use crate::sys::map::SharedMap;
-use crate::sys::{futex, memfd};
 
 /// The stop word of this process, if it is a worker of a context.
 static OWN: Global<Word> = Global::new();
 /// The same, if it ends this worker's waits.
 static ABORT: Global<Word> = Global::new();
 
-const SIZE: usize = 64;
 /// The value of the word until a launcher ends its workers.
 const UNSET: u32 = 0;
 /// The value when no rank has failed and the program ends its workers. Any other value is the failed rank plus one.
@@ -26,72 +26,55 @@ const BY_PROGRAM: u32 = u32::MAX;
 /// The rank because of which the workers are ended; `None` when no rank has failed and the program ends its workers.
 pub(crate) type FailedRank = Option<usize>;
 
-/// The stop word of a context, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever
-/// its wait is made of (futex(2), poll(2)).
+/// A worker's stop word, and an eventfd that is readable once the word is set: a waiter sleeps on one of the two, whichever its
+/// wait is made of (futex(2), poll(2)).
 #[derive(Debug)]
 struct Word {
-    map: SharedMap,
+    word: &'static AtomicU32,
     event: EventFd<Descriptor>,
 }
 
-/// A launcher's stop word, with the memory that its workers inherit.
+/// A launcher's stop word, which lies in the roster of the workers, and its event.
 #[derive(Debug)]
 pub(crate) struct StopWord {
-    word: Word,
-    memory: Descriptor,
+    roster: Arc<Roster>,
+    event: EventFd<Descriptor>,
 }
 
 impl StopWord {
-    /// Makes the word for the workers of a context, unset.
-    pub(crate) fn new() -> io::Result<Self> {
-        let memory = memfd::create("phalanx-stop", SIZE as u64)?;
-        memfd::seal_size(memory.as_fd())?;
-        let word = Word::open(memory.as_fd(), EventFd::new()?.into_descriptor())?;
-        Ok(Self { word, memory: memory.into() })
+    /// Makes the event of a roster's word, which is unset.
+    pub(crate) fn new(roster: Arc<Roster>) -> io::Result<Self> {
+        let event = EventFd::new()?.into_descriptor();
+        Ok(Self { roster, event: EventFd::from_descriptor(event.into()) })
     }
 
-    /// The descriptors that a worker inherits.
-    pub(crate) fn descriptors(&self) -> [&Descriptor; 2] {
-        [&self.memory, self.word.event.descriptor()]
+    /// The descriptor that a worker inherits beside the roster's.
+    pub(crate) fn descriptor(&self) -> &Descriptor {
+        self.event.descriptor()
     }
 
-    /// The numbers of [`descriptors`](Self::descriptors) in the launcher.
-    pub(crate) fn numbers(&self) -> [RawFd; 2] {
-        self.descriptors().map(|descriptor| descriptor.as_fd().as_raw_fd())
+    /// The number of [`descriptor`](Self::descriptor) in the launcher.
+    pub(crate) fn number(&self) -> RawFd {
+        self.descriptor().as_fd().as_raw_fd()
     }
 
     /// Says that the workers are being ended. The rank of the first call stays.
     pub(crate) fn raise(&self, failed: FailedRank) {
         let value = failed.and_then(|rank| u32::try_from(rank + 1).ok()).unwrap_or(BY_PROGRAM);
-        let word = self.word.get();
+        let word = self.roster.stop();
         // Release pairs with the Acquire of `aborted_by`. The wake comes last: a waiter that is woken before the word is set would sleep
         // again.
         if word.compare_exchange(UNSET, value, Release, Acquire).is_ok() {
             futex::wake_all(word);
-            self.word.event.ring();
+            self.event.ring();
         }
     }
 }
 
-impl Word {
-    fn open(memory: BorrowedFd<'_>, event: OwnedFd) -> io::Result<Self> {
-        if !memfd::is_size_sealed(memory) || memfd::identity(memory)?.1 < SIZE as u64 {
-            return Err(io::Error::other(
-                "what the launcher gave to be told of its end by is no such memory",
-            ));
-        }
-        let map = SharedMap::new(memory, SIZE)?;
-        Ok(Self { map, event: EventFd::from_descriptor(event.into()) })
-    }
-
-    fn get(&self) -> &AtomicU32 {
-        self.map.u32(0)
-    }
-}
-
-/// Adopts the launcher's word in a worker; `aborts`: it ends the worker's waits.
-pub(crate) fn apply(memory: BorrowedFd<'_>, event: OwnedFd, aborts: bool) -> io::Result<()> {
-    let word = Box::leak(Box::new(Word::open(memory, event)?));
+/// Adopts the launcher's word in a worker that has adopted the roster; `aborts`: it ends the worker's waits.
+pub(crate) fn apply(event: OwnedFd, aborts: bool) -> io::Result<()> {
+    let word = roster::own_stop().ok_or_else(|| io::Error::other("the roster comes before the stop word"))?;
+    let word = Box::leak(Box::new(Word { word, event: EventFd::from_descriptor(event.into()) }));
     OWN.set(word);
     if aborts {
         ABORT.set(word);
@@ -107,7 +90,7 @@ pub(crate) fn forget() {
 
 /// Whether this worker's context is being ended; `None` in a process that is no worker of a context.
 pub(crate) fn is_set() -> Option<bool> {
-    OWN.get().map(|stop| stop.get().load(Acquire) != UNSET)
+    OWN.get().map(|stop| stop.word.load(Acquire) != UNSET)
 }
 
 /// The eventfd that is readable once it is; `None` in a process that is no worker of a context.
@@ -118,7 +101,7 @@ pub(crate) fn event() -> Option<BorrowedFd<'static>> {
 /// The word that a waiter of this process sleeps on, and the value that the word has until it is set. `None` when the launcher has
 /// not asked for [`Options::abort_on_failure`](crate::Options::abort_on_failure).
 pub(crate) fn abort_word() -> Option<(&'static AtomicU32, u32)> {
-    ABORT.get().map(|abort| (abort.get(), UNSET))
+    ABORT.get().map(|abort| (abort.word, UNSET))
 }
 
 /// The eventfd that is readable once a waiter of this process is to wait no longer.
@@ -128,7 +111,7 @@ pub(crate) fn abort_event() -> Option<BorrowedFd<'static>> {
 
 /// The failed rank; `None` as long as this worker may go on waiting.
 pub(crate) fn aborted_by() -> Option<FailedRank> {
-    match ABORT.get()?.get().load(Acquire) {
+    match ABORT.get()?.word.load(Acquire) {
         UNSET => None,
         BY_PROGRAM => Some(None),
         rank => Some(Some(rank as usize - 1)),
@@ -143,12 +126,12 @@ mod tests {
 
     #[test]
     fn what_is_said_first_stays_and_makes_the_descriptor_readable() {
-        let stop = StopWord::new().unwrap();
-        let event = stop.descriptors()[1].as_fd();
+        let stop = StopWord::new(Roster::new(1).unwrap()).unwrap();
+        let event = stop.descriptor().as_fd();
         assert!(!wait_readable(event, Some(Moment::now())).unwrap());
         stop.raise(Some(3));
         stop.raise(None);
-        assert_eq!(stop.word.get().load(Acquire), 4);
+        assert_eq!(stop.roster.stop().load(Acquire), 4);
         assert!(wait_readable(event, Some(Moment::now())).unwrap());
     }
 }

@@ -264,8 +264,7 @@ fn share(
         named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
     }
     roster::apply(adopt(shared.roster)?.as_fd(), marker.rank)?;
-    let [memory, event] = shared.stop;
-    stop_word::apply(adopt(memory)?.as_fd(), adopt(event)?, shared.aborts)?;
+    stop_word::apply(adopt(shared.stop)?, shared.aborts)?;
     // A guard ends a worker's children when the launcher is killed. A worker that may outlive its launcher is not to be ended by it.
     if let Some(guards) = shared.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
