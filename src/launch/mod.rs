@@ -47,7 +47,8 @@
 // - `workers`: one worker, from descriptors to a running program
 // - `timers`: torch's file timer
 // - `people`: what people see of the job and ask of it
-// - `board`: what runs now
+// - `board`, `status`: what runs now, for the terminal
+// - `typed`: Enter, typed there
 // - `job_socket`, `protocol`: who visits the job, and what is said
 // - `judge`: pure: whose failure came first
 // - `descendants`: processes that have left their worker's group
@@ -86,11 +87,13 @@ mod restart;
 mod run;
 mod running;
 mod running_logs;
+mod status;
 mod stdio;
 mod stdio_options;
 mod stopping;
 mod summary;
 mod timers;
+mod typed;
 mod work;
 mod workers;
 

@@ -89,6 +89,7 @@ pub struct Launch {
     /// `None`: the run id, or four letters.
     pub(super) job_name: Option<String>,
     pub(super) is_reachable: bool,
+    pub(super) has_status_line: bool,
     pub(super) on_event: Box<dyn FnMut(&Event)>,
 }
 
@@ -131,6 +132,7 @@ impl Launch {
             announces: false,
             job_name: None,
             is_reachable: false,
+            has_status_line: false,
             on_event: Box::new(|_| ()),
         }
     }

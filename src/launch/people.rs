@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::board::Board;
 use super::error::{LaunchError, Result};
@@ -15,18 +16,26 @@ use super::job_socket::{JobSocket, Kept, LISTENER};
 use super::options::Launch;
 use super::plan::{self, Plan};
 use super::protocol::{Answer, Ask, Chunk, JobStatus, LONGEST_ANSWER, Places, Stopped, is_name};
+use super::status;
 use super::summary::{Ending, Summary};
+use super::typed::Typed;
 use super::workers;
 use crate::supervise::pump::{Pump, Stream};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
-use crate::sys::memfd;
+use crate::sys::pipe::{is_pipe, is_terminal};
 use crate::sys::signal::Signal;
+use crate::sys::{fd, memfd};
 
 /// The most characters of a command line that are told.
 const PROGRAM: usize = 1000;
 /// How many names of four letters are tried: there are 456,976.
 const TRIES: usize = 100;
+
+/// How often the line at the bottom of the terminal is looked after.
+const TICK: Duration = Duration::from_secs(1);
+/// The token of the terminal in the epoll.
+const TYPED: u64 = 0;
 
 /// What a visitor wants of the job itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +44,37 @@ pub(super) enum Wish {
     Stop,
     /// To end without waiting for workers to end by themselves.
     Kill,
+}
+
+/// The terminal, where there is one.
+#[derive(Debug)]
+struct Screen {
+    /// When the line at its bottom is due.
+    next: Option<Moment>,
+    /// `None`: Enter is not for this process.
+    typed: Option<Typed>,
+}
+
+impl Screen {
+    fn open(launch: &Launch, plan: &Plan, epoll: &Epoll) -> Result<Option<Self>> {
+        let [stdout, stderr] = [1, 2].map(|number| fd::copy_of_stdio(number).ok());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let has_screen = launch.has_status_line
+            && !is_dumb
+            && stderr.is_some_and(|stderr| is_terminal(&stderr))
+            && stdout.is_some_and(|stdout| !is_pipe(&stdout))
+            && !workers::has_terminal(plan);
+        if !has_screen {
+            return Ok(None);
+        }
+        let typed = if plan.stdin_rank.is_none() { Typed::open() } else { None };
+        if let Some(typed) = &typed {
+            // Told once for each time that something is typed: in the background that is not for us, and stays there.
+            let watched = epoll.add_edge(typed.as_fd(), TYPED);
+            watched.map_err(LaunchError::system("watching the terminal for Enter"))?;
+        }
+        Ok(Some(Self { next: None, typed }))
+    }
 }
 
 /// The side of a job that visitors see: its socket, and what it answers.
@@ -52,6 +92,7 @@ pub(super) struct People {
     max_restarts: usize,
     /// Where the output of the attempt that runs can be read.
     places: Places,
+    screen: Option<Screen>,
     /// The only worker writes what goes to no file to the terminal itself.
     is_at_terminal: bool,
 }
@@ -69,7 +110,6 @@ impl People {
             u8::from(redirects.stdout || tee.stdout) + 2 * u8::from(redirects.stderr || tee.stderr)
         };
         Ok(Self {
-            epoll,
             socket,
             board: Board::new(),
             name,
@@ -82,6 +122,8 @@ impl People {
                 prefix: launch.logs.prefix.template().to_owned(),
                 role: plan.role.clone(),
             },
+            screen: Screen::open(launch, plan, &epoll)?,
+            epoll,
             is_at_terminal: workers::has_terminal(plan),
         })
     }
@@ -94,6 +136,10 @@ impl People {
     /// Takes in an event of the job, and tells followers where the files of a new attempt are.
     pub(super) fn hear(&mut self, event: &Event) {
         self.board.hear(event);
+        // Before the first workers there is nothing to be shown.
+        if let Some(screen) = self.screen.as_mut().filter(|_| !self.board.workers.is_empty()) {
+            screen.next = Some(Moment::now());
+        }
         if let Event::Started { log_dir, .. } = event {
             // Visitors have other working directories.
             let absolute = |dir: &PathBuf| std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
@@ -109,7 +155,9 @@ impl People {
 
     /// When [`turn`](Self::turn) is to be called if no visitor comes before; `None`: never.
     pub(super) fn next(&self) -> Option<Moment> {
-        self.socket.as_ref().and_then(JobSocket::next)
+        let visitor = self.socket.as_ref().and_then(JobSocket::next);
+        let screen = self.screen.as_ref().and_then(|screen| screen.next);
+        [visitor, screen].into_iter().flatten().min()
     }
 
     /// Answers the visitors that have come, and lets those go that are too slow; returns what they want of the job.
@@ -119,7 +167,12 @@ impl People {
     pub(super) fn turn(&mut self, pump: &Pump) -> Result<Vec<Wish>> {
         let mut wishes = Vec::new();
         let failed = || LaunchError::system("looking for visitors of the job's socket");
+        let now = Moment::now();
         for token in self.epoll.ready().map_err(failed())? {
+            if token == TYPED {
+                self.show_table(pump, now);
+                continue;
+            }
             let Some(socket) = &mut self.socket else { continue };
             if token == LISTENER {
                 socket.admit();
@@ -130,7 +183,23 @@ impl People {
         if let Some(socket) = &mut self.socket {
             socket.lose_patience();
         }
+        if let Some(screen) =
+            self.screen.as_mut().filter(|screen| screen.next.is_some_and(|next| next <= now))
+        {
+            screen.next = now.checked_add(TICK);
+            self.board.look();
+            pump.status(status::line(&self.name, &self.board, now));
+        }
         Ok(wishes)
+    }
+
+    /// Prints what runs if Enter was typed.
+    fn show_table(&mut self, pump: &Pump, now: Moment) {
+        let typed = self.screen.as_ref().and_then(|screen| screen.typed.as_ref());
+        if typed.is_some_and(Typed::take) {
+            self.board.look();
+            pump.say(status::table(&self.name, &self.board, now));
+        }
     }
 
     /// Answers one question.

@@ -23,6 +23,18 @@ impl Launch {
         self.reachable(true)
     }
 
+    /// Sets whether a line at the bottom of the terminal says how the job does, and Enter prints what runs; neither without this call.
+    /// `phalanx run` has both, unless it is `--quiet`.
+    ///
+    /// The line tells how many workers run, the restarts, the time, and the memory and processor time of the worker that has most
+    /// memory resident, not counting its children. It is there while stderr is a terminal that this process has in its foreground,
+    /// stdout is no pipe, `TERM` is not `dumb`, and no worker has the terminal for itself; it has no colours. Enter is read if stdin
+    /// is that terminal and no worker reads it, and then other lines that are typed meanwhile are read, too, and lost. The terminal's
+    /// settings are not touched.
+    pub fn status_line(self, is_shown: bool) -> Self {
+        Self { has_status_line: is_shown, ..self }
+    }
+
     /// Sets whether other processes of this user reach the job by its name; without this call they do only if it has
     /// a [`job_name`](Self::job_name). A job without one is found by its [`run_id`](Self::run_id) if that is a name and no other job has it, else
     /// by four letters.

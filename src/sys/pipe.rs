@@ -113,11 +113,36 @@ pub(crate) fn is_terminal(fd: &impl AsFd) -> bool {
     fd.as_fd().is_terminal()
 }
 
+/// How wide a terminal is (TIOCGWINSZ); 80 where it does not say.
+pub(crate) fn columns(terminal: BorrowedFd<'_>) -> usize {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the record is ours, and what this request writes.
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    if done < 0 || size.ws_col == 0 { 80 } else { size.ws_col.into() }
+}
+
+/// Whether it is a pipe or a socket, and no file or device.
+pub(crate) fn is_pipe(fd: &impl AsFd) -> bool {
+    let kind = fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    matches!(kind, Ok(kind) if kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK)
+}
+
+/// The terminal of stdin, to be read without waiting. It is opened anew: other processes share the flags of stdin itself.
+pub(crate) fn terminal_to_read() -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    above_stdio(open("/proc/self/fd/0", flags, Mode::empty())?)
+}
+
+/// Reads what was typed at a terminal. In the background nothing was typed for this process, which goes on.
+pub(crate) fn read_typed(terminal: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Read> {
+    super::signal::with_blocked(nix::sys::signal::SIGTTIN, || read_now(terminal, buffer))
+}
+
 /// Gives the terminal of `fd` to a process group (tcsetpgrp(3)): it may read, and Ctrl-C goes to it. The caller is in the
 /// terminal's session.
 pub(crate) fn set_foreground(fd: BorrowedFd<'_>, group: u32) -> io::Result<()> {
     // A process in the background that does this is stopped by SIGTTOU, unless it ignores or blocks that.
-    super::signal::with_blocked_ttou(|| {
+    super::signal::with_blocked(nix::sys::signal::SIGTTOU, || {
         // SAFETY: takes two integers.
         let done = unsafe { libc::tcsetpgrp(fd.as_raw_fd(), group as libc::pid_t) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -216,11 +216,14 @@ pub(crate) fn block_all_in_thread() -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
 }
 
-/// Calls `work` while the calling thread is not stopped for changing its terminal from the background.
-pub(super) fn with_blocked_ttou<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let (mut ttou, mut before) = (SigSet::empty(), SigSet::empty());
-    ttou.add(nix::sys::signal::SIGTTOU);
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&ttou), Some(&mut before))?;
+/// Calls `work` while the calling thread is not stopped by this signal, as for using its terminal from the background.
+pub(super) fn with_blocked<T>(
+    signal: nix::sys::signal::Signal,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let (mut blocked, mut before) = (SigSet::empty(), SigSet::empty());
+    blocked.add(signal);
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
     let done = work();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     done

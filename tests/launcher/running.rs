@@ -72,7 +72,7 @@ impl Running {
 
 /// The master of a pseudoterminal, and what has come from it and was not waited for.
 pub(crate) struct Terminal {
-    master: File,
+    pub(crate) master: File,
     unread: Vec<u8>,
 }
 
@@ -108,6 +108,16 @@ impl Terminal {
             });
             self.unread.extend_from_slice(&buffer[..count]);
         }
+    }
+
+    /// Takes what is left, when nothing has the other side any more.
+    pub(crate) fn rest(mut self) -> String {
+        let mut buffer = [0; 4096];
+        // EIO: no process has the terminal any more.
+        while let Ok(count @ 1..) = self.master.read(&mut buffer) {
+            self.unread.extend_from_slice(&buffer[..count]);
+        }
+        String::from_utf8(self.unread).unwrap()
     }
 
     pub(crate) fn type_in(&mut self, text: &str) {

@@ -95,6 +95,7 @@ fn launch(options: &RunOptions) -> Result<Launch, LaunchError> {
         .stop_signals(stop_signals(options)?)
         .handle_signals(true)
         .reachable(true)
+        .status_line(!options.quiet)
         .virtual_local_rank(options.virtual_local_rank);
     optional(log_files(launch, options)?, options)
 }

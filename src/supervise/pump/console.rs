@@ -1,11 +1,13 @@
 //! Stdout and stderr of this process, shared by all children.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::SourceId;
 use super::lines::{Piece, without_moves};
+use super::status::StatusLine;
 use crate::sys::clock::Moment;
-use crate::sys::pipe::{is_same_file, is_terminal, write_all};
+use crate::sys::fork::group_id;
+use crate::sys::pipe::{columns, foreground, is_same_file, is_terminal, write_all};
 
 /// One of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ const ERASE: &[u8] = b"\r\x1b[K";
 pub(crate) struct Console {
     outputs: [Output; 2],
     is_one_file: bool,
+    /// Below what is written to stderr, where that is a terminal.
+    status: StatusLine,
 }
 
 #[derive(Debug)]
@@ -69,7 +73,8 @@ impl Console {
     /// Over copies of stdout and stderr.
     pub(crate) fn new(stdout: OwnedFd, stderr: OwnedFd) -> Self {
         let is_one_file = is_same_file(stdout.as_fd(), stderr.as_fd());
-        Self { outputs: [Output::new(stdout), Output::new(stderr)], is_one_file }
+        let outputs = [Output::new(stdout), Output::new(stderr)];
+        Self { outputs, is_one_file, status: StatusLine::default() }
     }
 
     /// The output to which a stream goes.
@@ -146,13 +151,28 @@ impl Console {
         output.put(&[line.as_bytes(), b"\n"]);
     }
 
+    /// What the line at the bottom of the terminal says; `None`: there is none.
+    pub(super) fn set_status(&mut self, text: Option<String>) {
+        if self.is_terminal(Stream::Stderr) {
+            self.status.set(text);
+        }
+    }
+
+    /// When that line is to be drawn.
+    pub(super) fn next_status(&self) -> Option<Moment> {
+        self.status.next()
+    }
+
     /// How many bytes are buffered.
     pub(super) fn buffered(&self) -> usize {
         self.outputs.iter().map(|output| output.buffer.len()).sum()
     }
 
     /// Writes what is buffered; returns what cannot be written any more, each once.
-    pub(super) fn flush(&mut self) -> Vec<String> {
+    pub(super) fn flush(&mut self, now: Moment) -> Vec<String> {
+        let below = &mut self.outputs[if self.is_one_file { 0 } else { 1 }];
+        let columns = || columns_if_ours(below.fd.as_fd());
+        self.status.put_around(&mut below.buffer, below.open.is_some(), now, columns);
         let mut broken = Vec::new();
         for (output, name) in self.outputs.iter_mut().zip(["stdout", "stderr"]) {
             let written =
@@ -165,4 +185,9 @@ impl Console {
         }
         broken
     }
+}
+
+/// How wide a terminal is that this process has in its foreground.
+fn columns_if_ours(terminal: BorrowedFd<'_>) -> Option<usize> {
+    (foreground(terminal) == Some(group_id())).then(|| columns(terminal))
 }

@@ -6,6 +6,7 @@
 //! - `lines`: pure: lines, parts of lines and progress bars out of bytes
 //! - `console`: stdout and stderr of this process, shared by all children
 //! - `source`: one pipe, and where its bytes go
+//! - `status`: pure: one line at the bottom of a terminal
 //! - `tail`: pure: the last bytes of an output
 //! - `followers`, `packet`: other processes that are sent what comes, as it comes
 //! - `thread`: the thread's loop
@@ -15,6 +16,7 @@ mod followers;
 mod lines;
 mod packet;
 mod source;
+mod status;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,8 @@ enum Command {
     Finish(SourceId),
     /// A line of this process's own, to stderr.
     Say(String),
+    /// What the line at the bottom of the terminal says.
+    Status(String),
     /// Sends the channels from these positions on.
     Follow(Socket, Vec<(Channel, u64)>),
     Close,
@@ -156,6 +160,11 @@ impl Pump {
     /// Writes a line of this process's own to stderr, between those of the children.
     pub(crate) fn say(&self, line: impl Into<String>) {
         self.send(Command::Say(line.into()));
+    }
+
+    /// Keeps a line at the bottom of the terminal, if stderr is one and this process has it; it is gone with the pump.
+    pub(crate) fn status(&self, text: String) {
+        self.send(Command::Status(text));
     }
 
     /// The outputs that could not be written any more, each once.

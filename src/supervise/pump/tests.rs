@@ -202,7 +202,7 @@ impl Timed {
     /// What is on the console at a moment, since the last look.
     fn look(&mut self, millis: u64) -> String {
         show_parts(&mut self.sources, &mut self.console, at(millis));
-        assert_eq!(self.console.flush(), Vec::<String>::new());
+        assert_eq!(self.console.flush(at(millis)), Vec::<String>::new());
         self.file.rewind().unwrap();
         let text = std::io::read_to_string(&self.file).unwrap();
         self.file.set_len(0).unwrap();

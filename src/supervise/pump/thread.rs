@@ -70,7 +70,8 @@ impl Pumping {
             self.flush();
             if ready.is_empty() {
                 // An error of poll(2) here would be want of memory in the kernel: the next turn asks again.
-                let _ = self.epoll.wait_until(self.next_part());
+                let next = [self.next_part(), self.console.next_status()].into_iter().flatten().min();
+                let _ = self.epoll.wait_until(next);
             }
         }
     }
@@ -149,6 +150,7 @@ impl Pumping {
                 Ok(Command::Add(id, pipe, route)) => self.add(Source::new(id, pipe, route)),
                 Ok(Command::Finish(id)) => self.finish(id),
                 Ok(Command::Say(line)) => self.console.say(&line, Moment::now()),
+                Ok(Command::Status(text)) => self.console.set_status(Some(text)),
                 Ok(Command::Follow(socket, channels)) => self.follow(socket, channels),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
@@ -185,7 +187,7 @@ impl Pumping {
     }
 
     fn flush(&mut self) {
-        let broken = self.console.flush();
+        let broken = self.console.flush(Moment::now());
         self.tell_broken(broken);
     }
 
@@ -194,6 +196,7 @@ impl Pumping {
         for id in self.sources.keys().copied().collect::<Vec<_>>() {
             self.finish(id);
         }
+        self.console.set_status(None);
         self.flush();
         let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         self.followers.end(&self.epoll, &news.tails);
