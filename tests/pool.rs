@@ -433,6 +433,47 @@ fn pool_of_a_worker_works_and_dies_with_it() {
 }
 
 #[test]
+fn result_is_given_out_once() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(double, 4).unwrap();
+        let found = loop {
+            if let Some(found) = task.join_timeout(Duration::from_secs(1)) {
+                break found;
+            }
+        };
+        assert!(task.is_finished());
+        assert_eq!(found.unwrap(), 8);
+        let again = task.join_timeout(Duration::MAX).unwrap().unwrap_err();
+        assert!(matches!(again.failure(), TaskFailure::WaitEnded(reason) if reason.contains("already")));
+        assert!(matches!(task.join().unwrap_err().failure(), TaskFailure::WaitEnded(_)));
+    });
+}
+
+#[test]
+fn fork_of_the_process_has_a_handle_that_does_nothing() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(double, 4).unwrap();
+        #[expect(unsafe_code, reason = "a fork of a process with threads, which only exits")]
+        // SAFETY: the child calls what takes no lock that another thread may have had, and ends by _exit.
+        let code = match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                let refused = matches!(pool.try_submit(double, &1), Err(PoolError::Forked { .. }));
+                let ended = !task.cancel() && !task.kill();
+                drop((pool, task));
+                // SAFETY: _exit is async-signal-safe.
+                unsafe { libc::_exit(i32::from(!(refused && ended))) }
+            }
+            nix::unistd::ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).unwrap(),
+        };
+        assert!(matches!(code, nix::sys::wait::WaitStatus::Exited(_, 0)), "{code:?}");
+        assert_eq!(task.join().unwrap(), 8);
+        assert_eq!(pool.submit(double, 5).unwrap().join().unwrap(), 10);
+    });
+}
+
+#[test]
 fn workers_are_seen_at_work() {
     watched(|| {
         let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(8).unwrap());

@@ -49,8 +49,21 @@ pub(super) struct Keeper {
     began: Moment,
     /// When workers have ended before they began a task.
     early: Vec<Moment>,
-    /// When the children are looked at again though nobody calls.
+    /// When a start that was refused is tried again.
     next_start: Option<Moment>,
+    /// How the workers are being ended, once they are.
+    ending: Option<Ending>,
+}
+
+/// How workers are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    /// They find the queue closed and empty, and exit.
+    Closed,
+    /// By SIGTERM.
+    Terminated,
+    /// By SIGKILL.
+    Killed,
 }
 
 impl Keeper {
@@ -62,8 +75,8 @@ impl Keeper {
         });
         let children = watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
         let (began, workers) = (Moment::now(), Vec::with_capacity(hub.workers));
-        let (early, next_start) = (Vec::new(), None);
-        let mut keeper = Self { hub, plan, config, children, workers, began, early, next_start };
+        let (early, next_start, ending) = (Vec::new(), None, None);
+        let mut keeper = Self { hub, plan, config, children, workers, began, early, next_start, ending };
         for number in 0..keeper.hub.workers {
             keeper.start_worker(number)?;
         }
@@ -97,7 +110,10 @@ impl Keeper {
                 Err(error) => break Some(error.to_string()),
             }
         };
-        // Without this thread nobody would end or replace a worker, so none is left.
+        // Without this thread nobody would end or replace a worker, so none is left, and no task is taken.
+        if let Some(reason) = &failed {
+            self.hub.break_off(reason.clone());
+        }
         let reason = failed.unwrap_or_else(|| "the pool has ended".to_owned());
         drop(self.children);
         self.hub.drain();
@@ -258,27 +274,29 @@ impl Keeper {
                 phase => phase.clone(),
             }
         };
-        let now = Moment::now();
-        let grace = self.config.grace;
-        let stop = match phase {
+        let ending = match phase {
             Phase::Open => return,
-            // They find the queue closed and empty, and exit.
-            Phase::Closing => Stop::after_failure(Some(grace.unwrap_or(EXIT)), now),
-            Phase::Ending { kills: true } => Stop::at_once(now),
-            Phase::Ending { kills: false } | Phase::Broken(_) => Stop::terminate(grace, now),
+            Phase::Closing => Ending::Closed,
+            Phase::Ending { kills: false } | Phase::Broken(_) => Ending::Terminated,
+            Phase::Ending { kills: true } => Ending::Killed,
         };
-        let is_over = self.children.stopping().is_some();
-        match phase {
-            Phase::Ending { kills } if is_over && !kills => return,
-            Phase::Closing | Phase::Broken(_) if is_over => return,
-            _ => {}
+        // Begun once: a stop that began anew would never come to its end.
+        if self.ending >= Some(ending) {
+            return;
         }
+        self.ending = Some(ending);
         // Refused: nobody can put a task into it any more, all the same.
         let _ = self.hub.tasks.core().close();
         if let Phase::Broken(reason) = &phase {
             self.hub.give_up_all(reason);
         }
-        if phase != Phase::Closing {
+        let (now, grace) = (Moment::now(), self.config.grace);
+        let stop = match ending {
+            Ending::Closed => Stop::after_failure(Some(grace.unwrap_or(EXIT)), now),
+            Ending::Terminated => Stop::terminate(grace, now),
+            Ending::Killed => Stop::at_once(now),
+        };
+        if ending != Ending::Closed {
             self.config.stop.raise(None);
         }
         self.children.stop(Some(stop));

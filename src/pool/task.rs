@@ -3,6 +3,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -43,17 +45,23 @@ pub struct Task<R> {
     inbox: Arc<Inbox>,
     function: &'static str,
     cell: u32,
+    /// Whether [`join_timeout`](Self::join_timeout) has given out what came of it.
+    is_given: AtomicBool,
     result: PhantomData<fn() -> R>,
 }
 
 impl<R> Task<R> {
     pub(super) fn new(hub: Arc<Hub>, inbox: Arc<Inbox>, function: &'static str, ticket: Ticket) -> Self {
-        Self { hub, inbox, function, cell: ticket.cell, result: PhantomData }
+        let is_given = AtomicBool::new(false);
+        Self { hub, inbox, function, cell: ticket.cell, is_given, result: PhantomData }
     }
 
     /// Whether it has ended, so that [`join`](Self::join) does not wait.
     #[must_use]
     pub fn is_finished(&self) -> bool {
+        if self.is_given.load(Relaxed) {
+            return true;
+        }
         if self.inbox.is_empty() && self.hub.is_here() {
             self.hub.look();
         }
@@ -102,29 +110,40 @@ impl<R: DeserializeOwned> Task<R> {
     /// # Errors
     /// [`TaskFailed`]: the function failed, or its worker ended; which, when and why.
     pub fn join(self) -> Result<R, TaskFailed> {
-        self.check_here()?;
+        self.check()?;
         let delivery = self.wait(&WaitPolicy::Forever);
         self.open(delivery.map_err(|error| self.failed(false, TaskFailure::WaitEnded(error.to_string())))?)
     }
 
-    /// As [`join`](Self::join), for no longer than `timeout`. `None`: the time is up; the call goes on, and can be joined later.
+    /// As [`join`](Self::join), for no longer than `timeout`. `None`: the time is up; the call goes on, and can be joined later. What
+    /// came of a call is given out once: after `Some` each further call returns [`TaskFailure::WaitEnded`].
     ///
     /// # Errors
     /// As those of [`join`](Self::join).
     pub fn join_timeout(&self, timeout: Duration) -> Option<Result<R, TaskFailed>> {
-        if let Err(failed) = self.check_here() {
+        if let Err(failed) = self.check() {
             return Some(Err(failed));
         }
         match self.wait(&WaitPolicy::of(timeout)) {
-            Ok(delivery) => Some(self.open(delivery)),
+            Ok(delivery) => {
+                self.is_given.store(true, Relaxed);
+                Some(self.open(delivery))
+            }
             Err(QueueError::TimedOut { .. }) => None,
             Err(error) => Some(Err(self.failed(false, TaskFailure::WaitEnded(error.to_string())))),
         }
     }
 
-    fn check_here(&self) -> Result<(), TaskFailed> {
-        let here = self.hub.check_here();
-        here.map_err(|error| self.failed(false, TaskFailure::WaitEnded(error.to_string())))
+    /// An error where nothing will ever arrive.
+    fn check(&self) -> Result<(), TaskFailed> {
+        let ended = |reason| Err(self.failed(false, TaskFailure::WaitEnded(reason)));
+        match self.hub.check_here() {
+            Err(error) => ended(error.to_string()),
+            Ok(()) if self.is_given.load(Relaxed) => {
+                ended("join_timeout has given it out already".to_owned())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn open(&self, delivery: Delivery) -> Result<R, TaskFailed> {
