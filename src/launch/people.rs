@@ -57,10 +57,12 @@ struct Screen {
 
 impl Screen {
     fn open(launch: &Launch, plan: &Plan, epoll: &Epoll) -> Result<Option<Self>> {
+        if !launch.has_status_line {
+            return Ok(None);
+        }
         let [stdout, stderr] = [1, 2].map(|number| fd::copy_of_stdio(number).ok());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let has_screen = launch.has_status_line
-            && !is_dumb
+        let has_screen = !is_dumb
             && stderr.is_some_and(|stderr| is_terminal(&stderr))
             && stdout.is_some_and(|stdout| !is_pipe(&stdout))
             && !workers::has_terminal(plan);

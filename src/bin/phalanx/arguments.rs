@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use clap::{Args, Command, FromArgMatches, Subcommand};
+use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::jobs::{LogsOptions, PsOptions, StopOptions};
 use crate::options::RunOptions;
@@ -97,11 +97,15 @@ pub(crate) fn parse(
     if is_torchrun {
         arguments.insert(1, "run".into());
     }
-    if arguments.get(1).is_some_and(|argument| argument == "run") {
-        let defaults = defaults(&variable);
+    // Built once: that is most of what the command line costs.
+    let command = command();
+    if arguments.get(1).is_some_and(|argument| argument == "run")
+        && let Some(run) = command.find_subcommand("run")
+    {
+        let defaults = defaults(run, &variable);
         arguments.splice(2..2, defaults);
     }
-    let matches = command().try_get_matches_from(arguments)?;
+    let matches = command.try_get_matches_from(arguments)?;
     match Commands::from_arg_matches(&matches)? {
         Commands::Run(options) => Ok(match options.print_completion {
             Some(shell) => Action::Completions(shell, if is_torchrun { TORCHRUN } else { PHALANX }),
@@ -116,11 +120,10 @@ pub(crate) fn parse(
 }
 
 /// What the environment says, as options before those of the command line, which therefore win.
-fn defaults(variable: &impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
-    let command = RunOptions::augment_args(Command::new("run"));
+fn defaults(run: &Command, variable: &impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
     let mut found = Vec::new();
     for (long, is_flag) in
-        command.get_arguments().filter_map(|arg| Some((arg.get_long()?, !arg.get_action().takes_values())))
+        run.get_arguments().filter_map(|arg| Some((arg.get_long()?, !arg.get_action().takes_values())))
     {
         let name = long.replace('-', "_").to_uppercase();
         let pet = || variable(&format!("PET_{name}")).filter(|_| !WITHOUT_PET.contains(&long));
