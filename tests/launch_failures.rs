@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -207,5 +208,26 @@ fn output_that_was_lost_stands_in_the_summary() {
         // What still takes output has had all of its own.
         assert_eq!(ran.err.matches("]:y").count(), 2, "{ran:?}");
         place.assert_clean();
+    });
+}
+
+#[test]
+fn summary_tells_a_slow_launcher_from_slow_programs() {
+    watched(|| {
+        let place = Place::new();
+        // Its second line comes when the test has seen the first one.
+        let script = "[ $RANK = 1 ] && exit 0; sleep 0.5; echo first; while [ ! -e go ]; do sleep 0.02; done; sleep 0.3; echo second";
+        let begun = Instant::now();
+        let mut running = Running::start(&mut place.shell(2, &["--summary", "summary.json"], script));
+        running.hear();
+        let heard = begun.elapsed();
+        place.script("go", "");
+        assert_eq!(running.end().code, 0);
+        let summary = summary_of(&place);
+        let attempt = &summary.attempts[0];
+        assert!(attempt.starting > Duration::ZERO && attempt.starting <= attempt.lasted, "{summary:?}");
+        let first = |rank: usize| attempt.workers[rank].first_output;
+        assert!(Duration::from_millis(500) <= first(0).unwrap() && first(0).unwrap() <= heard, "{summary:?}");
+        assert_eq!(first(1), None);
     });
 }

@@ -1,9 +1,8 @@
 //! `phalanx run` is told to stop, stopped, or killed: in every way, and nobody is left.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,7 +11,7 @@ mod common;
 mod launcher;
 
 use common::{await_end, await_that, send, state_of, tagged, watched};
-use launcher::{Place, Running, Terminal};
+use launcher::{Place, Running};
 
 /// In each worker: says that it runs, and sleeps, in steps that let its traps run.
 const SLEEPS: &str = "echo up; while :; do sleep 0.02; done";
@@ -313,84 +312,6 @@ fn first_process_of_a_container_reaps_strangers_and_answers_signals() {
         send(launcher, Signal::SIGTERM);
         let ran = running.end();
         assert!(ran.err.contains("told to stop by SIGTERM"), "{ran:?}");
-    });
-}
-
-#[test]
-fn only_worker_has_the_terminal_for_itself() {
-    watched(|| {
-        let place = Place::new();
-        // A debugger reads from the terminal as this does.
-        let script = "[ -t 0 ] && [ -t 1 ] && printf 'name? '; read name; echo \"hello $name\"";
-        let (mut terminal, mut launcher) = Terminal::start(&mut place.phalanx(&["sh", "-c", script]));
-        terminal.expect("name? ");
-        terminal.type_in("bob\n");
-        terminal.expect("hello bob");
-        assert!(launcher.wait().unwrap().success());
-    });
-}
-
-#[test]
-fn worker_at_the_terminal_has_its_log_files() {
-    watched(|| {
-        let place = Place::new();
-        let logs = place.path("logs");
-        let script = "[ -t 0 ] && [ -t 2 ] && echo to the file && echo to the terminal >&2";
-        let options = ["-r", "1", "--log-dir", logs.to_str().unwrap(), "sh", "-c", script];
-        let (mut terminal, mut launcher) = Terminal::start(&mut place.phalanx(&options));
-        terminal.expect("to the terminal");
-        assert!(launcher.wait().unwrap().success());
-        let job = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
-        assert_eq!(fs::read_to_string(job.join("attempt_0/0/stdout.log")).unwrap(), "to the file\n");
-    });
-}
-
-#[test]
-fn interrupt_at_the_terminal_ends_the_job() {
-    watched(|| {
-        for nproc in [1, 2] {
-            let place = Place::new();
-            let script = "echo ready; exec sleep 600";
-            let (mut terminal, mut launcher) = Terminal::start(&mut place.shell(nproc, &[], script));
-            terminal.expect("ready");
-            // Ctrl-C.
-            terminal.type_in("\x03");
-            let status = launcher.wait().unwrap();
-            assert!(status.signal() == Some(2) || status.code() == Some(130), "{nproc}: {status:?}");
-        }
-    });
-}
-
-#[test]
-fn stop_at_the_terminal_stops_the_job_and_fg_continues_it() {
-    watched(|| {
-        for nproc in [1, 2] {
-            let place = Place::new();
-            let script = "echo $$ ready; read line; echo again $line; exit 0";
-            let phalanx = place.shell(nproc, &["--stdin", "0"], script);
-            let words: Vec<_> = std::iter::once(phalanx.get_program()).chain(phalanx.get_args()).collect();
-            let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.to_str().unwrap())).collect();
-            // An interactive shell has job control.
-            let mut shell = Command::new("bash");
-            shell.args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TMPDIR", place.path("tmp"));
-            let (mut terminal, mut shell) = Terminal::start(&mut shell);
-            terminal.expect("$ ");
-            terminal.type_in(&format!("{}\n", words.join(" ")));
-            // Not the echo of the command.
-            terminal.expect(" ready\r\n");
-            // Ctrl-Z: the shell has the terminal again.
-            terminal.type_in("\x1a");
-            terminal.expect("Stopped");
-            terminal.expect("$ ");
-            terminal.type_in("fg\n");
-            terminal.expect("exit 0");
-            terminal.type_in("typed\n");
-            terminal.expect("again typed\r\n");
-            terminal.expect("$ ");
-            terminal.type_in("exit\n");
-            shell.wait().unwrap();
-            place.assert_clean();
-        }
     });
 }
 

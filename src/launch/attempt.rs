@@ -7,7 +7,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::error::{LaunchError, Result};
 use super::event::Event;
@@ -73,6 +73,8 @@ struct Running<'a> {
     _port: Option<ReservedPort>,
     /// The same moment by the monotonic clock and by the wall clock.
     started: (Moment, SystemTime),
+    /// How long it took until the last worker was its program.
+    starting: Duration,
 }
 
 /// Runs an attempt to its end: until no process of it is left.
@@ -110,12 +112,23 @@ impl<'a> Running<'a> {
         // On an error the group is dropped, which ends those that run.
         let start = Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port, &stop_pipe)?;
         let outputs = start.all(&mut group)?;
+        let starting = Moment::now().since(started.0);
         let workers = outputs
             .into_iter()
             .map(|outputs| Worker { outputs, ended: None, failed_at: None, expired_timer: None })
             .collect();
-        let mut running =
-            Self { job, group, workers, dir, error_files, stop_pipe, stopped_at: None, _port: port, started };
+        let mut running = Self {
+            job,
+            group,
+            workers,
+            dir,
+            error_files,
+            stop_pipe,
+            stopped_at: None,
+            _port: port,
+            started,
+            starting,
+        };
         running.watch_too()?;
         running.job.control.give_terminal(&running.group);
         let (pids, log_dir) = (running.group.pids().collect(), running.log_dir());
@@ -331,6 +344,7 @@ impl<'a> Running<'a> {
         Ok(Attempt {
             number,
             started: self.started.1,
+            starting: self.starting,
             lasted: Moment::now().since(self.started.0),
             log_dir: self.log_dir(),
             workers,
@@ -342,6 +356,8 @@ impl<'a> Running<'a> {
     /// changes nothing else.
     fn summarize(&self, rank: usize, ended: &Ended, role: Option<Role>) -> WorkerSummary {
         let at = ended.moment();
+        let outputs = &self.workers[rank].outputs;
+        let first_output = outputs.sources.iter().filter_map(|&id| self.job.pump.first(id)).min();
         let (error, error_file_problem) = match error_file::read(&self.dir.error_file(rank)) {
             Ok(error) => (error, None),
             Err(problem) => (None, Some(problem)),
@@ -355,15 +371,12 @@ impl<'a> Running<'a> {
             role,
             cause: judge::cause(ended),
             lifetime: at.since(self.group.started(rank)),
+            first_output: first_output.map(|first| first.since(self.group.started(rank))),
             at: self.started.1 + at.since(self.started.0),
             usage: judge::usage(ended),
             error,
             error_file_problem,
-            stderr_tail: if role.is_some() {
-                self.stderr_tail(&self.workers[rank].outputs.stderr)
-            } else {
-                Vec::new()
-            },
+            stderr_tail: if role.is_some() { self.stderr_tail(&outputs.stderr) } else { Vec::new() },
         }
     }
 

@@ -149,7 +149,10 @@ pub struct WorkerSummary {
     /// The time from its start to its failure (its error file, a timer), or to its end if it has not failed before. By
     /// CLOCK_MONOTONIC.
     pub lifetime: Duration,
-    /// The same moment by the wall clock: the attempt's start by that clock and the time since, so it does not jump when the clock
+    /// The time from its start to the first byte that it printed, for the program that is slow to start: its imports, its rendezvous.
+    /// `None`: it printed nothing, or to the terminal or a file itself.
+    pub first_output: Option<Duration>,
+    /// The moment of its failure or its end by the wall clock: the attempt's start by that clock and the time since, so it does not jump when the clock
     /// is set.
     pub at: SystemTime,
     /// The processor time and the memory that its process had used.
@@ -203,7 +206,9 @@ pub struct Attempt {
     pub number: usize,
     /// When its first worker was started, by the wall clock.
     pub started: SystemTime,
-    /// The time from then until none of its processes was left, by CLOCK_MONOTONIC.
+    /// The time from then until the last of its workers was its program: the launcher's own share of a slow start.
+    pub starting: Duration,
+    /// The time from its start until none of its processes was left, by CLOCK_MONOTONIC.
     pub lasted: Duration,
     /// The directory with the logs of its workers, `0/stdout.log` and so on; `None`: no option has sent output to files.
     pub log_dir: Option<PathBuf>,

@@ -34,6 +34,7 @@ pub(crate) use lines::last_lines;
 pub(crate) use packet::Packet;
 pub(crate) use source::{Filter, Route};
 
+use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
 use crate::sys::socket::Socket;
 use tail::Tail;
@@ -63,6 +64,8 @@ enum Command {
 struct SourceNews {
     /// Where its last bytes are kept, and the position of its first one.
     kept: Option<(Channel, u64)>,
+    /// When its first bytes were read.
+    first: Option<Moment>,
     is_closed: bool,
 }
 
@@ -121,7 +124,7 @@ impl Pump {
         let id = {
             let mut news = self.news();
             let kept = route.channel.map(|channel| (channel, news.tails.entry(channel).or_default().end()));
-            news.sources.push(SourceNews { kept, is_closed: false });
+            news.sources.push(SourceNews { kept, first: None, is_closed: false });
             news.sources.len() - 1
         };
         self.send(Command::Add(id, pipe, route));
@@ -136,6 +139,11 @@ impl Pump {
     /// Whether all that came from a source has been written.
     pub(crate) fn is_closed(&self, id: SourceId) -> bool {
         self.news().sources[id].is_closed
+    }
+
+    /// When the first bytes came from a source.
+    pub(crate) fn first(&self, id: SourceId) -> Option<Moment> {
+        self.news().sources[id].first
     }
 
     /// The last bytes that came from a source, at most 64 KiB; none if its route has no channel.

@@ -93,11 +93,12 @@ impl Pumping {
         let Some(source) = self.sources.get_mut(&id) else { return 0 };
         match read_now(source.pipe(), &mut self.chunk) {
             Ok(Read::Bytes(count)) => {
-                let bytes = &self.chunk[..count];
-                let broken = source.carry(bytes, &mut self.console, Moment::now());
+                let (bytes, now) = (&self.chunk[..count], Moment::now());
+                let broken = source.carry(bytes, &mut self.console, now);
                 if let Some(channel) = source.channel() {
                     keep(&self.news, (&mut self.followers, &self.epoll), channel, bytes);
                 }
+                self.news().sources[id].first.get_or_insert(now);
                 self.tell_broken(broken);
                 if self.console.buffered() > BUFFERED {
                     self.flush();
