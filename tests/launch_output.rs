@@ -145,8 +145,13 @@ fn bar_of_pip_leaves_the_prefix_and_the_cursor_alone() {
         // Of its control sequences the colours are left.
         let sequences = lines.iter().flat_map(|line| line.split('\x1b').skip(1));
         assert!(lines[2].contains("\x1b[") && sequences.clone().count() > 5, "{lines:?}");
-        let end = |sequence: &str| sequence.chars().find(char::is_ascii_alphabetic);
-        assert!(sequences.into_iter().all(|sequence| end(sequence) == Some('m')), "{lines:?}");
+        let is_colour = |sequence: &str| sequence.chars().find(char::is_ascii_alphabetic) == Some('m');
+        assert!(sequences.into_iter().all(is_colour), "{lines:?}");
+        // So it is in the report of a failure.
+        let script = concat!("cat ", env!("CARGO_MANIFEST_DIR"), "/tests/captured/pip.bytes >&2; exit 3");
+        let ran = workers(1, &["--quiet"], script);
+        assert!(ran.code == 3 && ran.err.contains("    Successfully downloaded numpy\n"), "{ran:?}");
+        assert!(ran.err.contains("19.5/19.5 MB") && ran.err.split('\x1b').skip(1).all(is_colour), "{ran:?}");
     });
 }
 

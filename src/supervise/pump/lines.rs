@@ -158,10 +158,16 @@ fn sequence(text: &[u8]) -> (usize, bool) {
 
 /// The last lines of a text, at most so many; of a progress bar only its last state.
 pub(crate) fn last_lines(bytes: &[u8], most: usize) -> Vec<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let state = |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
-    let lines: Vec<_> = text.lines().map(state).collect();
-    lines[lines.len().saturating_sub(most)..].to_vec()
+    let mut found = Vec::new();
+    let mut take = |piece: Piece<'_>| {
+        if let Piece::Line { rest, .. } | Piece::LastProgress(rest) = piece {
+            found.push(String::from_utf8_lossy(&without_moves(rest)).into_owned());
+        }
+    };
+    let mut lines = Lines::default();
+    lines.push(bytes, &mut take);
+    lines.finish(&mut take);
+    found.split_off(found.len().saturating_sub(most))
 }
 
 #[cfg(test)]
@@ -252,6 +258,8 @@ mod tests {
         assert_eq!(last_lines(b"one\ntwo\r\n 1%\r 2%\r\n\xff", 3), ["two", " 2%", "\u{fffd}"]);
         assert_eq!(last_lines(b"one\n", 3), ["one"]);
         assert!(last_lines(b"one\n", 0).is_empty());
+        // A report is read on a terminal too.
+        assert_eq!(last_lines(b"\r 1%\x1b[A\n\r\x1b[2K 2%\n\x1b[?25hend", 3), [" 2%", "end"]);
     }
 
     #[test]
