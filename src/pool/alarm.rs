@@ -1,4 +1,4 @@
-//! When the pool's thread has something to do though nobody calls it.
+//! Moments at which the pool's thread looks at a task.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

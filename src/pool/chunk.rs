@@ -26,7 +26,7 @@ impl ChunkSize {
         Self { fixed: Some(items.max(1)), item: None }
     }
 
-    /// Takes in how long a chunk of so many items has run.
+    /// Takes in how long a chunk has run, and how many items it had.
     pub(super) fn note(&mut self, items: u32, busy: Duration) {
         let took = busy.as_nanos() as f64 / f64::from(items.max(1));
         // The newer half counts: a map's items may grow.

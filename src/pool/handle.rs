@@ -35,7 +35,7 @@ use crate::worker::entry::{self, Entry};
 /// N workers that do many calls, one after the other.
 ///
 /// Clones are the same pool. It is `Send` and `Sync`: any thread may give it tasks. Dropping the last clone closes it: calls whose
-/// [`Task`] somebody holds are still done, and the workers end after them; all others are given up. [`join`](Self::join) waits for
+/// [`Task`] the program still holds are done, and the workers end after them; all others are given up. [`join`](Self::join) waits for
 /// all. In a process that was forked from this one the pool does nothing.
 ///
 /// ```
@@ -69,7 +69,7 @@ struct Owner {
 }
 
 impl Pool {
-    /// A pool of so many workers, started by [`StartMethod::Spawn`](crate::StartMethod::Spawn).
+    /// A pool with this number of workers, started by [`StartMethod::Spawn`](crate::StartMethod::Spawn).
     ///
     /// # Errors
     /// As [`PoolOptions::build`].

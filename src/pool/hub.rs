@@ -343,7 +343,7 @@ impl Hub {
         tickets.into_iter().filter(|&ticket| self.cancel(ticket)).count()
     }
 
-    /// Gives up all tasks of an inbox that nobody takes from any more: cancels those that have not begun, and asks the others to end.
+    /// Gives up all tasks of an inbox whose handle is gone: cancels those that have not begun, and asks the others to end.
     pub(super) fn abandon(&self, inbox: &Arc<Inbox>) {
         if !self.is_here() {
             return;
@@ -355,7 +355,7 @@ impl Hub {
         }
     }
 
-    /// Whether somebody waits, or may wait, for one of the tasks.
+    /// Whether the program still holds a handle of one of the tasks.
     pub(super) fn is_wanted(&self) -> bool {
         self.lock().occupants.iter().flatten().any(Occupant::is_wanted)
     }

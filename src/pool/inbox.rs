@@ -51,7 +51,7 @@ impl Inbox {
         }
     }
 
-    /// Notes that nobody will take what arrives.
+    /// Notes that the handle is gone, so that what arrives is dropped.
     pub(super) fn abandon(&self) {
         self.is_abandoned.store(true, Relaxed);
     }

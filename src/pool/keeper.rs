@@ -26,7 +26,7 @@ const CALL: u32 = 0;
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
 const AGAIN: Duration = Duration::from_millis(5);
-/// A pool is broken when so many workers in a row have ended before they began a task, within [`WITHIN`].
+/// A pool is broken when this number of workers in a row have ended before they began a task, within [`WITHIN`].
 const EARLY: usize = 3;
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -110,7 +110,7 @@ impl Keeper {
                 Err(error) => break Some(error.to_string()),
             }
         };
-        // Without this thread nobody would end or replace a worker, so none is left, and no task is taken.
+        // Without this thread no worker would be ended or replaced, so none is left, and no task is taken.
         if let Some(reason) = &failed {
             self.hub.break_off(reason.clone());
         }
@@ -199,7 +199,7 @@ impl Keeper {
     /// Counts the workers that end before they have begun a task; with too many the pool is broken.
     fn note_early_end(&mut self, number: usize, outcome: &Outcome) {
         let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
-        // Somebody's SIGKILL is no fault of the worker's, however often it comes. That of the kernel for want of memory is one.
+        // A SIGKILL from outside does not show that the worker cannot begin. One of the kernel's for want of memory does.
         let is_killed = matches!(outcome.status(), Status::Signaled { signal: Signal::KILL, .. })
             && !matches!(outcome.cause(), Some(Cause::OutOfMemory { .. }));
         if is_killed {
@@ -285,7 +285,7 @@ impl Keeper {
             return;
         }
         self.ending = Some(ending);
-        // Refused: nobody can put a task into it any more, all the same.
+        // If the system refuses, the phase keeps tasks out of the queue all the same.
         let _ = self.hub.tasks.core().close();
         if let Phase::Broken(reason) = &phase {
             self.hub.give_up_all(reason);

@@ -1,7 +1,7 @@
-//! The ledger: who holds which task. A cell of shared memory for each task that is on its way, and a word in it that every change
+//! The ledger: which worker holds which task. A cell of shared memory for each task that is on its way, and a word in it that every change
 //! goes through. Each change is one compare-and-swap, so of a worker, a canceller and a killer one wins, and the others learn it.
 //!
-//! | from | to | by whom, and when |
+//! | from | to | which process, and when |
 //! |---|---|---|
 //! | Free | Queued | the submitter, before the task goes into the queue |
 //! | Queued | Claimed | a worker, before it takes the task out of the queue |
@@ -114,7 +114,7 @@ fn change(
     loop {
         let standing = Standing::from_word(seen);
         let next = next(standing).filter(|_| standing.generation == generation)?;
-        // Acquire and Release: who finds the new state sees what was stored before it, as the number of the message in `claim`, or
+        // Acquire and Release: the process that finds the new state sees what was stored before it, as the number of the message in `claim`, or
         // the moment of the begin.
         match word.replace(seen, next.to_word(), AcqRel) {
             Ok(_) => return Some(standing),

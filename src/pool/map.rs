@@ -218,7 +218,7 @@ where
         self.order(0, Outgoing::of_encoded(TaskLabel::LEN, encoded, most));
     }
 
-    /// Gives a message of so many items to the pool; 0: it is one item alone.
+    /// Gives a message to the pool. `items`: how many it has; 0: it is one item alone.
     fn order(&mut self, items: u32, message: Result<Outgoing, QueueError>) {
         let first = self.submitted;
         let submitted = message.map_err(PoolError::Queue).and_then(|message| {

@@ -33,13 +33,13 @@
 // - `waiting`: one thread takes results for all that wait
 // - `occupant`: a task on its way, and what becomes of it when its worker has died
 // - `inbox`: where results arrive
-// - `ledger`: who holds which task, in memory that the workers share
+// - `ledger`: which worker holds which task, in memory that the workers share
 // - `label`: what stands before tasks and results in their queues
 // - `serve`: a worker
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
-// - `alarm`: when it has something to do though nobody calls
+// - `alarm`: moments at which that thread looks at a task
 // - `map`, `unordered`: many items
 // - `chunk`: pure: several items in one message
 

@@ -40,7 +40,7 @@ pub(super) enum EndedBy {
 }
 
 impl Occupant {
-    /// Whether somebody still holds the handle that gives its result.
+    /// Whether the program still holds the handle that gives its result.
     pub(super) fn is_wanted(&self) -> bool {
         self.inbox.is_wanted()
     }

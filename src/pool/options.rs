@@ -46,7 +46,7 @@ impl PoolOptions {
     }
 
     /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
-    /// so many.
+    /// as many.
     pub fn capacity(self, tasks: usize) -> Self {
         Self { capacity: tasks, ..self }
     }
@@ -69,7 +69,7 @@ impl PoolOptions {
         Self { grace, ..self }
     }
 
-    /// Replaces each worker after so many tasks and items; with 1 each task has a process of its own. A chunk of a map counts with
+    /// Replaces each worker after this number of tasks and items; with 1 each task has a process of its own. A chunk of a map counts with
     /// all its items, and is not cut.
     pub fn recycle_after(self, tasks: u64) -> Self {
         Self { recycle_after: Some(tasks.max(1)), ..self }

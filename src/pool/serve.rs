@@ -232,7 +232,7 @@ impl Server {
         let results = self.place.results.core();
         match results.put_undelivered(&mut message, &WaitPolicy::Never) {
             Ok(()) => message.deliver(),
-            // The pool takes results out when one of its threads waits for one. Nobody may wait now, so its own thread is called.
+            // The pool takes results out when one of its threads waits for one. Perhaps none waits now, so the pool's own thread is called.
             Err(QueueError::Full | QueueError::TimedOut { .. }) => {
                 self.full.ring();
                 results.put(message, &WaitPolicy::Forever).context("hand in a result")?;

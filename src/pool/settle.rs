@@ -58,7 +58,7 @@ impl Hub {
         self.give_out_again(state, ticket, standing, from);
     }
 
-    /// Gives out a task again, from an item on; or frees its cell, where nothing is left of it or nobody wants it.
+    /// Gives out a task again, from an item on; or frees its cell, where nothing is left of it or its handle is gone.
     fn give_out_again(&self, state: &mut State, ticket: Ticket, standing: Standing, from: u32) {
         let cell = self.cell(ticket);
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };

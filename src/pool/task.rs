@@ -21,7 +21,7 @@ use crate::wire::codec;
 
 /// A call that a [`Pool`](super::Pool) has taken, whose function returns an `R`.
 ///
-/// Dropping it lets the call go on, without anybody who learns what came of it. (When the pool is dropped, such calls are cancelled.)
+/// Dropping it lets the call go on; what came of it is lost. (When the pool is dropped, such calls are cancelled.)
 ///
 /// ```
 /// # phalanx::auto_init!();

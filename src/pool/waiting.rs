@@ -46,7 +46,7 @@ impl Hub {
             }
             let _asleep = self.fall_asleep();
             register(thread::current());
-            // What came before the registration woke nobody.
+            // What came before the registration has woken no thread.
             if let Some(value) = ready() {
                 return Ok(value);
             }
@@ -80,7 +80,7 @@ impl Hub {
         inbox.put(delivery);
     }
 
-    /// Counts a result, and finds out for whom it is. `None`: for nobody.
+    /// Counts a result, and finds its inbox. `None`: the task is over, or nothing is to be told.
     fn accept(
         &self,
         label: Option<ResultLabel>,
