@@ -66,6 +66,17 @@ fn name_is_one_jobs_until_its_launcher_is_gone_however_it_ends() {
 }
 
 #[test]
+fn job_that_a_worker_launches_has_a_name_of_its_own() {
+    watched(|| {
+        let (place, job) = (Place::new(), name("outer"));
+        let phalanx = env!("CARGO_BIN_EXE_phalanx");
+        let nested = ["--no-python", phalanx, "run", "--no-python", "true"];
+        let ran = place.phalanx(&nested).env("PHALANX_JOB_NAME", &job).output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stderr));
+    });
+}
+
+#[test]
 fn job_without_a_name_has_its_run_id_or_four_letters() {
     watched(|| {
         let (place, id) = (Place::new(), name("id"));

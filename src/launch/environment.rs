@@ -9,11 +9,13 @@ use crate::wire::names::{FUNCTION, STOP_FD, STOP_PIPE};
 /// By this variable a worker and whatever it has started are found again: the job's token.
 pub(super) const TOKEN: &str = "PHALANX_JOB_TOKEN";
 /// What an outer launcher has set for its own workers, and would be wrong for ours.
-const STALE: [&str; 7] = [
+const STALE: [&str; 8] = [
     "TORCHELASTIC_USE_AGENT_STORE",
     "TORCHELASTIC_TIMER_FILE",
     "TORCHELASTIC_ERROR_FILE",
     "PHALANX_TENSORS",
+    // The default of `--job-name`: a job that a worker launches would have the name of the one that it is in.
+    "PHALANX_JOB_NAME",
     FUNCTION,
     STOP_FD,
     STOP_PIPE,
