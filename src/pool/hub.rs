@@ -65,6 +65,8 @@ pub(super) struct State {
     pub(super) without_room: Vec<Thread>,
     /// How many results have been delivered, modulo 2^32: the queue counts those that were put.
     pub(super) delivered: u32,
+    /// How many threads wait for that: std's condition variables make a system call for each notification, waiters or not.
+    pub(super) drain: usize,
     pub(super) phase: Phase,
     pub(super) alarms: Alarms,
     /// Tasks that are to be put into the queue again, for which it had no room.
@@ -141,6 +143,7 @@ impl Hub {
             pids: vec![0; workers],
             without_room: Vec::new(),
             delivered: 0,
+            drain: 0,
             phase: Phase::Open,
             alarms: Alarms::default(),
             again: Vec::new(),
@@ -209,10 +212,10 @@ impl Hub {
     fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
         let Some(ticket) = self.occupy(order)? else { return Ok(None) };
         let put = self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never);
-        if put.is_ok() {
+        // Not put, and cancelled by another thread meanwhile: that has been told, as of any task.
+        if put.is_ok() || !ledger::cancel(&self.cell(ticket).word, ticket.generation) {
             return Ok(Some(ticket));
         }
-        ledger::cancel(&self.cell(ticket).word, ticket.generation);
         self.vacate(&mut self.lock(), ticket);
         match put {
             Err(QueueError::Full | QueueError::TimedOut { .. }) => Ok(None),

@@ -6,7 +6,7 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use super::error::{TaskFailed, TaskFailure};
-use super::hub::Hub;
+use super::hub::{Hub, State};
 use super::inbox::{Delivery, Inbox};
 use super::label::{Kind, ResultLabel, Ticket};
 use super::ledger;
@@ -87,7 +87,7 @@ impl Hub {
     ) -> Option<(Arc<Inbox>, impl FnOnce(Incoming) -> Delivery + use<>)> {
         let mut state = self.lock();
         state.delivered = state.delivered.wrapping_add(1);
-        self.delivered.notify_all();
+        self.tell_drains(&state);
         let label = label.filter(|label| label.kind != Kind::Nudge)?;
         let occupant = state.occupant(label.ticket)?;
         let (items, entry, first, begun) = (occupant.items, occupant.entry, occupant.first, occupant.begun);
@@ -132,12 +132,21 @@ impl Hub {
         while put.wrapping_sub(state.delivered).cast_signed() > 0 {
             if state.pumps {
                 // One thread at a time, so that the results of a chunk are delivered in their order.
+                state.drain += 1;
                 state = self.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.drain -= 1;
                 continue;
             }
             drop(state);
             self.look();
             state = self.lock();
+        }
+    }
+
+    /// Wakes the threads in [`drain`](Self::drain).
+    fn tell_drains(&self, state: &State) {
+        if state.drain > 0 {
+            self.delivered.notify_all();
         }
     }
 
@@ -188,7 +197,7 @@ impl Drop for Pumping<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.pumps = false;
-        self.0.delivered.notify_all();
+        self.0.tell_drains(&state);
         if let Some(next) = state.sleepers.front() {
             next.unpark();
         }
