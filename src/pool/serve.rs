@@ -45,6 +45,10 @@ pub(super) struct Place {
     pub(super) most: Option<u64>,
 }
 
+/// How long the queue of results may be full before the pool's own thread is called. Threads that wait for results make room much
+/// sooner.
+const UNTAKEN: Duration = Duration::from_millis(1);
+
 /// The pool that this process works for.
 static SERVED: OnceLock<(Ledger, u32)> = OnceLock::new();
 /// The ticket of the task that this process runs: its generation, and above it its cell plus one; 0: none.
@@ -230,10 +234,10 @@ impl Server {
             write_busy(&mut message, busy);
         }
         let results = self.place.results.core();
-        match results.put_undelivered(&mut message, &WaitPolicy::Never) {
+        match results.put_undelivered(&mut message, &WaitPolicy::of(UNTAKEN)) {
             Ok(()) => message.deliver(),
             // The pool takes results out when one of its threads waits for one. Perhaps none waits now, so the pool's own thread is called.
-            Err(QueueError::Full | QueueError::TimedOut { .. }) => {
+            Err(QueueError::TimedOut { .. }) => {
                 self.full.ring();
                 results.put(message, &WaitPolicy::Forever).context("hand in a result")?;
             }
