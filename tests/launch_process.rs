@@ -7,7 +7,7 @@ use std::rc::Rc;
 mod common;
 
 use common::{ignore_term, watched};
-use phalanx::launch::{Command, Ending, Event, Launch, Nproc, Role, record};
+use phalanx::launch::{Command, Event, Launch, Nproc};
 use phalanx::{Signal, spawn};
 
 phalanx::auto_init!();
@@ -69,43 +69,5 @@ fn pids_are_those_of_the_workers_by_rank() {
         assert_eq!(*told.borrow(), written);
         let workers = &summary.attempts[0].workers;
         assert_eq!(workers.iter().map(|worker| worker.pid).collect::<Vec<_>>(), written);
-    });
-}
-
-/// What a worker of the test below runs; by itself it does nothing.
-#[test]
-fn recorded_program() {
-    let train = || -> anyhow::Result<()> {
-        match std::env::var("LAUNCH_RECORDED").as_deref() {
-            Ok("error") => Err(anyhow::anyhow!("no disk").context("saving step 7")),
-            Ok("panic") => panic!("boom"),
-            _ => Ok(()),
-        }
-    };
-    record(train).unwrap();
-}
-
-#[test]
-fn error_or_panic_of_a_rust_program_stands_in_the_report() {
-    watched(|| {
-        let exe = std::env::current_exe().unwrap();
-        for (how, message) in [("error", "saving step 7: no disk"), ("panic", "panicked: boom"), ("not", "")]
-        {
-            let words = ["--exact", "recorded_program"];
-            let launch = Launch::new(Command::new(&exe).args(words))
-                .env("LAUNCH_RECORDED", how)
-                .env("RUST_BACKTRACE", "0");
-            let summary = launch.run().unwrap();
-            let worker = &summary.attempts[0].workers[0];
-            if how == "not" {
-                assert!(summary.succeeded() && worker.error.is_none(), "{summary:?}");
-                continue;
-            }
-            assert_eq!((worker.ending, worker.role), (Ending::Exited { code: 101 }, Some(Role::RootCause)));
-            let error = worker.error.as_ref().unwrap();
-            assert_eq!(error.message, message);
-            assert!(error.traceback.as_ref().unwrap().contains("recorded_program"), "{error:?}");
-            assert!(summary.to_string().contains(&format!("error: {message}\n")), "{summary}");
-        }
     });
 }

@@ -291,7 +291,7 @@ impl Options {
     /// let context = start_processes(work, (), Options::new(1).stderr_tail(20))?;
     /// let Err(Error::ProcessExited(exception)) = context.join() else { panic!("it aborts") };
     /// assert_eq!(exception.outcomes()[0].stderr_tail(), ["rank 0 has no device"]);
-    /// assert!(exception.to_string().contains("the end of its stderr:\n  rank 0 has no device\n"));
+    /// assert!(exception.to_string().contains("the end of its stderr:\n  rank 0 has no device"));
     /// # Ok(())
     /// # }
     /// ```

@@ -79,7 +79,10 @@ pub(super) fn depth() -> u32 {
 /// # fn main() -> anyhow::Result<()> {
 /// let pool = Pool::new(1)?;
 /// let task = pool.submit(count, ())?;
-/// while !task.kill() {} // it has begun, and was asked
+/// while !task.has_begun() {
+///     std::thread::yield_now();
+/// }
+/// assert!(task.kill()); // it is asked
 /// assert!(task.join()? > 0);
 /// # Ok(())
 /// # }

@@ -40,38 +40,34 @@ impl Hub {
             is_queued: cell.number().wrapping_sub(taken).cast_signed() >= 0,
             may_retry: occupant.retries > occupant.begun && occupant.ended_by != Some(EndedBy::Kill),
         };
-        let from = match occupant::after_death(&left) {
+        let (failed, from, is_retry) = match occupant::after_death(&left) {
             Fate::Queued => return,
-            Fate::Again { from, is_retry } => {
-                occupant.begun += u32::from(is_retry);
-                from
-            }
-            Fate::Fails { item, began } => {
-                let failed = occupant.failed(item, began, occupant.failure_of(outcome.clone()));
-                let delivery = Delivery { item: occupant.number(item), outcome: Err(failed), chunk: None };
-                occupant.inbox.put(delivery);
-                occupant.begun = 0;
-                state.failed += 1;
-                item + 1
-            }
+            Fate::Again { from, is_retry } => (None, from, is_retry),
+            Fate::Fails { item, began } => (Some((item, began)), item + 1, false),
         };
-        self.give_out_again(state, ticket, standing, from);
+        let is_left = from < left.items && occupant.is_wanted();
+        // First: another worker may have found the message in the queue since the word was read, and then nothing has happened.
+        if !ledger::take_back(&cell.word, standing, is_left) {
+            return;
+        }
+        occupant.begun += u32::from(is_retry);
+        if let Some((item, began)) = failed {
+            let failed = occupant.failed(item, began, occupant.failure_of(outcome.clone()));
+            occupant.inbox.put(Delivery { item: occupant.number(item), outcome: Err(failed), chunk: None });
+            occupant.begun = 0;
+            state.failed += 1;
+        }
+        if is_left {
+            self.give_out_again(state, ticket, from);
+        } else {
+            self.vacate(state, ticket);
+        }
     }
 
-    /// Gives out a task again, from an item on; or frees its cell, where nothing is left of it or its handle is gone.
-    fn give_out_again(&self, state: &mut State, ticket: Ticket, standing: Standing, from: u32) {
-        let cell = self.cell(ticket);
+    /// Gives out a task again, from an item on. Its cell is queued already, for the next generation.
+    fn give_out_again(&self, state: &mut State, ticket: Ticket, from: u32) {
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
-        let is_left = from < occupant.items.max(1) && occupant.is_wanted();
-        if !ledger::take_back(&cell.word, standing, is_left) {
-            // Another worker has found the task in the queue.
-            return;
-        }
         let again = Ticket { generation: ticket.generation.wrapping_add(1), ..ticket };
-        if !is_left {
-            self.vacate(state, ticket);
-            return;
-        }
         occupant.ticket = again;
         occupant.delivered = 0;
         occupant.ended_by = None;
