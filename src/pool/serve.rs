@@ -69,7 +69,7 @@ pub(super) fn depth() -> u32 {
 /// use phalanx::pool::{self, Pool};
 ///
 /// fn count(_: ()) -> anyhow::Result<u64> {
-///     let mut rounds = 0;
+///     let mut rounds = 1;
 ///     while !pool::cancelled() {
 ///         rounds += 1;
 ///     }
