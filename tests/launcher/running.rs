@@ -125,10 +125,15 @@ impl Terminal {
     }
 }
 
-/// The leader of a new session, whose terminal is stdin.
+/// The leader of a new session, whose terminal is stdin, and which Ctrl-C reaches: what a shell without job control starts in the
+/// background, as this test may have been, ignores SIGINT and SIGQUIT, and hands that on.
 #[expect(unsafe_code, reason = "nix has no wrapper of TIOCSCTTY")]
 fn become_leader() -> std::io::Result<()> {
     nix::unistd::setsid()?;
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default disposition runs no code of this process.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
     // SAFETY: takes an integer.
     match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
         0 => Ok(()),
