@@ -1,4 +1,4 @@
-//! `phalanx run` at a terminal: who has it, and what its keys do.
+//! `phalanx run` at a terminal: which process has it in the foreground, and what its keys do.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -52,6 +52,19 @@ fn interrupt_at_the_terminal_ends_the_job() {
             let status = launcher.wait().unwrap();
             assert!(status.signal() == Some(2) || status.code() == Some(130), "{nproc}: {status:?}");
         }
+    });
+}
+
+#[test]
+fn job_that_is_told_to_stop_ends_though_the_terminal_takes_nothing() {
+    watched(|| {
+        let place = Place::new();
+        let (mut terminal, mut launcher) = Terminal::start(&mut place.shell(2, &[], "exec yes much"));
+        // From here on nothing is read from the terminal, which keeps some thousand bytes.
+        terminal.expect("much");
+        let pid = nix::unistd::Pid::from_raw(launcher.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(launcher.wait().unwrap().signal(), Some(15));
     });
 }
 

@@ -126,7 +126,7 @@ fn workers_that_do_not_end_are_killed_after_the_time_or_at_once() {
         assert_eq!((ran.code, &*ran.err), (1, text));
         assert_eq!(running.end().code, -15);
         let mut running = start(&place, 2, &["--job-name", &job, "--shutdown-timeout", "100000"], &script);
-        // One who has asked to stop waits for the end, however that comes.
+        // The command that has asked for the stop waits for the end, however that comes.
         let waiter = command(&["stop", &job]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         running.await_note();
         let ran = phalanx(&["stop", "--kill", &job]);

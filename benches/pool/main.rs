@@ -24,7 +24,7 @@ mod figures;
 #[path = "../figures/script.rs"]
 mod script;
 
-/// After so many seconds it is taken to hang: SIGALRM ends it, and its workers with it.
+/// After this number of seconds it is taken to hang: SIGALRM ends it, and its workers with it.
 const WATCHDOG_SECONDS: u32 = 600;
 const TURNS: usize = 9;
 const WORKERS: usize = 2;
@@ -86,7 +86,7 @@ fn queue_rate(count: u64) -> anyhow::Result<f64> {
     Ok(count as f64 / seconds)
 }
 
-/// Calls a second, with so many outstanding.
+/// Calls a second, with [`OUTSTANDING`] of them on their way.
 fn calls_rate(pool: &Pool, count: u64) -> anyhow::Result<f64> {
     let mut tasks = VecDeque::with_capacity(OUTSTANDING);
     let (seconds, done) = timed(|| {

@@ -5,6 +5,8 @@
 //! so the order of the failures is that of the moments at which they are noted. The attempt is over when all workers have ended, all
 //! that they had written is carried, and no descendant is left.
 
+mod orders;
+
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -14,7 +16,6 @@ use super::event::Event;
 use super::files::AttemptDir;
 use super::job::Job;
 use super::judge::{self, Ended};
-use super::stopping::Order;
 use super::summary::{Attempt, Ending, Role, WorkerSummary};
 use super::timers::Timers;
 use super::workers::{Outputs, Start, Tail};
@@ -25,7 +26,6 @@ use crate::supervise::stop::Stop;
 use crate::sys::clock::Moment;
 use crate::sys::inotify::FileWatch;
 use crate::sys::port::ReservedPort;
-use crate::sys::signal::Signal;
 use crate::sys::wait::ExitStatus;
 use crate::wire::stop_pipe::StopPipe;
 
@@ -38,6 +38,8 @@ const PEOPLE: u32 = 4;
 
 /// How much of a log file's end is read for the report, in bytes.
 const TAIL: u64 = 64 * 1024;
+/// How long a job that was told to stop waits for a console that takes nothing, once all workers have ended.
+const LAST_OUTPUT: Duration = Duration::from_secs(5);
 /// How many lines of a worker's stderr are kept in the summary.
 const TAIL_LINES: usize = 100;
 
@@ -185,16 +187,35 @@ impl<'a> Running<'a> {
                         continue;
                     }
                     let timer = self.job.timers.as_ref().and_then(Timers::next);
-                    self.group.wait_until([timer, people].into_iter().flatten().min()).map_err(failed())?;
+                    let next = [timer, people, self.output_deadline()].into_iter().flatten().min();
+                    self.group.wait_until(next).map_err(failed())?;
                 }
             }
         }
     }
 
     /// Whether all have ended and all that they had written is carried. A second signal to stop waits for no output.
-    fn is_over(&self) -> bool {
+    fn is_over(&mut self) -> bool {
+        if self.group.running() > 0 {
+            return false;
+        }
         let closed = |worker: &Worker| worker.outputs.sources.iter().all(|&id| self.job.pump.is_closed(id));
-        self.group.running() == 0 && (self.job.control.is_hurried() || self.workers.iter().all(closed))
+        if self.job.control.is_hurried() || self.workers.iter().all(closed) {
+            return true;
+        }
+        let is_late = self.output_deadline().is_some_and(|deadline| deadline <= Moment::now());
+        if is_late {
+            self.job.give_up_output();
+        }
+        is_late
+    }
+
+    /// Until when a job that was told to stop waits for its output, once all workers have ended. Without a stop there is no such
+    /// moment: a terminal that takes nothing for a while, as after Ctrl-S, is to have everything.
+    fn output_deadline(&self) -> Option<Moment> {
+        let ends = self.workers.iter().map(|worker| worker.ended.map(|ended| ended.at));
+        let last = ends.collect::<Option<Vec<_>>>()?.into_iter().max()?;
+        self.stopped_at.and_then(|stopped_at| stopped_at.max(last).checked_add(LAST_OUTPUT))
     }
 
     /// Takes the exit status of a worker that has ended.
@@ -267,62 +288,6 @@ impl<'a> Running<'a> {
             worker.expired_timer.get_or_insert(scope);
             self.group.stop_one(rank, Stop::at_once(now));
             self.job.tell(&Event::Failed { rank });
-        }
-    }
-
-    /// Does what the signals of this process say, in the order in which they came.
-    fn obey(&mut self) -> Result<()> {
-        // What was said to the timers before Ctrl-Z counts from before it.
-        self.job.timers.as_mut().map_or(Ok(()), Timers::read)?;
-        let orders = self.job.control.orders(&mut self.group)?;
-        let suspended = self.job.control.take_suspended();
-        self.job.timers.iter_mut().for_each(|timers| timers.put_off(suspended));
-        self.carry_out(orders);
-        Ok(())
-    }
-
-    /// Answers those who have come to the job's socket, and does what they want.
-    fn attend(&mut self) -> Result<()> {
-        let orders = self.job.attend()?;
-        self.carry_out(orders);
-        Ok(())
-    }
-
-    fn carry_out(&mut self, orders: Vec<Order>) {
-        for order in orders {
-            match order {
-                Order::Stop(signal) => self.stop(signal),
-                Order::Kill => self.end_all(Stop::at_once(Moment::now())),
-                Order::Pass(signal) => self.pass(signal),
-            }
-        }
-    }
-
-    /// Passes a stop signal on, and ends all after the shutdown timeout.
-    fn stop(&mut self, signal: Signal) {
-        let now = Moment::now();
-        self.stopped_at.get_or_insert(now);
-        self.job.stopped_by.get_or_insert(signal);
-        // Before the signal: its handler in the worker may ask whether it is being ended.
-        self.stop_pipe.begin();
-        // The stop's own bound holds, even if a failure's has begun before.
-        self.pass(signal);
-        // A stopped process takes the signal only when it goes on.
-        self.pass(Signal::CONT);
-        self.end_all(Stop::after_signal(self.job.shutdown_timeout, now));
-        self.job.tell(&Event::Stopping { signal });
-    }
-
-    /// Ends the workers that still run.
-    fn end_all(&mut self, how: Stop) {
-        self.stop_pipe.begin();
-        self.group.stop(Some(how));
-    }
-
-    /// Sends a signal to the process groups of all workers that run.
-    fn pass(&mut self, signal: Signal) {
-        if let Err(error) = self.group.signal_all(signal) {
-            self.job.tell(&Event::Note(format!("{signal} could not be passed on to a worker: {error}")));
         }
     }
 

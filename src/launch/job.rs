@@ -44,6 +44,8 @@ pub(super) struct Job {
     pub(super) stopped_by: Option<Signal>,
     /// What could not be written any more, in sentences.
     pub(super) lost_output: Vec<String>,
+    /// Whether the console takes nothing more, so that the thread that writes to it is not waited for.
+    gives_up_output: bool,
     announces: bool,
     on_event: Box<dyn FnMut(&Event)>,
     /// The last field, so that it is dropped last: visitors that wait for the job's end see by that that nothing of it is left.
@@ -67,6 +69,13 @@ impl Job {
             self.tell(&Event::Note(broken.clone()));
             self.lost_output.push(broken);
         }
+    }
+
+    /// Waits no longer for a console that takes nothing.
+    pub(super) fn give_up_output(&mut self) {
+        self.gives_up_output = true;
+        self.lost_output
+            .push("the console took nothing more after the stop: the last lines are lost".to_owned());
     }
 
     /// Answers the visitors of the job's socket; returns what they want of the job.
@@ -129,6 +138,7 @@ pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
         master_port: launch.master_port,
         stopped_by: None,
         lost_output: Vec::new(),
+        gives_up_output: false,
         announces: launch.announces,
         on_event: launch.on_event,
         people,
@@ -145,8 +155,7 @@ fn has_logs(logs: &Logs, nproc: usize) -> bool {
 /// Gives back what was taken over.
 pub(super) fn close(mut job: Job, summary: &Summary) {
     job.people.end(summary);
-    if job.control.is_hurried() {
-        // The console may take nothing more, so the thread is not waited for.
+    if job.control.is_hurried() || job.gives_up_output {
         job.pump.abandon();
     }
 }

@@ -71,13 +71,28 @@ fn describe(launch: &Launch) -> ExitCode {
 fn finish(summary: &Summary, services: &Services) -> ExitCode {
     if !summary.succeeded() {
         let report = summary.to_string();
-        eprint!("phalanx: {report}");
         services.record_failure(&report);
+        print_report(report, summary.stopped_by.map(|_| LAST_OUTPUT));
     }
     if let Some(signal) = summary.stopped_by {
         phalanx::launch::die_of(signal);
     }
     ExitCode::from(u8::try_from(summary.exit_code()).unwrap_or(1))
+}
+
+/// How long a job that was told to stop waits for a console that does not take its report.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// Writes the report to stderr. `patience`: for no longer than that; the process then ends while a thread still writes.
+fn print_report(report: String, patience: Option<Duration>) {
+    let Some(patience) = patience else { return eprint!("phalanx: {report}") };
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        eprint!("phalanx: {report}");
+        drop(tell);
+    });
+    // The end of the thread closes the channel, which is an error of this wait, as is the end of the time.
+    let _ = told.recv_timeout(patience);
 }
 
 fn invalid(what: String, hint: &str) -> LaunchError {

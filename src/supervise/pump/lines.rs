@@ -156,7 +156,7 @@ fn sequence(text: &[u8]) -> (usize, bool) {
     }
 }
 
-/// The last lines of a text, at most so many; of a progress bar only its last state.
+/// The last lines of a text; of a progress bar only its last state.
 pub(crate) fn last_lines(bytes: &[u8], most: usize) -> Vec<String> {
     let mut found = Vec::new();
     let mut take = |piece: Piece<'_>| {
