@@ -151,12 +151,12 @@ fn stopped_launcher_stops_the_job_and_continues_it() {
 }
 
 /// Stops the launcher, lets time pass, and continues it; when it stood, and when it was continued.
-fn suspend(running: &Running, for_so_long: Duration) -> (Instant, Instant) {
+fn suspend(running: &Running, time: Duration) -> (Instant, Instant) {
     running.send(Signal::SIGTSTP);
     await_that(|| state_of(running.launcher.id()) == Some('T'));
     let stood = Instant::now();
     #[expect(clippy::disallowed_methods, reason = "that time passes is what this is about")]
-    std::thread::sleep(for_so_long);
+    std::thread::sleep(time);
     let continued = Instant::now();
     running.send(Signal::SIGCONT);
     (stood, continued)

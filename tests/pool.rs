@@ -1,72 +1,17 @@
-//! Calls on a pool: what they return, and what a death, a kill, a cancel, a time limit and the end of the pool cost.
+//! Calls on a pool: what they return, how they fail, and what a death costs.
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
 use std::time::Duration;
 
-use common::{await_that, wait_for_ever, watched};
-use phalanx::pool::{self, Pool, PoolError, TaskFailed, TaskFailure};
+use calls::{double, end_by, ended, own_pid, tell_and_wait, tell_and_wait_politely};
+use common::{await_that, kill_self, watched};
+use phalanx::pool::{self, Pool, PoolError, TaskFailure};
 use phalanx::{Cause, Connection, Options, Queue, Shard, Signal, StartMethod, Status, Tensor, pipe};
 
 phalanx::auto_init!();
-
-fn double(x: u64) -> anyhow::Result<u64> {
-    Ok(2 * x)
-}
-
-fn own_pid(_: ()) -> anyhow::Result<u32> {
-    Ok(std::process::id())
-}
-
-/// Ends its process in one of many ways.
-#[expect(clippy::exit, clippy::disallowed_methods, reason = "that is one of the ways")]
-fn end_by(how: String) -> anyhow::Result<()> {
-    match how.as_str() {
-        "SIGKILL" => kill_self(),
-        "SIGSEGV" => crash(),
-        "exit" => std::process::exit(0),
-        "abort" => std::process::abort(),
-        "panic" => panic!("out of luck"),
-        "error" => anyhow::bail!("not today"),
-        _ => {}
-    }
-    Ok(())
-}
-
-fn kill_self() -> ! {
-    nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).unwrap();
-    wait_for_ever()
-}
-
-#[expect(unsafe_code, reason = "nothing else raises a real SIGSEGV")]
-fn crash() {
-    // SAFETY: none; that is the point.
-    unsafe { std::ptr::null_mut::<u8>().write_volatile(1) }
-}
-
-/// Tells its pid, and waits for ever.
-fn tell_and_wait(told: Queue<u32>) -> anyhow::Result<()> {
-    told.put(std::process::id())?;
-    wait_for_ever()
-}
-
-/// Tells its pid, and waits until it is asked to end.
-fn tell_and_wait_politely(told: Queue<u32>) -> anyhow::Result<String> {
-    told.put(std::process::id())?;
-    while !pool::cancelled() {
-        std::thread::yield_now();
-    }
-    Ok("as you wish".to_owned())
-}
-
-fn kill(pid: u32) {
-    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
-fn ended(failed: &TaskFailed) -> Status {
-    failed.outcome().unwrap_or_else(|| panic!("{failed}")).status()
-}
 
 #[test]
 fn calls_return_what_their_functions_return_under_each_start_method() {
@@ -115,12 +60,12 @@ fn death_costs_exactly_the_call_that_ran() {
                 assert_eq!(task.join().unwrap(), 2 * (x as u64 % 50), "after {how}");
             }
             let text = failed.to_string();
-            assert!(text.contains("`pool::end_by` ended with its worker: worker "), "{text}");
+            assert!(text.contains("`pool::calls::end_by` ended with its worker: worker "), "{text}");
             match how {
                 "SIGSEGV" => {
                     let outcome = failed.outcome().unwrap();
                     assert_eq!(outcome.cause(), Some(Cause::InvalidAccess { address: 0 }));
-                    assert!(text.contains("crash"), "{text}");
+                    assert!(text.contains("write_to"), "{text}");
                     assert!(!text.contains("serve_one"), "the library's frames are cut off: {text}");
                 }
                 "exit" => assert_eq!(failed.outcome().unwrap().cause(), Some(Cause::ExitedBeforeReturning)),
@@ -142,7 +87,7 @@ fn error_and_panic_are_told_and_the_worker_goes_on() {
         let failed = pool.submit(end_by, "panic".to_owned()).unwrap().join().unwrap_err();
         let error = failed.raised().unwrap();
         assert_eq!((error.message(), error.is_panic()), ("out of luck", true));
-        assert!(error.location().unwrap().starts_with("tests/pool.rs:"), "{failed}");
+        assert!(error.location().unwrap().starts_with("tests/common/calls.rs:"), "{failed}");
         let text = failed.to_string();
         assert!(text.contains("end_by") && !text.contains("serve_one"), "{text}");
         assert_eq!(pool.submit(own_pid, ()).unwrap().join().unwrap(), pid);
@@ -233,67 +178,13 @@ fn memory_descriptors_and_large_values_travel_both_ways() {
 }
 
 #[test]
-fn cancelled_call_never_begins_and_others_are_not_touched() {
-    watched(|| {
-        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
-        let busy = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
-        told.get().unwrap();
-        let (first, second) = (pool.submit(double, 1).unwrap(), pool.submit(double, 2).unwrap());
-        assert!(!first.has_begun() && first.cancel() && !first.cancel());
-        assert!(!busy.cancel() && busy.has_begun());
-        assert!(busy.kill());
-        assert_eq!(busy.join().unwrap(), "as you wish");
-        let failed = first.join().unwrap_err();
-        assert_eq!((failed.failure(), failed.began()), (&TaskFailure::Cancelled, false));
-        assert_eq!(second.join().unwrap(), 4);
-        assert_eq!(pool.cancel_queued(), 0);
-    });
-}
-
-#[test]
-fn kill_ends_the_call_after_the_grace_and_the_pool_goes_on() {
-    watched(|| {
-        let pool = Pool::options(Options::new(1)).grace(Duration::from_millis(20)).build().unwrap();
-        let told = Queue::bounded(8).unwrap();
-        let stubborn = pool.submit(tell_and_wait, told.clone()).unwrap();
-        let pid = told.get().unwrap();
-        assert!(stubborn.join_timeout(Duration::from_millis(1)).is_none());
-        assert!(stubborn.kill());
-        let failed = stubborn.join().unwrap_err();
-        let TaskFailure::Killed(outcome) = failed.failure() else { panic!("{failed}") };
-        assert_eq!((outcome.pid(), outcome.cause()), (pid, Some(Cause::SignaledByLauncher)));
-        assert_ne!(pool.submit(own_pid, ()).unwrap().join().unwrap(), pid);
-    });
-}
-
-#[test]
-fn time_limit_counts_from_the_begin_of_the_call() {
-    watched(|| {
-        let limit = Duration::from_millis(30);
-        let pool = Pool::options(Options::new(1)).timeout(limit).grace(Duration::ZERO).build().unwrap();
-        let told = Queue::bounded(8).unwrap();
-        let slow: Vec<_> = (0..3).map(|_| pool.submit(tell_and_wait, told.clone()).unwrap()).collect();
-        let last = pool.submit(double, 4).unwrap();
-        for task in slow {
-            let failed = task.join().unwrap_err();
-            assert!(
-                matches!(failed.failure(), TaskFailure::TimedOut { limit: found, .. } if *found == limit)
-            );
-            assert!(failed.outcome().unwrap().lifetime().unwrap() >= limit, "{failed}");
-        }
-        assert_eq!(last.join().unwrap(), 8);
-        assert_eq!(told.len(), 3);
-    });
-}
-
-#[test]
 fn retries_begin_a_call_again_after_a_death_and_never_without_leave() {
     watched(|| {
         let (pool, told) =
             (Pool::options(Options::new(2)).retries(2).build().unwrap(), Queue::bounded(8).unwrap());
         // A queue travels beside its message, so this call cannot be given out again.
         let task = pool.submit(tell_and_wait, told.clone()).unwrap();
-        kill(told.get().unwrap());
+        common::send(told.get().unwrap(), nix::sys::signal::Signal::SIGKILL);
         let failed = task.join().unwrap_err();
         assert_eq!((failed.attempts(), told.len()), (1, 0), "{failed}");
         let failed = pool.submit(end_by, "SIGKILL".to_owned()).unwrap().join().unwrap_err();
@@ -330,7 +221,7 @@ fn pool_that_is_full_says_so_and_waits_for_room() {
             (queued.join().unwrap(), third.join().unwrap(), busy.join().unwrap()),
             (2, 6, "as you wish".to_owned())
         );
-        // Many more than there is room for, from many threads, with nobody who joins meanwhile.
+        // Many more than there is room for, from four threads, and none of them is joined.
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..500).for_each(|x| drop(pool.submit(double, x).unwrap())));
@@ -365,111 +256,6 @@ fn pool_whose_workers_cannot_begin_is_broken_and_says_why() {
         assert!(reason.contains("before they begin a task") && reason.contains("no device"), "{reason}");
         await_that(|| matches!(pool.submit(double, 1), Err(PoolError::Broken { .. })));
         assert!(matches!(pool.join(), Err(PoolError::Broken { .. })));
-    });
-}
-
-#[test]
-fn dropped_pool_finishes_what_somebody_waits_for_and_gives_up_the_rest() {
-    watched(|| {
-        let before = common::children();
-        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
-        let first = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
-        told.get().unwrap();
-        drop(pool.submit(tell_and_wait, told.clone()).unwrap());
-        let wanted = pool.submit(double, 5).unwrap();
-        drop(pool);
-        assert!(first.kill());
-        assert_eq!((first.join().unwrap(), wanted.join().unwrap()), ("as you wish".to_owned(), 10));
-        assert!(told.is_empty(), "what nobody waits for has not begun");
-        await_that(|| common::children() == before);
-    });
-    watched(|| {
-        let before = common::children();
-        let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(8).unwrap());
-        drop(pool.submit(tell_and_wait, told.clone()).unwrap());
-        told.get().unwrap();
-        drop(pool);
-        assert_eq!(common::children(), before);
-    });
-}
-
-#[test]
-fn killed_or_closed_pool_fails_what_is_left() {
-    watched(|| {
-        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
-        let running = pool.submit(tell_and_wait, told.clone()).unwrap();
-        told.get().unwrap();
-        let queued = pool.submit(double, 1).unwrap();
-        pool.clone().kill();
-        assert!(matches!(ended(&running.join().unwrap_err()), Status::Signaled { .. }));
-        assert!(matches!(queued.join().unwrap_err().failure(), TaskFailure::PoolEnded(_)));
-        assert!(matches!(pool.submit(double, 1), Err(PoolError::Closed)));
-    });
-    watched(|| {
-        let pool = Pool::new(1).unwrap();
-        let task = pool.submit(double, 1).unwrap();
-        pool.close();
-        assert!(matches!(pool.submit(double, 1), Err(PoolError::Closed)));
-        assert_eq!((task.join().unwrap(), pool.join().unwrap().succeeded), (2, 1));
-    });
-}
-
-#[test]
-fn pool_of_a_worker_works_and_dies_with_it() {
-    watched(|| {
-        let pool = Pool::new(1).unwrap();
-        let nested = |_: ()| {
-            let inner = Pool::new(2)?;
-            let tasks = (0..10).map(|x| inner.submit(double, x)).collect::<Result<Vec<_>, _>>()?;
-            anyhow::Ok(tasks.into_iter().map(|task| task.join()).sum::<Result<u64, _>>()?)
-        };
-        assert_eq!(pool.submit(nested, ()).unwrap().join().unwrap(), 90);
-        let left = |_: ()| {
-            std::mem::forget(Pool::new(2)?);
-            anyhow::Ok(())
-        };
-        pool.submit(left, ()).unwrap().join().unwrap();
-    });
-}
-
-#[test]
-fn result_is_given_out_once() {
-    watched(|| {
-        let pool = Pool::new(1).unwrap();
-        let task = pool.submit(double, 4).unwrap();
-        let found = loop {
-            if let Some(found) = task.join_timeout(Duration::from_secs(1)) {
-                break found;
-            }
-        };
-        assert!(task.is_finished());
-        assert_eq!(found.unwrap(), 8);
-        let again = task.join_timeout(Duration::MAX).unwrap().unwrap_err();
-        assert!(matches!(again.failure(), TaskFailure::WaitEnded(reason) if reason.contains("already")));
-        assert!(matches!(task.join().unwrap_err().failure(), TaskFailure::WaitEnded(_)));
-    });
-}
-
-#[test]
-fn fork_of_the_process_has_a_handle_that_does_nothing() {
-    watched(|| {
-        let pool = Pool::new(1).unwrap();
-        let task = pool.submit(double, 4).unwrap();
-        #[expect(unsafe_code, reason = "a fork of a process with threads, which only exits")]
-        // SAFETY: the child calls what takes no lock that another thread may have had, and ends by _exit.
-        let code = match unsafe { nix::unistd::fork() }.unwrap() {
-            nix::unistd::ForkResult::Child => {
-                let refused = matches!(pool.try_submit(double, &1), Err(PoolError::Forked { .. }));
-                let ended = !task.cancel() && !task.kill();
-                drop((pool, task));
-                // SAFETY: _exit is async-signal-safe.
-                unsafe { libc::_exit(i32::from(!(refused && ended))) }
-            }
-            nix::unistd::ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).unwrap(),
-        };
-        assert!(matches!(code, nix::sys::wait::WaitStatus::Exited(_, 0)), "{code:?}");
-        assert_eq!(task.join().unwrap(), 8);
-        assert_eq!(pool.submit(double, 5).unwrap().join().unwrap(), 10);
     });
 }
 

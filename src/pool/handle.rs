@@ -173,7 +173,7 @@ impl Pool {
         self.submit_by(f, &args, &WaitPolicy::Forever)
     }
 
-    /// As [`submit`](Self::submit), but does not wait for room.
+    /// As [`submit`](Self::submit), but does not wait for room. The arguments come by reference, since they stay here where there is none.
     ///
     /// # Errors
     /// [`PoolError::Full`] when there is none; those of [`submit`](Self::submit).

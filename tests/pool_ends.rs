@@ -1,0 +1,173 @@
+//! How calls and pools are ended: cancelled, killed, too slow, dropped, closed, forked.
+
+#[path = "common/calls.rs"]
+mod calls;
+mod common;
+
+use std::time::Duration;
+
+use calls::{double, ended, own_pid, tell_and_wait, tell_and_wait_politely};
+use common::{await_that, watched};
+use phalanx::pool::{Pool, PoolError, TaskFailure};
+use phalanx::{Cause, Options, Queue, Status};
+
+phalanx::auto_init!();
+
+#[test]
+fn cancelled_call_never_begins_and_others_are_not_touched() {
+    watched(|| {
+        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
+        let busy = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
+        told.get().unwrap();
+        let (first, second) = (pool.submit(double, 1).unwrap(), pool.submit(double, 2).unwrap());
+        assert!(!first.has_begun() && first.cancel() && !first.cancel());
+        assert!(!busy.cancel() && busy.has_begun());
+        assert!(busy.kill());
+        assert_eq!(busy.join().unwrap(), "as you wish");
+        let failed = first.join().unwrap_err();
+        assert_eq!((failed.failure(), failed.began()), (&TaskFailure::Cancelled, false));
+        assert_eq!(second.join().unwrap(), 4);
+        assert_eq!(pool.cancel_queued(), 0);
+    });
+}
+
+#[test]
+fn kill_ends_the_call_after_the_grace_and_the_pool_goes_on() {
+    watched(|| {
+        let pool = Pool::options(Options::new(1)).grace(Duration::from_millis(20)).build().unwrap();
+        let told = Queue::bounded(8).unwrap();
+        let stubborn = pool.submit(tell_and_wait, told.clone()).unwrap();
+        let pid = told.get().unwrap();
+        assert!(stubborn.join_timeout(Duration::from_millis(1)).is_none());
+        assert!(stubborn.kill());
+        let failed = stubborn.join().unwrap_err();
+        let TaskFailure::Killed(outcome) = failed.failure() else { panic!("{failed}") };
+        assert_eq!((outcome.pid(), outcome.cause()), (pid, Some(Cause::SignaledByLauncher)));
+        assert_ne!(pool.submit(own_pid, ()).unwrap().join().unwrap(), pid);
+    });
+}
+
+#[test]
+fn time_limit_counts_from_the_begin_of_the_call() {
+    watched(|| {
+        let limit = Duration::from_millis(30);
+        let pool = Pool::options(Options::new(1)).timeout(limit).grace(Duration::ZERO).build().unwrap();
+        let told = Queue::bounded(8).unwrap();
+        let slow: Vec<_> = (0..3).map(|_| pool.submit(tell_and_wait, told.clone()).unwrap()).collect();
+        let last = pool.submit(double, 4).unwrap();
+        for task in slow {
+            let failed = task.join().unwrap_err();
+            assert!(
+                matches!(failed.failure(), TaskFailure::TimedOut { limit: found, .. } if *found == limit)
+            );
+            assert!(failed.outcome().unwrap().lifetime().unwrap() >= limit, "{failed}");
+        }
+        assert_eq!(last.join().unwrap(), 8);
+        assert_eq!(told.len(), 3);
+    });
+}
+
+#[test]
+fn dropped_pool_finishes_calls_whose_handle_is_held_and_gives_up_the_rest() {
+    watched(|| {
+        let before = common::children();
+        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
+        let first = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
+        told.get().unwrap();
+        drop(pool.submit(tell_and_wait, told.clone()).unwrap());
+        let wanted = pool.submit(double, 5).unwrap();
+        drop(pool);
+        assert!(first.kill());
+        assert_eq!((first.join().unwrap(), wanted.join().unwrap()), ("as you wish".to_owned(), 10));
+        assert!(told.is_empty(), "a call without a handle has not begun");
+        await_that(|| common::children() == before);
+    });
+    watched(|| {
+        let before = common::children();
+        let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(8).unwrap());
+        drop(pool.submit(tell_and_wait, told.clone()).unwrap());
+        told.get().unwrap();
+        drop(pool);
+        assert_eq!(common::children(), before);
+    });
+}
+
+#[test]
+fn killed_or_closed_pool_fails_what_is_left() {
+    watched(|| {
+        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
+        let running = pool.submit(tell_and_wait, told.clone()).unwrap();
+        told.get().unwrap();
+        let queued = pool.submit(double, 1).unwrap();
+        pool.clone().kill();
+        assert!(matches!(ended(&running.join().unwrap_err()), Status::Signaled { .. }));
+        assert!(matches!(queued.join().unwrap_err().failure(), TaskFailure::PoolEnded(_)));
+        assert!(matches!(pool.submit(double, 1), Err(PoolError::Closed)));
+    });
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(double, 1).unwrap();
+        pool.close();
+        assert!(matches!(pool.submit(double, 1), Err(PoolError::Closed)));
+        assert_eq!((task.join().unwrap(), pool.join().unwrap().succeeded), (2, 1));
+    });
+}
+
+#[test]
+fn pool_of_a_worker_works_and_dies_with_it() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let nested = |_: ()| {
+            let inner = Pool::new(2)?;
+            let tasks = (0..10).map(|x| inner.submit(double, x)).collect::<Result<Vec<_>, _>>()?;
+            anyhow::Ok(tasks.into_iter().map(|task| task.join()).sum::<Result<u64, _>>()?)
+        };
+        assert_eq!(pool.submit(nested, ()).unwrap().join().unwrap(), 90);
+        let left = |_: ()| {
+            std::mem::forget(Pool::new(2)?);
+            anyhow::Ok(())
+        };
+        pool.submit(left, ()).unwrap().join().unwrap();
+    });
+}
+
+#[test]
+fn result_is_given_out_once() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(double, 4).unwrap();
+        let found = loop {
+            if let Some(found) = task.join_timeout(Duration::from_secs(1)) {
+                break found;
+            }
+        };
+        assert!(task.is_finished());
+        assert_eq!(found.unwrap(), 8);
+        let again = task.join_timeout(Duration::MAX).unwrap().unwrap_err();
+        assert!(matches!(again.failure(), TaskFailure::WaitEnded(reason) if reason.contains("already")));
+        assert!(matches!(task.join().unwrap_err().failure(), TaskFailure::WaitEnded(_)));
+    });
+}
+
+#[test]
+fn fork_of_the_process_has_a_handle_that_does_nothing() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(double, 4).unwrap();
+        #[expect(unsafe_code, reason = "a fork of a process with threads, which only exits")]
+        // SAFETY: the child calls what takes no lock that another thread may have had, and ends by _exit.
+        let code = match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                let refused = matches!(pool.try_submit(double, &1), Err(PoolError::Forked { .. }));
+                let ended = !task.cancel() && !task.kill();
+                drop((pool, task));
+                // SAFETY: _exit is async-signal-safe.
+                unsafe { libc::_exit(i32::from(!(refused && ended))) }
+            }
+            nix::unistd::ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).unwrap(),
+        };
+        assert!(matches!(code, nix::sys::wait::WaitStatus::Exited(_, 0)), "{code:?}");
+        assert_eq!(task.join().unwrap(), 8);
+        assert_eq!(pool.submit(double, 5).unwrap().join().unwrap(), 10);
+    });
+}
