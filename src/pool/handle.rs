@@ -122,7 +122,7 @@ impl Pool {
     /// How many workers it has.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.hub().workers
+        self.hub().size()
     }
 
     /// What it has done and has to do.
@@ -315,7 +315,7 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.hub().lock();
         f.debug_struct("Pool")
-            .field("workers", &self.hub().workers)
+            .field("workers", &self.hub().size())
             .field("outstanding", &state.outstanding())
             .field("succeeded", &state.done)
             .field("failed", &state.failed)

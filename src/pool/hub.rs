@@ -40,7 +40,6 @@ pub(super) struct Hub {
     pub(super) tasks: Queue<TaskMessage>,
     pub(super) results: Queue<ResultMessage>,
     pub(super) ledger: Ledger,
-    pub(super) workers: usize,
     /// How long a task that was asked to end has before its worker is killed.
     pub(super) grace: Duration,
     state: Mutex<State>,
@@ -133,14 +132,14 @@ impl Hub {
         call: EventFd,
         grace: Duration,
     ) -> Self {
-        let (cells, workers) = (ledger.cells().len(), ledger.desks().len());
+        let cells = ledger.cells().len();
         let state = State {
             occupants: (0..cells).map(|_| None).collect(),
             // The lowest is taken first, so that few cells are ever touched where few tasks are on their way.
             free: (0..cells as u32).rev().collect(),
             pumps: false,
             sleepers: VecDeque::new(),
-            pids: vec![0; workers],
+            pids: vec![0; ledger.desks().len()],
             without_room: Vec::new(),
             delivered: 0,
             drain: 0,
@@ -152,7 +151,7 @@ impl Hub {
         };
         let owner = (Here::now(), std::process::id());
         let state = Mutex::new(state);
-        Self { tasks, results, ledger, workers, grace, state, delivered: Condvar::new(), call, owner }
+        Self { tasks, results, ledger, grace, state, delivered: Condvar::new(), call, owner }
     }
 
     /// Gives up a cell; tells the pool's thread when it was the last one that a closed pool has waited for.
@@ -174,6 +173,11 @@ impl Hub {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // No user code runs with the lock held, so that a panic leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many workers there are to be.
+    pub(super) fn size(&self) -> usize {
+        self.ledger.desks().len()
     }
 
     /// Whether this process is the one that made the pool.

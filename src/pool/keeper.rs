@@ -74,10 +74,10 @@ impl Keeper {
             Ok(children)
         });
         let children = watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
-        let (began, workers) = (Moment::now(), Vec::with_capacity(hub.workers));
+        let (began, workers) = (Moment::now(), Vec::with_capacity(hub.size()));
         let (early, next_start, ending) = (Vec::new(), None, None);
         let mut keeper = Self { hub, plan, config, children, workers, began, early, next_start, ending };
-        for number in 0..keeper.hub.workers {
+        for number in 0..keeper.hub.size() {
             keeper.start_worker(number)?;
         }
         Ok(keeper)

@@ -160,8 +160,7 @@ impl Server {
     }
 
     fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
-        if let Some((known, entry)) = self.known.get().filter(|(known, _)| *known == function) {
-            debug_assert_eq!(known, function);
+        if let Some((_, entry)) = self.known.get().filter(|(known, _)| *known == function) {
             return Ok(entry);
         }
         let entry = entry::at(function, self.image)
