@@ -338,6 +338,20 @@ impl Launch {
     ///
     /// It is called on the thread that is in [`run`](Self::run), which watches the workers meanwhile no further. If it panics, the
     /// panic goes on through `run`, and the workers are killed.
+    ///
+    /// ```
+    /// use std::{cell::RefCell, rc::Rc};
+    /// use phalanx::launch::{Command, Event, Launch};
+    ///
+    /// let endings = Rc::new(RefCell::new(Vec::new()));
+    /// let heard = endings.clone();
+    /// let launch = Launch::new(Command::new("sh").args(["-c", "exit 3"])).on_event(move |event| {
+    ///     if let Event::Ended { rank, ending } = event { heard.borrow_mut().push((*rank, ending.exit_code())) }
+    /// });
+    /// launch.run()?;
+    /// assert_eq!(*endings.borrow(), [(0, 3)]);
+    /// # Ok::<(), phalanx::launch::LaunchError>(())
+    /// ```
     pub fn on_event(self, tell: impl FnMut(&Event) + 'static) -> Self {
         Self { on_event: Box::new(tell), ..self }
     }

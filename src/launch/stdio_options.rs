@@ -42,6 +42,16 @@ impl Launch {
     /// Sets which streams go to files instead of the console; none without this call. torchrun's `-r`, `--redirects`.
     ///
     /// The files have every byte as it was written. A worker writes to them itself, so this is the fastest way out.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch, Nproc, RankStreams};
+    ///
+    /// // Both streams of rank 0 stay on the console; of the others stdout goes to files.
+    /// let (dir, streams) = (tempfile::tempdir()?, "1-3:1".parse::<RankStreams>()?);
+    /// let launch = Launch::new(Command::new("true")).nproc(Nproc::Count(4)).redirects(streams);
+    /// assert!(launch.log_dir(dir.path()).run()?.succeeded());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn redirects(mut self, streams: impl Into<RankStreams>) -> Self {
         self.logs.redirects = streams.into();
         self
@@ -50,6 +60,18 @@ impl Launch {
     /// Sets which streams go to files and to the console; none without this call. torchrun's `-t`, `--tee`.
     ///
     /// It goes before [`redirects`](Self::redirects) where both name a stream.
+    ///
+    /// ```
+    /// use phalanx::launch::{Command, Launch, Streams};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let train = Command::new("sh").args(["-c", "echo loss 0.5; echo no device >&2"]);
+    /// let summary = Launch::new(train).tee(Streams::BOTH).log_dir(dir.path()).run()?;
+    /// let logs = summary.attempts[0].log_dir.as_ref().unwrap();
+    /// assert_eq!(std::fs::read_to_string(logs.join("0/stdout.log"))?, "loss 0.5\n");
+    /// assert_eq!(std::fs::read_to_string(logs.join("0/stderr.log"))?, "no device\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn tee(mut self, streams: impl Into<RankStreams>) -> Self {
         self.logs.tee = streams.into();
         self
