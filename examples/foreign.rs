@@ -30,7 +30,8 @@ fn main() -> Result<()> {
     let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0], &[2, 2])?;
     let python = Command::new("python3").args(["-c", WORKER]);
     let launch = Launch::new(python).nproc(Nproc::Count(2)).tensor("weights", &weights.clone().into());
-    let summary = launch.run()?;
+    // This process is the job's: Ctrl-C ends the workers first, and nothing is left where this process is killed.
+    let summary = launch.handle_signals(true).run()?;
     ensure!(summary.succeeded(), "{summary}");
     // Nothing was sent back: it is this process's memory that has changed.
     println!("{:?}", weights.to_vec());

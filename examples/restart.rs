@@ -20,7 +20,8 @@ fn main() -> Result<()> {
     phalanx::init();
     let lengths = Tensor::<u32>::zeros(&[NUMBERS])?;
     let launch = Launch::function(measure, lengths.clone())?.nproc(Nproc::Count(WORKERS));
-    let summary = launch.max_restarts(1).run()?;
+    // This process is the job's: Ctrl-C ends the workers first, and nothing is left where this process is killed.
+    let summary = launch.max_restarts(1).handle_signals(true).run()?;
     ensure!(summary.succeeded(), "{summary}");
 
     let root = summary.attempts[0].root_cause().context("the first attempt fails")?;

@@ -256,7 +256,8 @@ impl Launch {
     /// - Ctrl-Z (SIGTSTP) stops the workers and this process; no time passes for the job until it is continued.
     /// - Orphans among the workers' descendants become this process's children and are reaped; when all workers have ended, those in a
     ///   session of their own are killed.
-    /// - A small process, the guardian, ends all descendants if this process is killed by SIGKILL.
+    /// - A small process, the guardian, ends all descendants if this process is killed by SIGKILL, and removes the job's directory for
+    ///   error files, which such an end leaves otherwise.
     ///
     /// After the run all dispositions are what they were. A program whose job was stopped by a signal should end by
     /// [`die_of`](super::die_of).
