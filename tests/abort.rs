@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{await_post, board, ignore_term, launched, post, raised, served, watched};
-use phalanx::sync::{Lock, SyncError};
+use phalanx::sync::{AbortedBy, Lock, SyncError};
 use phalanx::{Connection, Options, Queue, QueueError, StartMethod, Tensor, start_processes, wait};
 
 phalanx::auto_init!();
@@ -17,23 +17,23 @@ fn work(rank: usize, (empty, full, lock, ready): Args) -> anyhow::Result<()> {
     post(&ready, rank, 1);
     match rank {
         0 => {
-            let aborted = matches!(empty.get(), Err(QueueError::Aborted { rank: Some(5) }));
+            let aborted = matches!(empty.get(), Err(QueueError::Aborted { by: AbortedBy::Rank(5) }));
             // Nor is anything waited for after that; what can be had is had.
             let again = matches!(empty.get(), Err(QueueError::Aborted { .. }));
             let own = Queue::bounded(1)?;
             own.put(7)?;
             note(&ready, rank, aborted && again && own.get()? == 7);
         }
-        1 => note(&ready, rank, matches!(full.put(1), Err(QueueError::Aborted { rank: Some(5) }))),
+        1 => note(&ready, rank, matches!(full.put(1), Err(QueueError::Aborted { by: AbortedBy::Rank(5) }))),
         2 => {
             let told = wait(&[&empty], Some(Duration::from_secs(100)));
-            note(&ready, rank, matches!(told, Err(QueueError::Aborted { rank: Some(5) })));
+            note(&ready, rank, matches!(told, Err(QueueError::Aborted { by: AbortedBy::Rank(5) })));
         }
         3 => {
             let (ours, _theirs): (Connection<u8, u8>, Connection<u8, u8>) = phalanx::pipe()?;
-            note(&ready, rank, matches!(ours.recv(), Err(QueueError::Aborted { rank: Some(5) })));
+            note(&ready, rank, matches!(ours.recv(), Err(QueueError::Aborted { by: AbortedBy::Rank(5) })));
         }
-        4 => note(&ready, rank, matches!(lock.lock(), Err(SyncError::Aborted { rank: Some(5) }))),
+        4 => note(&ready, rank, matches!(lock.lock(), Err(SyncError::Aborted { by: AbortedBy::Rank(5) }))),
         _ => {
             for rank in 0..5 {
                 await_post(&ready, rank);
@@ -76,7 +76,7 @@ fn who_waits_is_told_who_failed() {
 fn wait_in_vain(_rank: usize, (queue, ready): (Queue<u8>, Tensor<i64>)) -> anyhow::Result<()> {
     ignore_term();
     post(&ready, 0, 1);
-    let told = matches!(queue.get(), Err(QueueError::Aborted { rank: None }));
+    let told = matches!(queue.get(), Err(QueueError::Aborted { by: AbortedBy::Launcher }));
     ready.set(1, i64::from(told))?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{await_asleep, await_that, watched};
 use phalanx::sync::{
-    Array, Barrier, Condvar, Event, Lock, Once, Permit, RLock, RwLock, Semaphore, SyncError,
+    AbortedBy, Array, Barrier, Condvar, Event, Lock, Once, Permit, RLock, RwLock, Semaphore, SyncError,
 };
 use phalanx::{Options, start_processes};
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,7 @@ fn work(rank: usize, all: All) -> anyhow::Result<()> {
         anyhow::bail!("out of luck")
     }
     let told = match wait(rank, &all) {
-        Err(SyncError::Aborted { rank: Some(0) }) => true,
+        Err(SyncError::Aborted { by: AbortedBy::Rank(0) }) => true,
         // The one that was told first breaks it for the other.
         Err(SyncError::Broken { pid: Some(_), .. }) => rank > 10,
         // The writer was told first, and has made way.

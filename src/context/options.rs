@@ -141,12 +141,12 @@ impl Options {
     /// ```
     /// # phalanx::auto_init!();
     /// use std::time::Duration;
-    /// use phalanx::sync::{Event, SyncError};
+    /// use phalanx::sync::{AbortedBy, Event, SyncError};
     /// use phalanx::{Error, Options, start_processes};
     ///
     /// fn work(rank: usize, never: Event) -> anyhow::Result<()> {
     ///     anyhow::ensure!(rank != 1, "out of luck");
-    ///     let Err(SyncError::Aborted { rank: Some(1) }) = never.wait() else { panic!("nobody sets it") };
+    ///     let Err(SyncError::Aborted { by: AbortedBy::Rank(1) }) = never.wait() else { panic!("nobody sets it") };
     ///     Ok(()) // after cleaning up
     /// }
     ///

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::error::PoolError;
 use super::hub::{Hub, Order, Phase, Summary};
 use super::inbox::Inbox;
+use super::inside;
 use super::keeper::Keeper;
 use super::label::TaskLabel;
 use super::ledger::Ledger;
@@ -83,26 +84,29 @@ impl Pool {
     }
 
     fn build(options: PoolOptions) -> Result<Self, PoolError> {
-        let depth = serve::depth();
+        let depth = inside::depth();
         options.check(depth)?;
         let PoolOptions { workers, capacity, retries, limit, grace, recycle_after } = options;
         let nprocs = workers.nprocs();
         let queues = (queue(capacity)?, queue(capacity)?);
         let ledger = Ledger::new(capacity, nprocs)?;
         let system = |doing| move |os| PoolError::System { doing, os };
-        let call = with_room(EventFd::new).map_err(system("make the event of a pool's thread (eventfd)"))?;
-        let copy = call.as_fd().try_clone_to_owned().map_err(system("copy the event of a pool's thread"))?;
+        let event = || with_room(EventFd::new).map_err(system("make an event of a pool (eventfd)"));
+        let copy = |event: &EventFd| event.as_fd().try_clone_to_owned().map(Descriptor::from);
+        let copy = |event| with_room(|| copy(event)).map_err(system("copy an event of a pool"));
+        let (call, asked) = (event()?, event()?);
         let place = Place {
             tasks: queues.0.clone(),
             results: queues.1.clone(),
             ledger: ledger.clone(),
-            full: Descriptor::from(copy),
+            full: copy(&call)?,
+            asked: copy(&asked)?,
             depth: depth + 1,
             most: recycle_after,
         };
         let (plan, config) = plan_for_all(serve_entry(), &place, workers)
             .map_err(|error| PoolError::Start(Box::new(error)))?;
-        let hub = Arc::new(Hub::new(queues, ledger, call, grace));
+        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace));
         let thread = Mutex::new(Some(start(hub.clone(), plan, config)?));
         Ok(Self(Arc::new(Owner { hub, thread, retries, limit })))
     }

@@ -47,6 +47,8 @@ pub(super) struct Hub {
     pub(super) delivered: Condvar,
     /// Calls the pool's thread.
     pub(super) call: EventFd,
+    /// Tells the workers that one of their tasks was asked to end.
+    asked: EventFd,
     owner: (Here, u32),
 }
 
@@ -129,7 +131,7 @@ impl Hub {
     pub(super) fn new(
         (tasks, results): (Queue<TaskMessage>, Queue<ResultMessage>),
         ledger: Ledger,
-        call: EventFd,
+        (call, asked): (EventFd, EventFd),
         grace: Duration,
     ) -> Self {
         let cells = ledger.cells().len();
@@ -151,7 +153,7 @@ impl Hub {
         };
         let owner = (Here::now(), std::process::id());
         let state = Mutex::new(state);
-        Self { tasks, results, ledger, grace, state, delivered: Condvar::new(), call, owner }
+        Self { tasks, results, ledger, grace, state, delivered: Condvar::new(), call, asked, owner }
     }
 
     /// Gives up a cell; tells the pool's thread when it was the last one that a closed pool has waited for.
@@ -288,9 +290,18 @@ impl Hub {
         true
     }
 
+    /// Asks a running task to end, and ends what waits in it. True: it runs, and had not been asked.
+    fn ask(&self, ticket: Ticket) -> bool {
+        let is_asked = self.cell(ticket).ask(ticket.generation);
+        if is_asked {
+            self.asked.ring();
+        }
+        is_asked
+    }
+
     /// Asks a running task to end, and has its worker killed after the grace period. True: it runs.
     pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
-        if !self.is_here() || !ledger::ask(&self.cell(ticket).word, ticket.generation) {
+        if !self.is_here() || !self.ask(ticket) {
             return false;
         }
         let mut state = self.lock();
@@ -358,7 +369,7 @@ impl Hub {
         let is_meant = |occupant: &Occupant| Arc::ptr_eq(&occupant.inbox, inbox);
         self.cancel_all(is_meant);
         for occupant in self.lock().occupants.iter().flatten().filter(|occupant| is_meant(occupant)) {
-            ledger::ask(&self.cell(occupant.ticket).word, occupant.ticket.generation);
+            self.ask(occupant.ticket);
         }
     }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::clock::Moment;
+use crate::sys::futex;
 use crate::transfer::record::{Record, TypeTag};
 
 /// Where a task is.
@@ -57,7 +58,7 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    fn to_word(self) -> u64 {
+    pub(super) fn to_word(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.worker) << 16 | self.state as u64
     }
 
@@ -161,7 +162,7 @@ pub(super) fn cancel(word: &impl Word, generation: u32) -> bool {
 }
 
 /// Asks the function to end. True: it runs, and had not been asked.
-pub(super) fn ask(word: &impl Word, generation: u32) -> bool {
+fn ask(word: &impl Word, generation: u32) -> bool {
     let next = |standing: Standing| (standing.state == State::Running).then(|| standing.now(State::Asked));
     change(word, generation, next).is_some()
 }
@@ -209,6 +210,17 @@ atomic_record! {
 impl Cell {
     pub(super) fn standing(&self) -> Standing {
         Standing::from_word(self.word.load(Acquire))
+    }
+
+    /// Asks the running function to end, and ends what waits in it: see [`ask`].
+    pub(super) fn ask(&self, generation: u32) -> bool {
+        let is_asked = ask(&self.word, generation);
+        if is_asked {
+            // After the change: one that is about to sleep finds the word changed. Who waits sleeps on both halves, so one is enough.
+            let [(half, _), _] = futex::halves(&self.word, 0);
+            futex::wake_all(half);
+        }
+        is_asked
     }
 
     /// Queues a new task in a free cell; returns its generation. Only the pool that made the ledger calls it.

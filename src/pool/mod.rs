@@ -36,6 +36,7 @@
 // - `ledger`: which worker holds which task, in memory that the workers share
 // - `label`: what stands before tasks and results in their queues
 // - `serve`: a worker
+// - `inside`: what a task can ask while it runs
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
@@ -49,6 +50,7 @@ mod error;
 mod handle;
 mod hub;
 mod inbox;
+mod inside;
 mod keeper;
 mod label;
 mod ledger;
@@ -65,9 +67,9 @@ mod waiting;
 pub use error::{PoolError, TaskFailed, TaskFailure};
 pub use handle::Pool;
 pub use hub::Summary;
+pub use inside::cancelled;
 pub use map::Map;
 pub use options::PoolOptions;
-pub use serve::cancelled;
 pub use stats::{Stats, WorkerStats};
 pub use task::Task;
 pub use unordered::Unordered;

@@ -1,9 +1,8 @@
 //! A worker of a pool: takes tasks out of the queue, calls their functions, and hands in what came of them.
 
 use std::cell::Cell as Slot;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::chunk;
+use super::inside::{self, Inside};
 use super::label::{Kind, ResultLabel, TaskLabel, Ticket};
 use super::ledger::{self, Cell, Desk, Ledger, State};
 use crate::memory::descriptor::Descriptor;
@@ -39,6 +39,8 @@ pub(super) struct Place {
     pub(super) ledger: Ledger,
     /// The event by which a worker tells the pool that the queue of results is full.
     pub(super) full: Descriptor,
+    /// The event by which the pool tells its workers that it has asked a task to end.
+    pub(super) asked: Descriptor,
     /// How many pools are around this one: 1 for that of a program.
     pub(super) depth: u32,
     /// After how many tasks and items the worker is replaced.
@@ -49,60 +51,11 @@ pub(super) struct Place {
 /// sooner.
 const UNTAKEN: Duration = Duration::from_millis(1);
 
-/// The pool that this process works for.
-static SERVED: OnceLock<(Ledger, u32)> = OnceLock::new();
-/// The ticket of the task that this process runs: its generation, and above it its cell plus one; 0: none.
-static CURRENT: AtomicU64 = AtomicU64::new(0);
-
-/// How many pools are around one that this process makes.
-pub(super) fn depth() -> u32 {
-    SERVED.get().map_or(0, |(_, depth)| *depth)
-}
-
-/// Whether the task that this worker runs was asked to end: it was [killed](super::Task::kill), its time is up, or the iterator that
-/// wanted its result was dropped. Its worker is ended a grace period later. False in a process that runs no task.
-///
-/// It costs a few loads, from any thread of the worker.
-///
-/// ```
-/// # phalanx::auto_init!();
-/// use phalanx::pool::{self, Pool};
-///
-/// fn count(_: ()) -> anyhow::Result<u64> {
-///     let mut rounds = 1;
-///     while !pool::cancelled() {
-///         rounds += 1;
-///     }
-///     Ok(rounds)
-/// }
-///
-/// # fn main() -> anyhow::Result<()> {
-/// let pool = Pool::new(1)?;
-/// let task = pool.submit(count, ())?;
-/// while !task.has_begun() {
-///     std::thread::yield_now();
-/// }
-/// assert!(task.kill()); // it is asked
-/// assert!(task.join()? > 0);
-/// # Ok(())
-/// # }
-/// ```
-#[must_use]
-pub fn cancelled() -> bool {
-    let Some((ledger, _)) = SERVED.get() else { return false };
-    let current = CURRENT.load(Acquire);
-    let Some(cell) = (current >> 32).checked_sub(1).and_then(|cell| ledger.cells().get(cell as usize)) else {
-        return false;
-    };
-    let standing = cell.standing();
-    standing.generation == current as u32 && matches!(standing.state, State::Asked | State::Condemned)
-}
-
 /// Runs a worker of a pool, until the pool has no more tasks for it.
 pub(super) fn serve(number: usize, place: Place) -> anyhow::Result<()> {
     let image = Image::main().context("identify this executable")?;
-    let _ = SERVED.set((place.ledger.clone(), place.depth));
     let number = u16::try_from(number).context("the number of a worker")?;
+    inside::serve(place.ledger.clone(), number, place.depth, place.asked.clone());
     let full = EventFd::from_descriptor(place.full.clone());
     let mut worker = Server { number, place, full, image, known: Slot::new(None), begun: 0 };
     while worker.serve_one()? {}
@@ -143,10 +96,8 @@ impl Server {
             return Ok(true);
         }
         self.desk().cell.store(u64::from(label.ticket.cell) + 1, Relaxed);
-        CURRENT.store((u64::from(label.ticket.cell) + 1) << 32 | u64::from(label.ticket.generation), Release);
         let entry = self.entry(label.function)?;
         self.work(&Taken { label, cell, entry, began: Moment::now() }, message)?;
-        CURRENT.store(0, Release);
         self.desk().cell.store(0, Relaxed);
         self.begun += u64::from(label.items.max(1));
         Ok(self.place.most.is_none_or(|most| self.begun < most))
@@ -211,7 +162,10 @@ impl Server {
         let label = ResultLabel { ticket: task.label.ticket, kind: Kind::Returned, item, busy: 0 };
         let mut into = message_buffer();
         into.extend_from_slice(&label.to_bytes());
-        let call = || task.entry.call(self.number.into(), arguments, received, into);
+        let call = || {
+            let _inside = Inside::of(label.ticket);
+            task.entry.call(self.number.into(), arguments, received, into)
+        };
         let message = match report::attempt(call, trouble) {
             Ok(encoded) => Outgoing::of_encoded(ResultLabel::LEN, encoded, self.most())
                 .or_else(|error| refusal(label.ticket, Kind::Result, item, &error.to_string(), self.most())),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::ring::Corrupt;
 use crate::error::{MemoryError, consequence, with_hint};
+use crate::sync::abort::AbortedBy;
 use crate::sync::awaited::{Awaited, named};
-use crate::sync::error::{Aborter, aborters};
 use crate::sync::wait_policy::Interrupted;
 
 /// The most messages that a queue may have.
@@ -76,15 +76,16 @@ pub enum QueueError {
     #[error("the queue was closed by close(): it takes no more values, and gives none once it is empty")]
     Closed,
 
-    /// A worker of the same context has failed or the context is being ended, and
-    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that its workers are to wait no more.
+    /// This worker is to wait no more: another worker of its context has failed or the context is being ended, and
+    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says so; or the task of a [`Pool`](crate::pool::Pool) that it
+    /// runs was asked to end.
     ///
-    /// Each later wait of the worker ends in the same way. What a call can do without waiting it still does, so that the worker
-    /// can clean up.
-    #[error("the wait was aborted: {}", Aborter(*.rank))]
+    /// Each later wait of the worker, or of the task, ends in the same way. What a call can do without waiting it still does, so that
+    /// it can clean up.
+    #[error("the wait was aborted: {by}")]
     Aborted {
-        /// The rank that failed; `None` when the launcher ends its workers.
-        rank: Option<usize>,
+        /// Why.
+        by: AbortedBy,
     },
 
     /// The other end of a pipe is gone: it was dropped, or its process has ended, by whatever signal. A call that receives
@@ -199,8 +200,8 @@ impl QueueError {
                 // waited for, and not this one, which only waited.
                 Self::TimedOut { waited, awaited }.noted(&pids)
             }
-            // An abort is a consequence too: of the failure of `rank`.
-            Interrupted::Aborted(rank) => Self::Aborted { rank }.noted(&aborters(rank)),
+            // An abort is a consequence too: of another rank's failure, or of what was asked of the task.
+            Interrupted::Aborted(by) => Self::Aborted { by }.noted(&by.pids()),
             Interrupted::System(os) => Self::System { doing, os },
             Interrupted::WouldBlock => at_once,
             // A thread that is in the mutex already: only a signal handler, or a fork that has mapped the queue twice, can come

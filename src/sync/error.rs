@@ -4,11 +4,11 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use super::abort::AbortedBy;
 use super::awaited::{Awaited, named};
 use super::wait_policy::Interrupted;
 use crate::error::{MemoryError, consequence, with_hint};
 use crate::wire::roster;
-use crate::wire::stop_word::FailedRank;
 
 /// What a call on a lock, an event, a barrier or the like can fail with.
 ///
@@ -81,15 +81,16 @@ pub enum SyncError {
         pid: u32,
     },
 
-    /// A worker of the same context has failed or the context is being ended, and
-    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says that its workers are to wait no more.
+    /// This worker is to wait no more: another worker of its context has failed or the context is being ended, and
+    /// [`Options::abort_on_failure`](crate::Options::abort_on_failure) says so; or the task of a
+    /// [`Pool`](crate::pool::Pool) that it runs was asked to end.
     ///
-    /// Each later wait of the worker ends in the same way. What a call can do without waiting it still does, so that
-    /// the worker can clean up.
-    #[error("the wait was aborted: {}", Aborter(*.rank))]
+    /// Each later wait of the worker, or of the task, ends in the same way. What a call can do without waiting it still
+    /// does, so that it can clean up.
+    #[error("the wait was aborted: {by}")]
     Aborted {
-        /// The rank that failed; `None` when the launcher ends its workers.
-        rank: Option<usize>,
+        /// Why.
+        by: AbortedBy,
     },
 
     /// The barrier is broken, and stays so until [`Barrier::reset`](super::Barrier::reset).
@@ -164,8 +165,8 @@ impl SyncError {
         Self::Poisoned { pid }.noted(&[pid])
     }
 
-    fn aborted(rank: FailedRank) -> Self {
-        Self::Aborted { rank }.noted(&aborters(rank))
+    fn aborted(by: AbortedBy) -> Self {
+        Self::Aborted { by }.noted(&by.pids())
     }
 
     /// Broken by a process, 0 when it is not known which, that had waited for others.
@@ -189,7 +190,7 @@ impl Interrupted {
         match self {
             Self::WouldBlock => SyncError::WouldBlock,
             Self::TimedOut(waited) => SyncError::timed_out(waited, awaited()),
-            Self::Aborted(rank) => SyncError::aborted(rank),
+            Self::Aborted(by) => SyncError::aborted(by),
             // Neither names processes: the thread has only itself to blame.
             Self::Deadlock => SyncError::Deadlock,
             Self::System(os) => SyncError::System(os),
@@ -201,26 +202,6 @@ impl From<Interrupted> for SyncError {
     fn from(stop: Interrupted) -> Self {
         // For waits that name nobody: those that have no end, and so do not time out, and the steps inside a mutex.
         stop.awaiting(|| Awaited::holders("", []))
-    }
-}
-
-/// The process to name when a wait is aborted, if it is known.
-pub(crate) fn aborters(rank: FailedRank) -> Vec<u32> {
-    // No rank: nobody has failed, and the launcher is the process to name.
-    rank.map_or_else(roster::launcher, roster::pid_of).into_iter().collect()
-}
-
-/// The failed rank for which a wait is aborted.
-pub(crate) struct Aborter(pub(crate) FailedRank);
-
-impl fmt::Display for Aborter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0, self.0.and_then(roster::pid_of)) {
-            (None, _) => f.write_str("the launcher ends its workers"),
-            (Some(_), Some(pid)) => write!(f, "{} has failed", roster::peer(pid)),
-            // This process has no roster, or that worker is not in it.
-            (Some(rank), None) => write!(f, "rank {rank} has failed"),
-        }
     }
 }
 
@@ -265,8 +246,7 @@ mod tests {
             told(SyncError::timed_out(waited, holder)),
             "timed out after 3s: the lock is held by process 7"
         );
-        let aborted = |rank| told(Interrupted::Aborted(rank).into());
-        assert_eq!(aborted(Some(2)), "the wait was aborted: rank 2 has failed");
-        assert_eq!(aborted(None), "the wait was aborted: the launcher ends its workers");
+        let aborted = told(Interrupted::Aborted(AbortedBy::Pool).into());
+        assert_eq!(aborted, "the wait was aborted: the task was asked to end");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserializer, Serialize};
 
+use super::abort::AbortedBy;
 use super::awaited::{Awaited, distinct};
 use super::error::{BrokenBy, SyncError};
 use super::member::MemberSlot;
@@ -19,7 +20,6 @@ use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::{self, Me, RobustWord};
 use crate::transfer::record::{Record, TypeTag};
-use crate::wire::stop_word;
 
 atomic_record! {
     pub(super) struct BarrierFields {
@@ -215,8 +215,8 @@ impl Members {
         }
         // All workers of a context are told to wait no longer. Whoever hears it first breaks the barrier, but is not to
         // blame.
-        if let Some(failed) = stop_word::aborted_by() {
-            return Err(Interrupted::Aborted(failed).into());
+        if let Some(by) = AbortedBy::now() {
+            return Err(Interrupted::Aborted(by).into());
         }
         let missing = self.awaited(state.round).pids().into_iter().filter(|&other| other != pid);
         Err(SyncError::broken(pid, by, missing.collect()))

@@ -66,9 +66,11 @@
 //! # When a context ends its waits
 //!
 //! In a worker of a context with [`Options::abort_on_failure`](crate::Options::abort_on_failure) all these waits end
-//! with [`SyncError::Aborted`] when another worker has failed.
+//! with [`SyncError::Aborted`] when another worker has failed. In a task of a [`Pool`](crate::pool::Pool) they end so when the task
+//! is asked to end.
 
 // - `error`: SyncError
+// - `abort`: what ends waits from outside
 // - `awaited`: the processes that were to end a wait
 // - `futex_lock`: the transitions of a robust word, apart from memory and kernel
 // - `parker`: one sleeper, which is woken once, and only when it sleeps
@@ -85,6 +87,7 @@
 // it
 // - `value`: Value and Array
 
+pub(crate) mod abort;
 mod arrival;
 pub(crate) mod awaited;
 mod barrier;
@@ -112,6 +115,7 @@ mod semaphore;
 mod value;
 pub(crate) mod wait_policy;
 
+pub use abort::AbortedBy;
 pub use arrival::BarrierWaitResult;
 pub use awaited::Awaited;
 pub use barrier::Barrier;

@@ -1,23 +1,24 @@
 //! How a blocking call waits: until when, and whether it is to wait at all.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering::{self, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, compiler_fence, fence};
 use std::time::Duration;
 
+use super::abort::{self, AbortedBy};
 use super::futex_lock::{AtomicWord, Futex};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::{futex, robust};
-use crate::wire::stop_word::{self, FailedRank};
+use crate::wire::stop_word;
 
 /// Why a wait is over without what was waited for.
 #[derive(Debug)]
 pub(crate) enum Interrupted {
     WouldBlock,
     TimedOut(Duration),
-    Aborted(FailedRank),
+    Aborted(AbortedBy),
     /// This thread waits for itself.
     Deadlock,
     System(io::Error),
@@ -63,8 +64,8 @@ impl WaitPolicy {
     /// Whether there is nothing left of it.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         // First: a worker that is to end is told so, not that its time was up.
-        if let Some(failed) = stop_word::aborted_by() {
-            return Err(Interrupted::Aborted(failed));
+        if let Some(by) = AbortedBy::now() {
+            return Err(Interrupted::Aborted(by));
         }
         match *self {
             Self::Never => Err(Interrupted::WouldBlock),
@@ -103,13 +104,15 @@ impl WaitPolicy {
     /// As [`sleep`](Self::sleep); says by which of several words it was woken, the last one if by more; `None`: by
     /// none, or it is not known.
     pub(super) fn sleep_any(&self, words: &[(&AtomicU32, u32)]) -> Result<Option<usize>, Interrupted> {
-        // Before each sleep: the abort's word has changed already, so that a sleep on it would end at once, again and
+        // Before each sleep: an abort's word has changed already, so that a sleep on it would end at once, again and
         // again.
         self.check()?;
         // Outside of a worker nobody aborts, and one word is the old futex call, which every kernel has.
-        let slept = match (words, stop_word::abort_word()) {
-            (&[(word, expected)], None) => futex::wait(word, expected, self.next_look(true)).map(|()| None),
-            (_, abort) => self.sleep_on_many(words, abort),
+        let slept = match (words, abort::words()) {
+            (&[(word, expected)], aborts) if aborts.is_empty() => {
+                futex::wait(word, expected, self.next_look(true)).map(|()| None)
+            }
+            (_, aborts) => self.sleep_on_many(words, &aborts),
         };
         slept.map_err(Interrupted::System)
     }
@@ -134,10 +137,11 @@ impl WaitPolicy {
         fds: &[(BorrowedFd<'_>, Readiness)],
         most: Option<Duration>,
     ) -> Result<(), Interrupted> {
+        // A word cannot be polled, so each abort has an event beside it. That of a context stays readable.
+        let task = abort::task_rings().map_err(Interrupted::System)?;
         self.check()?;
-        // A word cannot be polled, so the abort has an event beside it, which stays readable.
-        let abort = stop_word::abort_event().map(|fd| (fd, Readiness::Readable));
-        let fds: Vec<_> = fds.iter().copied().chain(abort).collect();
+        let aborts = stop_word::abort_event().into_iter().chain(task.as_ref().map(AsFd::as_fd));
+        let fds: Vec<_> = fds.iter().copied().chain(aborts.map(|fd| (fd, Readiness::Readable))).collect();
         // Both ends are moments of one clock, so the earlier one is the end of this sleep, and the caller looks which
         // it was.
         let soon = most.and_then(|most| Moment::now().checked_add(most));
@@ -148,12 +152,12 @@ impl WaitPolicy {
     fn sleep_on_many(
         &self,
         words: &[(&AtomicU32, u32)],
-        abort: Option<(&AtomicU32, u32)>,
+        aborts: &[(&AtomicU32, u32)],
     ) -> io::Result<Option<usize>> {
-        // The abort is always among them. Of too many words the last are left out, and looked at again every
+        // Those of aborts are always among them. Of too many words the last are left out, and looked at again every
         // `LOOK_AROUND`.
-        let room = futex::MOST_WORDS - usize::from(abort.is_some());
-        let told: Vec<_> = words.iter().copied().take(room).chain(abort).collect();
+        let room = futex::MOST_WORDS - aborts.len();
+        let told: Vec<_> = words.iter().take(room).chain(aborts).copied().collect();
         match futex::wait_any(&told, self.next_look(words.len() <= room)) {
             // No futex_waitv (before Linux 5.16, or a filter): the first word is that of the usual wake, and the others
             // are looked at every `LOOK_AROUND`.

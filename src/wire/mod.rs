@@ -12,6 +12,7 @@
 //! - `framed`: a message of any size with any number of descriptors
 //! - `value_message`: an encoded value as one message
 //! - `result_channel`: results with memory beside them
+//! - `running_task`: the task that a worker of a pool runs, whose end ends its waits
 //! - `stop_word`: a word and an event by which a launcher tells its workers that it ends them
 //! - `stop_pipe`: the same for programs, in any language
 //! - `setup`: what a worker knows of itself, has of its own and does before its function
@@ -30,6 +31,7 @@ pub(crate) mod message;
 pub(crate) mod names;
 pub(crate) mod result_channel;
 pub(crate) mod roster;
+pub(crate) mod running_task;
 pub(crate) mod service;
 pub(crate) mod setup;
 pub(crate) mod slot;

@@ -30,7 +30,7 @@ use crate::wire::message::{Job, Shared};
 use crate::wire::names::{EXIT_RAISED, EXIT_REFUSED};
 use crate::wire::setup::Setup;
 use crate::wire::slot::SlotWriter;
-use crate::wire::{result_channel, roster, stop_pipe, stop_word};
+use crate::wire::{result_channel, roster, running_task, stop_pipe, stop_word};
 
 /// How long a worker waits for the guardian: to make room in the socket for the request, and to join the worker's process group.
 const ASKING: Duration = Duration::from_secs(10);
@@ -282,6 +282,7 @@ fn clean_up_after_fork(own: &[RawFd], output: Output<'_>) -> io::Result<()> {
     fd::close_inherited(Inherited::ThroughFork, own)?;
     segment::close_all();
     stop_word::forget();
+    running_task::forget();
     roster::forget();
     Ok(())
 }
