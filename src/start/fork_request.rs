@@ -1,5 +1,6 @@
 //! A request to fork with its descriptors, each in its place: the fork server's side of `fork_batch`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,9 +17,11 @@ use crate::worker::{Changes, Served};
 pub(super) struct OpenRequest<'a> {
     request: &'a ForkRequest<'a>,
     pub(super) ledger: Rc<Ledger>,
-    dir: BorrowedFd<'a>,
-    output: [BorrowedFd<'a>; 2],
+    /// The ledger, the working directory, stdout and stderr.
+    before: &'a [OwnedFd],
     jobs: &'a [OwnedFd],
+    /// Those that the jobs speak of.
+    named: &'a [OwnedFd],
     /// The numbers that descriptors have in the launcher, and have here.
     numbers: HashMap<RawFd, RawFd>,
     /// The report slots, one for each worker that is to be forked.
@@ -58,25 +61,53 @@ impl<'a> OpenRequest<'a> {
         let ledger = Ledger::open(before[0].as_fd(), request.nprocs);
         // Shared with the workers that are forked: their ends are recorded long after this request is dropped.
         let ledger = Rc::new(ledger.map_err(|error| Trouble::Malformed(format!("its ledger: {error}")))?);
-        let output = [before[2].as_fd(), before[3].as_fd()];
         // Compared here and not in each worker: a fork has what this process has, so the difference is the same for all.
-        let (dir, changes) = (before[1].as_fd(), attributes::changes(&request.attributes));
+        let changes = attributes::changes(&request.attributes);
         let outputs = [stdouts, stderrs];
-        Ok(Self { request, ledger, dir, output, jobs, numbers, slots, lifelines, outputs, changes })
+        Ok(Self { request, ledger, before, jobs, named, numbers, slots, lifelines, outputs, changes })
     }
 
     pub(super) fn death_signal(&self) -> Option<Signal> {
         Signal::new(self.request.death_signal)
     }
 
-    /// The marker of a worker, counted from the first of the request, whose report slot has this number.
-    pub(super) fn marker(&self, number: usize, report: RawFd) -> Marker {
+    /// The rank of a worker, counted from the first of the request.
+    pub(super) fn rank(&self, number: usize) -> usize {
+        self.request.first + number
+    }
+
+    /// The same request for one of its workers only, counted from the first, and the descriptors in the order of [`of`](Self::of).
+    pub(super) fn of_one(&self, number: usize) -> (ForkRequest<'_>, Vec<BorrowedFd<'_>>) {
+        let lifeline = self.lifelines.get(number);
+        let request = ForkRequest {
+            nprocs: self.request.nprocs,
+            first: self.rank(number),
+            worker_dirs: vec![self.request.worker_dirs[number]],
+            death_signal: self.request.death_signal,
+            attributes: Cow::Borrowed(&*self.request.attributes),
+            jobs: 1,
+            lifelines: lifeline.iter().count(),
+            piped: self.request.piped,
+            numbers: self.request.numbers.clone(),
+        };
+        let outputs = self.outputs.iter().filter_map(|streams| streams.get(number));
+        let jobs = self.before.iter().chain([self.job(number)]).chain(self.named);
+        let all = jobs.chain([&self.slots[number]]).chain(lifeline).chain(outputs);
+        (request, all.map(AsFd::as_fd).collect())
+    }
+
+    /// The job of a worker: one for all of them, or one for each.
+    fn job(&self, number: usize) -> &OwnedFd {
+        &self.jobs[number.min(self.jobs.len() - 1)]
+    }
+
+    /// The marker of a worker, counted from the first of the request, whose report slot has this number, and whose parent is this server.
+    pub(super) fn marker(&self, number: usize, report: RawFd, server: u32) -> Marker {
         Marker {
-            rank: self.request.first + number,
-            // The process that forks, as its parent: a worker compares the two.
-            launcher: std::process::id(),
-            // One job for all of them, or one for each.
-            job: self.jobs[number.min(self.jobs.len() - 1)].as_raw_fd(),
+            rank: self.rank(number),
+            // A worker compares it with its parent.
+            launcher: server,
+            job: self.job(number).as_raw_fd(),
             report,
             death_signal: self.death_signal(),
             worker_dir: self.request.worker_dirs[number],
@@ -87,7 +118,10 @@ impl<'a> OpenRequest<'a> {
 
     /// Applies to this process what all workers are to have from their launcher.
     pub(super) fn apply_attributes(&self) -> io::Result<()> {
-        attributes::apply(&self.request.attributes, self.dir, self.output)
+        let [_, dir, stdout, stderr] = self.before else {
+            return Err(io::Error::other("the request has no working directory, stdout and stderr"));
+        };
+        attributes::apply(&self.request.attributes, dir.as_fd(), [stdout.as_fd(), stderr.as_fd()])
     }
 
     /// What a worker, counted from the first of the request, has from this process.

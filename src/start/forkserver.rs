@@ -2,10 +2,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::server_link::{ServerLink, died, message};
+use super::server_link::{ANSWER, ServerLink, died, message};
+use super::spawn::{check_executable, check_init};
 use crate::error::{Error, RaisedError, WorkerError};
+use crate::sys::clock::Moment;
 use crate::sys::image::Image;
 use crate::sys::standing::Difference;
 use crate::wire::service::{Request, Trouble};
@@ -14,6 +18,8 @@ use crate::worker::entry::{self, Entry};
 // Locked for a whole question with its answer: one socket carries the questions of all threads, and answers come in their order.
 static LINK: Mutex<Option<ServerLink>> = Mutex::new(None);
 static PRELOAD: Mutex<Option<&'static Entry>> = Mutex::new(None);
+/// How many spares each server of this process is to have. Changed with the link locked.
+static SPARES: AtomicUsize = AtomicUsize::new(0);
 
 /// The server that forks the workers of [`StartMethod::ForkServer`](crate::StartMethod).
 ///
@@ -71,6 +77,47 @@ impl ForkServer {
         Ok(())
     }
 
+    /// Has the server keep `count` processes forked ahead of demand, from now on. A start takes as many of its workers from these as there
+    /// are, and forks the rest; soon after that the server forks others in their place. So a few workers come at the cost of a message each,
+    /// and a [`Pool`](crate::pool::Pool) replaces its workers sooner. None without this call, or with 0.
+    ///
+    /// A worker that was a spare has what any other has: environment, working directory, limits and the like of the thread that starts it,
+    /// as they are then, and a [`seed`](crate::seed()) of its own. [`after_fork`](crate::after_fork) hooks run when it becomes a worker.
+    /// Spares end with the server. One that was ended meanwhile is replaced a second later; a start never gets it. An idle one
+    /// costs some 100 KiB and no processor time; three descriptors of the server's.
+    ///
+    /// It starts the server if there is none, and returns when the spares are there. A later server, after the death of this one, has as
+    /// many.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{ForkServer, Options, StartMethod, start_processes};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// ForkServer::spares(2)?;
+    /// let options = Options::new(2).start_method(StartMethod::ForkServer);
+    /// let work = |rank: usize, ()| anyhow::Ok(rank);
+    /// assert_eq!(start_processes(work, (), options)?.join()?, [0, 1]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of a start by [`StartMethod::ForkServer`](crate::StartMethod::ForkServer), also where the system allows no more processes or
+    /// descriptors. Then there are as many as it allows, or none.
+    pub fn spares(count: usize) -> Result<(), Error> {
+        check_init(true)?;
+        check_executable()?;
+        let mut known = link();
+        SPARES.store(count, Relaxed);
+        // A new server forks them before it is known.
+        if known.as_ref().is_some_and(ServerLink::is_usable) {
+            keep_spares(connected(&mut known)?)
+        } else {
+            connected(&mut known).map(drop)
+        }
+    }
+
     /// The server's process, while there is one.
     #[must_use]
     pub fn pid() -> Option<u32> {
@@ -106,6 +153,9 @@ pub(super) fn connected(known: &mut Option<ServerLink>) -> Result<&mut ServerLin
         let link = ServerLink::start()?;
         // Before the link is known: a server whose preload function failed is ended, and the next start begins a new one.
         preload(&link)?;
+        if SPARES.load(Relaxed) > 0 {
+            keep_spares(&link)?;
+        }
         *known = Some(link);
     }
     known.as_mut().ok_or_else(|| died("before it could be used"))
@@ -120,6 +170,15 @@ fn preload(link: &ServerLink) -> Result<(), Error> {
     let (function, image_id) = (entry.name().to_owned(), image.id().to_vec());
     let request = Request::Preload { image: image_id, entry: entry.offset(image)?, function };
     let (reply, _) = link.ask(message(&request, Vec::new())?, None)?;
+    reply.trouble.map_or(Ok(()), |trouble| Err(before_any_rank(trouble)))
+}
+
+/// Has the server fork as many spares as are wanted.
+fn keep_spares(link: &ServerLink) -> Result<(), Error> {
+    let count = SPARES.load(Relaxed);
+    let each = ANSWER.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1));
+    let (reply, _) =
+        link.ask(message(&Request::Spares(count), Vec::new())?, Moment::now().checked_add(each))?;
     reply.trouble.map_or(Ok(()), |trouble| Err(before_any_rank(trouble)))
 }
 

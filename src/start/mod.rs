@@ -10,6 +10,7 @@
 //! - `fork_batch`: some workers that it is to fork
 //! - `fork_request`: what arrives of that in the server
 //! - `server`: the fork server process itself
+//! - `spares`: processes that it has forked ahead of demand
 //! - `guardian`: a part of the fork server, which ends what is left of a killed launcher's other workers
 //! - `attributes`: what the fork server's workers have from the thread that asks for them
 
@@ -24,6 +25,7 @@ mod method;
 mod plan;
 pub(crate) mod server;
 mod server_link;
+mod spares;
 mod spawn;
 mod spawner;
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::attributes;
 use super::fork_request::OpenRequest;
 use super::guardian::{Guardian, complain, is_readable};
+use super::spares::Spares;
 use crate::error::Raised;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::Epoll;
@@ -75,6 +76,7 @@ struct Server {
     standing: Standing,
     /// The workers that it has forked and not reaped, by pid.
     forked: HashMap<u32, Forked>,
+    spares: Spares,
 }
 
 /// A worker that this server has forked.
@@ -110,14 +112,20 @@ impl Server {
         launcher.iter().try_for_each(|launcher| epoll.add(launcher.as_fd(), LAUNCHER))?;
         epoll.add(ends.as_fd(), CHILDREN)?;
         let (standing, _) = Standing::of_caller()?;
-        Ok(Self { epoll, requests, guardian, launcher, ends, standing, forked: HashMap::new() })
+        let (forked, spares) = (HashMap::new(), Spares::none());
+        Ok(Self { epoll, requests, guardian, launcher, ends, standing, forked, spares })
     }
 
     /// Until the launcher is gone.
     fn serve(&mut self) -> io::Result<()> {
         while self.launcher.is_some() {
-            self.epoll.wait_until(None)?;
+            self.epoll.wait_until(self.spares.next())?;
             let ready = self.epoll.ready()?;
+            // Nothing else is to be done, so it is time for a spare.
+            if ready.is_empty() {
+                // If that is refused, starts fork their workers, and tell why they cannot.
+                let _ = self.spares.fork_one();
+            }
             // Looked at before all others: no process needs the answer to a dead launcher's request, and the workers would live on
             // meanwhile.
             if ready.contains(&LAUNCHER) {
@@ -144,6 +152,7 @@ impl Server {
         self.guardian.take(&self.epoll);
         let forked = self.forked.iter().filter(|(_, forked)| forked.ends_with_launcher);
         forked.for_each(|(&pid, _)| pidfd::kill_group_of_child(pid));
+        self.spares.end_all();
         self.guardian.end_all();
     }
 
@@ -154,9 +163,10 @@ impl Server {
             // The group first: once the child is reaped, its number may be another group's.
             pidfd::kill_group_of_child(pid);
             let exit = wait::reap_ended(pid)?;
-            // A pid that is not known here is that of a child of the preload function, which has returned and waits for it no longer.
-            if let Some(Forked { ledger, rank, .. }) = self.forked.remove(&pid) {
-                ledger.record(rank, exit);
+            match self.forked.remove(&pid) {
+                Some(Forked { ledger, rank, .. }) => ledger.record(rank, exit),
+                // A spare, or a child of the preload function, which has returned and waits for it no longer.
+                None => self.spares.forget(pid),
             }
         }
         Ok(())
@@ -170,6 +180,7 @@ impl Server {
             Ok(Some((Request::Preload { image, entry, function }, _))) => {
                 (Reply::of(self.preload(&image, entry, &function).err()), Vec::new())
             }
+            Ok(Some((Request::Spares(count), _))) => (Reply::of(self.keep_spares(count).err()), Vec::new()),
             Ok(Some((Request::Fork(request), descriptors))) => self.fork(&request, &descriptors),
             // A message is one packet, so the next message begins at its begin: only this request fails.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -201,6 +212,14 @@ impl Server {
         })
     }
 
+    fn keep_spares(&mut self, count: usize) -> Result<(), Trouble> {
+        self.spares.want(count);
+        while self.spares.is_short() {
+            self.spares.fork_one().map_err(trouble)?;
+        }
+        Ok(())
+    }
+
     fn fork(&mut self, request: &ForkRequest<'_>, descriptors: &[OwnedFd]) -> (Reply, Vec<OwnedFd>) {
         let (mut reply, mut pidfds) = (Reply::of(None), Vec::new());
         let done = OpenRequest::of(request, descriptors).and_then(|open| {
@@ -222,8 +241,16 @@ impl Server {
         pids: &mut Vec<u32>,
         pidfds: &mut Vec<OwnedFd>,
     ) -> Result<(), Trouble> {
-        let (death_signal, server) = (open.death_signal(), std::process::id());
-        for (number, slot) in open.slots.iter().enumerate() {
+        let server = std::process::id();
+        self.reap().map_err(|os| system(Step::Reap, &os))?;
+        if !self.launcher.as_ref().is_some_and(is_readable) {
+            for (number, (pid, pidfd)) in self.spares.hand_out(open).into_iter().enumerate() {
+                self.note_forked(pid, open, number);
+                pidfds.push(pidfd);
+                pids.push(pid);
+            }
+        }
+        for (number, slot) in open.slots.iter().enumerate().skip(pids.len()) {
             // A fork of much memory takes milliseconds, and a batch is 64 of them: workers that end meanwhile are reaped in
             // between, and those that ask for the guard are answered.
             self.reap().map_err(|os| system(Step::Reap, &os))?;
@@ -231,13 +258,11 @@ impl Server {
             if self.launcher.as_ref().is_some_and(is_readable) {
                 return Err(Trouble::Malformed("its launcher is gone".to_owned()));
             }
-            let marker = open.marker(number, slot.as_raw_fd());
+            let marker = open.marker(number, slot.as_raw_fd(), server);
             let pid =
                 fork::fork(alone, || worker::run(&marker, &Origin::Served(open.served(number, server))))
                     .map_err(trouble)?;
-            let (ledger, rank) = (open.ledger.clone(), marker.rank);
-            let ends_with_launcher = death_signal == Some(Signal::KILL);
-            self.forked.insert(pid, Forked { ledger, rank, ends_with_launcher });
+            self.note_forked(pid, open, number);
             // The worker does so too: whichever process comes first, the group is there when either goes on. An error means
             // that the worker has ended.
             let _ = fork::lead_own_group(pid);
@@ -251,6 +276,13 @@ impl Server {
             pids.push(pid);
         }
         Ok(())
+    }
+
+    /// Notes whose record the end of a process is.
+    fn note_forked(&mut self, pid: u32, open: &OpenRequest<'_>, number: usize) {
+        let (ledger, rank) = (open.ledger.clone(), open.rank(number));
+        let ends_with_launcher = open.death_signal() == Some(Signal::KILL);
+        self.forked.insert(pid, Forked { ledger, rank, ends_with_launcher });
     }
 }
 

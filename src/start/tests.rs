@@ -90,8 +90,8 @@ fn server_finds_each_descriptor_of_a_request_in_its_place() {
             let open = open.unwrap();
             assert_eq!((open.slots.len(), open.death_signal()), (2, Some(Signal::KILL)));
             for (number, [slot, end, stderr]) in sent.iter().enumerate() {
-                let marker = open.marker(number, open.slots[number].as_raw_fd());
-                assert_eq!((marker.rank, marker.launcher), (1 + number, std::process::id()));
+                let marker = open.marker(number, open.slots[number].as_raw_fd(), 7);
+                assert_eq!((marker.rank, marker.launcher), (1 + number, 7));
                 assert_eq!(file_of(marker.report), file_of(*slot));
                 assert_eq!(file_of(marker.lifeline.unwrap()), file_of(*end));
                 let [no_stdout, own_stderr] = open.served(number, 1).output;

@@ -75,8 +75,12 @@ pub(crate) fn descriptors() -> BTreeSet<(i32, String)> {
 
 /// All processes whose parent is this one, zombies included.
 pub(crate) fn children() -> BTreeSet<u32> {
-    let own = std::process::id();
-    processes().filter(|&pid| parent_of(pid) == Some(own)).collect()
+    children_of(std::process::id())
+}
+
+/// As [`children`], of another process.
+pub(crate) fn children_of(parent: u32) -> BTreeSet<u32> {
+    processes().filter(|&pid| parent_of(pid) == Some(parent)).collect()
 }
 
 /// The directories of named memory that this process and its workers have, and those that dead ones have left.

@@ -27,7 +27,9 @@ use serde::de::DeserializeOwned;
 mod leftovers;
 
 use leftovers::{Snapshot, take_own_directory};
-pub(crate) use leftovers::{children, descriptors, left_by_ended_processes, named_memory, own_name, trees};
+pub(crate) use leftovers::{
+    children, children_of, descriptors, left_by_ended_processes, named_memory, own_name, trees,
+};
 
 /// After so many seconds without an end, and the time of a race, a test is taken to hang: SIGALRM ends it and its
 /// workers.
