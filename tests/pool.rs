@@ -287,7 +287,7 @@ fn bad_options_are_refused() {
             Err(PoolError::InvalidOption(reason)) => reason,
             other => panic!("{other:?}"),
         };
-        assert!(refused(Pool::options(Options::new(0))).contains("1 to 65535 workers, not 0"));
+        assert!(refused(Pool::options(Options::new(0))).contains("1 to 32767 workers, not 0"));
         assert!(refused(Pool::options(Options::new(1)).capacity(0)).contains("not 0"));
         let fork = Options::new(1).start_method(StartMethod::Fork);
         assert!(refused(Pool::options(fork)).contains("Spawn or ForkServer"));

@@ -86,10 +86,10 @@ impl Pool {
     fn build(options: PoolOptions) -> Result<Self, PoolError> {
         let depth = inside::depth();
         options.check(depth)?;
-        let PoolOptions { workers, capacity, retries, limit, grace, recycle_after } = options;
-        let nprocs = workers.nprocs();
+        let (size, seats) = (options.size(), options.seats());
+        let PoolOptions { workers, capacity, retries, limit, grace, term, .. } = options;
         let queues = (queue(capacity)?, queue(capacity)?);
-        let ledger = Ledger::new(capacity, nprocs)?;
+        let ledger = Ledger::new(capacity, seats)?;
         let system = |doing| move |os| PoolError::System { doing, os };
         let event = || with_room(EventFd::new).map_err(system("make an event of a pool (eventfd)"));
         let copy = |event: &EventFd| event.as_fd().try_clone_to_owned().map(Descriptor::from);
@@ -102,11 +102,11 @@ impl Pool {
             full: copy(&call)?,
             asked: copy(&asked)?,
             depth: depth + 1,
-            most: recycle_after,
+            term,
         };
         let (plan, config) = plan_for_all(serve_entry(), &place, workers)
             .map_err(|error| PoolError::Start(Box::new(error)))?;
-        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace));
+        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace, size));
         let thread = Mutex::new(Some(start(hub.clone(), plan, config)?));
         Ok(Self(Arc::new(Owner { hub, thread, retries, limit })))
     }
@@ -123,7 +123,7 @@ impl Pool {
         self.0.retries
     }
 
-    /// How many workers it has.
+    /// How many workers it has, at the most: with [`PoolOptions::min`] it may have fewer at the moment ([`workers`](Self::workers)).
     #[must_use]
     pub fn size(&self) -> usize {
         self.hub().size()
@@ -269,10 +269,10 @@ impl Pool {
 }
 
 impl PoolOptions {
-    /// Makes the pool, and starts all its workers, or none.
+    /// Makes the pool, and starts all its workers, or its [`min`](Self::min), or none.
     ///
     /// # Errors
-    /// [`PoolError::InvalidOption`] for no workers or more than 65,535, for a capacity of 0 or more than 2^20, for
+    /// [`PoolError::InvalidOption`] for no workers or more than 32,767, fewer than [`min`](Self::min), for a capacity of 0 or more than 2^20, for
     /// [`StartMethod::Fork`](crate::StartMethod::Fork), since a pool has a thread, and for pools in pools deeper than 8;
     /// [`PoolError::Start`] when a worker cannot be started, as [`start_processes`](crate::start_processes);
     /// [`PoolError::Memory`], [`PoolError::Queue`] and [`PoolError::System`] when the system refuses.

@@ -11,6 +11,7 @@ use super::inbox::{Delivery, Inbox};
 use super::label::{TaskLabel, Ticket};
 use super::ledger::{self, Cell, Ledger};
 use super::occupant::{EndedBy, Occupant};
+use super::seats::Size;
 use super::serve::{ResultMessage, TaskMessage};
 use crate::queue::{Outgoing, Queue, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
@@ -42,6 +43,8 @@ pub(super) struct Hub {
     pub(super) ledger: Ledger,
     /// How long a task that was asked to end has before its worker is killed.
     pub(super) grace: Duration,
+    /// How many workers there may be.
+    pub(super) size: Size,
     state: Mutex<State>,
     /// Wakes the pool's thread when a result has been delivered, or the thread that takes them has gone.
     pub(super) delivered: Condvar,
@@ -60,8 +63,12 @@ pub(super) struct State {
     /// Whether a thread takes results out of the queue; the others sleep.
     pub(super) pumps: bool,
     pub(super) sleepers: VecDeque<Thread>,
-    /// The processes of the workers, by number.
+    /// The processes of the workers, by seat; 0: there is none.
     pub(super) pids: Vec<u32>,
+    /// The most tasks that had not ended at a time, since the pool's thread last looked.
+    pub(super) peak: usize,
+    /// With more tasks than this that thread is called, since workers may be missing.
+    pub(super) calls_above: usize,
     /// Threads that sleep until a task has ended, to put another one.
     pub(super) without_room: Vec<Thread>,
     /// How many results have been delivered, modulo 2^32: the queue counts those that were put.
@@ -133,6 +140,7 @@ impl Hub {
         ledger: Ledger,
         (call, asked): (EventFd, EventFd),
         grace: Duration,
+        size: Size,
     ) -> Self {
         let cells = ledger.cells().len();
         let state = State {
@@ -142,6 +150,8 @@ impl Hub {
             pumps: false,
             sleepers: VecDeque::new(),
             pids: vec![0; ledger.desks().len()],
+            peak: 0,
+            calls_above: usize::MAX,
             without_room: Vec::new(),
             delivered: 0,
             drain: 0,
@@ -153,7 +163,7 @@ impl Hub {
         };
         let owner = (Here::now(), std::process::id());
         let state = Mutex::new(state);
-        Self { tasks, results, ledger, grace, state, delivered: Condvar::new(), call, asked, owner }
+        Self { tasks, results, ledger, grace, size, state, delivered: Condvar::new(), call, asked, owner }
     }
 
     /// Gives up a cell; tells the pool's thread when it was the last one that a closed pool has waited for.
@@ -177,9 +187,9 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many workers there are to be.
+    /// How many workers there may be.
     pub(super) fn size(&self) -> usize {
-        self.ledger.desks().len()
+        self.size.most
     }
 
     /// Whether this process is the one that made the pool.
@@ -260,6 +270,10 @@ impl Hub {
             kept,
             ended_by,
         });
+        state.peak = state.peak.max(state.outstanding());
+        if state.outstanding() > state.calls_above {
+            self.call.ring();
+        }
         if let Some(at) = limit.and_then(|limit| Moment::now().checked_add(limit)) {
             self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Limit });
         }

@@ -10,6 +10,7 @@ use super::alarm::{Alarm, Purpose};
 use super::hub::{Hub, Phase};
 use super::label::Ticket;
 use super::ledger::{self, Standing};
+use super::seats::{Seat, Seats};
 use crate::context::postmortem;
 use crate::context::{GroupConfig, postmortem::End};
 use crate::error::{Cause, Error, Outcome, Status};
@@ -30,9 +31,12 @@ const AGAIN: Duration = Duration::from_millis(5);
 const EARLY: usize = 3;
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// One worker.
-#[derive(Debug)]
+/// The worker of a seat.
+#[derive(Debug, Default)]
 struct Worker {
+    /// The number of its process among the children; `None`: there was none at this seat yet.
+    child: Option<usize>,
+    /// `None` when it has ended.
     slot: Option<Slot>,
     /// What its desk said at its start: its predecessor's count.
     begun: u64,
@@ -44,8 +48,13 @@ pub(super) struct Keeper {
     config: GroupConfig,
     /// Above `workers`: dropping the group ends the children, which may write into their slots until then.
     children: Group,
-    /// By number.
+    /// By seat.
     workers: Vec<Worker>,
+    /// By the number of the child.
+    seats_of: Vec<usize>,
+    seats: Seats,
+    /// When it looks whether there were more workers than were needed.
+    next_look: Option<Moment>,
     began: Moment,
     /// When workers have ended before they began a task.
     early: Vec<Moment>,
@@ -74,31 +83,88 @@ impl Keeper {
             Ok(children)
         });
         let children = watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
-        let (began, workers) = (Moment::now(), Vec::with_capacity(hub.size()));
-        let (early, next_start, ending) = (Vec::new(), None, None);
-        let mut keeper = Self { hub, plan, config, children, workers, began, early, next_start, ending };
-        for number in 0..keeper.hub.size() {
-            keeper.start_worker(number)?;
+        let count = hub.ledger.desks().len();
+        let mut keeper = Self {
+            seats: Seats::new(hub.size(), count),
+            workers: (0..count).map(|_| Worker::default()).collect(),
+            hub,
+            plan,
+            config,
+            children,
+            seats_of: Vec::new(),
+            next_look: None,
+            began: Moment::now(),
+            early: Vec::new(),
+            next_start: None,
+            ending: None,
+        };
+        for seat in keeper.seats.to_start(keeper.hub.size.min) {
+            keeper.start_worker(seat)?;
         }
+        keeper.note_size();
         Ok(keeper)
     }
 
-    fn start_worker(&mut self, number: usize) -> Result<(), Error> {
-        let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
-        let (children, workers, hub) = (&mut self.children, &mut self.workers, &self.hub);
-        start::start_rank(&mut self.plan, number, |child, slot| {
-            hub.lock().pids[number] = child.pid();
-            // The desk of a worker that has died still says what it ran.
-            hub.ledger.desks()[number].cell.store(0, Relaxed);
+    fn start_worker(&mut self, seat: usize) -> Result<(), Error> {
+        let (hub, place) = (&self.hub, seat % self.hub.size());
+        let desk = &hub.ledger.desks()[seat];
+        // The desk of a worker that has died still says what it ran.
+        desk.cell.store(0, Relaxed);
+        desk.leaving.store(0, Relaxed);
+        // Read once, by this worker: another one is started at this place only when this one has begun a task or has ended.
+        hub.ledger.desks()[place].seat.store(seat as u64, Relaxed);
+        let (children, worker, seats_of) = (&mut self.children, &mut self.workers[seat], &mut self.seats_of);
+        start::start_rank(&mut self.plan, place, |child, slot| {
+            hub.lock().pids[seat] = child.pid();
             // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
-            let worker = Worker { slot: Some(slot), begun };
-            if let Some(place) = workers.get_mut(number) {
-                *place = worker;
+            worker.slot = Some(slot);
+            worker.begun = desk.begun.load(Relaxed);
+            if let Some(number) = worker.child {
                 return children.replace(number, child);
             }
-            workers.push(worker);
+            worker.child = Some(seats_of.len());
+            seats_of.push(seat);
             children.add(child)
-        })
+        })?;
+        self.seats.set(seat, Seat::Taken);
+        Ok(())
+    }
+
+    /// Notes which workers have said that they leave.
+    fn look_at_desks(&mut self) {
+        let leaving = self.hub.ledger.desks().iter().enumerate();
+        for (seat, _) in leaving.filter(|(_, desk)| desk.leaving.load(Relaxed) != 0) {
+            self.seats.note_leaving(seat);
+        }
+    }
+
+    /// Tells the handles with how many tasks this thread is to be called, and itself when it looks for workers that are not needed.
+    fn note_size(&mut self) {
+        let (size, staying) = (self.hub.size, self.seats.staying());
+        self.hub.lock().calls_above = size.calls_above(staying);
+        self.next_look = match size.may_shrink(staying) {
+            Some(time) => self.next_look.or_else(|| Moment::now().checked_add(time)),
+            None => None,
+        };
+    }
+
+    /// Asks workers to leave that were not needed since the last look.
+    //
+    // From the table alone, and from the beginning at each look: whatever became of a message that asked one to leave, the next look
+    // counts those who are there.
+    fn look_for_idle(&mut self) {
+        if self.next_look.is_none_or(|at| at > Moment::now()) {
+            return;
+        }
+        self.next_look = None;
+        let (peak, is_open) = {
+            let mut state = self.hub.lock();
+            let now = state.outstanding();
+            (std::mem::replace(&mut state.peak, now), state.phase == Phase::Open)
+        };
+        if is_open {
+            (0..self.hub.size.surplus(self.seats.staying(), peak)).for_each(|_| self.hub.ask_one_to_leave());
+        }
     }
 
     /// Keeps the pool until it has ended.
@@ -135,15 +201,19 @@ impl Keeper {
             }
         }
         self.look_at_alarms();
+        self.look_for_idle();
         self.put_again();
         self.enter_phase();
         for (number, why) in self.children.carry_on() {
             self.give_up_on(number, &why);
         }
-        if self.children.running() == 0 && !self.replaces() {
+        let wanted = self.wanted();
+        if self.children.running() == 0 && wanted.is_none() {
             return Ok(false);
         }
-        self.replace_ended();
+        self.look_at_desks();
+        self.start_missing(wanted.unwrap_or(0));
+        self.note_size();
         self.children.wait_until(self.deadline())?;
         Ok(true)
     }
@@ -151,28 +221,33 @@ impl Keeper {
     fn deadline(&self) -> Option<Moment> {
         let state = self.hub.lock();
         let again = (!state.again.is_empty()).then(|| Moment::now().checked_add(AGAIN)).flatten();
-        [state.alarms.next(), again, self.next_start].into_iter().flatten().min()
+        [state.alarms.next(), again, self.next_start, self.next_look].into_iter().flatten().min()
     }
 
-    /// Whether workers that have ended are replaced.
-    fn replaces(&self) -> bool {
+    /// How many workers there are to be; `None`: no more are started.
+    fn wanted(&self) -> Option<usize> {
         let state = self.hub.lock();
-        match state.phase {
+        let outstanding = state.outstanding();
+        let starts = match state.phase {
             Phase::Open => true,
-            Phase::Closing => state.outstanding() > 0,
+            Phase::Closing => outstanding > 0,
             Phase::Ending { .. } | Phase::Broken(_) => false,
-        }
+        };
+        starts.then(|| self.hub.size.wanted(outstanding))
     }
 
     /// Takes in the end of a worker, and tells what it means for its tasks.
     fn take_end(&mut self, number: usize) -> std::io::Result<()> {
         let Some(known) = self.children.reap(number)? else { return Ok(()) };
+        let seat = self.seats_of[number];
         // All that it had put before it died is in the queue, and counts.
         self.hub.drain();
-        let held = self.hub.held_by(number as u16);
+        let held = self.hub.held_by(seat as u16);
         let outcome = self.examine(number, &known, &held);
-        self.note_early_end(number, &outcome);
+        self.seats.set(seat, Seat::Empty);
+        self.note_early_end(seat, &outcome);
         let mut state = self.hub.lock();
+        state.pids[seat] = 0;
         for (ticket, standing) in held {
             self.hub.settle(&mut state, ticket, standing, &outcome);
         }
@@ -189,23 +264,30 @@ impl Keeper {
         let running = held.first().and_then(|(ticket, _)| state.occupants[ticket.cell as usize].as_ref());
         let callee = running.map_or(self.config.callee, |occupant| occupant.entry.callee(None));
         drop(state);
-        let ended = match self.workers[number].slot.take() {
+        let seat = self.seats_of[number];
+        let ended = match self.workers[seat].slot.take() {
             Some(slot) => postmortem::examine(slot, known, times, callee, Vec::new()).ended,
             None => End::left_behind(&LeftBehind::Survived, times).ended,
         };
-        Outcome { rank: number, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() }
+        Outcome {
+            rank: seat % self.hub.size(),
+            pid,
+            exiting: false,
+            ended: Some(ended),
+            stderr_tail: Vec::new(),
+        }
     }
 
     /// Counts the workers that end before they have begun a task; with too many the pool is broken.
-    fn note_early_end(&mut self, number: usize, outcome: &Outcome) {
-        let begun = self.hub.ledger.desks()[number].begun.load(Relaxed);
+    fn note_early_end(&mut self, seat: usize, outcome: &Outcome) {
+        let begun = self.hub.ledger.desks()[seat].begun.load(Relaxed);
         // A SIGKILL from outside does not show that the worker cannot begin. One of the kernel's for want of memory does.
         let is_killed = matches!(outcome.status(), Status::Signaled { signal: Signal::KILL, .. })
             && !matches!(outcome.cause(), Some(Cause::OutOfMemory { .. }));
         if is_killed {
             return;
         }
-        if begun != self.workers[number].begun || outcome.status() == Status::Succeeded {
+        if begun != self.workers[seat].begun || outcome.status() == Status::Succeeded {
             self.early.clear();
             return;
         }
@@ -229,11 +311,14 @@ impl Keeper {
         let times = (self.began, self.children.started(number));
         let pid = self.children.pids().nth(number).unwrap_or(0);
         let ended = End::left_behind(why, times).ended;
-        self.workers[number].slot = None;
-        let outcome =
-            Outcome { rank: number, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() };
+        let seat = self.seats_of[number];
+        self.workers[seat].slot = None;
+        self.seats.set(seat, Seat::Empty);
+        let rank = seat % self.hub.size();
+        let outcome = Outcome { rank, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() };
         let mut state = self.hub.lock();
-        for (ticket, standing) in Hub::held(&self.hub.ledger, &state, number as u16) {
+        state.pids[seat] = 0;
+        for (ticket, standing) in Hub::held(&self.hub.ledger, &state, seat as u16) {
             self.hub.settle(&mut state, ticket, standing, &outcome);
         }
     }
@@ -254,8 +339,11 @@ impl Keeper {
     /// Kills the worker that runs a task, if it still does.
     fn kill(&mut self, ticket: Ticket) {
         let Some(worker) = ledger::condemn(&self.hub.cell(ticket).word, ticket.generation) else { return };
+        let Some(number) = self.workers.get(usize::from(worker)).and_then(|worker| worker.child) else {
+            return;
+        };
         // Refused: the worker waits for its end, and a later teardown gives it up.
-        let _ = self.children.signal(worker.into(), Signal::KILL);
+        let _ = self.children.signal(number, Signal::KILL);
     }
 
     fn put_again(&self) {
@@ -302,17 +390,11 @@ impl Keeper {
         self.children.stop(Some(stop));
     }
 
-    /// Starts workers in the places of those that have ended.
-    fn replace_ended(&mut self) {
+    /// Starts workers where fewer stay than are wanted.
+    fn start_missing(&mut self, wanted: usize) {
         self.next_start = None;
-        // One that a debugger keeps from being reaped has its slot.
-        let is_gone = |&&number: &&usize| self.workers[number].slot.is_none();
-        let missing: Vec<_> = self.children.order().iter().filter(is_gone).copied().collect();
-        for number in missing {
-            if !self.replaces() {
-                return;
-            }
-            if let Err(error) = self.start_worker(number) {
+        for seat in self.seats.to_start(wanted) {
+            if let Err(error) = self.start_worker(seat) {
                 self.note_failed_start(format!("a worker cannot be started: {error}"));
                 self.next_start = Moment::now().checked_add(AGAIN);
                 return;

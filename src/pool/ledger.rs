@@ -28,6 +28,7 @@ use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::clock::Moment;
 use crate::sys::futex;
+use crate::sys::robust::{MapPin, RobustWord};
 use crate::transfer::record::{Record, TypeTag};
 
 /// Where a task is.
@@ -280,6 +281,12 @@ atomic_record! {
         pub(super) cell: AtomicU64,
         /// The time for which functions have run; nanoseconds.
         pub(super) busy: AtomicU64,
+        /// 1: the worker takes no more tasks after the one that it has.
+        pub(super) leaving: AtomicU64,
+        /// The seat of the worker that is being started at this place. The pool writes it before the start, the worker reads it once.
+        pub(super) seat: AtomicU64,
+        /// Owned by the worker that takes tasks at this place, where a successor may wait for it.
+        pub(super) place: RobustWord,
     }
 }
 
@@ -295,10 +302,10 @@ const CELLS: &str = "cells of a pool";
 const DESKS: &str = "desks of a pool";
 
 impl Ledger {
-    pub(super) fn new(cells: usize, workers: usize) -> Result<Self, MemoryError> {
+    pub(super) fn new(cells: usize, seats: usize) -> Result<Self, MemoryError> {
         Ok(Self {
             cells: Record::new(TypeTag::of::<()>(CELLS), cells * size_of::<Cell>())?,
-            desks: Record::new(TypeTag::of::<()>(DESKS), workers * size_of::<Desk>())?,
+            desks: Record::new(TypeTag::of::<()>(DESKS), seats * size_of::<Desk>())?,
         })
     }
 
@@ -307,7 +314,12 @@ impl Ledger {
         self.cells.beside()
     }
 
-    /// One for each worker, by its number.
+    /// Keeps the desks mapped for the owner of a place.
+    pub(super) fn pin(&self) -> MapPin {
+        self.desks.lender_pin()
+    }
+
+    /// One for each seat. That of a place is also its first seat's.
     pub(super) fn desks(&self) -> &[Desk] {
         self.desks.beside()
     }

@@ -38,6 +38,8 @@
 // - `serve`: a worker
 // - `inside`: what a task can ask while it runs
 // - `keeper`: the thread that starts and replaces workers, and keeps time
+// - `seats`: pure: how many workers there are to be, and which are to be started
+// - `leaving`: how a worker comes to its place and leaves it
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
 // - `alarm`: moments at which that thread looks at a task
@@ -53,10 +55,12 @@ mod inbox;
 mod inside;
 mod keeper;
 mod label;
+mod leaving;
 mod ledger;
 mod map;
 mod occupant;
 mod options;
+mod seats;
 mod serve;
 mod settle;
 mod stats;

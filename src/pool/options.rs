@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::error::PoolError;
+use super::seats::{Size, Term};
 use crate::Options;
 
 /// How many pools may be around one another: a task that makes a pool for tasks that make a pool …
@@ -11,8 +12,8 @@ const DEEPEST: u32 = 8;
 const GRACE: Duration = Duration::from_secs(5);
 /// How many tasks may be on their way.
 const CAPACITY: usize = 16 << 10;
-/// More than a cell's word can name.
-const MOST_WORKERS: usize = u16::MAX as usize;
+/// More than a cell's word can name, two for each place.
+const MOST_WORKERS: usize = u16::MAX as usize / 2;
 
 /// How a pool is made: [`Pool::options`](super::Pool::options).
 ///
@@ -37,12 +38,15 @@ pub struct PoolOptions {
     pub(super) retries: u32,
     pub(super) limit: Option<Duration>,
     pub(super) grace: Duration,
-    pub(super) recycle_after: Option<u64>,
+    pub(super) term: Term,
+    pub(super) min: Option<usize>,
+    pub(super) idle_after: Option<Duration>,
 }
 
 impl PoolOptions {
     pub(super) fn new(workers: Options) -> Self {
-        Self { workers, capacity: CAPACITY, retries: 0, limit: None, grace: GRACE, recycle_after: None }
+        let (term, min, idle_after) = (Term::default(), None, None);
+        Self { workers, capacity: CAPACITY, retries: 0, limit: None, grace: GRACE, term, min, idle_after }
     }
 
     /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
@@ -69,10 +73,61 @@ impl PoolOptions {
         Self { grace, ..self }
     }
 
+    /// How many workers there are at the least; without it all are started at once, and stay. With it the pool starts with so many, 0 too,
+    /// and starts another one, up to the number of its [`Options`], when it has more calls and chunks than workers.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(4)).min(0).idle_after(Duration::from_secs(10)).build()?;
+    /// assert_eq!((pool.size(), pool.workers().len()), (4, 0));
+    /// pool.submit(|()| anyhow::Ok(()), ())?.join()?;
+    /// assert_eq!(pool.workers().len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn min(self, workers: usize) -> Self {
+        Self { min: Some(workers), ..self }
+    }
+
+    /// Ends workers above [`min`](Self::min) that were not needed for so long; without it they stay. The pool looks once in that time
+    /// how many calls and chunks it has had at once at the most, and ends as many workers as were more than that: idle ones, each as
+    /// after its last call. A worker that is not needed ends after one to two such times.
+    pub fn idle_after(self, time: Duration) -> Self {
+        Self { idle_after: Some(time), ..self }
+    }
+
     /// Replaces each worker after this number of tasks and items; with 1 each task has a process of its own. A chunk of a map counts with
-    /// all its items, and is not cut.
-    pub fn recycle_after(self, tasks: u64) -> Self {
-        Self { recycle_after: Some(tasks.max(1)), ..self }
+    /// all its items, and is not cut. With more than 10 each worker has up to a tenth more or less, so that not all leave at once.
+    ///
+    /// The successor is started when the last task begins, and takes tasks as soon as its predecessor has handed in that one's result.
+    /// With [`StartMethod::ForkServer`](crate::StartMethod::ForkServer), and [spares](crate::ForkServer::spares), it starts soonest.
+    pub fn recycle_after(mut self, tasks: u64) -> Self {
+        self.term.tasks = Some(tasks.max(1));
+        self
+    }
+
+    /// Replaces a worker that has more memory of its own than so many bytes after a task: RssAnon of proc_pid_status(5), which shared
+    /// tensors and the executable do not count for. It looks after each task of 10 ms or more, and after shorter ones once in 10 ms. The
+    /// task that has taken the memory is done.
+    pub fn recycle_above(mut self, bytes: u64) -> Self {
+        self.term.bytes = Some(bytes);
+        self
+    }
+
+    /// How many workers there may be, and when there are fewer.
+    pub(super) fn size(&self) -> Size {
+        let most = self.workers.nprocs();
+        Size { min: self.min.unwrap_or(most).min(most), most, idle_after: self.idle_after }
+    }
+
+    /// One seat a worker, or two, where workers are replaced as they work.
+    pub(super) fn seats(&self) -> usize {
+        self.workers.nprocs() * if self.term.has_end() { 2 } else { 1 }
     }
 
     pub(super) fn check(&self, depth: u32) -> Result<(), PoolError> {
@@ -80,6 +135,13 @@ impl PoolOptions {
         let refuse = |reason: String| Err(PoolError::InvalidOption(reason));
         if workers == 0 || workers > MOST_WORKERS {
             return refuse(format!("it can have 1 to {MOST_WORKERS} workers, not {workers}"));
+        }
+        if self.min.is_some_and(|min| min > workers) {
+            let min = self.min.unwrap_or(0);
+            return refuse(format!("it can have {workers} workers, so min cannot be {min}"));
+        }
+        if self.idle_after == Some(Duration::ZERO) {
+            return refuse("idle_after of no time would end workers between any two calls".to_owned());
         }
         if self.capacity == 0 || self.capacity > 1 << 20 {
             return refuse(format!("its capacity can be 1 to 1048576 tasks, not {}", self.capacity));

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::chunk;
 use super::inside::{self, Inside};
 use super::label::{Kind, ResultLabel, TaskLabel, Ticket};
+use super::leaving::{self, Service};
 use super::ledger::{self, Cell, Desk, Ledger, State};
+use super::seats::Term;
 use crate::memory::descriptor::Descriptor;
 use crate::queue::{Incoming, Outgoing, Queue, QueueError, message_buffer};
 use crate::sync::wait_policy::WaitPolicy;
@@ -21,7 +23,7 @@ use crate::sys::event::EventFd;
 use crate::sys::image::Image;
 use crate::transfer::received::Received;
 use crate::worker::entry::{self, CallError, Entry};
-use crate::worker::report;
+use crate::worker::{hooks, report};
 
 /// What the queue of tasks carries: labels and arguments, which no type of its own describes.
 #[derive(Debug)]
@@ -37,14 +39,14 @@ pub(super) struct Place {
     pub(super) tasks: Queue<TaskMessage>,
     pub(super) results: Queue<ResultMessage>,
     pub(super) ledger: Ledger,
-    /// The event by which a worker tells the pool that the queue of results is full.
+    /// The event by which a worker tells the pool that the queue of results is full, or that it leaves.
     pub(super) full: Descriptor,
     /// The event by which the pool tells its workers that it has asked a task to end.
     pub(super) asked: Descriptor,
     /// How many pools are around this one: 1 for that of a program.
     pub(super) depth: u32,
-    /// After how many tasks and items the worker is replaced.
-    pub(super) most: Option<u64>,
+    /// When its workers leave by themselves.
+    pub(super) term: Term,
 }
 
 /// How long the queue of results may be full before the pool's own thread is called. Threads that wait for results make room much
@@ -52,24 +54,28 @@ pub(super) struct Place {
 const UNTAKEN: Duration = Duration::from_millis(1);
 
 /// Runs a worker of a pool, until the pool has no more tasks for it.
-pub(super) fn serve(number: usize, place: Place) -> anyhow::Result<()> {
+pub(super) fn serve(rank: usize, place: Place) -> anyhow::Result<()> {
     let image = Image::main().context("identify this executable")?;
-    let number = u16::try_from(number).context("the number of a worker")?;
-    inside::serve(place.ledger.clone(), number, place.depth, place.asked.clone());
+    let (seat, ledger) = (leaving::seat(&place.ledger, rank)?, place.ledger.clone());
+    inside::serve(place.ledger.clone(), seat, place.depth, place.asked.clone());
     let full = EventFd::from_descriptor(place.full.clone());
-    let mut worker = Server { number, place, full, image, known: Slot::new(None), begun: 0 };
+    let service = Service::new(place.term.for_one(hooks::seed()));
+    let waits = place.term.has_end();
+    let mut worker = Server { rank, seat, place, full, image, known: Slot::new(None), service };
+    let _place = waits.then(|| leaving::take_place(&ledger, rank)).transpose()?;
     while worker.serve_one()? {}
     Ok(())
 }
 
 struct Server {
-    number: u16,
+    rank: usize,
+    seat: u16,
     place: Place,
     full: EventFd<Descriptor>,
     image: &'static Image,
     /// The function that was called last: most tasks of a pool call the same one.
     known: Slot<Option<(u64, &'static Entry)>>,
-    begun: u64,
+    service: Service,
 }
 
 /// A task in this worker's hands.
@@ -83,31 +89,56 @@ struct Taken<'a> {
 impl Server {
     /// Takes one task and does it. False: there will be no more for this worker.
     fn serve_one(&mut self) -> anyhow::Result<bool> {
-        let mut claimed = None;
-        let claim = |bytes: &[u8], number| claimed = self.claim(bytes, number);
+        let (mut claimed, mut leaves) = (None, false);
+        let claim = |bytes: &[u8], number| {
+            claimed = self.claim(bytes, number);
+            leaves = claimed.is_none() && leaving::is_request(bytes);
+        };
         let taken = self.place.tasks.core().get_noted(&WaitPolicy::Forever, claim);
         let message = match taken {
             Err(QueueError::Closed) => return Ok(false),
             taken => taken.context("take a task")?,
         };
+        if leaves {
+            self.leave();
+            return Ok(false);
+        }
         // `None`: the task was cancelled, or given to another worker.
         let Some((label, cell)) = claimed else { return Ok(true) };
-        if !ledger::begin(&cell.word, label.ticket.generation, self.number) {
+        if !ledger::begin(&cell.word, label.ticket.generation, self.seat) {
             return Ok(true);
+        }
+        let is_last = self.service.begin(u64::from(label.items.max(1)));
+        if is_last {
+            self.leave();
         }
         self.desk().cell.store(u64::from(label.ticket.cell) + 1, Relaxed);
         let entry = self.entry(label.function)?;
-        self.work(&Taken { label, cell, entry, began: Moment::now() }, message)?;
+        let began = Moment::now();
+        self.work(&Taken { label, cell, entry, began }, message)?;
         self.desk().cell.store(0, Relaxed);
-        self.begun += u64::from(label.items.max(1));
-        Ok(self.place.most.is_none_or(|most| self.begun < most))
+        if is_last {
+            return Ok(false);
+        }
+        let stays = !self.service.is_too_large(began);
+        if !stays {
+            self.leave();
+        }
+        Ok(stays)
+    }
+
+    /// Tells the pool that this worker takes no other task, so that it starts the next one.
+    fn leave(&self) {
+        if leaving::announce(self.desk()) {
+            self.full.ring();
+        }
     }
 
     /// The label of a message, and the cell of its task, if the task is this worker's from now on.
     fn claim(&self, bytes: &[u8], number: u32) -> Option<(TaskLabel, &Cell)> {
         let label = TaskLabel::read(bytes)?;
         let cell = self.place.ledger.cells().get(label.ticket.cell as usize)?;
-        cell.claim(label.ticket.generation, self.number, number).then_some((label, cell))
+        cell.claim(label.ticket.generation, self.seat, number).then_some((label, cell))
     }
 
     fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
@@ -121,7 +152,7 @@ impl Server {
     }
 
     fn desk(&self) -> &Desk {
-        &self.place.ledger.desks()[usize::from(self.number)]
+        &self.place.ledger.desks()[usize::from(self.seat)]
     }
 
     fn work(&self, task: &Taken<'_>, message: Incoming) -> anyhow::Result<()> {
@@ -164,7 +195,7 @@ impl Server {
         into.extend_from_slice(&label.to_bytes());
         let call = || {
             let _inside = Inside::of(label.ticket);
-            task.entry.call(self.number.into(), arguments, received, into)
+            task.entry.call(self.rank, arguments, received, into)
         };
         let message = match report::attempt(call, trouble) {
             Ok(encoded) => Outgoing::of_encoded(ResultLabel::LEN, encoded, self.most())

@@ -6,9 +6,12 @@ use super::error::TaskFailure;
 use super::hub::{Hub, Phase, State};
 use super::inbox::Delivery;
 use super::label::Ticket;
+use super::leaving;
 use super::ledger::{self, Ledger, Standing};
 use super::occupant::{self, EndedBy, Fate, Left};
 use crate::error::Outcome;
+use crate::queue::Outgoing;
+use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 
 impl Hub {
@@ -78,6 +81,13 @@ impl Hub {
             *kept = chunk::without_items(kept, skipped, again, occupant.items);
         }
         self.put_again(state, again);
+    }
+
+    /// Asks one worker to leave: whichever takes the message, which is one that has nothing to do.
+    pub(super) fn ask_one_to_leave(&self) {
+        let message = Outgoing::labelled(&leaving::request().to_bytes(), &(), self.tasks.core().inline());
+        // A full queue has tasks, and no worker is idle.
+        let _ = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
     }
 
     /// Looks at a task with a time limit, at the moment at which it may be up.

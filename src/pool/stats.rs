@@ -1,9 +1,11 @@
 //! What a pool does at this moment, read from what its workers say of themselves: no message, and no worker is held up.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
-use super::hub::Hub;
+use super::hub::{Hub, State};
+use super::ledger::Desk;
 
 /// What a [`Pool`](super::Pool) has done and has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,19 +45,29 @@ impl Hub {
 
     pub(super) fn worker_stats(&self) -> Vec<WorkerStats> {
         let state = self.lock();
-        let named = self.ledger.desks().iter().zip(&state.pids).enumerate();
-        let stats = named.map(|(number, (desk, &pid))| {
-            let cell = (desk.cell.load(Acquire) as usize).checked_sub(1);
-            let occupant = cell.and_then(|cell| state.occupants.get(cell)?.as_ref());
-            WorkerStats {
-                number,
-                pid,
-                running: occupant.map(|occupant| occupant.entry.name().to_owned()),
-                begun: desk.begun.load(Relaxed),
-                failed: desk.failed.load(Relaxed),
-                busy: Duration::from_nanos(desk.busy.load(Relaxed)),
-            }
-        });
-        stats.collect()
+        (0..self.size()).filter_map(|place| self.stats_of(place, &state)).collect()
+    }
+
+    /// `None`: there is no worker at this place.
+    fn stats_of(&self, place: usize, state: &State) -> Option<WorkerStats> {
+        let desks = self.ledger.desks();
+        let seats = || (place..desks.len()).step_by(self.size());
+        let running = |seat: usize| {
+            let cell = (desks[seat].cell.load(Acquire) as usize).checked_sub(1)?;
+            Some(state.occupants.get(cell)?.as_ref()?.entry.name().to_owned())
+        };
+        // Of two, the one that runs something: the other waits for the place, or is ending.
+        let present = seats().filter(|&seat| state.pids[seat] != 0);
+        let (seat, running) =
+            present.map(|seat| (seat, running(seat))).max_by_key(|(_, running)| running.is_some())?;
+        let sum = |of: fn(&Desk) -> &AtomicU64| seats().map(|seat| of(&desks[seat]).load(Relaxed)).sum();
+        Some(WorkerStats {
+            number: place,
+            pid: state.pids[seat],
+            running,
+            begun: sum(|desk| &desk.begun),
+            failed: sum(|desk| &desk.failed),
+            busy: Duration::from_nanos(sum(|desk| &desk.busy)),
+        })
     }
 }

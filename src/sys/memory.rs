@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use super::bytes::Bytes;
 use super::cgroup::{Hierarchy, Room, number_after};
-use super::limits::{self, AddressSpace};
+use super::limits::{self, AddressSpace, page_size};
 
 /// Memory that can still be had, by the scarcest of what it can be short of.
 #[derive(Debug)]
@@ -73,6 +73,16 @@ pub(crate) fn peak_resident_kib() -> Option<u64> {
     let mut text = [0; 4096];
     let len = File::open("/proc/self/status").ok()?.read(&mut text).ok()?;
     number_after(&String::from_utf8_lossy(&text[..len]), "VmHWM:")
+}
+
+/// The memory that this process has resident and shares with no other, in bytes: RssAnon of proc_pid_status(5), by the shorter
+/// proc_pid_statm(5).
+pub(crate) fn own_bytes() -> Option<u64> {
+    let text = read_to_string("/proc/self/statm").ok()?;
+    // Size, resident, and what of that is of files and shared memory; in pages.
+    let mut pages = text.split(' ').skip(1).map(str::parse::<u64>);
+    let (resident, shared) = (pages.next()?.ok()?, pages.next()?.ok()?);
+    Some(resident.saturating_sub(shared) * page_size() as u64)
 }
 
 /// How many mappings this process has, and how many it may have (vm.max_map_count).
