@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use calls::{double, end_by, own_pid, tell_and_wait_politely};
+use calls::{double, end_by, ended, own_pid, tell_and_wait_politely};
 use common::{await_end, await_that, children, race_time, send, watched};
 use nix::sys::signal::Signal as NixSignal;
 use phalanx::pool::{Pool, PoolError};
-use phalanx::{Options, Queue, StartMethod, Tensor};
+use phalanx::{Options, Queue, Signal, StartMethod, Status, Tensor};
 
 phalanx::auto_init!();
 
@@ -215,6 +215,38 @@ fn worker_with_too_much_memory_of_its_own_is_replaced_and_shared_memory_does_not
         assert!((0..100).all(|x| pool.submit(double, x).unwrap().join().is_ok()));
         assert!(pids(&pool).contains(&small));
         assert_eq!(pool.join().unwrap().failed, 0);
+    });
+}
+
+/// Fills so many bytes, and gives them back.
+fn fill(bytes: usize) -> anyhow::Result<usize> {
+    Ok(vec![1_u8; bytes].iter().map(|&byte| usize::from(byte)).sum())
+}
+
+#[test]
+fn allocation_beyond_the_limit_fails_its_call_and_names_the_limit() {
+    by_both(|options| {
+        let pool = Pool::options(options).memory_limit(200 << 20).build().unwrap();
+        assert_eq!(pool.submit(fill, 50 << 20).unwrap().join().unwrap(), 50 << 20);
+        let failed = pool.submit(fill, 300 << 20).unwrap().join().unwrap_err();
+        let aborted = Status::Signaled { signal: Signal::ABRT, core_dumped: false };
+        let status = ended(&failed);
+        assert!(
+            status == aborted || matches!(status, Status::Signaled { core_dumped: true, .. }),
+            "{failed}"
+        );
+        let text = failed.to_string();
+        assert!(
+            text.contains("its last words: an allocation failed: the pool has a memory_limit of 200.0 MiB"),
+            "{text}"
+        );
+        // An abort for another reason does not say so.
+        let aborted = pool.submit(end_by, "abort".to_owned()).unwrap().join().unwrap_err();
+        assert_eq!(aborted.outcome().unwrap().note(), None, "{aborted}");
+        // Shared memory is not limited.
+        let tensor = Tensor::<u8>::zeros(&[300 << 20]).unwrap();
+        pool.submit(keep_shared, tensor).unwrap().join().unwrap();
+        assert_eq!(pool.submit(fill, 50 << 20).unwrap().join().unwrap(), 50 << 20);
     });
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use figures::{Extent, median, row, run_parts, table, time, timed};
 use phalanx::pool::Pool;
-use phalanx::{Options, Queue, StartMethod, start_processes};
+use phalanx::{ForkServer, Options, Queue, StartMethod, start_processes};
 use script::run_python;
 
 #[path = "../../tests/common/mod.rs"]
@@ -28,6 +28,8 @@ mod script;
 const WATCHDOG_SECONDS: u32 = 600;
 const TURNS: usize = 9;
 const WORKERS: usize = 2;
+/// Of the fork server, where it has some.
+const SPARES: usize = 8;
 const OUTSTANDING: usize = 1000;
 const PEER: &str = include_str!("peer.py");
 
@@ -298,7 +300,12 @@ fn recycle(extent: Extent) -> anyhow::Result<()> {
         "A process for each call (`recycle_after(1)`), 2 workers, calls a second",
         &["start method", "calls"],
     );
-    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+    for (method, spares) in
+        [(StartMethod::Spawn, 0), (StartMethod::ForkServer, 0), (StartMethod::ForkServer, SPARES)]
+    {
+        if spares > 0 {
+            ForkServer::spares(spares)?;
+        }
         let mut rates = vec![];
         for _ in 0..extent.rounds(TURNS) {
             let pool = Pool::options(Options::new(WORKERS).start_method(method)).recycle_after(1).build()?;
@@ -310,8 +317,10 @@ fn recycle(extent: Extent) -> anyhow::Result<()> {
             done?;
             rates.push(count as f64 / seconds);
         }
-        row(&[format!("{method:?}"), rate(median(rates))]);
+        let spares = if spares > 0 { format!(", {spares} spares") } else { String::new() };
+        row(&[format!("{method:?}{spares}"), rate(median(rates))]);
     }
+    ForkServer::spares(0)?;
     Ok(())
 }
 

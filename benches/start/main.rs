@@ -25,6 +25,7 @@ mod raw;
 mod running;
 #[path = "../figures/script.rs"]
 mod script;
+mod spares;
 mod starting;
 mod ways;
 
@@ -39,6 +40,7 @@ fn main() -> anyhow::Result<()> {
     procspawn::init();
     run_parts(&[
         ("start", starting::starting),
+        ("spares", spares::spares),
         ("poll", running::polling),
         ("death", running::deaths),
         ("failure", failing::failures),

@@ -87,7 +87,7 @@ impl Pool {
         let depth = inside::depth();
         options.check(depth)?;
         let (size, seats) = (options.size(), options.seats());
-        let PoolOptions { workers, capacity, retries, limit, grace, term, .. } = options;
+        let PoolOptions { workers, capacity, retries, limit, grace, term, memory, .. } = options;
         let queues = (queue(capacity)?, queue(capacity)?);
         let ledger = Ledger::new(capacity, seats)?;
         let system = |doing| move |os| PoolError::System { doing, os };
@@ -103,6 +103,7 @@ impl Pool {
             asked: copy(&asked)?,
             depth: depth + 1,
             term,
+            memory,
         };
         let (plan, config) = plan_for_all(serve_entry(), &place, workers)
             .map_err(|error| PoolError::Start(Box::new(error)))?;

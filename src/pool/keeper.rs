@@ -14,7 +14,7 @@ use super::seats::{Seat, Seats};
 use crate::context::postmortem;
 use crate::context::{GroupConfig, postmortem::End};
 use crate::error::{Cause, Error, Outcome, Status};
-use crate::start::{self, Plan};
+use crate::start::Plan;
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
 use crate::supervise::stop::Stop;
 use crate::sys::clock::Moment;
@@ -26,40 +26,40 @@ const CALL: u32 = 0;
 /// How long workers have to exit when there are no more tasks, unless the options say it.
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
-const AGAIN: Duration = Duration::from_millis(5);
+pub(super) const AGAIN: Duration = Duration::from_millis(5);
 /// A pool is broken when this number of workers in a row have ended before they began a task, within [`WITHIN`].
 const EARLY: usize = 3;
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// The worker of a seat.
 #[derive(Debug, Default)]
-struct Worker {
+pub(super) struct Worker {
     /// The number of its process among the children; `None`: there was none at this seat yet.
-    child: Option<usize>,
+    pub(super) child: Option<usize>,
     /// `None` when it has ended.
-    slot: Option<Slot>,
+    pub(super) slot: Option<Slot>,
     /// What its desk said at its start: its predecessor's count.
-    begun: u64,
+    pub(super) begun: u64,
 }
 
 pub(super) struct Keeper {
-    hub: Arc<Hub>,
-    plan: Plan,
+    pub(super) hub: Arc<Hub>,
+    pub(super) plan: Plan,
     config: GroupConfig,
     /// Above `workers`: dropping the group ends the children, which may write into their slots until then.
-    children: Group,
+    pub(super) children: Group,
     /// By seat.
-    workers: Vec<Worker>,
+    pub(super) workers: Vec<Worker>,
     /// By the number of the child.
-    seats_of: Vec<usize>,
-    seats: Seats,
+    pub(super) seats_of: Vec<usize>,
+    pub(super) seats: Seats,
     /// When it looks whether there were more workers than were needed.
-    next_look: Option<Moment>,
+    pub(super) next_look: Option<Moment>,
     began: Moment,
     /// When workers have ended before they began a task.
     early: Vec<Moment>,
     /// When a start that was refused is tried again.
-    next_start: Option<Moment>,
+    pub(super) next_start: Option<Moment>,
     /// How the workers are being ended, once they are.
     ending: Option<Ending>,
 }
@@ -103,68 +103,6 @@ impl Keeper {
         }
         keeper.note_size();
         Ok(keeper)
-    }
-
-    fn start_worker(&mut self, seat: usize) -> Result<(), Error> {
-        let (hub, place) = (&self.hub, seat % self.hub.size());
-        let desk = &hub.ledger.desks()[seat];
-        // The desk of a worker that has died still says what it ran.
-        desk.cell.store(0, Relaxed);
-        desk.leaving.store(0, Relaxed);
-        // Read once, by this worker: another one is started at this place only when this one has begun a task or has ended.
-        hub.ledger.desks()[place].seat.store(seat as u64, Relaxed);
-        let (children, worker, seats_of) = (&mut self.children, &mut self.workers[seat], &mut self.seats_of);
-        start::start_rank(&mut self.plan, place, |child, slot| {
-            hub.lock().pids[seat] = child.pid();
-            // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
-            worker.slot = Some(slot);
-            worker.begun = desk.begun.load(Relaxed);
-            if let Some(number) = worker.child {
-                return children.replace(number, child);
-            }
-            worker.child = Some(seats_of.len());
-            seats_of.push(seat);
-            children.add(child)
-        })?;
-        self.seats.set(seat, Seat::Taken);
-        Ok(())
-    }
-
-    /// Notes which workers have said that they leave.
-    fn look_at_desks(&mut self) {
-        let leaving = self.hub.ledger.desks().iter().enumerate();
-        for (seat, _) in leaving.filter(|(_, desk)| desk.leaving.load(Relaxed) != 0) {
-            self.seats.note_leaving(seat);
-        }
-    }
-
-    /// Tells the handles with how many tasks this thread is to be called, and itself when it looks for workers that are not needed.
-    fn note_size(&mut self) {
-        let (size, staying) = (self.hub.size, self.seats.staying());
-        self.hub.lock().calls_above = size.calls_above(staying);
-        self.next_look = match size.may_shrink(staying) {
-            Some(time) => self.next_look.or_else(|| Moment::now().checked_add(time)),
-            None => None,
-        };
-    }
-
-    /// Asks workers to leave that were not needed since the last look.
-    //
-    // From the table alone, and from the beginning at each look: whatever became of a message that asked one to leave, the next look
-    // counts those who are there.
-    fn look_for_idle(&mut self) {
-        if self.next_look.is_none_or(|at| at > Moment::now()) {
-            return;
-        }
-        self.next_look = None;
-        let (peak, is_open) = {
-            let mut state = self.hub.lock();
-            let now = state.outstanding();
-            (std::mem::replace(&mut state.peak, now), state.phase == Phase::Open)
-        };
-        if is_open {
-            (0..self.hub.size.surplus(self.seats.staying(), peak)).for_each(|_| self.hub.ask_one_to_leave());
-        }
     }
 
     /// Keeps the pool until it has ended.
@@ -222,18 +160,6 @@ impl Keeper {
         let state = self.hub.lock();
         let again = (!state.again.is_empty()).then(|| Moment::now().checked_add(AGAIN)).flatten();
         [state.alarms.next(), again, self.next_start, self.next_look].into_iter().flatten().min()
-    }
-
-    /// How many workers there are to be; `None`: no more are started.
-    fn wanted(&self) -> Option<usize> {
-        let state = self.hub.lock();
-        let outstanding = state.outstanding();
-        let starts = match state.phase {
-            Phase::Open => true,
-            Phase::Closing => outstanding > 0,
-            Phase::Ending { .. } | Phase::Broken(_) => false,
-        };
-        starts.then(|| self.hub.size.wanted(outstanding))
     }
 
     /// Takes in the end of a worker, and tells what it means for its tasks.
@@ -294,7 +220,7 @@ impl Keeper {
         self.note_failed_start(format!("its workers end before they begin a task; the last one: {outcome}"));
     }
 
-    fn note_failed_start(&mut self, reason: String) {
+    pub(super) fn note_failed_start(&mut self, reason: String) {
         // Workers that are being ended end before they begin anything.
         if self.children.stopping().is_some() {
             return;
@@ -388,17 +314,5 @@ impl Keeper {
             self.config.stop.raise(None);
         }
         self.children.stop(Some(stop));
-    }
-
-    /// Starts workers where fewer stay than are wanted.
-    fn start_missing(&mut self, wanted: usize) {
-        self.next_start = None;
-        for seat in self.seats.to_start(wanted) {
-            if let Err(error) = self.start_worker(seat) {
-                self.note_failed_start(format!("a worker cannot be started: {error}"));
-                self.next_start = Moment::now().checked_add(AGAIN);
-                return;
-            }
-        }
     }
 }

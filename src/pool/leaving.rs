@@ -11,8 +11,10 @@ use super::ledger::{Desk, Ledger};
 use super::seats::Term;
 use crate::sync::robust_mutex::Locked;
 use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::bytes::Bytes;
 use crate::sys::clock::Moment;
-use crate::sys::memory;
+use crate::sys::{limits, memory};
+use crate::worker::crash;
 
 /// The cell, which no pool has, of a message by which the pool asks whichever worker takes it to leave.
 const LEAVE: u32 = u32::MAX;
@@ -44,6 +46,16 @@ pub(super) fn take_place(ledger: &Ledger, place: usize) -> anyhow::Result<Locked
     locked
         .map(|(locked, _)| locked)
         .map_err(|error| anyhow::anyhow!("wait for a place in the pool: {error:?}"))
+}
+
+/// Limits the memory of this worker, and has it say so when it dies of that.
+pub(super) fn limit_memory(bytes: u64) -> anyhow::Result<()> {
+    limits::limit_own_memory(bytes).context("limit the memory of a worker of a pool")?;
+    crash::set_words_of_failed_allocation(format!(
+        "an allocation failed: the pool has a memory_limit of {} for each worker (RLIMIT_DATA)",
+        Bytes(bytes)
+    ));
+    Ok(())
 }
 
 /// What a worker has done of its term.

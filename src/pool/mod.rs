@@ -40,6 +40,7 @@
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `seats`: pure: how many workers there are to be, and which are to be started
 // - `leaving`: how a worker comes to its place and leaves it
+// - `staffing`: it starts workers, and asks some to leave
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
 // - `alarm`: moments at which that thread looks at a task
@@ -63,6 +64,7 @@ mod options;
 mod seats;
 mod serve;
 mod settle;
+mod staffing;
 mod stats;
 mod task;
 mod unordered;

@@ -41,12 +41,22 @@ pub struct PoolOptions {
     pub(super) term: Term,
     pub(super) min: Option<usize>,
     pub(super) idle_after: Option<Duration>,
+    pub(super) memory: Option<u64>,
 }
 
 impl PoolOptions {
     pub(super) fn new(workers: Options) -> Self {
-        let (term, min, idle_after) = (Term::default(), None, None);
-        Self { workers, capacity: CAPACITY, retries: 0, limit: None, grace: GRACE, term, min, idle_after }
+        Self {
+            workers,
+            capacity: CAPACITY,
+            retries: 0,
+            limit: None,
+            grace: GRACE,
+            term: Term::default(),
+            min: None,
+            idle_after: None,
+            memory: None,
+        }
     }
 
     /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
@@ -113,10 +123,36 @@ impl PoolOptions {
 
     /// Replaces a worker that has more memory of its own than so many bytes after a task: RssAnon of proc_pid_status(5), which shared
     /// tensors and the executable do not count for. It looks after each task of 10 ms or more, and after shorter ones once in 10 ms. The
-    /// task that has taken the memory is done.
+    /// task that has taken the memory is done; one that must not take so much needs [`memory_limit`](Self::memory_limit).
     pub fn recycle_above(mut self, bytes: u64) -> Self {
         self.term.bytes = Some(bytes);
         self
+    }
+
+    /// How much memory of its own a worker may have, in bytes: RLIMIT_DATA of getrlimit(2), which counts all private memory that can be
+    /// written, used or not, stacks of threads and the library's some hundred KiB too; shared tensors do not count. A Rust program
+    /// that gets no memory aborts: the call fails, [says](super::TaskFailed) so and names the limit, and the worker is replaced. Code
+    /// that asks (`try_reserve`, malloc(3)) sees that there is none. It holds for what a worker starts, too, for each process alone.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// fn fill(bytes: usize) -> anyhow::Result<usize> {
+    ///     Ok(vec![1_u8; bytes].len())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).memory_limit(256 << 20).build()?;
+    /// let failed = pool.submit(fill, 1 << 30)?.join().unwrap_err();
+    /// assert!(failed.to_string().contains("memory_limit of 256.0 MiB"), "{failed}");
+    /// assert_eq!(pool.submit(fill, 1 << 20)?.join()?, 1 << 20);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn memory_limit(self, bytes: u64) -> Self {
+        Self { memory: Some(bytes), ..self }
     }
 
     /// How many workers there may be, and when there are fewer.

@@ -47,6 +47,8 @@ pub(super) struct Place {
     pub(super) depth: u32,
     /// When its workers leave by themselves.
     pub(super) term: Term,
+    /// How many bytes of memory of its own each may have.
+    pub(super) memory: Option<u64>,
 }
 
 /// How long the queue of results may be full before the pool's own thread is called. Threads that wait for results make room much
@@ -58,6 +60,7 @@ pub(super) fn serve(rank: usize, place: Place) -> anyhow::Result<()> {
     let image = Image::main().context("identify this executable")?;
     let (seat, ledger) = (leaving::seat(&place.ledger, rank)?, place.ledger.clone());
     inside::serve(place.ledger.clone(), seat, place.depth, place.asked.clone());
+    place.memory.map_or(Ok(()), leaving::limit_memory)?;
     let full = EventFd::from_descriptor(place.full.clone());
     let service = Service::new(place.term.for_one(hooks::seed()));
     let waits = place.term.has_end();
@@ -92,7 +95,11 @@ impl Server {
         let (mut claimed, mut leaves) = (None, false);
         let claim = |bytes: &[u8], number| {
             claimed = self.claim(bytes, number);
+            // Said before the message is out of the queue: the pool, which finds it empty, counts this worker no more.
             leaves = claimed.is_none() && leaving::is_request(bytes);
+            if leaves {
+                leaving::announce(self.desk());
+            }
         };
         let taken = self.place.tasks.core().get_noted(&WaitPolicy::Forever, claim);
         let message = match taken {
@@ -100,7 +107,6 @@ impl Server {
             taken => taken.context("take a task")?,
         };
         if leaves {
-            self.leave();
             return Ok(false);
         }
         // `None`: the task was cancelled, or given to another worker.

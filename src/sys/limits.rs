@@ -89,6 +89,16 @@ impl Limits {
     }
 }
 
+/// Lets this process have no more than so many bytes of memory of its own (RLIMIT_DATA of getrlimit(2)), nor what it starts.
+///
+/// # Errors
+/// As those of [`Limits::apply`].
+pub(crate) fn limit_own_memory(bytes: u64) -> io::Result<()> {
+    const DATA: u8 = 2;
+    let hard = numbered(DATA)?.hard.min(bytes);
+    Limits(vec![(DATA, Limit { soft: hard, hard })]).apply()
+}
+
 /// By the system call, which takes half the time of prlimit(2), by which the C library does it: a start asks for all.
 fn numbered(number: u8) -> io::Result<Limit> {
     let mut limit = [0_u64; 2];

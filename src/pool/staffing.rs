@@ -1,0 +1,103 @@
+//! What the pool's thread does so that there are as many workers as are wanted: it starts some, and asks some to leave.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::hub::Phase;
+use super::keeper::{AGAIN, Keeper};
+use super::seats::Seat;
+use crate::error::Error;
+use crate::start;
+use crate::sys::clock::Moment;
+
+impl Keeper {
+    pub(super) fn start_worker(&mut self, seat: usize) -> Result<(), Error> {
+        let (hub, place) = (&self.hub, seat % self.hub.size());
+        let desk = &hub.ledger.desks()[seat];
+        // The desk of a worker that has died still says what it ran.
+        desk.cell.store(0, Relaxed);
+        desk.leaving.store(0, Relaxed);
+        // Read once, by this worker: another one is started at this place only when this one has begun a task or has ended.
+        hub.ledger.desks()[place].seat.store(seat as u64, Relaxed);
+        let (children, worker, seats_of) = (&mut self.children, &mut self.workers[seat], &mut self.seats_of);
+        start::start_rank(&mut self.plan, place, |child, slot| {
+            hub.lock().pids[seat] = child.pid();
+            // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
+            worker.slot = Some(slot);
+            worker.begun = desk.begun.load(Relaxed);
+            if let Some(number) = worker.child {
+                return children.replace(number, child);
+            }
+            worker.child = Some(seats_of.len());
+            seats_of.push(seat);
+            children.add(child)
+        })?;
+        self.seats.set(seat, Seat::Taken);
+        Ok(())
+    }
+
+    /// Notes which workers have said that they leave.
+    pub(super) fn look_at_desks(&mut self) {
+        let leaving = self.hub.ledger.desks().iter().enumerate();
+        for (seat, _) in leaving.filter(|(_, desk)| desk.leaving.load(Relaxed) != 0) {
+            self.seats.note_leaving(seat);
+        }
+    }
+
+    /// Tells the handles with how many tasks this thread is to be called, and itself when it looks for workers that are not needed.
+    pub(super) fn note_size(&mut self) {
+        let (size, staying) = (self.hub.size, self.seats.staying());
+        self.hub.lock().calls_above = size.calls_above(staying);
+        self.next_look = match size.may_shrink(staying) {
+            Some(time) => self.next_look.or_else(|| Moment::now().checked_add(time)),
+            None => None,
+        };
+    }
+
+    /// Asks workers to leave that were not needed since the last look.
+    //
+    // From the table alone, and from the beginning at each look: whatever became of a message that asked one to leave, the next look
+    // counts those who are there.
+    pub(super) fn look_for_idle(&mut self) {
+        if self.next_look.is_none_or(|at| at > Moment::now()) {
+            return;
+        }
+        self.next_look = None;
+        // Whoever was asked before has the message, and has said so, or it is in the queue and asks still: none is asked twice.
+        if self.hub.tasks.core().len() > 0 {
+            return;
+        }
+        self.look_at_desks();
+        let (peak, is_open) = {
+            let mut state = self.hub.lock();
+            let now = state.outstanding();
+            (std::mem::replace(&mut state.peak, now), state.phase == Phase::Open)
+        };
+        if is_open {
+            (0..self.hub.size.surplus(self.seats.staying(), peak)).for_each(|_| self.hub.ask_one_to_leave());
+        }
+    }
+
+    /// How many workers there are to be; `None`: no more are started.
+    pub(super) fn wanted(&self) -> Option<usize> {
+        let state = self.hub.lock();
+        let outstanding = state.outstanding();
+        let starts = match state.phase {
+            Phase::Open => true,
+            Phase::Closing => outstanding > 0,
+            Phase::Ending { .. } | Phase::Broken(_) => false,
+        };
+        starts.then(|| self.hub.size.wanted(outstanding))
+    }
+
+    /// Starts workers where fewer stay than are wanted.
+    pub(super) fn start_missing(&mut self, wanted: usize) {
+        self.next_start = None;
+        for seat in self.seats.to_start(wanted) {
+            if let Err(error) = self.start_worker(seat) {
+                self.note_failed_start(format!("a worker cannot be started: {error}"));
+                self.next_start = Moment::now().checked_add(AGAIN);
+                return;
+            }
+        }
+    }
+}
