@@ -224,7 +224,7 @@ pub(crate) fn file_size() -> io::Result<u64> {
 pub(crate) fn make_room_for_descriptors(more: usize) {
     let Ok(limit) = descriptors() else { return };
     // Without a descriptor left the open ones cannot even be counted.
-    let open = super::fd::open_descriptors().map_or(limit.soft, |open| open.len() as u64);
+    let open = super::fd::count_open().map_or(limit.soft, |open| open as u64);
     if open.saturating_add(more as u64) > limit.soft && limit.soft < limit.hard {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard);
     }
@@ -248,7 +248,7 @@ pub(crate) const NO_DESCRIPTORS: i32 = libc::EMFILE;
 /// Whether `more` descriptors fit under the soft limit, which is raised if it must be.
 pub(crate) fn has_room_for(more: usize) -> bool {
     make_room_for_descriptors(more);
-    let open = super::fd::open_descriptors().map_or(usize::MAX, |open| open.len());
+    let open = super::fd::count_open().unwrap_or(usize::MAX);
     descriptors().is_ok_and(|limit| open.saturating_add(more) as u64 <= limit.soft)
 }
 
