@@ -141,6 +141,11 @@
 //! # }
 //! ```
 //!
+//! # Sums over all ranks
+//!
+//! [`collective`] has torch's collectives for the workers of one context: `all_reduce`, `broadcast`, `reduce_scatter`, `all_gather`,
+//! `barrier`, over tensors, with the same bits on every rank, and an error on all when one dies ([how](guide::collective)).
+//!
 //! # Launching programs
 //!
 //! [`launch`] starts one program many times, in any language, or one function of this program, with torchrun's environment, carries its
@@ -179,6 +184,7 @@
 //!
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 
+pub mod collective;
 mod context;
 mod dtype;
 mod encoding;

@@ -7,6 +7,7 @@ pub use crate::memory::options::{HugePages, StorageOptions};
 pub use crate::memory::stats::{Stats, stats};
 pub use crate::memory::storage::StorageId;
 pub use crate::memory::strategy::get_sharing_directory;
+pub use crate::tensor::cells::{Cells, SharedCell};
 pub use crate::tensor::element::{Element, Number};
 #[cfg(feature = "dlpack")]
 pub use crate::tensor::formats::dlpack;

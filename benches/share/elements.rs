@@ -21,12 +21,22 @@ fn per_element(
     vec: impl Fn(usize),
     tensor: impl Fn(usize) -> Result<(), MemoryError>,
 ) -> anyhow::Result<()> {
+    at_once(extent, name, vec, || (0..SIDE * SIDE).try_for_each(&tensor))
+}
+
+/// As [`per_element`], of a call that goes over all elements of the tensor.
+fn at_once(
+    extent: Extent,
+    name: String,
+    vec: impl Fn(usize),
+    tensor: impl Fn() -> Result<(), MemoryError>,
+) -> anyhow::Result<()> {
     let all = SIDE * SIDE;
     let turns = Turns::run(
         extent.rounds(300),
         || Ok(timed(|| (0..all).for_each(&vec)).0 / all as f64),
         || {
-            let (seconds, done) = timed(|| (0..all).try_for_each(&tensor));
+            let (seconds, done) = timed(&tensor);
             Ok(done.map(|()| seconds / all as f64)?)
         },
     )?;
@@ -63,6 +73,42 @@ fn contiguous<T: Number + AddAssign>(extent: Extent, one: T) -> anyhow::Result<(
     })
 }
 
+/// The same loops over cells, beside the like over the `Vec`: by index, from which both check that it is inside.
+fn by_cells<T: Number + AddAssign>(extent: Extent, one: T) -> anyhow::Result<()> {
+    let (vec, tensor) = square::<T>()?;
+    let (vec, cells) = (&vec[..], tensor.cells()?);
+    let name = |what: &str| format!("`cells()?[i].{what}`, {}", T::DTYPE);
+    let plain = |place: usize| drop_value(vec[place].get());
+    per_element(extent, name("get()"), plain, |place| done(drop_value(cells[place].get())))?;
+    let plain = |place: usize| vec[place].set(black_box(one));
+    per_element(extent, name("set(x)"), plain, |place| done(cells[place].set(black_box(one))))?;
+    let plain = |place: usize| {
+        let mut sum = vec[place].get();
+        sum += black_box(one);
+        vec[place].set(sum);
+    };
+    per_element(extent, name("set(get() + x)"), plain, |place| {
+        let mut sum = cells[place].get();
+        sum += black_box(one);
+        done(cells[place].set(sum))
+    })
+}
+
+/// All elements of a transposed view by its iterator, beside an index that is computed for each.
+fn by_iterator<T: Number>(extent: Extent, one: T) -> anyhow::Result<()> {
+    let (vec, tensor) = square::<T>()?;
+    let view = tensor.transpose(0, 1)?;
+    let name = |what: &str| format!("`iter_cells()?`, {what}, {}, transposed", T::DTYPE);
+    let plain = |place| drop_value(vec[transposed(place)].get());
+    at_once(extent, name("`get`"), plain, || Ok(view.iter_cells()?.for_each(|cell| drop_value(cell.get()))))?;
+    let plain = |place| vec[transposed(place)].set(black_box(one));
+    at_once(extent, name("`set`"), plain, || Ok(view.iter_cells()?.for_each(|cell| cell.set(black_box(one)))))
+}
+
+fn done((): ()) -> Result<(), MemoryError> {
+    Ok(())
+}
+
 fn of_a_transposed_view<T: Number>(extent: Extent, one: T) -> anyhow::Result<()> {
     let (vec, tensor) = square::<T>()?;
     let view = tensor.transpose(0, 1)?;
@@ -73,9 +119,7 @@ fn of_a_transposed_view<T: Number>(extent: Extent, one: T) -> anyhow::Result<()>
     per_element(extent, name("set"), plain, |place| view.set(place, black_box(one)))?;
     let target = RefCell::new(vec![T::default(); SIDE * SIDE]);
     let plain = |place| target.borrow_mut()[place] = black_box(vec[transposed(place)].get());
-    // All at once, at the first place.
-    let bulk = |place| if place == 0 { view.read_into(&mut target.borrow_mut()) } else { Ok(()) };
-    per_element(extent, name("read_into"), plain, bulk)
+    at_once(extent, name("read_into"), plain, || view.read_into(&mut target.borrow_mut()))
 }
 
 /// What an addition to a float costs that loses none, wherever it is.
@@ -85,6 +129,10 @@ fn atomic_additions(extent: Extent) -> anyhow::Result<()> {
     let plain = |place: usize| drop_value(narrow[place].fetch_update(Relaxed, Relaxed, add));
     let name = |dtype| format!("`fetch_add`, {dtype}, beside atomics in the `Vec`");
     per_element(extent, name("f32"), plain, |place| tensor.fetch_add(place, black_box(1.0)).map(drop_value))?;
+    let (by_cells, cells) = ("`cells()?[i].fetch_add(x)`, f32, beside atomics in the `Vec`", tensor.cells()?);
+    per_element(extent, by_cells.to_owned(), plain, |place| {
+        done(drop_value(cells[place].fetch_add(black_box(1.0))))
+    })?;
     let (wide, tensor) = (atomics::<AtomicU64>(), Tensor::<f64>::zeros(&[SIDE, SIDE])?);
     let add = |bits| Some((f64::from_bits(bits) + black_box(1.0)).to_bits());
     let plain = |place: usize| drop_value(wide[place].fetch_update(Relaxed, Relaxed, add));
@@ -106,6 +154,10 @@ pub(crate) fn elements(extent: Extent) -> anyhow::Result<()> {
     contiguous::<f32>(extent, 1.0)?;
     contiguous::<f64>(extent, 1.0)?;
     atomic_additions(extent)?;
+    by_cells::<f32>(extent, 1.0)?;
+    by_cells::<f64>(extent, 1.0)?;
     of_a_transposed_view::<f32>(extent, 1.0)?;
-    of_a_transposed_view::<f64>(extent, 1.0)
+    of_a_transposed_view::<f64>(extent, 1.0)?;
+    by_iterator::<f32>(extent, 1.0)?;
+    by_iterator::<f64>(extent, 1.0)
 }

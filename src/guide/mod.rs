@@ -27,6 +27,9 @@ pub mod howto {
 #[doc = include_str!("../../docs/architecture.md")]
 pub mod architecture {}
 #[doc = include_str!("links.md")]
+#[doc = include_str!("../../docs/collective.md")]
+pub mod collective {}
+#[doc = include_str!("links.md")]
 #[doc = include_str!("../../docs/differences.md")]
 pub mod differences {}
 #[doc = include_str!("links.md")]

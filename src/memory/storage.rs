@@ -97,6 +97,13 @@ pub struct StorageId {
     offset: u64,
 }
 
+impl StorageId {
+    /// As numbers, for a place in shared memory.
+    pub(crate) fn words(self) -> [u64; 3] {
+        [self.device, self.inode, self.offset]
+    }
+}
+
 impl fmt::Display for StorageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { device, inode, offset } = self;

@@ -1,6 +1,6 @@
 //! Records of atomics, as which shared memory can be looked at.
 
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// What is made of atomics only, so that any bytes are a value of it and several processes may have references to it.
 ///
@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 /// Only atomics without padding that means something, laid out as in C.
 pub(crate) unsafe trait AtomicRecord {}
 
+// SAFETY: an atomic.
+unsafe impl AtomicRecord for AtomicU8 {}
+// SAFETY: an atomic.
+unsafe impl AtomicRecord for AtomicU16 {}
 // SAFETY: an atomic.
 unsafe impl AtomicRecord for AtomicU32 {}
 // SAFETY: an atomic.

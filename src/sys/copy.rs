@@ -23,12 +23,13 @@ mod by_bytes {
     ///
     /// # Safety
     /// As the head of this file says.
+    #[inline]
     pub(in crate::sys) unsafe fn copy(source: *const u8, target: *mut u8, len: usize, _unit: usize) {
         // SAFETY: the caller vouches for both ranges; the call is one by the C calling convention, whose registers are
         // declared as overwritten, and the stack is aligned for it since `nostack` is absent.
         unsafe {
             core::arch::asm!(
-                "call {memcpy}",
+                "call qword ptr [rip + {memcpy}@GOTPCREL]",
                 memcpy = sym libc::memcpy,
                 in("rdi") target,
                 in("rsi") source,

@@ -180,6 +180,7 @@ impl SharedMap {
     ///
     /// # Panics
     /// When they do not fit, or are not whole and aligned elements, or the map is read-only.
+    #[inline]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8], unit: usize) {
         assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let target = self.writable_at(offset, bytes.len(), unit);
@@ -193,6 +194,7 @@ impl SharedMap {
     ///
     /// # Panics
     /// When the map has fewer, or they are not whole and aligned elements.
+    #[inline]
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8], unit: usize) {
         assert!(bytes.len() & (unit - 1) == 0, "{} bytes are not elements of {unit}", bytes.len());
         let source = self.at(offset, bytes.len(), unit);

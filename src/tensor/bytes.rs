@@ -1,6 +1,8 @@
 //! Where the elements of a tensor lie in memory, and copies of their bytes.
 
 use super::dyn_tensor::DynTensor;
+use super::element::Element;
+use super::typed::Tensor;
 use crate::error::MemoryError;
 use crate::sys::map::SharedMap;
 
@@ -47,19 +49,24 @@ impl DynTensor {
         Some((map, run * size, starts.map(move |start| begin + start * size)))
     }
 
-    /// The map and the byte from which on all elements lie one after the other; `None` when they do not, or the storage has no bytes.
-    pub(super) fn only_run(&self) -> Option<(&SharedMap, usize)> {
+    /// The map and the byte from which on all elements, of `size` bytes each, lie one after the other; `None` when they do not, or the
+    /// storage has no bytes. The caller passes the size as to [`element`](Self::element).
+    #[inline]
+    pub(super) fn only_run(&self, size: usize) -> Option<(&SharedMap, usize)> {
         let (map, begin) = self.storage().bytes().filter(|_| self.is_contiguous())?;
-        Some((map, begin + self.offset() * self.dtype().size()))
+        Some((map, begin + self.offset() * size))
     }
 
     /// Refuses another number of elements than the tensor has, by [`MemoryError::LengthMismatch`].
+    #[inline]
     pub(super) fn check_length(&self, given: usize) -> Result<(), MemoryError> {
-        let expected = self.len();
-        if given == expected {
-            return Ok(());
-        }
-        Err(MemoryError::LengthMismatch { given, expected, shape: self.shape().to_vec() })
+        if given == self.len() { Ok(()) } else { Err(self.other_length(given)) }
+    }
+
+    /// The error of another number of elements than the tensor has.
+    #[cold]
+    fn other_length(&self, given: usize) -> MemoryError {
+        MemoryError::LengthMismatch { given, expected: self.len(), shape: self.shape().to_vec() }
     }
 
     /// A copy of the bytes of all elements in row-major order, in the machine's byte order. Of an element that another process
@@ -74,14 +81,15 @@ impl DynTensor {
     /// ```
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len() * self.dtype().size()];
-        if let Some((map, at)) = self.only_run() {
-            map.read(at, &mut bytes, self.dtype().size());
+        let size = self.dtype().size();
+        let mut bytes = vec![0; self.len() * size];
+        if let Some((map, at)) = self.only_run(size) {
+            map.read(at, &mut bytes, size);
         } else if let Some((map, run, starts)) = self.runs()
             && run > 0
         {
             let targets = bytes.chunks_exact_mut(run);
-            starts.zip(targets).for_each(|(at, target)| map.read(at, target, self.dtype().size()));
+            starts.zip(targets).for_each(|(at, target)| map.read(at, target, size));
         }
         bytes
     }
@@ -91,8 +99,7 @@ impl DynTensor {
     fn misfit(&self, bytes: usize) -> MemoryError {
         let size = self.dtype().size();
         if bytes.is_multiple_of(size) {
-            let (given, expected) = (bytes / size, self.len());
-            return MemoryError::LengthMismatch { given, expected, shape: self.shape().to_vec() };
+            return self.other_length(bytes / size);
         }
         MemoryError::Foreign { reason: format!("{bytes} bytes are no whole elements of {size}") }
     }
@@ -119,7 +126,7 @@ impl DynTensor {
         if !self.storage().is_writable() {
             return Err(MemoryError::ReadOnly);
         }
-        if let Some((map, at)) = self.only_run() {
+        if let Some((map, at)) = self.only_run(size) {
             map.write(at, bytes, size);
         } else if let Some((map, run, starts)) = self.runs()
             && run > 0
@@ -139,6 +146,39 @@ impl DynTensor {
             starts
                 .zip(targets)
                 .for_each(|(from, to)| map.copy_from(to, (other, from), run, self.dtype().size()));
+        }
+    }
+}
+
+impl<T: Element> Tensor<T> {
+    /// As [`read_into`](Self::read_into), of elements that do not lie one after the other. Apart from it, so that a small copy saves no
+    /// registers for this: that cost as much as the copy.
+    #[inline(never)]
+    pub(super) fn read_scattered(&self, target: &mut [T]) {
+        if let Some((map, run, starts)) = self.any.runs()
+            && run > 0
+        {
+            match run / size_of::<T>() {
+                1 => starts.zip(target).for_each(|(at, target)| *target = T::load(T::word(map, at))),
+                run => {
+                    let targets = target.chunks_exact_mut(run);
+                    starts.zip(targets).for_each(|(at, target)| T::load_all(map, at, target));
+                }
+            }
+        }
+    }
+
+    /// As [`write_from`](Self::write_from), where the elements do not lie one after the other or cannot be written to: see
+    /// [`read_scattered`](Self::read_scattered).
+    #[inline(never)]
+    pub(super) fn write_scattered(&self, source: &[T]) -> Result<(), MemoryError> {
+        // Where each run is one element, a store is faster than a call of the copy routine.
+        match self.any.runs() {
+            Some((map, run, starts)) if run == size_of::<T>() && map.is_writable() => {
+                starts.zip(source).for_each(|(at, value)| value.store(T::word(map, at)));
+                Ok(())
+            }
+            _ => self.any.write_bytes(T::bytes_of(source)),
         }
     }
 }

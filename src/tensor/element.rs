@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use half::{bf16, f16};
 
 use crate::dtype::DType;
+use crate::sys::atomic_record::AtomicRecord;
 use crate::sys::map::SharedMap;
 
 /// A type that a [`Tensor`](crate::Tensor) can hold: `bool`, `u8` to `u64`, `i8` to `i64`, [`f16`](half::f16),
@@ -28,24 +30,28 @@ pub trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'stat
 pub trait Number: Element + bytemuck::Pod + sealed::Add {}
 
 pub(super) mod sealed {
-    use super::SharedMap;
+    use super::{AtomicRecord, SharedMap};
 
-    /// Relaxed atomic access to the element at byte `at`, and copies of many, whose bounds the map checks.
+    /// Relaxed atomic access to an element, and copies of many, whose bounds the map checks.
     #[expect(unnameable_types, reason = "this is what seals Element")]
+    #[expect(private_bounds, reason = "the trait is sealed: nobody outside names what it is made of")]
     pub trait Atomic: Sized {
+        /// The atomic that is as large as an element, and aligned to its size.
+        type Word: AtomicRecord + Send + Sync;
+
+        /// The word at the byte `at`. In a map that can only be read it may only be loaded.
         #[expect(private_interfaces, reason = "the trait is sealed: nobody outside can call it")]
-        fn load(map: &SharedMap, at: usize) -> Self;
+        fn word(map: &SharedMap, at: usize) -> &Self::Word;
+        /// Reads the element.
+        fn load(word: &Self::Word) -> Self;
         /// Writes the element.
-        #[expect(private_interfaces, reason = "as load")]
-        fn store(self, map: &SharedMap, at: usize);
+        fn store(self, word: &Self::Word);
         /// Writes the element, and returns what was there before.
-        #[expect(private_interfaces, reason = "as load")]
-        fn swap(self, map: &SharedMap, at: usize) -> Self;
+        fn swap(self, word: &Self::Word) -> Self;
         /// Puts `new` in the place of this value, if the element has the same bits; otherwise returns the element.
-        #[expect(private_interfaces, reason = "as load")]
-        fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self>;
+        fn replace(self, new: Self, word: &Self::Word) -> Result<(), Self>;
         /// Reads as many elements as `target` has, which lie one after the other from the byte `at` on.
-        #[expect(private_interfaces, reason = "as load")]
+        #[expect(private_interfaces, reason = "as word")]
         fn load_all(map: &SharedMap, at: usize, target: &mut [Self]);
         /// The bytes of the elements, in the machine's byte order.
         fn bytes_of(elements: &[Self]) -> &[u8];
@@ -53,16 +59,15 @@ pub(super) mod sealed {
 
     /// Atomic addition to an element of shared memory.
     #[expect(unnameable_types, reason = "this is what seals Number")]
-    pub trait Add: Sized {
-        /// Adds this value to the element at the byte `at`, and returns what was there before. Integers wrap around.
-        #[expect(private_interfaces, reason = "as load")]
-        fn fetch_add(self, map: &SharedMap, at: usize) -> Self;
+    pub trait Add: Atomic {
+        /// Adds this value to the element, and returns what was there before. Integers wrap around.
+        fn fetch_add(self, word: &Self::Word) -> Self;
     }
 }
 
 /// What all numbers have in common: they are copied as bytes.
 macro_rules! number {
-    ($type:ty, $dtype:ident, $atomic:ident, $to_bits:expr, $from_bits:expr) => {
+    ($type:ty, $dtype:ident, $atomic:ident, $word:ty, $to_bits:expr, $from_bits:expr) => {
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
         }
@@ -71,31 +76,40 @@ macro_rules! number {
 
         #[expect(private_interfaces, reason = "the trait is sealed")]
         impl sealed::Atomic for $type {
+            type Word = $word;
+
             #[inline]
-            fn load(map: &SharedMap, at: usize) -> Self {
-                $from_bits(map.$atomic(at).load(Relaxed))
+            fn word(map: &SharedMap, at: usize) -> &$word {
+                map.$atomic(at)
             }
 
             #[inline]
-            fn store(self, map: &SharedMap, at: usize) {
-                map.$atomic(at).store($to_bits(self), Relaxed);
+            fn load(word: &$word) -> Self {
+                $from_bits(word.load(Relaxed))
             }
 
             #[inline]
-            fn swap(self, map: &SharedMap, at: usize) -> Self {
-                $from_bits(map.$atomic(at).swap($to_bits(self), Relaxed))
+            fn store(self, word: &$word) {
+                word.store($to_bits(self), Relaxed);
             }
 
             #[inline]
-            fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self> {
+            fn swap(self, word: &$word) -> Self {
+                $from_bits(word.swap($to_bits(self), Relaxed))
+            }
+
+            #[inline]
+            fn replace(self, new: Self, word: &$word) -> Result<(), Self> {
                 let (old, new) = ($to_bits(self), $to_bits(new));
-                map.$atomic(at).compare_exchange(old, new, Relaxed, Relaxed).map(drop).map_err($from_bits)
+                word.compare_exchange(old, new, Relaxed, Relaxed).map(drop).map_err($from_bits)
             }
 
+            #[inline]
             fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {
                 map.read(at, bytemuck::cast_slice_mut(target), size_of::<Self>());
             }
 
+            #[inline]
             fn bytes_of(elements: &[Self]) -> &[u8] {
                 bytemuck::cast_slice(elements)
             }
@@ -105,14 +119,13 @@ macro_rules! number {
 
 /// Integers: the atomic of their size wraps around like they do.
 macro_rules! integer {
-    ($type:ty, $dtype:ident, $atomic:ident, $bits:ty) => {
-        number!($type, $dtype, $atomic, |value| value as $bits, |bits| bits as $type);
+    ($type:ty, $dtype:ident, $atomic:ident, $word:ty, $bits:ty) => {
+        number!($type, $dtype, $atomic, $word, |value| value as $bits, |bits| bits as $type);
 
-        #[expect(private_interfaces, reason = "the trait is sealed")]
         impl sealed::Add for $type {
             #[inline]
-            fn fetch_add(self, map: &SharedMap, at: usize) -> Self {
-                map.$atomic(at).fetch_add(self as $bits, Relaxed) as Self
+            fn fetch_add(self, word: &$word) -> Self {
+                word.fetch_add(self as $bits, Relaxed) as Self
             }
         }
     };
@@ -120,18 +133,16 @@ macro_rules! integer {
 
 /// Floats: their bits in the atomic of their size; an addition is repeated until no other write came between (compare-exchange).
 macro_rules! float {
-    ($type:ty, $dtype:ident, $atomic:ident) => {
-        number!($type, $dtype, $atomic, |value: $type| value.to_bits(), <$type>::from_bits);
+    ($type:ty, $dtype:ident, $atomic:ident, $word:ty) => {
+        number!($type, $dtype, $atomic, $word, |value: $type| value.to_bits(), <$type>::from_bits);
 
-        #[expect(private_interfaces, reason = "the trait is sealed")]
         impl sealed::Add for $type {
             #[inline]
-            fn fetch_add(self, map: &SharedMap, at: usize) -> Self {
-                let cell = map.$atomic(at);
-                let mut old = cell.load(Relaxed);
+            fn fetch_add(self, word: &$word) -> Self {
+                let mut old = word.load(Relaxed);
                 loop {
                     let sum = (Self::from_bits(old) + self).to_bits();
-                    match cell.compare_exchange_weak(old, sum, Relaxed, Relaxed) {
+                    match word.compare_exchange_weak(old, sum, Relaxed, Relaxed) {
                         Ok(_) => return Self::from_bits(old),
                         Err(now) => old = now,
                     }
@@ -141,18 +152,18 @@ macro_rules! float {
     };
 }
 
-integer!(u8, U8, u8, u8);
-integer!(u16, U16, u16, u16);
-integer!(u32, U32, u32, u32);
-integer!(u64, U64, u64, u64);
-integer!(i8, I8, u8, u8);
-integer!(i16, I16, u16, u16);
-integer!(i32, I32, u32, u32);
-integer!(i64, I64, u64, u64);
-float!(f16, F16, u16);
-float!(bf16, BF16, u16);
-float!(f32, F32, u32);
-float!(f64, F64, u64);
+integer!(u8, U8, u8, AtomicU8, u8);
+integer!(u16, U16, u16, AtomicU16, u16);
+integer!(u32, U32, u32, AtomicU32, u32);
+integer!(u64, U64, u64, AtomicU64, u64);
+integer!(i8, I8, u8, AtomicU8, u8);
+integer!(i16, I16, u16, AtomicU16, u16);
+integer!(i32, I32, u32, AtomicU32, u32);
+integer!(i64, I64, u64, AtomicU64, u64);
+float!(f16, F16, u16, AtomicU16);
+float!(bf16, BF16, u16, AtomicU16);
+float!(f32, F32, u32, AtomicU32);
+float!(f64, F64, u64, AtomicU64);
 
 impl Element for bool {
     const DTYPE: DType = DType::Bool;
@@ -161,28 +172,35 @@ impl Element for bool {
 /// Another process may write any byte, of which only 0 and 1 are a `bool`: what is read is asked whether it is zero.
 #[expect(private_interfaces, reason = "the trait is sealed")]
 impl sealed::Atomic for bool {
+    type Word = AtomicU8;
+
     #[inline]
-    fn load(map: &SharedMap, at: usize) -> Self {
-        map.u8(at).load(Relaxed) != 0
+    fn word(map: &SharedMap, at: usize) -> &AtomicU8 {
+        map.u8(at)
     }
 
     #[inline]
-    fn store(self, map: &SharedMap, at: usize) {
-        map.u8(at).store(u8::from(self), Relaxed);
+    fn load(word: &AtomicU8) -> Self {
+        word.load(Relaxed) != 0
     }
 
     #[inline]
-    fn swap(self, map: &SharedMap, at: usize) -> Self {
-        map.u8(at).swap(u8::from(self), Relaxed) != 0
+    fn store(self, word: &AtomicU8) {
+        word.store(u8::from(self), Relaxed);
     }
 
-    fn replace(self, new: Self, map: &SharedMap, at: usize) -> Result<(), Self> {
+    #[inline]
+    fn swap(self, word: &AtomicU8) -> Self {
+        word.swap(u8::from(self), Relaxed) != 0
+    }
+
+    fn replace(self, new: Self, word: &AtomicU8) -> Result<(), Self> {
         let new = |byte| ((byte != 0) == self).then_some(u8::from(new));
-        map.u8(at).fetch_update(Relaxed, Relaxed, new).map(drop).map_err(|byte| byte != 0)
+        word.fetch_update(Relaxed, Relaxed, new).map(drop).map_err(|byte| byte != 0)
     }
 
     fn load_all(map: &SharedMap, at: usize, target: &mut [Self]) {
-        target.iter_mut().zip(at..).for_each(|(value, at)| *value = Self::load(map, at));
+        target.iter_mut().zip(at..).for_each(|(value, at)| *value = Self::load(Self::word(map, at)));
     }
 
     fn bytes_of(elements: &[Self]) -> &[u8] {

@@ -1,5 +1,7 @@
 //! Pure: which elements of a storage make up a tensor, and in which order.
 
+use super::rows::{Odometer, Rows};
+
 /// A shape with the distances between its elements. All of them lie in the storage; no two at the same place of the
 /// shape are guaranteed to differ, but there are never more of them than the storage has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +118,18 @@ impl Layout {
         let (outer, run) = self.split_runs();
         let count = if self.len == 0 { 0 } else { self.len / run };
         let (shape, strides) = (&self.shape[..outer], &self.strides[..outer]);
-        (run, Odometer { shape, strides, index: vec![0; outer], element: self.offset }.take(count))
+        (run, Odometer::new(shape, strides, self.offset).take(count))
+    }
+
+    /// All elements, as rows of evenly spaced ones.
+    pub(super) fn rows(&self) -> Rows<'_> {
+        Rows::new(&self.shape, &self.strides, self.offset, self.len)
+    }
+
+    /// The least number of elements that a storage needs to have all of these.
+    pub(super) fn reach(&self) -> usize {
+        let last = |at, (size, stride): (&usize, &usize)| at + (size - 1) * stride;
+        if self.len == 0 { 0 } else { self.shape.iter().zip(&self.strides).fold(self.offset, last) + 1 }
     }
 
     /// How many outer dimensions there are, and how many elements the rest has, which lie one after the other.
@@ -209,37 +222,6 @@ impl Layout {
     }
 }
 
-/// Goes through the elements of some dimensions in row-major order, without a division.
-struct Odometer<'a> {
-    /// The sizes of the dimensions, the outermost first.
-    shape: &'a [usize],
-    /// Their strides, in elements.
-    strides: &'a [usize],
-    /// The index of the next element.
-    index: Vec<usize>,
-    /// The number of the next element in the storage.
-    element: usize,
-}
-
-impl Iterator for Odometer<'_> {
-    type Item = usize;
-
-    /// Never ends: after the last element it begins anew.
-    fn next(&mut self) -> Option<usize> {
-        let element = self.element;
-        for ((at, &size), &stride) in self.index.iter_mut().zip(self.shape).zip(self.strides).rev() {
-            *at += 1;
-            if *at < size {
-                self.element += stride;
-                break;
-            }
-            self.element -= (size - 1) * stride;
-            *at = 0;
-        }
-        Some(element)
-    }
-}
-
 /// The number of elements of a shape; `None` when it overflows.
 fn product(shape: &[usize]) -> Option<usize> {
     // A zero makes the product zero, whatever overflows before it.
@@ -287,6 +269,12 @@ mod tests {
     fn by_runs(layout: &Layout) -> Vec<usize> {
         let (run, starts) = layout.runs();
         starts.flat_map(|start| start..start + run).collect()
+    }
+
+    fn by_rows(layout: &Layout) -> Vec<usize> {
+        let rows = layout.rows();
+        let (len, stride) = (rows.len, rows.stride);
+        rows.flat_map(|start| (0..len).map(move |at| start + at * stride)).collect()
     }
 
     fn shapes() -> impl Strategy<Value = Vec<usize>> {
@@ -360,6 +348,8 @@ mod tests {
                 prop_assert!(layout.len() <= room);
                 prop_assert!(elements(&layout).iter().all(|&element| element < room));
                 prop_assert_eq!(by_runs(&layout), elements(&layout));
+                prop_assert_eq!(by_rows(&layout), elements(&layout));
+                prop_assert_eq!(layout.reach(), elements(&layout).into_iter().max().map_or(0, |last| last + 1));
             }
         }
 
@@ -381,6 +371,7 @@ mod tests {
                 let all = elements(&layout);
                 prop_assert!(all.iter().all(|&element| element < room));
                 prop_assert_eq!(by_runs(&layout), all.clone());
+                prop_assert_eq!(by_rows(&layout), all.clone());
                 let one_after_the_other = all.windows(2).all(|pair| pair[1] == pair[0] + 1);
                 prop_assert_eq!(layout.is_contiguous(), one_after_the_other || layout.len() <= 1);
                 let same = Layout::checked(layout.shape(), layout.strides(), layout.offset(), room);

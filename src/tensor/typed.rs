@@ -19,7 +19,8 @@ use crate::memory::storage::{Storage, StorageId};
 ///
 /// All safe access is by relaxed atomics, since another process may write at any time: `get` and `set` never
 /// tear an element, but say nothing of the order in which others see two writes. The bulk copies are atomic
-/// byte by byte only. For slices there are [`freeze`](Self::freeze) and [`into_shards`](Self::into_shards).
+/// byte by byte only. [`cells`](Self::cells) are the elements as a slice of atomics, as fast as a `Vec`. For plain slices
+/// there are [`freeze`](Self::freeze) and [`into_shards`](Self::into_shards).
 ///
 /// Elements are counted in row-major order of the tensor's own shape, whatever it is a view of.
 ///
