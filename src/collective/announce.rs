@@ -21,12 +21,18 @@ pub(super) struct Announcement {
     pub(super) target: Span,
 }
 
+/// What is called, with all that must be the same on every rank beside the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
+    /// Nothing but the wait: it is announced so that a rank which calls something else meanwhile is told.
     Barrier,
+    /// In place.
     AllReduce(Reduce),
+    /// In place; the tensor of `root` is read, those of the others are written to.
     Broadcast { root: usize },
+    /// The source has as many parts as there are ranks, each as long as the target.
     ReduceScatter(Reduce),
+    /// The other way round: the target has as many parts.
     AllGather,
 }
 
@@ -39,11 +45,15 @@ pub(super) struct Span {
     pub(super) at: usize,
     /// Elements.
     pub(super) len: usize,
+    /// Whether its elements lie one after the other. A rank that passes one which does not announces it all the same: if it only failed,
+    /// the others would wait for it.
     contiguous: bool,
+    /// Whether it may be written to, announced for the same reason.
     writable: bool,
 }
 
 impl Span {
+    /// That of a tensor of this process.
     pub(super) fn of(tensor: &DynTensor) -> Self {
         Self {
             storage: tensor.storage_id().words(),
@@ -54,6 +64,7 @@ impl Span {
         }
     }
 
+    /// As numbers; [`of_words`](Self::of_words) is the way back.
     fn words(self) -> [u64; 6] {
         let flags = u64::from(self.contiguous) | u64::from(self.writable) << 1;
         let [device, inode, offset] = self.storage;
@@ -97,6 +108,7 @@ const DTYPES: [DType; 13] = [
 ];
 
 impl Announcement {
+    /// As numbers, which any other process can read; [`of_words`](Self::of_words) is the way back.
     pub(super) fn words(&self) -> [u64; WORDS] {
         let (kind, detail) = match self.operation {
             Operation::Barrier => (0, 0),
@@ -162,11 +174,13 @@ impl Announcement {
     }
 }
 
+/// The place of one of them in a list that all processes have: they run one executable.
 fn number<T: PartialEq>(all: &[T], one: T) -> u64 {
     // Each is in its list; the number behind the last one is read as none.
     all.iter().position(|known| *known == one).unwrap_or(all.len()) as u64
 }
 
+/// As errors have it: what a rank passed.
 impl fmt::Display for Announcement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { dtype, source: Span { len, .. }, target, .. } = self;
@@ -183,6 +197,9 @@ impl fmt::Display for Announcement {
 }
 
 /// Whether the ranks' calls, by rank, are one.
+///
+/// Each rank asks this of the same words, so all get the same answer, and none has to be told. After an error none touches a tensor: all
+/// of them are as far as before, and may make another call.
 ///
 /// # Errors
 /// What each rank passed, in words, and what is wrong with it.

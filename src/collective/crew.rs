@@ -36,6 +36,10 @@ const KIND: &str = "Collective";
 const LEFT: u64 = 1 << 32;
 
 /// A process's part in a crew, joined or not.
+///
+/// To the barrier a worker that returns without an error is a member that goes in order, for which the others wait on. So this breaks
+/// the barrier when it is dropped, and leaves a note why, which [`explain`](Self::explain) reads: that a rank has left, was joined twice,
+/// or never joined.
 pub(super) struct Crew {
     /// At which the ranks wait for each other, and which knows of deaths.
     pub(super) barrier: Barrier,
@@ -47,6 +51,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
+    /// A crew of which nobody has joined yet. Its memory is zeros: no seat is taken.
     pub(super) fn new(nprocs: usize) -> Result<Self, MemoryError> {
         if nprocs == 0 || nprocs > MOST_RANKS {
             return Err(MemoryError::TooMany {
@@ -60,11 +65,13 @@ impl Crew {
         Ok(Self { barrier: Barrier::new(nprocs)?, shared, rank: None, missed_in: None })
     }
 
+    /// How many ranks there are.
     pub(super) fn nprocs(&self) -> usize {
         self.shared.fields().nprocs.load(Relaxed) as usize
     }
 
-    /// Takes the seat of a rank.
+    /// Takes the seat of a rank. A seat is taken once for good: a process that took the place of a dead one would find the others in the
+    /// middle of something.
     pub(super) fn join(&mut self, rank: usize) -> Result<(), CollectiveError> {
         let nprocs = self.nprocs();
         if rank >= nprocs {
@@ -98,6 +105,7 @@ impl Crew {
         }
     }
 
+    /// The error of a rank that was joined twice, if one was.
     fn rank_twice(&self) -> Option<CollectiveError> {
         let twice = Some(self.shared.fields().twice.load(Acquire)).filter(|&twice| twice != 0)?;
         let rank = (twice >> 32) as usize;
@@ -126,6 +134,7 @@ impl Crew {
         self.words_at(0, self.nprocs(), rank)
     }
 
+    /// The words of one of the two announcements of a rank.
     fn words(&self, rank: usize, turn: usize) -> &[AtomicU64; WORDS] {
         self.words_at(seats(self.nprocs()), 2 * self.nprocs(), 2 * rank + turn % 2)
     }
@@ -141,13 +150,14 @@ impl Crew {
         &map.records(at + from, count)[number]
     }
 
-    /// Staging memory of a rank.
+    /// One of the two staging areas of a rank, of [`AREA`] bytes.
     pub(super) fn area(&self, rank: usize, turn: usize) -> Side<'_> {
         let (map, at) = self.shared.room();
         let nprocs = self.nprocs();
         Side::staged(map, at + seats(nprocs) + announcements(nprocs) + (2 * rank + turn % 2) * AREA)
     }
 
+    /// What has arrived in another process, of which nothing is taken on trust.
     fn receive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (barrier, handle) = <(Barrier, Handle)>::deserialize(deserializer)?;
         let shared = Record::<CrewFields>::receive(handle, TypeTag::of::<()>(KIND), 0);

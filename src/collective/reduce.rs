@@ -85,6 +85,8 @@ pub(super) fn block(
     run(reduce, ranks, len, block, read);
 }
 
+/// As [`block`], of elements of one type. Rank after rank, whoever runs it: the order of additions is part of what is promised, since it
+/// decides how floats are rounded.
 fn fold<T: Lane>(
     reduce: Reduce,
     ranks: usize,
@@ -120,10 +122,13 @@ trait Lane: bytemuck::Pod {
     /// What it is reduced as.
     type Wide: bytemuck::Pod;
 
+    /// The elements of the first rank, as they are reduced. Both slices have the same length, here and below.
     fn widen(elements: &[Self], wide: &mut [Self::Wide]);
+    /// The result, as elements: halves are rounded here, and nowhere else.
     fn narrow(wide: &[Self::Wide], elements: &mut [Self]);
     /// Reduces what there is and the elements of the next rank; `room` has as many, for those that have to be widened.
     fn combine(reduce: Reduce, sum: &mut [Self::Wide], elements: &[Self], room: &mut [Self::Wide]);
+    /// The mean of so many ranks, of their sum.
     fn divide(sum: Self::Wide, ranks: usize) -> Self::Wide;
 }
 

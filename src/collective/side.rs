@@ -44,7 +44,7 @@ impl<'a> Side<'a> {
         Self { at: self.at + by, ..self }
     }
 
-    /// Copies the `len` bytes from `at` on into a block.
+    /// Copies the `len` bytes from `at` on, at most a block, into a block.
     #[inline]
     fn read(&self, at: usize, len: usize, block: &mut Block) {
         self.map.read(self.at + at, &mut bytemuck::cast_slice_mut(block)[..self.whole(len)], self.unit);
