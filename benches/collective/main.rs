@@ -30,20 +30,12 @@ fn main() -> anyhow::Result<()> {
     run_parts(&[("sums", sums), ("small", small)])
 }
 
+/// What the ranks are given: a row for each, whether they pass these rows, and the number of rounds.
+type Given = (Collective, Tensor<f32>, bool, usize);
+
 /// One turn of ranks: seconds of an all_reduce.
-type Work = fn(usize, (Collective, Tensor<f32>, usize)) -> anyhow::Result<f64>;
-
-/// Each rank's tensor is its row of one that all have.
-fn in_place(rank: usize, (crew, all, rounds): (Collective, Tensor<f32>, usize)) -> anyhow::Result<f64> {
-    reduce(crew, rank, all.select(0, rank)?, rounds)
-}
-
-/// Each rank has a tensor of its own.
-fn staged(rank: usize, (crew, all, rounds): (Collective, Tensor<f32>, usize)) -> anyhow::Result<f64> {
-    reduce(crew, rank, Tensor::zeros(&all.shape()[1..])?, rounds)
-}
-
-fn reduce(crew: Collective, rank: usize, own: Tensor<f32>, rounds: usize) -> anyhow::Result<f64> {
+fn reduce(rank: usize, (crew, all, in_place, rounds): Given) -> anyhow::Result<f64> {
+    let own = if in_place { all.select(0, rank)? } else { Tensor::zeros(&all.shape()[1..])? };
     let mut crew = crew.join(rank)?;
     own.fill(1.0)?;
     let mut times = Vec::new();
@@ -97,19 +89,13 @@ fn sums(extent: Extent) -> anyhow::Result<()> {
     table("all_reduce of 25 MB of f32 a rank", &columns);
     for ranks in [2, 4] {
         let gloo = gloo(ranks)?;
-        for (name, work) in [("one storage", in_place as Work), ("each its own", staged)] {
-            sum_row(extent, ranks, (name, work), gloo)?;
-        }
+        sum_row(extent, ranks, true, gloo)?;
+        sum_row(extent, ranks, false, gloo)?;
     }
     Ok(())
 }
 
-fn sum_row(
-    extent: Extent,
-    ranks: usize,
-    (name, work): (&str, Work),
-    gloo: Option<f64>,
-) -> anyhow::Result<()> {
+fn sum_row(extent: Extent, ranks: usize, in_place: bool, gloo: Option<f64>) -> anyhow::Result<()> {
     let vecs = vec![vec![1.0_f32; LEN]; ranks];
     let mut sum = vec![0.0_f32; LEN];
     let rounds = extent.rounds(60);
@@ -118,7 +104,7 @@ fn sum_row(
         let threads = median((0..rounds).map(|_| by_threads(&vecs, &mut sum)));
         let all = Tensor::zeros(&[ranks, LEN])?;
         all.storage().prefault()?;
-        let ours = phalanx::spawn(work, (Collective::new(ranks)?, all, rounds), ranks)?;
+        let ours = phalanx::spawn(reduce, (Collective::new(ranks)?, all, in_place, rounds), ranks)?;
         turns.push((ours[0], threads));
     }
     let [ours, threads] = [0, 1].map(|which| median(turns.iter().map(|turn| [turn.0, turn.1][which])));
@@ -132,7 +118,7 @@ fn sum_row(
     );
     row(&[
         ranks.to_string(),
-        name.to_owned(),
+        if in_place { "of one storage" } else { "each its own" }.to_owned(),
         time(ours),
         rate(moved, ours),
         time(threads),
