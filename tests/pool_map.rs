@@ -3,11 +3,16 @@
 mod common;
 
 use std::cell::Cell;
+use std::fs;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 use common::{await_that, wait_for_ever, watched};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use phalanx::pool::{self, Pool, TaskFailure};
 use phalanx::{Options, Queue, Tensor};
 
@@ -46,6 +51,42 @@ fn results_come_in_the_order_of_the_items_whatever_the_chunks() {
         let lengths =
             pool.map(|(text, n): (String, usize)| anyhow::Ok(text.len() + n), [("a".to_owned(), 2)]);
         assert_eq!(lengths.unwrap().collect::<Result<Vec<_>, _>>().unwrap(), [3]);
+    });
+}
+
+/// Waits until the FIFO of that item has a writer.
+fn wait_for_writer((item, dir): (usize, PathBuf)) -> anyhow::Result<usize> {
+    fs::read(dir.join(item.to_string()))?;
+    Ok(item)
+}
+
+#[test]
+fn results_of_a_chunk_are_given_out_while_the_item_behind_them_runs() {
+    const ITEMS: usize = 8;
+    watched(|| {
+        let (pool, dir) = (Pool::new(1).unwrap(), tempfile::tempdir().unwrap());
+        let fifo = |item: usize| dir.path().join(item.to_string());
+        (0..ITEMS).for_each(|item| mkfifo(&fifo(item), Mode::S_IRWXU).unwrap());
+        for is_slow in [false, true].into_iter().cycle().take(40) {
+            let items = (0..ITEMS).map(|item| (item, dir.path().to_owned()));
+            let results = pool.map(wait_for_writer, items).unwrap().chunk(ITEMS).window(2 * ITEMS);
+            let first = fifo(0);
+            let writer = thread::spawn(move || {
+                if is_slow {
+                    // More often than not the thread below sleeps by now, and is told of each item.
+                    (0..1000).for_each(|_| thread::yield_now());
+                }
+                fs::write(first, "").unwrap();
+            });
+            // No item begins its work before the result of the one before has come.
+            for result in results {
+                let next = result.unwrap() + 1;
+                if next < ITEMS {
+                    fs::write(fifo(next), "").unwrap();
+                }
+            }
+            writer.join().unwrap();
+        }
     });
 }
 

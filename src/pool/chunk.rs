@@ -6,6 +6,8 @@ use super::label::{TaskLabel, Ticket};
 
 /// How long a chunk is to take: much longer than a message, much shorter than anybody waits.
 const CHUNK: Duration = Duration::from_micros(500);
+/// Bytes of the length of an item.
+const LENGTH: usize = 4;
 /// The most items of a chunk.
 const MOST: usize = 4096;
 
@@ -62,17 +64,30 @@ impl Default for Chunk {
 
 impl Chunk {
     pub(super) fn push(&mut self, item: &[u8]) {
-        // Shorter than a quarter of the ring.
-        self.bytes.extend_from_slice(&(item.len() as u32).to_le_bytes());
-        self.bytes.extend_from_slice(item);
+        push_item(&mut self.bytes, item);
         self.items += 1;
     }
 }
 
+/// Adds an item, or a result: its length, its bytes, and zeros up to a whole word.
+pub(super) fn push_item(bytes: &mut Vec<u8>, item: &[u8]) {
+    let end = bytes.len() + item_len(item.len());
+    // Shorter than a quarter of the ring.
+    bytes.extend_from_slice(&(item.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(item);
+    bytes.resize(end, 0);
+}
+
+/// How many bytes an item of that length takes.
+fn item_len(len: usize) -> usize {
+    (LENGTH + len).next_multiple_of(8)
+}
+
 /// Takes the first item off.
 pub(super) fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+    let len = u32::from_le_bytes(*bytes.first_chunk::<LENGTH>()?) as usize;
+    let (item, rest) = bytes.split_at_checked(item_len(len))?;
+    Some((&item[LENGTH..LENGTH + len], rest))
 }
 
 /// The bytes of a chunk's message without its first items, for another ticket.

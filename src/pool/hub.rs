@@ -1,13 +1,16 @@
 //! What the handles of a pool, its tasks and its thread share in the process that made it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
 use super::alarm::{Alarm, Alarms, Purpose};
+use super::delivery::{Delivery, Results};
 use super::error::{PoolError, TaskFailure};
-use super::inbox::{Delivery, Inbox};
+use super::inbox::Inbox;
 use super::label::{TaskLabel, Ticket};
 use super::ledger::{self, Cell, Ledger};
 use super::occupant::{EndedBy, Occupant};
@@ -48,6 +51,8 @@ pub(super) struct Hub {
     state: Mutex<State>,
     /// Wakes the pool's thread when a result has been delivered, or the thread that takes them has gone.
     pub(super) delivered: Condvar,
+    /// How many tasks of several items have not ended.
+    chunks: AtomicUsize,
     /// Calls the pool's thread.
     pub(super) call: EventFd,
     /// Tells the workers that one of their tasks was asked to end.
@@ -163,12 +168,27 @@ impl Hub {
         };
         let owner = (Here::now(), std::process::id());
         let state = Mutex::new(state);
-        Self { tasks, results, ledger, grace, size, state, delivered: Condvar::new(), call, asked, owner }
+        Self {
+            tasks,
+            results,
+            ledger,
+            grace,
+            size,
+            state,
+            delivered: Condvar::new(),
+            chunks: AtomicUsize::new(0),
+            call,
+            asked,
+            owner,
+        }
     }
 
     /// Gives up a cell; tells the pool's thread when it was the last one that a closed pool has waited for.
     pub(super) fn vacate(&self, state: &mut State, ticket: Ticket) -> Option<Occupant> {
         let occupant = state.vacate(ticket);
+        if occupant.as_ref().is_some_and(Occupant::is_chunk) {
+            self.chunks.fetch_sub(1, Relaxed);
+        }
         if state.phase != Phase::Open && state.outstanding() == 0 {
             self.call.ring();
         }
@@ -199,6 +219,11 @@ impl Hub {
 
     pub(super) fn check_here(&self) -> Result<(), PoolError> {
         if self.is_here() { Ok(()) } else { Err(PoolError::Forked { owner: self.owner.1 }) }
+    }
+
+    /// Whether a worker may have a chunk in its hands.
+    pub(super) fn has_chunks(&self) -> bool {
+        self.chunks.load(Relaxed) > 0
     }
 
     pub(super) fn cell(&self, ticket: Ticket) -> &Cell {
@@ -257,19 +282,11 @@ impl Hub {
         let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
         let inbox = order.inbox.clone();
         let (delivered, begun, ended_by) = (0, 0, None);
-        state.occupants[number as usize] = Some(Occupant {
-            ticket,
-            entry,
-            inbox,
-            first,
-            items,
-            delivered,
-            begun,
-            retries,
-            limit,
-            kept,
-            ended_by,
-        });
+        let occupant =
+            Occupant { ticket, entry, inbox, first, items, delivered, begun, retries, limit, kept, ended_by };
+        // Before the task is in the queue, and so before a worker adds to its tray: see `Hub::next_result`.
+        self.chunks.fetch_add(usize::from(occupant.is_chunk()), Relaxed);
+        state.occupants[number as usize] = Some(occupant);
         state.peak = state.peak.max(state.outstanding());
         if state.outstanding() > state.calls_above {
             self.call.ring();
@@ -345,8 +362,8 @@ impl Hub {
         let Some(occupant) = self.vacate(state, ticket) else { return };
         for item in occupant.delivered..occupant.items.max(1) {
             state.failed += 1;
-            let outcome = Err(occupant.failed(item, false, failure()));
-            occupant.inbox.put(Delivery { item: occupant.number(item), outcome, chunk: None });
+            let results = Results::Failed(occupant.failed(item, false, failure()));
+            occupant.inbox.put(Delivery { item: occupant.number(item), results, chunk: None });
         }
     }
 

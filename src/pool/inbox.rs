@@ -5,20 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::thread::Thread;
-use std::time::Duration;
 
-use super::error::TaskFailed;
-use crate::queue::Incoming;
-
-/// What came of a task or of an item of a map.
-#[derive(Debug)]
-pub(super) struct Delivery {
-    /// The number of the item; 0 for a task.
-    pub(super) item: u64,
-    pub(super) outcome: Result<Incoming, TaskFailed>,
-    /// With the last item of a chunk: how many it had, and for how long the worker was at it.
-    pub(super) chunk: Option<(u32, Duration)>,
-}
+use super::delivery::Delivery;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -68,9 +56,11 @@ impl Inbox {
         self.lock().arrived.pop_front()
     }
 
-    /// Takes all that has arrived, behind what `into` has.
-    pub(super) fn take_all(&self, into: &mut VecDeque<Delivery>) {
-        into.append(&mut self.lock().arrived);
+    /// Takes all that has arrived, behind what `into` has. False: nothing had.
+    pub(super) fn take_all(&self, into: &mut VecDeque<Delivery>) -> bool {
+        let mut contents = self.lock();
+        into.append(&mut contents.arrived);
+        !into.is_empty()
     }
 
     /// Has the next delivery wake this thread, instead of the one before.

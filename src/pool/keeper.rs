@@ -168,6 +168,8 @@ impl Keeper {
         let seat = self.seats_of[number];
         // All that it had put before it died is in the queue, and counts.
         self.hub.drain();
+        // … and so do the results in its tray.
+        self.hub.take_tray(seat, true);
         let held = self.hub.held_by(seat as u16);
         let outcome = self.examine(number, &known, &held);
         self.seats.set(seat, Seat::Empty);
@@ -242,6 +244,7 @@ impl Keeper {
         self.seats.set(seat, Seat::Empty);
         let rank = seat % self.hub.size();
         let outcome = Outcome { rank, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() };
+        self.hub.take_tray(seat, true);
         let mut state = self.hub.lock();
         state.pids[seat] = 0;
         for (ticket, standing) in Hub::held(&self.hub.ledger, &state, seat as u16) {

@@ -59,6 +59,8 @@ pub(super) enum Kind {
     Dropped,
     /// Nothing: it wakes a thread that waits for results.
     Nudge,
+    /// What the function returned for several items of a chunk, one after the other.
+    Several,
 }
 
 /// The label of a result.
@@ -66,8 +68,10 @@ pub(super) enum Kind {
 pub(super) struct ResultLabel {
     pub(super) ticket: Ticket,
     pub(super) kind: Kind,
-    /// Which item of a chunk it is of.
+    /// Which item of a chunk it is of; of several, the first.
     pub(super) item: u32,
+    /// Of how many items it is; fewer than 2^24.
+    pub(super) items: u32,
     /// With the last item: how long the function has run for all of them, in nanoseconds.
     pub(super) busy: u64,
 }
@@ -79,28 +83,35 @@ impl ResultLabel {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.ticket.cell.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.ticket.generation.to_le_bytes());
-        bytes[8..12].copy_from_slice(&(self.kind as u32).to_le_bytes());
+        bytes[8..12].copy_from_slice(&(self.kind as u32 | self.items << 8).to_le_bytes());
         bytes[12..16].copy_from_slice(&self.item.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.busy.to_le_bytes());
         bytes
     }
 
+    /// The label of one item.
+    pub(super) fn of(ticket: Ticket, kind: Kind, item: u32) -> Self {
+        Self { ticket, kind, item, items: 1, busy: 0 }
+    }
+
     /// `None`: no worker has written that.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<{ Self::LEN }>()?;
-        let kind = match word(bytes, 8) {
+        let kind = match word(bytes, 8) & 0xff {
             0 => Kind::Returned,
             1 => Kind::Raised,
             2 => Kind::Arguments,
             3 => Kind::Result,
             4 => Kind::Dropped,
             5 => Kind::Nudge,
+            6 => Kind::Several,
             _ => return None,
         };
         Some(Self {
             ticket: Ticket { cell: word(bytes, 0), generation: word(bytes, 4) },
             kind,
             item: word(bytes, 12),
+            items: word(bytes, 8) >> 8,
             busy: u64::from(word(bytes, 16)) | u64::from(word(bytes, 20)) << 32,
         })
     }
@@ -120,13 +131,13 @@ mod tests {
         let task = TaskLabel { ticket, function: u64::MAX - 1, items: 3, is_timed: true };
         assert_eq!(TaskLabel::read(&task.to_bytes()), Some(task));
         assert_eq!(TaskLabel::read(&task.to_bytes()[1..]), None);
-        for kind in [Kind::Returned, Kind::Raised, Kind::Arguments, Kind::Result, Kind::Dropped, Kind::Nudge]
-        {
-            let result = ResultLabel { ticket, kind, item: 9, busy: 1 << 40 };
+        let kinds = [Kind::Returned, Kind::Raised, Kind::Arguments, Kind::Result, Kind::Dropped, Kind::Nudge];
+        for kind in kinds.into_iter().chain([Kind::Several]) {
+            let result = ResultLabel { ticket, kind, item: 9, items: (1 << 24) - 1, busy: 1 << 40 };
             assert_eq!(ResultLabel::read(&result.to_bytes()), Some(result));
         }
-        let mut bytes = ResultLabel { ticket, kind: Kind::Nudge, item: 0, busy: 0 }.to_bytes();
-        bytes[8] = 6;
+        let mut bytes = ResultLabel::of(ticket, Kind::Nudge, 0).to_bytes();
+        bytes[8] = 7;
         assert_eq!(ResultLabel::read(&bytes), None);
     }
 }

@@ -20,16 +20,19 @@
 mod models;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::tray::{TRAY, Tray};
+use super::word::Word;
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::clock::Moment;
 use crate::sys::futex;
 use crate::sys::robust::{MapPin, RobustWord};
-use crate::transfer::record::{Record, TypeTag};
+use crate::transfer::record::{Handle, Record, TypeTag};
 
 /// Where a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,24 +88,6 @@ impl Standing {
     /// Whether the worker has the task in its hands.
     pub(super) fn is_held(self) -> bool {
         !matches!(self.state, State::Free | State::Queued)
-    }
-}
-
-/// A word that changes by compare-and-swap: of shared memory, or loom's.
-pub(super) trait Word {
-    fn load(&self, ordering: Ordering) -> u64;
-    fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64>;
-}
-
-impl Word for AtomicU64 {
-    #[inline]
-    fn load(&self, ordering: Ordering) -> u64 {
-        Self::load(self, ordering)
-    }
-
-    #[inline]
-    fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64> {
-        self.compare_exchange(old, new, success, Relaxed)
     }
 }
 
@@ -189,10 +174,6 @@ pub(super) fn take_back(word: &impl Word, before: Standing, queued: bool) -> boo
 
 fn freed(standing: Standing) -> Standing {
     Standing { generation: standing.generation.wrapping_add(1), worker: 0, state: State::Free }
-}
-
-atomic_record! {
-    struct Head { spare: AtomicU64, }
 }
 
 atomic_record! {
@@ -290,55 +271,91 @@ atomic_record! {
     }
 }
 
-/// The cells and the desks of a pool.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(try_from = "Arrived")]
-pub(super) struct Ledger {
-    cells: Record<Head>,
-    desks: Record<Head>,
+atomic_record! {
+    struct Head {
+        /// How many cells and desks there are.
+        cells: AtomicU64,
+        desks: AtomicU64,
+        /// Not 0: a thread of the pool sleeps until a result is in the queue.
+        awaited: AtomicU64,
+    }
 }
 
-const CELLS: &str = "cells of a pool";
-const DESKS: &str = "desks of a pool";
+/// The cells of a pool, and a desk and a tray for each seat, in one piece of memory.
+#[derive(Clone, Debug)]
+pub(super) struct Ledger {
+    record: Record<Head>,
+    /// How many there are. They were read once, so that what another process writes there later has no effect.
+    cells: usize,
+    desks: usize,
+}
+
+const KIND: &str = "ledger of a pool";
+
+/// Bytes of cells, desks and trays; `None`: more than there are addresses.
+fn room(cells: usize, desks: usize) -> Option<usize> {
+    let desks = desks.checked_mul(size_of::<Desk>() + TRAY)?;
+    cells.checked_mul(size_of::<Cell>())?.checked_add(desks)
+}
 
 impl Ledger {
-    pub(super) fn new(cells: usize, seats: usize) -> Result<Self, MemoryError> {
-        Ok(Self {
-            cells: Record::new(TypeTag::of::<()>(CELLS), cells * size_of::<Cell>())?,
-            desks: Record::new(TypeTag::of::<()>(DESKS), seats * size_of::<Desk>())?,
-        })
+    pub(super) fn new(cells: usize, desks: usize) -> Result<Self, MemoryError> {
+        let record = Record::<Head>::new(TypeTag::of::<()>(KIND), room(cells, desks).unwrap_or(usize::MAX))?;
+        // No other process has the record yet. The message that carries it there orders these stores.
+        record.fields().cells.store(cells as u64, Relaxed);
+        record.fields().desks.store(desks as u64, Relaxed);
+        Ok(Self { record, cells, desks })
     }
 
     #[inline]
     pub(super) fn cells(&self) -> &[Cell] {
-        self.cells.beside()
+        let (map, at) = self.record.room();
+        map.records(at, self.cells)
     }
 
     /// Keeps the desks mapped for the owner of a place.
     pub(super) fn pin(&self) -> MapPin {
-        self.desks.lender_pin()
+        self.record.lender_pin()
     }
 
     /// One for each seat. That of a place is also its first seat's.
     pub(super) fn desks(&self) -> &[Desk] {
-        self.desks.beside()
+        let (map, at) = self.record.room();
+        map.records(at + self.cells * size_of::<Cell>(), self.desks)
+    }
+
+    /// The tray of a seat.
+    ///
+    /// # Panics
+    /// When there is no seat of that number.
+    pub(super) fn tray(&self, seat: usize) -> Tray<'_> {
+        assert!(seat < self.desks, "seat {seat} of {}", self.desks);
+        let (map, at) = self.record.room();
+        let trays = at + self.cells * size_of::<Cell>() + self.desks * size_of::<Desk>();
+        Tray { map, at: trays + seat * TRAY }
+    }
+
+    /// The word by which workers know that a thread of the pool sleeps until a result is in the queue.
+    pub(super) fn awaited(&self) -> &AtomicU64 {
+        &self.record.fields().awaited
     }
 }
 
-/// A ledger as it comes into a worker.
-#[derive(Deserialize)]
-struct Arrived {
-    cells: crate::transfer::record::Handle,
-    desks: crate::transfer::record::Handle,
+impl Serialize for Ledger {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.record.serialize(serializer)
+    }
 }
 
-impl TryFrom<Arrived> for Ledger {
-    type Error = String;
-
-    fn try_from(Arrived { cells, desks }: Arrived) -> Result<Self, String> {
-        Ok(Self {
-            cells: Record::receive(cells, TypeTag::of::<()>(CELLS), 0)?,
-            desks: Record::receive(desks, TypeTag::of::<()>(DESKS), 0)?,
-        })
+impl<'de> Deserialize<'de> for Ledger {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let record = Record::<Head>::receive(Handle::deserialize(deserializer)?, TypeTag::of::<()>(KIND), 0);
+        let record = record.map_err(D::Error::custom)?;
+        let [cells, desks] =
+            [&record.fields().cells, &record.fields().desks].map(|count| count.load(Relaxed) as usize);
+        if room(cells, desks).is_none_or(|room| room > record.room_len()) {
+            return Err(D::Error::custom("the ledger of a pool has fewer bytes than it says"));
+        }
+        Ok(Self { record, cells, desks })
     }
 }

@@ -1,7 +1,7 @@
 //! Maps: one function over many items, with a bound for what is on its way.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{self, AssertUnwindSafe};
@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::chunk::{Chunk, ChunkSize};
+use super::delivery::{Delivery, Results};
 use super::error::{PoolError, TaskFailed, TaskFailure};
 use super::handle::{self, Pool};
 use super::hub::Order;
-use super::inbox::{Delivery, Inbox};
+use super::inbox::Inbox;
 use super::label::TaskLabel;
-use super::task;
 use crate::error::WorkerError;
 use crate::queue::{Outgoing, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
@@ -89,8 +89,9 @@ pub struct Map<I: Iterator, R> {
     given: u64,
     inbox: Arc<Inbox>,
     arrived: VecDeque<Delivery>,
-    /// The results from `given` on, as far as they have come before their turn.
-    early: VecDeque<Option<Delivery>>,
+    /// Of a map in order: the deliveries that have come before their turn, by their first item, and the one whose turn it is.
+    early: BTreeMap<u64, Delivery>,
+    turn: Option<Delivery>,
     results: PhantomData<fn() -> R>,
 }
 
@@ -110,7 +111,8 @@ impl<I: Iterator, R> Map<I, R> {
             given: 0,
             inbox: Arc::default(),
             arrived: VecDeque::new(),
-            early: VecDeque::new(),
+            early: BTreeMap::new(),
+            turn: None,
             results: PhantomData,
         }
     }
@@ -152,6 +154,7 @@ impl<I, R> Map<I, R>
 where
     I: Iterator,
     I::Item: Serialize,
+    R: DeserializeOwned,
 {
     /// Gives items to the pool, as long as the window has room for a whole chunk.
     fn fill(&mut self) {
@@ -249,17 +252,22 @@ where
         let item = self.submitted;
         self.submitted += 1;
         let failed = TaskFailed::new(self.entry.name(), Some(item), 0, false, failure);
-        self.inbox.put(Delivery { item, outcome: Err(failed), chunk: None });
+        self.inbox.put(Delivery { item, results: Results::Failed(failed), chunk: None });
     }
 
-    /// Waits for the next delivery that `choose` takes. `None`: all have been given out.
-    pub(super) fn next_by(&mut self, choose: impl Fn(&mut Self) -> Option<Delivery>) -> Option<Delivery> {
+    /// Waits for the next result that `choose` takes, with the number of its item. `None`: all have been given out.
+    pub(super) fn next_by(
+        &mut self,
+        choose: impl Fn(&mut Self) -> Option<(u64, Result<R, TaskFailed>)>,
+    ) -> Option<(u64, Result<R, TaskFailed>)> {
         loop {
             self.fill();
-            self.inbox.take_all(&mut self.arrived);
-            if let Some(delivery) = choose(self) {
+            if let Some(result) = choose(self) {
                 self.given += 1;
-                return Some(delivery);
+                return Some(result);
+            }
+            if self.inbox.take_all(&mut self.arrived) {
+                continue;
             }
             if self.on_their_way() == 0 {
                 // Only now: all items before it have been given out.
@@ -271,7 +279,7 @@ where
             if let Err(failed) = self.await_delivery() {
                 (self.items, self.submitted) = (None, self.given + 1);
                 self.arrived.clear();
-                return self.give_up(failed);
+                return Some(self.give_up(failed));
             }
         }
     }
@@ -286,54 +294,58 @@ where
         Ok(())
     }
 
-    /// The last delivery of a map whose results cannot be waited for.
-    fn give_up(&mut self, error: QueueError) -> Option<Delivery> {
+    /// The last result of a map whose results cannot be waited for.
+    fn give_up(&mut self, error: QueueError) -> (u64, Result<R, TaskFailed>) {
         let item = self.given;
         self.given += 1;
         let failure = TaskFailure::WaitEnded(error.to_string());
-        let failed = TaskFailed::new(self.entry.name(), Some(item), 0, false, failure);
-        Some(Delivery { item, outcome: Err(failed), chunk: None })
+        (item, Err(TaskFailed::new(self.entry.name(), Some(item), 0, false, failure)))
     }
 
-    fn note_chunk(&mut self, delivery: &Delivery) {
+    /// The next result of those that have arrived.
+    pub(super) fn any(&mut self) -> Option<(u64, Result<R, TaskFailed>)> {
+        if self.turn.is_none() {
+            self.turn = self.arrival();
+        }
+        self.read_turn()
+    }
+
+    /// The result whose turn it is.
+    fn in_turn(&mut self) -> Option<(u64, Result<R, TaskFailed>)> {
+        if self.turn.is_none() {
+            self.turn = self.early.remove(&self.given);
+        }
+        while self.turn.is_none() {
+            let delivery = self.arrival()?;
+            if delivery.item == self.given {
+                self.turn = Some(delivery);
+            } else {
+                self.early.insert(delivery.item, delivery);
+            }
+        }
+        self.read_turn()
+    }
+
+    /// The next delivery of those that have arrived.
+    fn arrival(&mut self) -> Option<Delivery> {
+        let delivery = self.arrived.pop_front()?;
         if let Some((items, busy)) = delivery.chunk {
             self.size.note(items, busy);
         }
-    }
-
-    /// The first delivery that has arrived.
-    pub(super) fn any(&mut self) -> Option<Delivery> {
-        let delivery = self.arrived.pop_front()?;
-        self.note_chunk(&delivery);
         Some(delivery)
     }
 
-    /// The delivery whose turn it is.
-    fn in_turn(&mut self) -> Option<Delivery> {
-        while let Some(delivery) = self.any() {
-            let ahead = delivery.item.saturating_sub(self.given) as usize;
-            if ahead == 0 && self.early.front().is_none_or(Option::is_none) {
-                self.early.pop_front();
-                return Some(delivery);
-            }
-            if self.early.len() <= ahead {
-                self.early.resize_with(ahead + 1, || None);
-            }
-            self.early[ahead] = Some(delivery);
-        }
-        if self.early.front()?.is_none() {
-            return None;
-        }
-        self.early.pop_front()?
-    }
-}
-
-impl<I: Iterator, R: DeserializeOwned> Map<I, R> {
-    pub(super) fn open(&self, delivery: Delivery) -> Result<R, TaskFailed> {
-        let item = delivery.item;
+    /// Takes the next result of the delivery whose turn it is.
+    fn read_turn(&mut self) -> Option<(u64, Result<R, TaskFailed>)> {
+        let name = self.entry;
+        let turn = self.turn.as_mut()?;
         let unreadable =
-            |reason| TaskFailed::new(self.entry.name(), Some(item), 1, true, TaskFailure::Result(reason));
-        task::decode(delivery).map_err(|failed| failed.unwrap_or_else(unreadable))
+            |item, reason| TaskFailed::new(name.name(), Some(item), 1, true, TaskFailure::Result(reason));
+        let result = turn.next(unreadable);
+        if turn.is_taken() {
+            self.turn = None;
+        }
+        result
     }
 }
 
@@ -346,7 +358,7 @@ where
     type Item = Result<R, TaskFailed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_by(Self::in_turn).map(|delivery| self.open(delivery))
+        self.next_by(Self::in_turn).map(|(_, result)| result)
     }
 }
 

@@ -32,10 +32,12 @@
 // - `hub`: what they share in the process that made the pool
 // - `waiting`: one thread takes results for all that wait
 // - `occupant`: a task on its way, and what becomes of it when its worker has died
-// - `inbox`: where results arrive
+// - `inbox`, `delivery`: where results arrive, and as what
 // - `ledger`: which worker holds which task, in memory that the workers share
+// - `tray`: results of a chunk that its worker has not put into the queue yet
 // - `label`: what stands before tasks and results in their queues
 // - `serve`: a worker
+// - `batch`: a worker at a chunk
 // - `inside`: what a task can ask while it runs
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `seats`: pure: how many workers there are to be, and which are to be started
@@ -48,7 +50,9 @@
 // - `chunk`: pure: several items in one message
 
 mod alarm;
+mod batch;
 mod chunk;
+mod delivery;
 mod error;
 mod handle;
 mod hub;
@@ -67,8 +71,10 @@ mod settle;
 mod staffing;
 mod stats;
 mod task;
+mod tray;
 mod unordered;
 mod waiting;
+mod word;
 
 pub use error::{PoolError, TaskFailed, TaskFailure};
 pub use handle::Pool;

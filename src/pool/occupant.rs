@@ -45,6 +45,22 @@ impl Occupant {
         self.inbox.is_wanted()
     }
 
+    /// Whether its results may lie in a worker's tray.
+    pub(super) fn is_chunk(&self) -> bool {
+        self.items > 0
+    }
+
+    /// Takes in results of items from `first` on. Returns the number of the first one that had not come before, how many had, and how
+    /// many had not; `None`: all had, or results before them have not come.
+    pub(super) fn take_in(&mut self, first: u32, items: u32) -> Option<(u64, u32, u32)> {
+        let skipped = self.delivered.checked_sub(first)?;
+        let new = items.checked_sub(skipped).filter(|&new| new > 0)?;
+        let item = self.number(self.delivered);
+        self.delivered += new;
+        self.begun = 0;
+        Some((item, skipped, new))
+    }
+
     /// The number of an item in its map; 0 for a single call.
     pub(super) fn number(&self, item: u32) -> u64 {
         self.first.unwrap_or(0) + u64::from(item)

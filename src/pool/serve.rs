@@ -9,11 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::chunk;
 use super::inside::{self, Inside};
 use super::label::{Kind, ResultLabel, TaskLabel, Ticket};
 use super::leaving::{self, Service};
-use super::ledger::{self, Cell, Desk, Ledger, State};
+use super::ledger::{self, Cell, Desk, Ledger};
 use super::seats::Term;
 use crate::memory::descriptor::Descriptor;
 use crate::queue::{Incoming, Outgoing, Queue, QueueError, message_buffer};
@@ -22,6 +21,7 @@ use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
 use crate::sys::image::Image;
 use crate::transfer::received::Received;
+use crate::wire::codec::Encoded;
 use crate::worker::entry::{self, CallError, Entry};
 use crate::worker::{hooks, report};
 
@@ -70,10 +70,10 @@ pub(super) fn serve(rank: usize, place: Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Server {
+pub(super) struct Server {
     rank: usize,
-    seat: u16,
-    place: Place,
+    pub(super) seat: u16,
+    pub(super) place: Place,
     full: EventFd<Descriptor>,
     image: &'static Image,
     /// The function that was called last: most tasks of a pool call the same one.
@@ -82,9 +82,9 @@ struct Server {
 }
 
 /// A task in this worker's hands.
-struct Taken<'a> {
-    label: TaskLabel,
-    cell: &'a Cell,
+pub(super) struct Taken<'a> {
+    pub(super) label: TaskLabel,
+    pub(super) cell: &'a Cell,
     entry: &'static Entry,
     began: Moment,
 }
@@ -163,7 +163,7 @@ impl Server {
 
     fn work(&self, task: &Taken<'_>, message: Incoming) -> anyhow::Result<()> {
         let worked = message.open(TaskLabel::LEN, |bytes, received| match task.label.items {
-            0 => self.run(task, 0, bytes, received.unwrap_or_default()),
+            0 => self.run(task, bytes, received.unwrap_or_default()),
             items => self.run_items(task, items, bytes),
         });
         // What came beside the arguments did not arrive.
@@ -173,51 +173,63 @@ impl Server {
         })
     }
 
-    /// Runs the items of a chunk, each behind its length, and hands in each result before the next item begins.
-    fn run_items(&self, task: &Taken<'_>, items: u32, mut bytes: &[u8]) -> anyhow::Result<()> {
-        for item in 0..items {
-            let (own, rest) =
-                chunk::split_item(bytes).context("read an item of a chunk that is cut short")?;
-            bytes = rest;
-            if task.cell.standing().state == State::Asked {
-                let dropped = ResultLabel { ticket: task.label.ticket, kind: Kind::Dropped, item, busy: 0 };
-                let message = Outgoing::labelled(&dropped.to_bytes(), &(), self.most())?;
-                return self.hand_in(task, true, message);
-            }
-            self.run(task, item, own, Received::default())?;
-        }
-        Ok(())
+    /// Calls the function of a task of one call, and hands in what came of it.
+    fn run(&self, task: &Taken<'_>, arguments: &[u8], received: Received) -> anyhow::Result<()> {
+        let mut into = message_buffer();
+        into.extend_from_slice(&ResultLabel::of(task.label.ticket, Kind::Returned, 0).to_bytes());
+        let message = match self.call(task, (0, arguments), received, into) {
+            Ok(encoded) => self.message_of(task, 0, encoded),
+            Err(refused) => refused,
+        };
+        self.hand_in(task, true, message?)
     }
 
-    /// Calls the function, and hands in what came of it.
-    fn run(&self, task: &Taken<'_>, item: u32, arguments: &[u8], received: Received) -> anyhow::Result<()> {
+    /// Calls the function with an item, and encodes what it returns behind the bytes of `into`. `Err`: the message of a call that has
+    /// no result.
+    pub(super) fn call(
+        &self,
+        task: &Taken<'_>,
+        (item, arguments): (u32, &[u8]),
+        received: Received,
+        into: Vec<u8>,
+    ) -> Result<Encoded, Result<Outgoing, QueueError>> {
         task.cell.set_item(item);
         if task.label.is_timed {
             task.cell.set_since(Moment::now());
         }
         add(&self.desk().begun, 1);
-        let label = ResultLabel { ticket: task.label.ticket, kind: Kind::Returned, item, busy: 0 };
-        let mut into = message_buffer();
-        into.extend_from_slice(&label.to_bytes());
         let call = || {
-            let _inside = Inside::of(label.ticket);
+            let _inside = Inside::of(task.label.ticket);
             task.entry.call(self.rank, arguments, received, into)
         };
-        let message = match report::attempt(call, trouble) {
-            Ok(encoded) => Outgoing::of_encoded(ResultLabel::LEN, encoded, self.most())
-                .or_else(|error| refusal(label.ticket, Kind::Result, item, &error.to_string(), self.most())),
-            Err((_, Some((kind, reason)))) => refusal(label.ticket, kind, item, &reason, self.most()),
-            Err((raised, None)) => {
-                add(&self.desk().failed, 1);
-                let label = ResultLabel { kind: Kind::Raised, ..label };
-                Outgoing::labelled(&label.to_bytes(), &raised, self.most())
+        report::attempt(call, trouble).map_err(|(raised, trouble)| {
+            if let Some((kind, reason)) = trouble {
+                return refusal(task.label.ticket, kind, item, &reason, self.most());
             }
-        };
-        self.hand_in(task, item + 1 >= task.label.items, message?)
+            add(&self.desk().failed, 1);
+            let label = ResultLabel::of(task.label.ticket, Kind::Raised, item);
+            Outgoing::labelled(&label.to_bytes(), &raised, self.most())
+        })
+    }
+
+    /// The message of a result that stands behind its label.
+    pub(super) fn message_of(
+        &self,
+        task: &Taken<'_>,
+        item: u32,
+        encoded: Encoded,
+    ) -> Result<Outgoing, QueueError> {
+        Outgoing::of_encoded(ResultLabel::LEN, encoded, self.most())
+            .or_else(|error| refusal(task.label.ticket, Kind::Result, item, &error.to_string(), self.most()))
     }
 
     /// Puts a result into the queue. The last one of a task ends it.
-    fn hand_in(&self, task: &Taken<'_>, is_last: bool, mut message: Outgoing) -> anyhow::Result<()> {
+    pub(super) fn hand_in(
+        &self,
+        task: &Taken<'_>,
+        is_last: bool,
+        mut message: Outgoing,
+    ) -> anyhow::Result<()> {
         if is_last {
             let busy = Moment::now().since(task.began);
             add(&self.desk().busy, nanos(busy));
@@ -240,7 +252,7 @@ impl Server {
     }
 
     /// The most bytes of a result in the queue's ring.
-    fn most(&self) -> usize {
+    pub(super) fn most(&self) -> usize {
         self.place.results.core().inline()
     }
 }
@@ -255,7 +267,7 @@ fn trouble(error: &anyhow::Error) -> Option<(Kind, String)> {
 
 /// A result that says why there is none.
 fn refusal(ticket: Ticket, kind: Kind, item: u32, reason: &str, most: usize) -> Result<Outgoing, QueueError> {
-    Outgoing::labelled(&ResultLabel { ticket, kind, item, busy: 0 }.to_bytes(), &reason, most)
+    Outgoing::labelled(&ResultLabel::of(ticket, kind, item).to_bytes(), &reason, most)
 }
 
 fn write_busy(message: &mut Outgoing, busy: Duration) {

@@ -2,9 +2,9 @@
 
 use super::alarm::{Alarm, Purpose};
 use super::chunk;
+use super::delivery::{Delivery, Results};
 use super::error::TaskFailure;
 use super::hub::{Hub, Phase, State};
-use super::inbox::Delivery;
 use super::label::Ticket;
 use super::leaving;
 use super::ledger::{self, Ledger, Standing};
@@ -56,7 +56,11 @@ impl Hub {
         occupant.begun += u32::from(is_retry);
         if let Some((item, began)) = failed {
             let failed = occupant.failed(item, began, occupant.failure_of(outcome.clone()));
-            occupant.inbox.put(Delivery { item: occupant.number(item), outcome: Err(failed), chunk: None });
+            occupant.inbox.put(Delivery {
+                item: occupant.number(item),
+                results: Results::Failed(failed),
+                chunk: None,
+            });
             occupant.begun = 0;
             state.failed += 1;
         }

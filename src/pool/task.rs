@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::delivery::Delivery;
 use super::error::{TaskFailed, TaskFailure};
 use super::hub::{Hub, Phase};
-use super::inbox::{Delivery, Inbox};
-use super::label::{ResultLabel, Ticket};
+use super::inbox::Inbox;
+use super::label::Ticket;
 use super::ledger::State;
 use super::occupant::EndedBy;
 use crate::queue::QueueError;
 use crate::sync::wait_policy::WaitPolicy;
-use crate::wire::codec;
 
 /// A call that a [`Pool`](super::Pool) has taken, whose function returns an `R`.
 ///
@@ -146,22 +146,11 @@ impl<R: DeserializeOwned> Task<R> {
         }
     }
 
-    fn open(&self, delivery: Delivery) -> Result<R, TaskFailed> {
-        decode(delivery).map_err(|failed| match failed {
-            Ok(failed) => failed,
-            Err(reason) => self.failed(true, TaskFailure::Result(reason)),
-        })
+    fn open(&self, mut delivery: Delivery) -> Result<R, TaskFailed> {
+        let unreadable = |_, reason| self.failed(true, TaskFailure::Result(reason));
+        let nothing = || Err(self.failed(true, TaskFailure::Result("its message has no result".to_owned())));
+        delivery.next(unreadable).map_or_else(nothing, |(_, result)| result)
     }
-}
-
-/// The value of a delivery; or how the task failed; or why the value cannot be read.
-pub(super) fn decode<R: DeserializeOwned>(delivery: Delivery) -> Result<R, Result<TaskFailed, String>> {
-    let message = delivery.outcome.map_err(Ok)?;
-    let value = message.open(ResultLabel::LEN, |bytes, received| match received {
-        None => codec::decode_plain(bytes),
-        Some(received) => codec::decode(bytes, received).0,
-    });
-    value.and_then(|value| value).map_err(Err)
 }
 
 impl<R> Drop for Task<R> {

@@ -46,8 +46,7 @@ where
     type Item = (u64, Result<R, TaskFailed>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let delivery = self.0.next_by(Map::any)?;
-        Some((delivery.item, self.0.open(delivery)))
+        self.0.next_by(Map::any)
     }
 }
 

@@ -1,21 +1,28 @@
 //! Waiting for results. One of the threads that wait takes results out of the queue, for all of them; so no thread of the pool's
 //! stands between a worker and the thread that wants its result.
 
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::fence;
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use super::delivery::{Delivery, Results, Several};
 use super::error::{TaskFailed, TaskFailure};
 use super::hub::{Hub, State};
-use super::inbox::{Delivery, Inbox};
+use super::inbox::Inbox;
 use super::label::{Kind, ResultLabel, Ticket};
 use super::ledger;
+use super::tray;
 use crate::error::{Raised, RaisedError};
 use crate::queue::{Incoming, Outgoing, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 use crate::wire::codec;
 use crate::worker::entry::Entry;
+
+/// How long a thread sleeps for the end of a chunk before it has workers tell of each item: chunks are made to take half as long.
+const SOON: Duration = Duration::from_millis(1);
 
 impl Hub {
     /// Waits until `ready` has something. One of the threads that wait takes results out of the queue, for all of them; the others
@@ -33,8 +40,9 @@ impl Hub {
             policy.check().map_err(QueueError::not_got("no worker handed in a result"))?;
             if let Some(_pumping) = self.begin_to_pump() {
                 loop {
-                    match self.results.core().get(policy) {
-                        Ok(result) => self.deliver(result),
+                    match self.next_result(policy) {
+                        Ok(Some(result)) => self.deliver(result),
+                        Ok(None) => {}
                         // The pool has ended, and nothing more will come: all that was outstanding has been told.
                         Err(QueueError::Closed) => return ready().ok_or(QueueError::Closed),
                         Err(error) => return Err(error),
@@ -72,7 +80,26 @@ impl Hub {
         Asleep(self)
     }
 
-    /// Gives a result to the one that it is for.
+    /// Waits for the next message of a worker. `None`: what came lay in a tray, and has been delivered.
+    fn next_result(&self, policy: &WaitPolicy) -> Result<Option<Incoming>, QueueError> {
+        let results = self.results.core();
+        let soon = WaitPolicy::of(SOON);
+        if self.has_chunks() && policy.end().is_none_or(|end| soon.end() < Some(end)) {
+            // The end of a chunk is a message, and will come soon, unless an item takes long.
+            match results.get(&soon) {
+                Err(QueueError::TimedOut { .. }) => {}
+                came => return came.map(Some),
+            }
+        }
+        let _awaiting = Awaiting::begin(self);
+        // A chunk that is not counted yet when this looks begins after the word was set: its worker finds the word.
+        if self.has_chunks() && self.look_into_trays() {
+            return Ok(None);
+        }
+        results.get(policy).map(Some)
+    }
+
+    /// Gives the results of a message to the inbox that they are for.
     pub(super) fn deliver(&self, message: Incoming) {
         let label = ResultLabel::read(&message.bytes);
         let Some((inbox, make)) = self.accept(label) else { return };
@@ -80,7 +107,7 @@ impl Hub {
         inbox.put(delivery);
     }
 
-    /// Counts a result, and finds its inbox. `None`: the task is over, or nothing is to be told.
+    /// Counts the results of a message, and finds their inbox. `None`: the task is over, or nothing is to be told.
     fn accept(
         &self,
         label: Option<ResultLabel>,
@@ -91,18 +118,16 @@ impl Hub {
         let label = label.filter(|label| label.kind != Kind::Nudge)?;
         let occupant = state.occupant(label.ticket)?;
         let (items, entry, first, begun) = (occupant.items, occupant.entry, occupant.first, occupant.begun);
-        occupant.delivered = label.item + 1;
-        occupant.begun = 0;
-        let (item, inbox) = (occupant.number(label.item), occupant.inbox.clone());
-        let is_last = label.kind == Kind::Dropped || label.item + 1 >= items;
+        // The first of several may have been found in the tray before.
+        let (item, skipped, results) = occupant.take_in(label.item, label.items)?;
+        let inbox = occupant.inbox.clone();
+        let is_last = label.kind == Kind::Dropped || occupant.delivered >= items;
         if is_last {
-            let cell = self.cell(label.ticket);
-            ledger::take_back(&cell.word, cell.standing(), false);
-            self.vacate(&mut state, label.ticket);
+            self.end_task_of(&mut state, label.ticket);
         }
         match label.kind {
             Kind::Dropped => return None,
-            Kind::Returned => state.done += 1,
+            Kind::Returned | Kind::Several => state.done += u64::from(results),
             _ => state.failed += 1,
         }
         let chunk = (is_last && items > 0).then(|| (items, Duration::from_nanos(label.busy)));
@@ -111,9 +136,49 @@ impl Hub {
                 let number = first.map(|_| item);
                 TaskFailed::new(entry.name(), number, begun + u32::from(began), began, failure)
             };
-            Delivery { item, outcome: outcome_of(label.kind, message, entry, failed), chunk }
+            let results = if label.kind == Kind::Several {
+                Results::Several(Several::new(message.bytes, ResultLabel::LEN, skipped, results))
+            } else {
+                outcome_of(label.kind, message, entry, failed)
+            };
+            Delivery { item, results, chunk }
         };
         Some((inbox, make))
+    }
+
+    /// Gives up the cell of a task that has ended.
+    fn end_task_of(&self, state: &mut State, ticket: Ticket) {
+        let cell = self.cell(ticket);
+        ledger::take_back(&cell.word, cell.standing(), false);
+        self.vacate(state, ticket);
+    }
+
+    /// Takes in what the workers have in their trays. True: there was something.
+    fn look_into_trays(&self) -> bool {
+        let found = (0..self.ledger.desks().len()).filter(|&seat| self.take_tray(seat, false));
+        found.count() > 0
+    }
+
+    /// Delivers the results in a worker's tray. True: there were some. The caller takes results out of the queue for all, and has
+    /// found it empty; or the worker `is_dead`, and all that it had put has been delivered.
+    pub(super) fn take_tray(&self, seat: usize, is_dead: bool) -> bool {
+        let Some(found) = self.ledger.tray(seat).read() else { return false };
+        let mut state = self.lock();
+        let Some(occupant) = state.occupant(found.ticket).filter(|occupant| occupant.is_chunk()) else {
+            return false;
+        };
+        // The result of the last item comes as a message, which says that the task has ended; from a dead worker it does not.
+        let items = found.items.min((occupant.items - u32::from(!is_dead)).saturating_sub(found.first));
+        let Some((item, skipped, results)) = occupant.take_in(found.first, items) else { return false };
+        let inbox = occupant.inbox.clone();
+        if occupant.delivered >= occupant.items {
+            self.end_task_of(&mut state, found.ticket);
+        }
+        state.done += u64::from(results);
+        drop(state);
+        let results = Results::Several(Several::new(found.bytes, 0, skipped, results));
+        inbox.put(Delivery { item, results, chunk: None });
+        true
     }
 
     /// Takes in the results that are there, without waiting, unless another thread does.
@@ -153,7 +218,7 @@ impl Hub {
     /// Wakes the thread that waits for results: what it waits for may have come otherwise.
     pub(super) fn nudge(&self) {
         let ticket = Ticket { cell: 0, generation: 0 };
-        let label = ResultLabel { ticket, kind: Kind::Nudge, item: 0, busy: 0 };
+        let label = ResultLabel::of(ticket, Kind::Nudge, 0);
         let results = self.results.core();
         // Where the queue is full the thread is awake.
         let _ = Outgoing::labelled(&label.to_bytes(), &(), results.inline())
@@ -168,25 +233,44 @@ fn outcome_of(
     message: Incoming,
     entry: &'static Entry,
     failed: impl Fn(bool, TaskFailure) -> TaskFailed,
-) -> Result<Incoming, TaskFailed> {
+) -> Results {
     let read = |message: Incoming| {
         message.open(ResultLabel::LEN, |bytes, _| codec::decode_plain::<String>(bytes)).and_then(|text| text)
     };
     let text = |message| read(message).unwrap_or_else(|reason| reason);
-    match kind {
-        Kind::Returned => Ok(message),
-        Kind::Arguments => Err(failed(false, TaskFailure::Arguments(text(message)))),
+    let failed = match kind {
+        Kind::Returned => return Results::One(message),
+        Kind::Arguments => failed(false, TaskFailure::Arguments(text(message))),
         Kind::Raised => {
             let raised = message.open(ResultLabel::LEN, |bytes, received| match received {
                 None => codec::decode_plain::<Raised>(bytes),
                 Some(received) => codec::decode::<Raised>(bytes, received).0,
             });
-            Err(match raised.and_then(|raised| raised) {
+            match raised.and_then(|raised| raised) {
                 Ok(raised) => failed(true, TaskFailure::Raised(RaisedError::new(raised, entry.callee(None)))),
                 Err(reason) => failed(true, TaskFailure::Result(reason)),
-            })
+            }
         }
-        Kind::Result | Kind::Dropped | Kind::Nudge => Err(failed(true, TaskFailure::Result(text(message)))),
+        Kind::Result | Kind::Dropped | Kind::Nudge | Kind::Several => {
+            failed(true, TaskFailure::Result(text(message)))
+        }
+    };
+    Results::Failed(failed)
+}
+
+/// While this is there, workers put each result into the queue before they begin the next item.
+struct Awaiting<'a>(&'a Hub);
+
+impl<'a> Awaiting<'a> {
+    fn begin(hub: &'a Hub) -> Self {
+        tray::await_results(hub.ledger.awaited(), || fence(SeqCst));
+        Self(hub)
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.ledger.awaited().store(0, Relaxed);
     }
 }
 

@@ -8,16 +8,6 @@ use loom::thread;
 
 use super::*;
 
-impl Word for AtomicU64 {
-    fn load(&self, ordering: Ordering) -> u64 {
-        Self::load(self, ordering)
-    }
-
-    fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64> {
-        self.compare_exchange(old, new, success, Ordering::Relaxed)
-    }
-}
-
 fn word(state: State, worker: u16) -> Arc<AtomicU64> {
     Arc::new(AtomicU64::new(Standing { generation: 1, worker, state }.to_word()))
 }
