@@ -3,6 +3,8 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what is printed is what is tested")]
 
 mod common;
+#[path = "common/console.rs"]
+mod shown;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,31 +17,11 @@ use common::{
 };
 use nix::sys::signal::Signal::SIGKILL;
 use phalanx::{Error, Options, OutputFile, Prefix, RankOptions, StartMethod, Status, start_processes};
+use shown::{TAG, console};
 
 phalanx::auto_init!();
 
-const TAG: &str = "PHALANX_OUTPUT_TEST";
 const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::Fork, StartMethod::ForkServer];
-
-/// Runs a launcher in a process of its own; returns what it and its workers have printed to stdout and to stderr.
-fn console(
-    test: impl Fn(usize, StartMethod) -> anyhow::Result<()> + Copy + Send + 'static,
-    method: StartMethod,
-) -> [String; 2] {
-    let dir = tempfile::tempdir().unwrap();
-    let files = [dir.path().join("stdout"), dir.path().join("stderr")];
-    let tag = format!("{}-{}", std::process::id(), dir.path().display());
-    let options = Options::new(1).env(TAG, &tag).rank_options(|_| {
-        let [stdout, stderr] = files.each_ref().map(OutputFile::truncate);
-        RankOptions::new().stdout(stdout).stderr(stderr)
-    });
-    if let Err(error) = start_processes(test, method, options).unwrap().join() {
-        panic!("{method:?}: {error}");
-    }
-    // Its fork server ends after it.
-    await_that(|| tagged(TAG, &tag).is_empty());
-    files.map(|file| fs::read_to_string(file).unwrap())
-}
 
 fn by_each_method(
     test: impl Fn(usize, StartMethod) -> anyhow::Result<()> + Copy + Send + 'static,

@@ -32,6 +32,28 @@ fn cancelled_call_never_begins_and_others_are_not_touched() {
 }
 
 #[test]
+fn cancelled_calls_are_told_to_who_waits_for_them_already() {
+    watched(|| {
+        let (pool, told) = (Pool::new(1).unwrap(), Queue::bounded(8).unwrap());
+        let busy = pool.submit(tell_and_wait_politely, told.clone()).unwrap();
+        told.get().unwrap();
+        let queued = [(); 2].map(|()| pool.submit(double, 1).unwrap());
+        std::thread::scope(|scope| {
+            let joins = queued.map(|task| scope.spawn(|| task.join()));
+            let mut cancelled = 0;
+            await_that(|| {
+                cancelled += pool.cancel_queued();
+                cancelled == 2
+            });
+            for join in joins {
+                assert_eq!(join.join().unwrap().unwrap_err().failure(), &TaskFailure::Cancelled);
+            }
+        });
+        assert!(busy.kill());
+    });
+}
+
+#[test]
 fn kill_ends_the_call_after_the_grace_and_the_pool_goes_on() {
     watched(|| {
         let pool = Pool::options(Options::new(1)).grace(Duration::from_millis(20)).build().unwrap();
@@ -64,6 +86,85 @@ fn time_limit_counts_from_the_begin_of_the_call() {
         }
         assert_eq!(last.join().unwrap(), 8);
         assert_eq!(told.len(), 3);
+    });
+}
+
+fn wait_for_ever(_: ()) -> anyhow::Result<()> {
+    common::wait_for_ever()
+}
+
+#[test]
+fn each_attempt_has_the_time_limit() {
+    watched(|| {
+        let workers = Pool::options(Options::new(1)).timeout(Duration::from_millis(30)).grace(Duration::ZERO);
+        let pool = workers.retries(2).build().unwrap();
+        let failed = pool.submit(wait_for_ever, ()).unwrap().join().unwrap_err();
+        assert!(matches!(failed.failure(), TaskFailure::TimedOut { .. }), "{failed}");
+        assert_eq!(failed.attempts(), 3);
+    });
+}
+
+fn note(told: Queue<u32>) -> anyhow::Result<()> {
+    Ok(told.put(std::process::id())?)
+}
+
+#[test]
+fn call_that_is_late_never_begins_however_it_races_with_its_deadline() {
+    watched(|| {
+        let pool = Pool::options(Options::new(2)).deadline(Duration::ZERO).retries(1).build().unwrap();
+        let told = Queue::bounded(8).unwrap();
+        for _ in 0..1000 {
+            let failed = pool.submit(note, told.clone()).unwrap().join().unwrap_err();
+            assert!(
+                matches!(
+                    failed.failure(),
+                    TaskFailure::DeadlinePassed { deadline: Duration::ZERO, outcome: None }
+                ),
+                "{failed}"
+            );
+            assert_eq!((failed.began(), failed.attempts()), (false, 0));
+        }
+        let mut map = pool.map(note, [told.clone(), told.clone()]).unwrap();
+        assert!(map.all(|late| {
+            late.unwrap_err().to_string().contains("its deadline, 0ns after its submit, had passed")
+        }));
+        assert!(told.is_empty(), "{} have begun", told.len());
+    });
+}
+
+#[test]
+fn deadline_fails_what_waits_without_a_free_worker_and_ends_what_runs() {
+    watched(|| {
+        let deadline = Duration::from_millis(50);
+        let workers = || Pool::options(Options::new(1)).deadline(deadline).grace(Duration::ZERO);
+        let (pool, told) = (workers().build().unwrap(), Queue::bounded(8).unwrap());
+        // On a busy machine both may be late.
+        let ended = loop {
+            let tasks = [(); 2].map(|()| pool.submit(tell_and_wait, told.clone()).unwrap());
+            let failed = tasks.map(|task| task.join().unwrap_err());
+            let began = failed.iter().filter(|failed| failed.began()).count();
+            assert_eq!(told.try_iter().count(), began, "{failed:?}");
+            if let [first, _] = failed
+                && first.began()
+            {
+                break first;
+            }
+        };
+        let TaskFailure::DeadlinePassed { outcome: Some(outcome), .. } = ended.failure() else {
+            panic!("{ended}")
+        };
+        assert_eq!(outcome.cause(), Some(Cause::SignaledByLauncher));
+        assert!(ended.to_string().contains("ran at its deadline, 50ms after its submit"), "{ended}");
+        while pool.submit(double, 1).unwrap().join().is_err() {}
+        let pool = workers().retries(3).build().unwrap();
+        let failed = loop {
+            let failed = pool.submit(wait_for_ever, ()).unwrap().join().unwrap_err();
+            if failed.began() {
+                break failed;
+            }
+        };
+        assert!(matches!(failed.failure(), TaskFailure::DeadlinePassed { outcome: Some(_), .. }), "{failed}");
+        assert_eq!(failed.attempts(), 1, "it is not begun again after its deadline");
     });
 }
 

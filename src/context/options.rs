@@ -304,11 +304,6 @@ impl Options {
         self.nprocs
     }
 
-    /// Whether a thread is to carry what the workers print.
-    pub(crate) fn carries_output(&self) -> bool {
-        self.output.prefix.is_some() || self.output.tail > 0
-    }
-
     pub(crate) fn method(&self) -> StartMethod {
         self.method
     }

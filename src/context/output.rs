@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::start::PipeEnds;
@@ -30,20 +31,22 @@ impl Wanted {
 }
 
 /// The files to which the launcher carries a rank's stderr, as it keeps the end of it too.
-pub(super) type StderrFile = Option<(File, PathBuf)>;
+pub(crate) type StderrFile = Option<(File, PathBuf)>;
 
 /// The output of all workers.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     /// `None`: all has been carried.
-    pump: Option<Pump>,
-    /// By rank.
+    pump: Option<Arc<Pump>>,
+    /// By rank; of a pool, where two processes of a rank may follow one another closely, by seat.
     ranks: Vec<RankOutput>,
-    /// How many lines are kept.
-    lines: usize,
+    wanted: Wanted,
+    /// What a [`Prefix`] calls the job.
+    role: String,
 }
 
-#[derive(Debug)]
+/// Of the process that has a rank now, or had it last.
+#[derive(Debug, Default)]
 struct RankOutput {
     sources: Vec<SourceId>,
     stderr: Option<SourceId>,
@@ -52,53 +55,56 @@ struct RankOutput {
 }
 
 impl Output {
-    /// Carries what comes out of the pipes of each rank. `None`: there are none.
-    pub(super) fn carry(
-        wanted: &Wanted,
-        role: &str,
-        readers: Vec<PipeEnds>,
-        files: Vec<StderrFile>,
-    ) -> Result<Option<Self>, Error> {
-        if wanted.descriptors() == 0 || readers.is_empty() {
+    /// Starts the thread that carries it. `None`: there is nothing to carry.
+    pub(super) fn start(wanted: Wanted, role: String, nprocs: usize) -> Result<Option<Self>, Error> {
+        if wanted.descriptors() == 0 || nprocs == 0 {
             return Ok(None);
         }
         let started = fd::copy_of_stdio(1)
             .and_then(|stdout| Ok(Console::new(stdout, fd::copy_of_stdio(2)?)))
             .and_then(Pump::start);
         let pump = started.map_err(Error::system("start the thread that carries what the workers print"))?;
-        let files = files.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-        let ranks = readers.into_iter().zip(files).enumerate().map(|(rank, ([stdout, stderr], file))| {
-            let prefix = wanted.prefix.as_ref().map_or(Vec::new(), |prefix| prefix.of(role, rank));
-            let stdout = stdout.map(|pipe| {
-                let console = Some((Stream::Stdout, prefix.clone()));
-                pump.add(pipe, Route { console, ..Route::default() })
-            });
-            let stderr = stderr.map(|pipe| {
-                let file = file.flatten();
-                let console = file.is_none().then_some((Stream::Stderr, prefix));
-                let channel = (wanted.tail > 0).then_some(rank as u64);
-                pump.add(pipe, Route { file, console, channel, filter: None })
-            });
-            RankOutput { sources: stdout.into_iter().chain(stderr).collect(), stderr, tail: Vec::new() }
+        Ok(Some(Self { pump: Some(Arc::new(pump)), ranks: Vec::new(), wanted, role }))
+    }
+
+    /// Carries what comes out of the pipes of a rank: those of its first process, or of one that has taken the place of another. `file`:
+    /// where its stderr goes instead of the console. `place`: under which number all else here knows it, and the rank that its prefix names.
+    pub(crate) fn carry(&mut self, place: (usize, usize), [stdout, stderr]: PipeEnds, file: StderrFile) {
+        let (number, rank) = place;
+        let Some(pump) = &self.pump else { return };
+        let prefix = self.wanted.prefix.as_ref().map_or(Vec::new(), |prefix| prefix.of(&self.role, rank));
+        let stdout = stdout.map(|pipe| {
+            let console = Some((Stream::Stdout, prefix.clone()));
+            pump.add(pipe, Route { console, ..Route::default() })
         });
-        let ranks = ranks.collect();
-        Ok(Some(Self { pump: Some(pump), ranks, lines: wanted.tail }))
+        let stderr = stderr.map(|pipe| {
+            let console = file.is_none().then_some((Stream::Stderr, prefix));
+            let channel = (self.wanted.tail > 0).then_some(number as u64);
+            pump.add(pipe, Route { file, console, channel, filter: None })
+        });
+        let sources = stdout.into_iter().chain(stderr).collect();
+        if self.ranks.len() <= number {
+            self.ranks.resize_with(number + 1, RankOutput::default);
+        }
+        let before =
+            std::mem::replace(&mut self.ranks[number], RankOutput { sources, stderr, tail: Vec::new() });
+        before.sources.into_iter().for_each(|source| pump.forget(source));
     }
 
     /// What is watched: readable when there is something to [`hear`](Self::hear).
-    pub(super) fn pump(&self) -> Option<&Pump> {
+    pub(crate) fn pump(&self) -> Option<&Arc<Pump>> {
         self.pump.as_ref()
     }
 
     /// Takes what is in the pipes of a worker that has ended: a process that it has left behind holds nobody up.
-    pub(super) fn finish(&self, rank: usize) {
+    pub(crate) fn finish(&self, rank: usize) {
         if let Some(pump) = &self.pump {
             self.ranks[rank].sources.iter().for_each(|&source| pump.finish(source));
         }
     }
 
     /// Takes what the pump tells: whatever has been lost is said where it can be.
-    pub(super) fn hear(&self) {
+    pub(crate) fn hear(&self) {
         let Some(pump) = &self.pump else { return };
         pump.clear();
         pump.take_broken().into_iter().for_each(|broken| pump.say(format!("phalanx: {broken}")));
@@ -106,15 +112,21 @@ impl Output {
 
     /// Whether all that came from the workers has been written.
     pub(super) fn is_carried(&self) -> bool {
-        let closed =
-            |pump: &Pump| self.ranks.iter().flat_map(|rank| &rank.sources).all(|&id| pump.is_closed(id));
+        (0..self.ranks.len()).all(|rank| self.is_carried_of(rank))
+    }
+
+    /// Whether all that came from a rank has been written.
+    pub(crate) fn is_carried_of(&self, rank: usize) -> bool {
+        let closed = |pump: &Arc<Pump>| self.ranks[rank].sources.iter().all(|&id| pump.is_closed(id));
         self.pump.as_ref().is_none_or(closed)
     }
 
     /// The last lines of a rank's stderr, as far as they have come.
-    pub(super) fn tail(&self, rank: usize) -> Vec<String> {
+    pub(crate) fn tail(&self, rank: usize) -> Vec<String> {
         match (&self.pump, self.ranks[rank].stderr) {
-            (Some(pump), Some(source)) if self.lines > 0 => last_lines(&pump.tail(source), self.lines),
+            (Some(pump), Some(source)) if self.wanted.tail > 0 => {
+                last_lines(&pump.tail(source), self.wanted.tail)
+            }
             _ => self.ranks[rank].tail.clone(),
         }
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::group::{GroupConfig, WorkerGroup};
 use super::join::ProcessContext;
 use super::options::{Hook, Options};
-use super::output::Output;
+use super::output::{Output, StderrFile};
 use super::rank;
 use crate::error::{Callee, Error, WorkerError, limit_met};
 use crate::memory::named::{self, ProcessDir};
@@ -295,32 +295,60 @@ fn process_dir_for_workers() -> Result<Option<Arc<ProcessDir>>, Error> {
 
 /// Starts the workers of jobs that are complete, all or none, and makes their context.
 fn launch<R>(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> Result<ProcessContext<R>, Error> {
-    let role = if options.output.prefix.is_some() { options.job_name() } else { String::new() };
-    let output = options.output.clone();
-    let ranks = options.ranks.iter().enumerate().filter(|_| output.tail > 0);
-    let stderr_files = ranks.map(|(rank, of)| of.open_stderr(rank)).collect::<Result<_, _>>()?;
-    let (plan, config) = plan(builder, jobs, options);
+    let stderr_files = stderr_files(&options)?;
+    let (plan, config) = plan(builder, jobs, &options);
     let mut started = start::start_all(plan)?;
     let readers = std::mem::take(&mut started.readers);
     // After the last fork: a process with this thread could not fork. Until then what the workers print waits in the pipes.
-    let output = Output::carry(&output, &role, readers, stderr_files)?;
+    let mut output = start_output(&options)?;
+    for (rank, (readers, file)) in readers.into_iter().zip(stderr_files).enumerate() {
+        if let Some(output) = &mut output {
+            output.carry((rank, rank), readers, file);
+        }
+    }
     Ok(ProcessContext::new(WorkerGroup::new(started, output, config)?))
 }
 
-/// The plan of workers that all run the same function with the same arguments, for a caller that starts them one by one.
+/// The files of all ranks to which this process is to carry their stderr.
+fn stderr_files(options: &Options) -> Result<Vec<StderrFile>, Error> {
+    let open = |(rank, of): (usize, &rank::RankOptions)| {
+        if options.output.tail > 0 { of.open_stderr(rank) } else { Ok(None) }
+    };
+    let mut files = options.ranks.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
+    files.resize_with(options.nprocs, || None);
+    Ok(files)
+}
+
+fn start_output(options: &Options) -> Result<Option<Output>, Error> {
+    Output::start(options.output.clone(), options.job_name(), options.nprocs)
+}
+
+/// Workers that all run the same function with the same arguments, for a caller that starts them one by one, and again when they have
+/// ended.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    pub(crate) config: GroupConfig,
+    /// What they print, if this process carries it.
+    pub(crate) output: Option<Output>,
+    /// By rank.
+    pub(crate) stderr_files: Vec<StderrFile>,
+}
+
 pub(crate) fn plan_for_all<A: Serialize>(
     entry: &'static Entry,
     args: &A,
-    options: Options,
-) -> Result<(Plan, GroupConfig), Error> {
-    let builder = JobBuilder::new(entry, &options)?;
+    options: &Options,
+) -> Result<Planned, Error> {
+    let builder = JobBuilder::new(entry, options)?;
     let jobs = vec![builder.build_for_all(args)?];
-    Ok(plan(builder, jobs, options))
+    let (plan, config) = plan(builder, jobs, options);
+    Ok(Planned { plan, config, output: start_output(options)?, stderr_files: stderr_files(options)? })
 }
 
-fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> (Plan, GroupConfig) {
+fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: &Options) -> (Plan, GroupConfig) {
     let JobBuilder { callee, result_channel, guards, process_dir, stop, .. } = builder;
-    let Options { nprocs, method, daemon, grace, death_signal, environment, ranks, output, .. } = options;
+    let &Options { nprocs, method, daemon, grace, death_signal, .. } = options;
     let plan = Plan {
         method,
         nprocs,
@@ -328,10 +356,10 @@ fn plan(builder: JobBuilder, jobs: Vec<JobFile>, options: Options) -> (Plan, Gro
         result_channel,
         guards,
         process_dir,
-        environment,
-        rank_environments: ranks.into_iter().map(|rank| rank.environment).collect(),
+        environment: options.environment.clone(),
+        rank_environments: options.ranks.iter().map(|rank| rank.environment.clone()).collect(),
         death_signal,
-        piped: output.pipes(),
+        piped: options.output.pipes(),
     };
     (plan, GroupConfig { daemon, grace, callee, stop })
 }

@@ -83,11 +83,7 @@ impl FailureReport {
 
     /// Writes the end of the first one's stderr, as far as it was kept.
     pub(super) fn fmt_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = self.first().stderr_tail();
-        if !lines.is_empty() {
-            f.write_str("\nthe end of its stderr:")?;
-        }
-        lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
+        self.first().fmt_stderr(f)
     }
 
     /// Writes which processes kept the first one waiting, a line for each.

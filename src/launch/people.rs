@@ -190,7 +190,7 @@ impl People {
         {
             screen.next = now.checked_add(TICK);
             self.board.look();
-            pump.status(status::line(&self.name, &self.board, now));
+            pump.status(Some(status::line(&self.name, &self.board, now)));
         }
         Ok(wishes)
     }

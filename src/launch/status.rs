@@ -1,8 +1,7 @@
 //! Pure: what runs now, for people: one line, and a table.
 
-use std::time::Duration;
-
 use super::board::{Board, WorkerNow};
+use crate::supervise::pump::clock;
 use crate::sys::clock::Moment;
 
 /// The line at the bottom of the terminal.
@@ -59,12 +58,6 @@ fn row(rank: usize, worker: &WorkerNow, now: Moment) -> [String; 6] {
     [rank.to_string(), worker.pid.to_string(), clock(until.since(worker.started)), memory, load, state]
 }
 
-/// Hours, minutes and seconds.
-fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
 /// In MiB or GiB.
 fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
@@ -76,6 +69,7 @@ mod tests {
     use super::super::event::Event;
     use super::super::summary::Ending;
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn line_and_table_tell_who_runs_and_who_has_most() {

@@ -1,16 +1,49 @@
-//! Moments at which the pool's thread looks at a task.
+//! The times of a task, and the moments at which the pool's thread looks at it.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use super::label::Ticket;
 use crate::sys::clock::Moment;
+
+/// For how long a task may run, and until when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    /// From the begin of its function.
+    pub(super) limit: Option<Duration>,
+    pub(super) deadline: Option<Deadline>,
+}
+
+/// A moment after which a task does not begin, and is ended if it runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    /// How long after it was given to the pool.
+    pub(super) after: Duration,
+    pub(super) at: Moment,
+}
+
+impl Times {
+    /// Those of a task that is given to the pool now.
+    pub(super) fn from_now(limit: Option<Duration>, deadline: Option<Duration>) -> Self {
+        // Beyond what the clock can say there is none.
+        let at = |after: Duration| Some(Deadline { after, at: Moment::now().checked_add(after)? });
+        Self { limit, deadline: deadline.and_then(at) }
+    }
+
+    /// Whether its worker looks at the clock before the function begins.
+    pub(super) fn are_set(&self) -> bool {
+        self.limit.is_some() || self.deadline.is_some()
+    }
+}
 
 /// What is done then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Purpose {
     /// Its time limit may be up.
     Limit,
+    /// Its deadline has come.
+    Deadline,
     /// The worker that runs it is killed.
     Kill,
 }

@@ -86,6 +86,16 @@ impl Delivery {
         Some((item, decoded.map_err(|reason| unreadable(item, reason))))
     }
 
+    /// How many results there are, and how many of them are known to be failures.
+    pub(super) fn count(&self) -> (u64, u64) {
+        match &self.results {
+            Results::One(_) => (1, 0),
+            Results::Several(several) => (several.left.into(), 0),
+            Results::Failed(_) => (1, 1),
+            Results::Taken => (0, 0),
+        }
+    }
+
     /// Whether all results have been taken.
     pub(super) fn is_taken(&self) -> bool {
         match &self.results {

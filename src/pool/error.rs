@@ -116,6 +116,13 @@ pub enum TaskFailure {
         /// How the worker ended.
         outcome: Outcome,
     },
+    /// Its [deadline](super::PoolOptions::deadline) came before it had ended.
+    DeadlinePassed {
+        /// How long after its submit.
+        deadline: Duration,
+        /// How its worker was ended; `None`: it had not begun.
+        outcome: Option<Outcome>,
+    },
     /// The pool ended or broke before the task began.
     PoolEnded(String),
     /// What becomes of it cannot be waited for here: the wait was aborted, or this process is a fork of the one that has the pool.
@@ -130,6 +137,8 @@ impl TaskFailed {
         began: bool,
         failure: TaskFailure,
     ) -> Self {
+        // An earlier attempt of a task that is tried again had begun, though this one has not.
+        let began = began || attempts > 0;
         Self(Box::new(Inner { function, item, attempts, began, failure }))
     }
 
@@ -169,7 +178,8 @@ impl TaskFailed {
         match &self.0.failure {
             TaskFailure::WorkerEnded(outcome)
             | TaskFailure::Killed(outcome)
-            | TaskFailure::TimedOut { outcome, .. } => Some(outcome),
+            | TaskFailure::TimedOut { outcome, .. }
+            | TaskFailure::DeadlinePassed { outcome: Some(outcome), .. } => Some(outcome),
             _ => None,
         }
     }
@@ -207,6 +217,16 @@ impl fmt::Display for TaskFailed {
             TaskFailure::TimedOut { limit, outcome } => {
                 write!(f, "ran for longer than {limit:?}, and its worker was ended: {}", Death(outcome))?;
             }
+            TaskFailure::DeadlinePassed { deadline, outcome: None } => {
+                write!(f, "did not begin: its deadline, {deadline:?} after its submit, had passed")?;
+            }
+            TaskFailure::DeadlinePassed { deadline, outcome: Some(outcome) } => {
+                let death = Death(outcome);
+                write!(
+                    f,
+                    "ran at its deadline, {deadline:?} after its submit, and its worker was ended: {death}"
+                )?;
+            }
             TaskFailure::PoolEnded(reason) => write!(f, "did not begin: {reason}")?,
             TaskFailure::WaitEnded(reason) => write!(f, "cannot be waited for: {reason}")?,
         }
@@ -227,6 +247,7 @@ impl fmt::Display for Death<'_> {
         if let Some(note) = outcome.note() {
             write!(f, "\nits last words: {note}")?;
         }
+        outcome.fmt_stderr(f)?;
         if let Some(error) = outcome.error() {
             write!(f, "\n\n{error}")?;
         }

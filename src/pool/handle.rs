@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::alarm::Times;
 use super::error::PoolError;
 use super::hub::{Hub, Order, Phase, Summary};
 use super::inbox::Inbox;
@@ -21,11 +22,11 @@ use super::serve::{self, Place};
 use super::stats::{Stats, WorkerStats};
 use super::task::Task;
 use crate::Options;
-use crate::context::{GroupConfig, plan_for_all};
+use crate::context::output::Output;
+use crate::context::{Planned, plan_for_all};
 use crate::error::{Error, WorkerError};
 use crate::memory::descriptor::Descriptor;
 use crate::queue::{Outgoing, Queue, QueueError};
-use crate::start::Plan;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::event::EventFd;
 use crate::sys::image::Image;
@@ -67,6 +68,7 @@ struct Owner {
     thread: Mutex<Option<JoinHandle<()>>>,
     retries: u32,
     limit: Option<Duration>,
+    deadline: Option<Duration>,
 }
 
 impl Pool {
@@ -87,7 +89,7 @@ impl Pool {
         let depth = inside::depth();
         options.check(depth)?;
         let (size, seats) = (options.size(), options.seats());
-        let PoolOptions { workers, capacity, retries, limit, grace, term, memory, .. } = options;
+        let PoolOptions { workers, capacity, retries, limit, deadline, grace, term, memory, .. } = options;
         let queues = (queue(capacity)?, queue(capacity)?);
         let ledger = Ledger::new(capacity, seats)?;
         let system = |doing| move |os| PoolError::System { doing, os };
@@ -105,19 +107,22 @@ impl Pool {
             term,
             memory,
         };
-        let (plan, config) = plan_for_all(serve_entry(), &place, workers)
+        let planned = plan_for_all(serve_entry(), &place, &workers)
             .map_err(|error| PoolError::Start(Box::new(error)))?;
-        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace, size));
-        let thread = Mutex::new(Some(start(hub.clone(), plan, config)?));
-        Ok(Self(Arc::new(Owner { hub, thread, retries, limit })))
+        let pump = planned.output.as_ref().and_then(Output::pump);
+        let printer = pump.map_or_else(Weak::new, Arc::downgrade);
+        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace, (size, printer)));
+        let thread = Mutex::new(Some(start(hub.clone(), planned)?));
+        Ok(Self(Arc::new(Owner { hub, thread, retries, limit, deadline })))
     }
 
     pub(super) fn hub(&self) -> &Arc<Hub> {
         &self.0.hub
     }
 
-    pub(super) fn limit(&self) -> Option<Duration> {
-        self.0.limit
+    /// The times of a task that is given to it now.
+    pub(super) fn times(&self) -> Times {
+        Times::from_now(self.0.limit, self.0.deadline)
     }
 
     pub(super) fn retries(&self) -> u32 {
@@ -229,7 +234,7 @@ impl Pool {
             first: None,
             items: 0,
             retries: self.0.retries,
-            limit: self.0.limit,
+            times: self.times(),
         };
         let ticket = self.hub().submit(order, policy)?;
         Ok(Task::new(self.hub().clone(), inbox, entry.name(), ticket))
@@ -360,12 +365,12 @@ fn serve_entry() -> &'static Entry {
 
 /// Starts the pool's thread, which starts the workers: the parent-death signal of a worker comes when the thread ends that started it
 /// (prctl(2), PR_SET_PDEATHSIG).
-fn start(hub: Arc<Hub>, plan: Plan, config: GroupConfig) -> Result<JoinHandle<()>, PoolError> {
+fn start(hub: Arc<Hub>, planned: Planned) -> Result<JoinHandle<()>, PoolError> {
     let (tell, told) = mpsc::sync_channel::<Result<(), Error>>(1);
     let keep = move || {
         // Best effort: unblocked, a signal handler of the program might run here, which does no harm to us.
         let _ = signal::block_all_in_thread();
-        match Keeper::start(hub, plan, config) {
+        match Keeper::start(hub, planned) {
             Ok(keeper) => {
                 let _ = tell.send(Ok(()));
                 keeper.run();

@@ -3,20 +3,21 @@
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::alarm::{Alarm, Alarms, Purpose};
+use super::alarm::{Alarms, Times};
 use super::delivery::{Delivery, Results};
 use super::error::{PoolError, TaskFailure};
 use super::inbox::Inbox;
 use super::label::{TaskLabel, Ticket};
 use super::ledger::{self, Cell, Ledger};
-use super::occupant::{EndedBy, Occupant};
+use super::occupant::Occupant;
 use super::seats::Size;
 use super::serve::{ResultMessage, TaskMessage};
 use crate::queue::{Outgoing, Queue, QueueError};
+use crate::supervise::pump::Pump;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
@@ -56,8 +57,12 @@ pub(super) struct Hub {
     /// Calls the pool's thread.
     pub(super) call: EventFd,
     /// Tells the workers that one of their tasks was asked to end.
-    asked: EventFd,
+    pub(super) asked: EventFd,
     owner: (Here, u32),
+    /// When the pool was made.
+    pub(super) began: Moment,
+    /// The thread that carries what the workers print, if there is one. The pool's thread has it.
+    pub(super) printer: Weak<Pump>,
 }
 
 #[derive(Debug)]
@@ -110,7 +115,7 @@ pub(super) struct Order {
     pub(super) first: Option<u64>,
     pub(super) items: u32,
     pub(super) retries: u32,
-    pub(super) limit: Option<Duration>,
+    pub(super) times: Times,
 }
 
 impl State {
@@ -122,11 +127,6 @@ impl State {
     pub(super) fn occupant(&mut self, ticket: Ticket) -> Option<&mut Occupant> {
         let occupant = self.occupants.get_mut(ticket.cell as usize)?.as_mut();
         occupant.filter(|occupant| occupant.ticket == ticket)
-    }
-
-    /// The time limit of a task that has not ended.
-    pub(super) fn limit_of(&mut self, ticket: Ticket) -> Option<Duration> {
-        self.occupant(ticket)?.limit
     }
 
     /// Gives up a cell, whose word is free already.
@@ -145,7 +145,7 @@ impl Hub {
         ledger: Ledger,
         (call, asked): (EventFd, EventFd),
         grace: Duration,
-        size: Size,
+        (size, printer): (Size, Weak<Pump>),
     ) -> Self {
         let cells = ledger.cells().len();
         let state = State {
@@ -180,6 +180,8 @@ impl Hub {
             call,
             asked,
             owner,
+            began: Moment::now(),
+            printer,
         }
     }
 
@@ -267,7 +269,7 @@ impl Hub {
 
     /// Takes a cell for a task, and writes its label; `None`: all are taken.
     fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
-        let &mut Order { entry, function, first, items, retries, limit, .. } = order;
+        let &mut Order { entry, function, first, items, retries, times, .. } = order;
         let mut state = self.lock();
         match &state.phase {
             Phase::Open => {}
@@ -275,15 +277,16 @@ impl Hub {
             Phase::Broken(reason) => return Err(PoolError::Broken { reason: reason.clone() }),
         }
         let Some(number) = state.free.pop() else { return Ok(None) };
-        let generation = self.ledger.cells()[number as usize].queue();
+        let generation =
+            self.ledger.cells()[number as usize].queue(times.deadline.map(|deadline| deadline.at));
         let ticket = Ticket { cell: number, generation };
-        let label = TaskLabel { ticket, function, items, is_timed: limit.is_some() };
+        let label = TaskLabel { ticket, function, items, is_timed: times.are_set() };
         order.message.label_mut(TaskLabel::LEN).copy_from_slice(&label.to_bytes());
         let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
         let inbox = order.inbox.clone();
         let (delivered, begun, ended_by) = (0, 0, None);
         let occupant =
-            Occupant { ticket, entry, inbox, first, items, delivered, begun, retries, limit, kept, ended_by };
+            Occupant { ticket, entry, inbox, first, items, delivered, begun, retries, times, kept, ended_by };
         // Before the task is in the queue, and so before a worker adds to its tray: see `Hub::next_result`.
         self.chunks.fetch_add(usize::from(occupant.is_chunk()), Relaxed);
         state.occupants[number as usize] = Some(occupant);
@@ -291,58 +294,8 @@ impl Hub {
         if state.outstanding() > state.calls_above {
             self.call.ring();
         }
-        if let Some(at) = limit.and_then(|limit| Moment::now().checked_add(limit)) {
-            self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Limit });
-        }
+        self.watch_times(&mut state, ticket, times);
         Ok(Some(ticket))
-    }
-
-    /// Calls the pool's thread at a moment.
-    fn set_alarm(&self, state: &mut State, alarm: Alarm) {
-        // A task that ends in time leaves its alarm behind.
-        if state.alarms.len() > 4 * state.occupants.len() {
-            let occupants = &state.occupants;
-            let is_current = |occupant: &Occupant, alarm: &Alarm| occupant.ticket == alarm.ticket;
-            state.alarms.retain(|alarm| {
-                occupants[alarm.ticket.cell as usize].as_ref().is_some_and(|one| is_current(one, alarm))
-            });
-        }
-        if state.alarms.push(alarm) {
-            self.call.ring();
-        }
-    }
-
-    /// Cancels a task that has not begun. True: its function will never begin.
-    pub(super) fn cancel(&self, ticket: Ticket) -> bool {
-        if !self.is_here() || !ledger::cancel(&self.cell(ticket).word, ticket.generation) {
-            return false;
-        }
-        self.fail(&mut self.lock(), ticket, || TaskFailure::Cancelled);
-        true
-    }
-
-    /// Asks a running task to end, and ends what waits in it. True: it runs, and had not been asked.
-    fn ask(&self, ticket: Ticket) -> bool {
-        let is_asked = self.cell(ticket).ask(ticket.generation);
-        if is_asked {
-            self.asked.ring();
-        }
-        is_asked
-    }
-
-    /// Asks a running task to end, and has its worker killed after the grace period. True: it runs.
-    pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
-        if !self.is_here() || !self.ask(ticket) {
-            return false;
-        }
-        let mut state = self.lock();
-        if let Some(occupant) = state.occupant(ticket) {
-            occupant.ended_by = Some(why);
-        }
-        if let Some(at) = Moment::now().checked_add(self.grace) {
-            self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Kill });
-        }
-        true
     }
 
     /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
@@ -381,15 +334,6 @@ impl Hub {
         }
         drop(state);
         self.call.ring();
-    }
-
-    /// Cancels the tasks that have not begun and that `is_meant` names; returns how many there were.
-    pub(super) fn cancel_all(&self, is_meant: impl Fn(&Occupant) -> bool) -> usize {
-        let state = self.lock();
-        let meant = state.occupants.iter().flatten().filter(|occupant| is_meant(occupant));
-        let tickets: Vec<_> = meant.map(|occupant| occupant.ticket).collect();
-        drop(state);
-        tickets.into_iter().filter(|&ticket| self.cancel(ticket)).count()
     }
 
     /// Gives up all tasks of an inbox whose handle is gone: cancels those that have not begun, and asks the others to end.

@@ -9,6 +9,7 @@ use super::ledger::{Cell, Ledger, Standing, State};
 use crate::memory::descriptor::Descriptor;
 use crate::sys::event::EventFd;
 use crate::wire::running_task::{self, RunningTask};
+use crate::worker::{WorkerInfo, worker_info};
 
 /// What a process that works for a pool keeps until its end.
 #[derive(Debug)]
@@ -116,4 +117,57 @@ fn is_asked() -> bool {
 #[must_use]
 pub fn cancelled() -> bool {
     running_task::is_asked()
+}
+
+/// Says how far the task that runs is, from 0.0 to 1.0: [`Task::progress`](super::Task::progress) and
+/// [`Pool::workers`](super::Pool::workers) tell it. It is a store into shared memory, so a loop may say it each time. What is less or more counts as
+/// 0.0 or 1.0, and in a process that runs no task nothing happens.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{self, Pool};
+///
+/// fn train(epochs: u32) -> anyhow::Result<()> {
+///     for epoch in 0..epochs {
+///         pool::progress(f64::from(epoch) / f64::from(epochs));
+///         // … one more epoch …
+///     }
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(1)?;
+/// pool.submit(train, 10)?.join()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn progress(part: f64) {
+    if let (Some(served), Some(_)) = (SERVED.get(), current()) {
+        served.ledger.desks()[usize::from(served.worker)].set_progress(part);
+    }
+}
+
+/// Which worker of a pool this process is: its number, from 0, in [`WorkerInfo::rank`], and of how many in [`WorkerInfo::nprocs`]. `None`
+/// in a process that works for no pool. A worker that takes the place of one that has ended has the same number, so it can name what
+/// only one process at a time may use, such as a device.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{self, Pool};
+///
+/// fn number(_: ()) -> anyhow::Result<(usize, usize)> {
+///     let worker = pool::worker().expect("this is a worker of a pool");
+///     Ok((worker.rank, worker.nprocs))
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let (number, of) = Pool::new(2)?.submit(number, ())?.join()?;
+/// assert!(number < 2 && of == 2);
+/// assert!(pool::worker().is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub fn worker() -> Option<WorkerInfo> {
+    SERVED.get().and_then(|_| worker_info())
 }

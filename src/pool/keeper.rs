@@ -1,6 +1,7 @@
 //! The thread of a pool: starts its workers, replaces those that end, says what the dead ones had in their hands, and keeps time.
 //! Results pass it by: the threads that wait for them take them in.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,8 +12,9 @@ use super::hub::{Hub, Phase};
 use super::label::Ticket;
 use super::ledger::{self, Standing};
 use super::seats::{Seat, Seats};
+use crate::context::output::{Output, StderrFile};
 use crate::context::postmortem;
-use crate::context::{GroupConfig, postmortem::End};
+use crate::context::{GroupConfig, Planned, postmortem::End};
 use crate::error::{Cause, Error, Outcome, Status};
 use crate::start::Plan;
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
@@ -23,6 +25,8 @@ use crate::wire::slot::Slot;
 
 /// The token of the event by which the thread is called.
 const CALL: u32 = 0;
+/// That of the thread that carries what the workers print.
+const OUTPUT: u32 = 1;
 /// How long workers have to exit when there are no more tasks, unless the options say it.
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
@@ -30,6 +34,9 @@ pub(super) const AGAIN: Duration = Duration::from_millis(5);
 /// A pool is broken when this number of workers in a row have ended before they began a task, within [`WITHIN`].
 const EARLY: usize = 3;
 const WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the end of a worker waits for what it has printed to be written: no call waits longer for a console that takes nothing.
+const PRINTING: Duration = Duration::from_secs(1);
 
 /// The worker of a seat.
 #[derive(Debug, Default)]
@@ -42,10 +49,25 @@ pub(super) struct Worker {
     pub(super) begun: u64,
 }
 
+/// A worker that has ended, and whose tasks are told of it once all that it has printed is known.
+#[derive(Debug)]
+struct Ended {
+    seat: usize,
+    held: Vec<(Ticket, Standing)>,
+    outcome: Outcome,
+    /// When that is waited for no longer.
+    until: Option<Moment>,
+}
+
 pub(super) struct Keeper {
     pub(super) hub: Arc<Hub>,
     pub(super) plan: Plan,
     config: GroupConfig,
+    /// What the workers print, if this process carries it, and the files to which it carries their stderr.
+    pub(super) output: Option<Output>,
+    pub(super) stderr_files: Vec<StderrFile>,
+    /// Workers whose tasks have not been told of their ends.
+    ended: Vec<Ended>,
     /// Above `workers`: dropping the group ends the children, which may write into their slots until then.
     pub(super) children: Group,
     /// By seat.
@@ -77,9 +99,13 @@ enum Ending {
 
 impl Keeper {
     /// Starts the first workers, all or none.
-    pub(super) fn start(hub: Arc<Hub>, plan: Plan, config: GroupConfig) -> Result<Self, Error> {
+    pub(super) fn start(hub: Arc<Hub>, planned: Planned) -> Result<Self, Error> {
+        let Planned { plan, config, output, stderr_files } = planned;
         let watched = Group::new().and_then(|children| {
             children.watch_too(hub.call.as_fd(), CALL)?;
+            if let Some(pump) = output.as_ref().and_then(Output::pump) {
+                children.watch_too(pump.as_fd(), OUTPUT)?;
+            }
             Ok(children)
         });
         let children = watched.map_err(Error::system("watch the workers (epoll_create1, timerfd_create)"))?;
@@ -90,6 +116,9 @@ impl Keeper {
             hub,
             plan,
             config,
+            output,
+            stderr_files,
+            ended: Vec::new(),
             children,
             seats_of: Vec::new(),
             next_look: None,
@@ -127,10 +156,11 @@ impl Keeper {
     }
 
     /// Does what there is to do, and sleeps until there is more. False: all workers have ended, and none is to come.
-    fn step(&mut self) -> std::io::Result<bool> {
+    fn step(&mut self) -> io::Result<bool> {
         loop {
             match self.children.next()? {
                 Step::Ended(number) => self.take_end(number)?,
+                Step::Readable(OUTPUT) => self.output.iter().for_each(Output::hear),
                 Step::Readable(_) => {
                     self.hub.call.clear();
                     self.hub.drain();
@@ -138,6 +168,7 @@ impl Keeper {
                 Step::Idle => break,
             }
         }
+        self.tell_ends();
         self.look_at_alarms();
         self.look_for_idle();
         self.put_again();
@@ -146,7 +177,7 @@ impl Keeper {
             self.give_up_on(number, &why);
         }
         let wanted = self.wanted();
-        if self.children.running() == 0 && wanted.is_none() {
+        if self.children.running() == 0 && self.ended.is_empty() && wanted.is_none() {
             return Ok(false);
         }
         self.look_at_desks();
@@ -159,11 +190,12 @@ impl Keeper {
     fn deadline(&self) -> Option<Moment> {
         let state = self.hub.lock();
         let again = (!state.again.is_empty()).then(|| Moment::now().checked_add(AGAIN)).flatten();
-        [state.alarms.next(), again, self.next_start, self.next_look].into_iter().flatten().min()
+        let printed = self.ended.iter().filter_map(|ended| ended.until).min();
+        [state.alarms.next(), again, self.next_start, self.next_look, printed].into_iter().flatten().min()
     }
 
-    /// Takes in the end of a worker, and tells what it means for its tasks.
-    fn take_end(&mut self, number: usize) -> std::io::Result<()> {
+    /// Takes in the end of a worker.
+    fn take_end(&mut self, number: usize) -> io::Result<()> {
         let Some(known) = self.children.reap(number)? else { return Ok(()) };
         let seat = self.seats_of[number];
         // All that it had put before it died is in the queue, and counts.
@@ -172,16 +204,32 @@ impl Keeper {
         self.hub.take_tray(seat, true);
         let held = self.hub.held_by(seat as u16);
         let outcome = self.examine(number, &known, &held);
-        self.seats.set(seat, Seat::Empty);
         self.note_early_end(seat, &outcome);
-        let mut state = self.hub.lock();
-        state.pids[seat] = 0;
-        for (ticket, standing) in held {
-            self.hub.settle(&mut state, ticket, standing, &outcome);
-        }
-        drop(state);
-        self.hub.nudge();
+        self.hub.lock().pids[seat] = 0;
+        // What is left of its process group was killed before it was reaped, so all that it has printed is in the pipes.
+        self.output.iter().for_each(|output| output.finish(seat));
+        self.ended.push(Ended { seat, held, outcome, until: Moment::now().checked_add(PRINTING) });
         Ok(())
+    }
+
+    /// Tells the tasks of the workers that have ended, once all that these have printed is written.
+    fn tell_ends(&mut self) {
+        let (now, output) = (Moment::now(), self.output.as_ref());
+        let is_known = |ended: &mut Ended| {
+            output.is_none_or(|output| output.is_carried_of(ended.seat))
+                || ended.until.is_some_and(|until| until <= now)
+        };
+        let known: Vec<_> = self.ended.extract_if(.., is_known).collect();
+        for Ended { seat, held, mut outcome, .. } in known {
+            self.seats.set(seat, Seat::Empty);
+            outcome.stderr_tail = output.map_or(Vec::new(), |output| output.tail(seat));
+            let mut state = self.hub.lock();
+            for (ticket, standing) in held {
+                self.hub.settle(&mut state, ticket, standing, &outcome);
+            }
+            drop(state);
+            self.hub.nudge();
+        }
     }
 
     fn examine(&mut self, number: usize, known: &EndedChild, held: &[(Ticket, Standing)]) -> Outcome {
@@ -260,6 +308,7 @@ impl Keeper {
             let Some(Alarm { ticket, purpose, .. }) = due else { return };
             match purpose {
                 Purpose::Limit => self.hub.look_at_limit(ticket, now),
+                Purpose::Deadline => self.hub.look_at_deadline(ticket),
                 Purpose::Kill => self.kill(ticket),
             }
         }

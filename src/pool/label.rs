@@ -15,7 +15,7 @@ pub(super) struct TaskLabel {
     pub(super) function: u64,
     /// How many items the message has, one after the other behind their lengths; 0: it is the arguments of one call.
     pub(super) items: u32,
-    /// Whether the moments of begins are to be noted, for a time limit.
+    /// Whether the moments of begins are to be noted, for a time limit or a deadline.
     pub(super) is_timed: bool,
 }
 
@@ -55,6 +55,8 @@ pub(super) enum Kind {
     Arguments,
     /// Why what it returned could not be written.
     Result,
+    /// Its deadline had passed before the function began.
+    Late,
     /// The rest of a chunk whose map is gone was not begun.
     Dropped,
     /// Nothing: it wakes a thread that waits for results.
@@ -102,9 +104,10 @@ impl ResultLabel {
             1 => Kind::Raised,
             2 => Kind::Arguments,
             3 => Kind::Result,
-            4 => Kind::Dropped,
-            5 => Kind::Nudge,
-            6 => Kind::Several,
+            4 => Kind::Late,
+            5 => Kind::Dropped,
+            6 => Kind::Nudge,
+            7 => Kind::Several,
             _ => return None,
         };
         Some(Self {
@@ -132,12 +135,12 @@ mod tests {
         assert_eq!(TaskLabel::read(&task.to_bytes()), Some(task));
         assert_eq!(TaskLabel::read(&task.to_bytes()[1..]), None);
         let kinds = [Kind::Returned, Kind::Raised, Kind::Arguments, Kind::Result, Kind::Dropped, Kind::Nudge];
-        for kind in kinds.into_iter().chain([Kind::Several]) {
+        for kind in kinds.into_iter().chain([Kind::Late, Kind::Several]) {
             let result = ResultLabel { ticket, kind, item: 9, items: (1 << 24) - 1, busy: 1 << 40 };
             assert_eq!(ResultLabel::read(&result.to_bytes()), Some(result));
         }
         let mut bytes = ResultLabel::of(ticket, Kind::Nudge, 0).to_bytes();
-        bytes[8] = 7;
+        bytes[8] = 8;
         assert_eq!(ResultLabel::read(&bytes), None);
     }
 }

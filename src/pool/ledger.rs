@@ -184,8 +184,11 @@ atomic_record! {
         number: AtomicU64,
         /// Which item of a chunk has begun.
         item: AtomicU64,
-        /// When the function, or the item, began; nanoseconds of CLOCK_MONOTONIC. Only of tasks with a time limit.
+        /// When the function, or the item, began; nanoseconds of CLOCK_MONOTONIC. Only of tasks with a time limit
+        /// or a deadline.
         since: AtomicU64,
+        /// After which moment it is not to begin, in nanoseconds of CLOCK_MONOTONIC; 0: it has no deadline.
+        deadline: AtomicU64,
     }
 }
 
@@ -206,10 +209,11 @@ impl Cell {
     }
 
     /// Queues a new task in a free cell; returns its generation. Only the pool that made the ledger calls it.
-    pub(super) fn queue(&self) -> u32 {
+    pub(super) fn queue(&self, deadline: Option<Moment>) -> u32 {
         let free = self.standing();
         self.item.store(0, Relaxed);
         self.since.store(0, Relaxed);
+        self.deadline.store(deadline.map_or(0, Moment::as_nanos), Relaxed);
         // Release: the worker that claims the task sees these stores.
         self.word.store(free.now(State::Queued).to_word(), Release);
         free.generation
@@ -240,6 +244,12 @@ impl Cell {
         self.item.load(Acquire) as u32
     }
 
+    /// Whether the function is not to begin any more.
+    pub(super) fn is_late(&self, now: Moment) -> bool {
+        let deadline = self.deadline.load(Relaxed);
+        deadline != 0 && deadline < now.as_nanos()
+    }
+
     /// Notes when the function begins.
     pub(super) fn set_since(&self, at: Moment) {
         self.since.store(at.as_nanos(), Release);
@@ -262,12 +272,35 @@ atomic_record! {
         pub(super) cell: AtomicU64,
         /// The time for which functions have run; nanoseconds.
         pub(super) busy: AtomicU64,
+        /// When the task that runs was begun; nanoseconds of CLOCK_MONOTONIC.
+        pub(super) since: AtomicU64,
+        /// How far the running function says that it is, in billionths, plus one; 0: it has not said it.
+        progress: AtomicU64,
         /// 1: the worker takes no more tasks after the one that it has.
         pub(super) leaving: AtomicU64,
         /// The seat of the worker that is being started at this place. The pool writes it before the start, the worker reads it once.
         pub(super) seat: AtomicU64,
         /// Owned by the worker that takes tasks at this place, where a successor may wait for it.
         pub(super) place: RobustWord,
+    }
+}
+
+impl Desk {
+    const WHOLE: f64 = 1e9;
+
+    /// A function begins, and has not said how far it is.
+    pub(super) fn forget_progress(&self) {
+        self.progress.store(0, Relaxed);
+    }
+
+    /// Notes how far the running function is. What is no part of a whole counts as none or all of it.
+    pub(super) fn set_progress(&self, part: f64) {
+        // `as` makes 0 of what is no number.
+        self.progress.store((part.clamp(0.0, 1.0) * Self::WHOLE) as u64 + 1, Relaxed);
+    }
+
+    pub(super) fn progress(&self) -> Option<f64> {
+        self.progress.load(Relaxed).checked_sub(1).map(|part| part as f64 / Self::WHOLE)
     }
 }
 

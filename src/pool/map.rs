@@ -4,23 +4,23 @@ use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::chunk::{Chunk, ChunkSize};
-use super::delivery::{Delivery, Results};
+use super::chunk::ChunkSize;
+use super::delivery::Delivery;
 use super::error::{PoolError, TaskFailed, TaskFailure};
 use super::handle::{self, Pool};
-use super::hub::Order;
 use super::inbox::Inbox;
-use super::label::TaskLabel;
+use super::progress::{Line, Progress, TICK};
 use crate::error::WorkerError;
-use crate::queue::{Outgoing, QueueError};
+use crate::queue::QueueError;
 use crate::sync::wait_policy::WaitPolicy;
-use crate::wire::codec::{self, Encoded};
+use crate::sys::clock::Moment;
 use crate::worker::entry::{self, Entry};
 
 /// How many chunks for each worker are on their way, unless [`Map::window`] says how many items.
@@ -75,19 +75,25 @@ impl Pool {
 /// Its options are set before the first step.
 #[must_use = "a map does nothing until it is iterated"]
 pub struct Map<I: Iterator, R> {
-    pool: Pool,
-    entry: &'static Entry,
-    function: u64,
+    pub(super) pool: Pool,
+    pub(super) entry: &'static Entry,
+    pub(super) function: u64,
     /// `None`: it has ended.
-    items: Option<I>,
+    pub(super) items: Option<I>,
     /// The panic in which it has ended.
-    panic: Option<Box<dyn Any + Send>>,
+    pub(super) panic: Option<Box<dyn Any + Send>>,
     window: Option<usize>,
     size: ChunkSize,
     /// How many items have been given to the pool, and how many results have been given out.
-    submitted: u64,
+    pub(super) submitted: u64,
     given: u64,
-    inbox: Arc<Inbox>,
+    /// How many results have arrived, and how many of them are failures.
+    done: u64,
+    failed: u64,
+    /// When the first item was given to the pool.
+    pub(super) began: Option<Moment>,
+    line: Option<Line>,
+    pub(super) inbox: Arc<Inbox>,
     arrived: VecDeque<Delivery>,
     /// Of a map in order: the deliveries that have come before their turn, by their first item, and the one whose turn it is.
     early: BTreeMap<u64, Delivery>,
@@ -97,8 +103,9 @@ pub struct Map<I: Iterator, R> {
 
 impl<I: Iterator, R> Map<I, R> {
     fn new(pool: Pool, entry: &'static Entry, function: u64, items: I) -> Self {
-        // The clock of a time limit runs from the begin of an item, so that each has a cell of its own.
-        let size = if pool.limit().is_some() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
+        // The clock of a time limit runs from the begin of an item, so that each has a cell of its own. An item that is late does not
+        // begin, and those before it in a chunk had.
+        let size = if pool.times().are_set() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
         Self {
             pool,
             entry,
@@ -109,6 +116,10 @@ impl<I: Iterator, R> Map<I, R> {
             size,
             submitted: 0,
             given: 0,
+            done: 0,
+            failed: 0,
+            began: None,
+            line: None,
             inbox: Arc::default(),
             arrived: VecDeque::new(),
             early: BTreeMap::new(),
@@ -125,16 +136,67 @@ impl<I: Iterator, R> Map<I, R> {
     }
 
     /// How many items travel in one message; without it, as many as take a worker half a millisecond, and fewer towards the end. 0
-    /// counts as 1. In a pool with a [time limit](super::PoolOptions::timeout) it is always 1.
+    /// counts as 1. In a pool with a [time limit](super::PoolOptions::timeout) or a [deadline](super::PoolOptions::deadline) it is always 1.
     pub fn chunk(mut self, items: usize) -> Self {
-        if self.pool.limit().is_none() {
+        if !self.pool.times().are_set() {
             self.size = ChunkSize::fixed(items);
         }
         self
     }
 
+    /// Keeps a line at the bottom of the terminal while the map is iterated, such as `label: 120 of 1000 done, 4 running, 35.2/s, 0:00:25
+    /// left`; ten times a second at most. There is none where stderr is no terminal, or one that this process has not in its foreground.
+    ///
+    /// A thread draws it, which ends with the map; with [`Options::prefix`](crate::Options::prefix) or
+    /// [`Options::stderr_tail`](crate::Options::stderr_tail) the one that carries what the workers print, below that. What is
+    /// printed to the terminal by other means overwrites the line, until it is drawn again.
+    pub fn status_line(mut self, label: impl Into<String>) -> Self {
+        self.line = Some(Line::new(label.into(), self.pool.hub().printer.clone()));
+        self
+    }
+
+    /// How far it is.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let mut squares = pool.map(|x: u64| anyhow::Ok(x * x), 0..100)?;
+    /// while let Some(square) = squares.next() {
+    ///     square?;
+    ///     let progress = squares.progress();
+    ///     assert!(progress.done > 0 && progress.failed == 0 && progress.total == Some(100));
+    /// }
+    /// assert_eq!(squares.progress().done, 100);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let left = self.items.as_ref().map_or(Some(0), |items| match items.size_hint() {
+            (least, Some(most)) if least == most => Some(least as u64),
+            _ => None,
+        });
+        Progress {
+            done: self.done,
+            failed: self.failed,
+            running: self.pool.hub().running_of(&self.inbox),
+            total: left.map(|left| self.submitted + left),
+            elapsed: self.began.map_or(Duration::ZERO, |began| Moment::now().since(began)),
+        }
+    }
+
+    /// Draws the line anew, if there is one.
+    fn show(&mut self) {
+        let Some(mut line) = self.line.take() else { return };
+        line.show(|| self.progress());
+        self.line = Some(line);
+    }
+
     /// How many items the next chunk has, and how many may be on their way.
-    fn sizes(&self) -> (usize, usize) {
+    pub(super) fn sizes(&self) -> (usize, usize) {
         let workers = self.pool.size();
         let left = self.items.as_ref().and_then(|items| items.size_hint().1);
         let size = self.size.next(workers, left);
@@ -145,7 +207,7 @@ impl<I: Iterator, R> Map<I, R> {
         }
     }
 
-    fn on_their_way(&self) -> usize {
+    pub(super) fn on_their_way(&self) -> usize {
         (self.submitted - self.given) as usize
     }
 }
@@ -156,105 +218,6 @@ where
     I::Item: Serialize,
     R: DeserializeOwned,
 {
-    /// Gives items to the pool, as long as the window has room for a whole chunk.
-    fn fill(&mut self) {
-        loop {
-            let (size, window) = self.sizes();
-            if self.items.is_none() || self.on_their_way() + size > window {
-                return;
-            }
-            self.submit_chunk(size);
-        }
-    }
-
-    fn submit_chunk(&mut self, size: usize) {
-        let most = self.pool.hub().tasks.core().inline();
-        let mut chunk = Chunk::default();
-        for _ in 0..size {
-            if chunk.bytes.len() > most / 2 {
-                self.submit(std::mem::take(&mut chunk));
-            }
-            let Some(item) = self.next_item() else { break };
-            match codec::encode(&item) {
-                Ok(encoded) if encoded.attachments.is_empty() && encoded.bytes.len() < most / 4 => {
-                    chunk.push(&encoded.bytes);
-                }
-                // What does not fit, or has something beside it, is a message of its own.
-                Ok(encoded) => {
-                    self.submit(std::mem::take(&mut chunk));
-                    self.submit_alone(encoded);
-                }
-                Err(reason) => {
-                    self.submit(std::mem::take(&mut chunk));
-                    self.fail(TaskFailure::Arguments(reason));
-                }
-            }
-        }
-        self.submit(chunk);
-    }
-
-    /// The next item. A panic of the iterator ends it, and is kept for later.
-    fn next_item(&mut self) -> Option<I::Item> {
-        let items = self.items.as_mut()?;
-        let next = panic::catch_unwind(AssertUnwindSafe(|| items.next())).unwrap_or_else(|payload| {
-            self.panic = Some(payload);
-            None
-        });
-        if next.is_none() {
-            self.items = None;
-        }
-        next
-    }
-
-    fn submit(&mut self, chunk: Chunk) {
-        let items = chunk.items;
-        if items > 0 {
-            let encoded = Encoded { bytes: chunk.bytes, attachments: Default::default() };
-            self.order(items, Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX));
-        }
-    }
-
-    fn submit_alone(&mut self, encoded: Encoded) {
-        let Encoded { bytes, attachments } = encoded;
-        let encoded = Encoded { bytes: [&[0; TaskLabel::LEN][..], &bytes].concat(), attachments };
-        let most = self.pool.hub().tasks.core().inline();
-        self.order(0, Outgoing::of_encoded(TaskLabel::LEN, encoded, most));
-    }
-
-    /// Gives a message to the pool. `items`: how many it has; 0: it is one item alone.
-    fn order(&mut self, items: u32, message: Result<Outgoing, QueueError>) {
-        let first = self.submitted;
-        let submitted = message.map_err(PoolError::Queue).and_then(|message| {
-            let order = Order {
-                entry: self.entry,
-                function: self.function,
-                message,
-                inbox: self.inbox.clone(),
-                first: Some(first),
-                items,
-                retries: self.pool.retries(),
-                limit: self.pool.limit(),
-            };
-            self.pool.hub().submit(order, &WaitPolicy::Forever)
-        });
-        match submitted {
-            Ok(_) => self.submitted += u64::from(items.max(1)),
-            Err(error) => {
-                // The pool is closed or broken, or the system refuses: for the next items too.
-                self.items = None;
-                (0..items.max(1)).for_each(|_| self.fail(TaskFailure::PoolEnded(error.to_string())));
-            }
-        }
-    }
-
-    /// Fails the next item, which was not given to the pool.
-    fn fail(&mut self, failure: TaskFailure) {
-        let item = self.submitted;
-        self.submitted += 1;
-        let failed = TaskFailed::new(self.entry.name(), Some(item), 0, false, failure);
-        self.inbox.put(Delivery { item, results: Results::Failed(failed), chunk: None });
-    }
-
     /// Waits for the next result that `choose` takes, with the number of its item. `None`: all have been given out.
     pub(super) fn next_by(
         &mut self,
@@ -262,14 +225,16 @@ where
     ) -> Option<(u64, Result<R, TaskFailed>)> {
         loop {
             self.fill();
+            self.show();
             if let Some(result) = choose(self) {
                 self.given += 1;
                 return Some(result);
             }
-            if self.inbox.take_all(&mut self.arrived) {
+            if self.take_in() {
                 continue;
             }
             if self.on_their_way() == 0 {
+                self.line = None;
                 // Only now: all items before it have been given out.
                 if let Some(payload) = self.panic.take() {
                     panic::resume_unwind(payload);
@@ -284,12 +249,29 @@ where
         }
     }
 
+    /// Takes what has arrived, and counts it; says whether there was something.
+    fn take_in(&mut self) -> bool {
+        let known = self.arrived.len();
+        let has_arrived = self.inbox.take_all(&mut self.arrived);
+        for delivery in self.arrived.range(known..) {
+            let (results, failed) = delivery.count();
+            self.done += results;
+            self.failed += failed;
+        }
+        has_arrived
+    }
+
     /// Sleeps until something has arrived, and takes in what has come with it.
     fn await_delivery(&self) -> Result<(), QueueError> {
         let hub = self.pool.hub();
         hub.check_here().map_err(|_| QueueError::Closed)?;
         let arrived = || (!self.inbox.is_empty()).then_some(());
-        hub.wait(&WaitPolicy::Forever, arrived, |thread| self.inbox.wake(thread))?;
+        // The line goes on while nothing arrives.
+        let policy = if self.line.is_some() { WaitPolicy::of(TICK) } else { WaitPolicy::Forever };
+        match hub.wait(&policy, arrived, |thread| self.inbox.wake(thread)) {
+            Err(QueueError::TimedOut { .. }) => return Ok(()),
+            waited => waited?,
+        }
         hub.look();
         Ok(())
     }

@@ -45,8 +45,11 @@
 // - `staffing`: it starts workers, and asks some to leave
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
+// - `times`: time limits and deadlines, and how a task is ended
 // - `alarm`: moments at which that thread looks at a task
 // - `map`, `unordered`: many items
+// - `progress`: how far a map is, as data and as a line at the bottom of the terminal
+// - `feed`: how a map's items are given to the pool
 // - `chunk`: pure: several items in one message
 
 mod alarm;
@@ -54,6 +57,7 @@ mod batch;
 mod chunk;
 mod delivery;
 mod error;
+mod feed;
 mod handle;
 mod hub;
 mod inbox;
@@ -65,12 +69,14 @@ mod ledger;
 mod map;
 mod occupant;
 mod options;
+mod progress;
 mod seats;
 mod serve;
 mod settle;
 mod staffing;
 mod stats;
 mod task;
+mod times;
 mod tray;
 mod unordered;
 mod waiting;
@@ -79,9 +85,10 @@ mod word;
 pub use error::{PoolError, TaskFailed, TaskFailure};
 pub use handle::Pool;
 pub use hub::Summary;
-pub use inside::cancelled;
+pub use inside::{cancelled, progress, worker};
 pub use map::Map;
 pub use options::PoolOptions;
+pub use progress::Progress;
 pub use stats::{Stats, WorkerStats};
 pub use task::Task;
 pub use unordered::Unordered;

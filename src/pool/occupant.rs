@@ -1,8 +1,8 @@
 //! A task on its way, as the pool knows it, and what becomes of it when its worker has died. The decision is pure.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::alarm::Times;
 use super::error::{TaskFailed, TaskFailure};
 use super::inbox::Inbox;
 use super::label::Ticket;
@@ -26,7 +26,7 @@ pub(super) struct Occupant {
     pub(super) begun: u32,
     /// How often more it may be begun.
     pub(super) retries: u32,
-    pub(super) limit: Option<Duration>,
+    pub(super) times: Times,
     /// The bytes of its message, with which it can be given out again; `None`: something is beside them, as a tensor.
     pub(super) kept: Option<Vec<u8>>,
     pub(super) ended_by: Option<EndedBy>,
@@ -37,6 +37,7 @@ pub(super) struct Occupant {
 pub(super) enum EndedBy {
     Kill,
     Limit,
+    Deadline,
 }
 
 impl Occupant {
@@ -74,9 +75,14 @@ impl Occupant {
 
     /// What to say of an item whose worker has ended.
     pub(super) fn failure_of(&self, outcome: Outcome) -> TaskFailure {
-        match (self.ended_by, self.limit) {
+        match (self.ended_by, self.times) {
             (Some(EndedBy::Kill), _) => TaskFailure::Killed(outcome),
-            (Some(EndedBy::Limit), Some(limit)) => TaskFailure::TimedOut { limit, outcome },
+            (Some(EndedBy::Limit), Times { limit: Some(limit), .. }) => {
+                TaskFailure::TimedOut { limit, outcome }
+            }
+            (Some(EndedBy::Deadline), Times { deadline: Some(deadline), .. }) => {
+                TaskFailure::DeadlinePassed { deadline: deadline.after, outcome: Some(outcome) }
+            }
             _ => TaskFailure::WorkerEnded(outcome),
         }
     }

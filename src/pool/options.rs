@@ -37,6 +37,7 @@ pub struct PoolOptions {
     pub(super) capacity: usize,
     pub(super) retries: u32,
     pub(super) limit: Option<Duration>,
+    pub(super) deadline: Option<Duration>,
     pub(super) grace: Duration,
     pub(super) term: Term,
     pub(super) min: Option<usize>,
@@ -51,6 +52,7 @@ impl PoolOptions {
             capacity: CAPACITY,
             retries: 0,
             limit: None,
+            deadline: None,
             grace: GRACE,
             term: Term::default(),
             min: None,
@@ -76,6 +78,34 @@ impl PoolOptions {
     /// [`TaskFailure::TimedOut`](super::TaskFailure::TimedOut). Items of maps then travel one by one.
     pub fn timeout(self, limit: Duration) -> Self {
         Self { limit: Some(limit), ..self }
+    }
+
+    /// How long after it was given to the pool a task may still begin, and run: what a server needs whose callers have gone by then. A
+    /// task that has not begun by that moment never does; one that runs is ended as by [`timeout`](Self::timeout). Both fail with
+    /// [`TaskFailure::DeadlinePassed`](super::TaskFailure::DeadlinePassed), and [retries](Self::retries) do not prolong it. The time
+    /// is that of CLOCK_MONOTONIC; there is no deadline without this. Items of maps then travel one by one, and the time of each
+    /// counts from when it was read and given to the pool.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::Options;
+    /// use phalanx::pool::{Pool, TaskFailure};
+    ///
+    /// fn answer(_: ()) -> anyhow::Result<u32> {
+    ///     Ok(42)
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).deadline(Duration::ZERO).build()?;
+    /// let failed = pool.submit(answer, ())?.join().unwrap_err();
+    /// assert!(matches!(failed.failure(), TaskFailure::DeadlinePassed { outcome: None, .. }), "{failed}");
+    /// assert!(!failed.began());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deadline(self, after: Duration) -> Self {
+        Self { deadline: Some(after), ..self }
     }
 
     /// How long a task that was asked to end has to do so before its worker is killed; 5 s without it.
@@ -185,13 +215,6 @@ impl PoolOptions {
         if self.workers.method() == crate::StartMethod::Fork {
             return refuse(
                 "StartMethod::Fork copies a process of one thread, and a pool has a thread: use Spawn or ForkServer"
-                    .to_owned(),
-            );
-        }
-        if self.workers.carries_output() {
-            return refuse(
-                "Options::prefix and Options::stderr_tail are of a context, whose workers all start at once: give the workers of a \
-                 pool files (RankOptions::stderr), or let them print to this process's stderr"
                     .to_owned(),
             );
         }

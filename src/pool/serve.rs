@@ -111,6 +111,8 @@ impl Server {
         }
         // `None`: the task was cancelled, or given to another worker.
         let Some((label, cell)) = claimed else { return Ok(true) };
+        // Before the begin: who then finds the task running finds what it has said, or nothing.
+        self.desk().forget_progress();
         if !ledger::begin(&cell.word, label.ticket.generation, self.seat) {
             return Ok(true);
         }
@@ -121,6 +123,7 @@ impl Server {
         self.desk().cell.store(u64::from(label.ticket.cell) + 1, Relaxed);
         let entry = self.entry(label.function)?;
         let began = Moment::now();
+        self.desk().since.store(began.as_nanos(), Relaxed);
         self.work(&Taken { label, cell, entry, began }, message)?;
         self.desk().cell.store(0, Relaxed);
         if is_last {
@@ -194,8 +197,14 @@ impl Server {
         into: Vec<u8>,
     ) -> Result<Encoded, Result<Outgoing, QueueError>> {
         task.cell.set_item(item);
+        self.desk().forget_progress();
         if task.label.is_timed {
-            task.cell.set_since(Moment::now());
+            let now = Moment::now();
+            if task.cell.is_late(now) {
+                let label = ResultLabel::of(task.label.ticket, Kind::Late, item);
+                return Err(Outgoing::labelled(&label.to_bytes(), &(), self.most()));
+            }
+            task.cell.set_since(now);
         }
         add(&self.desk().begun, 1);
         let call = || {

@@ -1,6 +1,5 @@
-//! What the end of a worker means for the tasks that it had, and what the pool's thread does to single tasks.
+//! What the end of a worker means for the tasks that it had, and the end of the pool for all of them.
 
-use super::alarm::{Alarm, Purpose};
 use super::chunk;
 use super::delivery::{Delivery, Results};
 use super::error::TaskFailure;
@@ -12,7 +11,6 @@ use super::occupant::{self, EndedBy, Fate, Left};
 use crate::error::Outcome;
 use crate::queue::Outgoing;
 use crate::sync::wait_policy::WaitPolicy;
-use crate::sys::clock::Moment;
 
 impl Hub {
     /// The tasks that a worker has in its hands.
@@ -41,7 +39,8 @@ impl Hub {
             items: occupant.items.max(1),
             is_kept: occupant.kept.is_some(),
             is_queued: cell.number().wrapping_sub(taken).cast_signed() >= 0,
-            may_retry: occupant.retries > occupant.begun && occupant.ended_by != Some(EndedBy::Kill),
+            may_retry: occupant.retries > occupant.begun
+                && !matches!(occupant.ended_by, Some(EndedBy::Kill | EndedBy::Deadline)),
         };
         let (failed, from, is_retry) = match occupant::after_death(&left) {
             Fate::Queued => return,
@@ -78,12 +77,14 @@ impl Hub {
         occupant.ticket = again;
         occupant.delivered = 0;
         occupant.ended_by = None;
+        let times = occupant.times;
         let skipped = from.min(occupant.items);
         occupant.first = occupant.first.map(|first| first + u64::from(skipped));
         occupant.items -= skipped;
         if let Some(kept) = &mut occupant.kept {
             *kept = chunk::without_items(kept, skipped, again, occupant.items);
         }
+        self.watch_times(state, again, times);
         self.put_again(state, again);
     }
 
@@ -92,22 +93,6 @@ impl Hub {
         let message = Outgoing::labelled(&leaving::request().to_bytes(), &(), self.tasks.core().inline());
         // A full queue has tasks, and no worker is idle.
         let _ = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
-    }
-
-    /// Looks at a task with a time limit, at the moment at which it may be up.
-    pub(super) fn look_at_limit(&self, ticket: Ticket, now: Moment) {
-        let (cell, mut state) = (self.cell(ticket), self.lock());
-        let Some(limit) = state.limit_of(ticket) else { return };
-        // One that has not begun by now cannot be over before the limit has passed from now on.
-        let begun = cell.since().filter(|_| cell.standing().is_held());
-        let end = begun.unwrap_or(now).checked_add(limit);
-        let Some(end) = end else { return };
-        if end > now {
-            state.alarms.push(Alarm { at: end, ticket, purpose: Purpose::Limit });
-            return;
-        }
-        drop(state);
-        self.end_task(ticket, EndedBy::Limit);
     }
 
     /// Fails all tasks.

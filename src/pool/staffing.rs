@@ -1,5 +1,8 @@
 //! What the pool's thread does so that there are as many workers as are wanted: it starts some, and asks some to leave.
 
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::hub::Phase;
@@ -19,7 +22,14 @@ impl Keeper {
         // Read once, by this worker: another one is started at this place only when this one has begun a task or has ended.
         hub.ledger.desks()[place].seat.store(seat as u64, Relaxed);
         let (children, worker, seats_of) = (&mut self.children, &mut self.workers[seat], &mut self.seats_of);
-        start::start_rank(&mut self.plan, place, |child, slot| {
+        let (output, file) = (&mut self.output, self.stderr_files.get(place));
+        start::start_rank(&mut self.plan, place, |child, slot, readers| {
+            if let Some(output) = output {
+                // Another worker of this place may follow, so the file stays open.
+                let copy = |(file, path): &(File, PathBuf)| io::Result::Ok((file.try_clone()?, path.clone()));
+                let file = file.and_then(Option::as_ref).map(copy).transpose()?;
+                output.carry((seat, place), readers, file);
+            }
             hub.lock().pids[seat] = child.pid();
             // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
             worker.slot = Some(slot);

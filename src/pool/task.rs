@@ -75,6 +75,12 @@ impl<R> Task<R> {
         !matches!(self.hub.cell(ticket).standing().state, State::Queued | State::Claimed)
     }
 
+    /// How far the function says that it is, by [`progress`](super::progress()): from 0.0 to 1.0. `None`: it does not run, or has not said it.
+    #[must_use]
+    pub fn progress(&self) -> Option<f64> {
+        self.ticket().and_then(|ticket| self.hub.progress_of(ticket))
+    }
+
     /// Cancels the call if it has not begun. Exact: after `true` the function is never called, and [`join`](Self::join) returns
     /// [`TaskFailure::Cancelled`].
     pub fn cancel(&self) -> bool {

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::TaskFailed;
 use super::map::Map;
+use super::progress::Progress;
 
 impl<I: Iterator, R> Map<I, R> {
     /// The results as they come, each with the number of its item, from 0.
@@ -36,6 +37,14 @@ impl<I: Iterator, R> Map<I, R> {
 /// ```
 #[must_use = "a map does nothing until it is iterated"]
 pub struct Unordered<I: Iterator, R>(pub(super) Map<I, R>);
+
+impl<I: Iterator, R> Unordered<I, R> {
+    /// How far it is, as [`Map::progress`] tells.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.0.progress()
+    }
+}
 
 impl<I, R> Iterator for Unordered<I, R>
 where

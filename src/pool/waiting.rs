@@ -118,6 +118,7 @@ impl Hub {
         let label = label.filter(|label| label.kind != Kind::Nudge)?;
         let occupant = state.occupant(label.ticket)?;
         let (items, entry, first, begun) = (occupant.items, occupant.entry, occupant.first, occupant.begun);
+        let deadline = occupant.times.deadline.map_or(Duration::ZERO, |deadline| deadline.after);
         // The first of several may have been found in the tray before.
         let (item, skipped, results) = occupant.take_in(label.item, label.items)?;
         let inbox = occupant.inbox.clone();
@@ -131,6 +132,7 @@ impl Hub {
             _ => state.failed += 1,
         }
         let chunk = (is_last && items > 0).then(|| (items, Duration::from_nanos(label.busy)));
+        let late = move || TaskFailure::DeadlinePassed { deadline, outcome: None };
         let make = move |message: Incoming| {
             let failed = |began, failure| {
                 let number = first.map(|_| item);
@@ -139,7 +141,7 @@ impl Hub {
             let results = if label.kind == Kind::Several {
                 Results::Several(Several::new(message.bytes, ResultLabel::LEN, skipped, results))
             } else {
-                outcome_of(label.kind, message, entry, failed)
+                outcome_of(label.kind, message, entry, failed, late)
             };
             Delivery { item, results, chunk }
         };
@@ -233,6 +235,7 @@ fn outcome_of(
     message: Incoming,
     entry: &'static Entry,
     failed: impl Fn(bool, TaskFailure) -> TaskFailed,
+    late: impl Fn() -> TaskFailure,
 ) -> Results {
     let read = |message: Incoming| {
         message.open(ResultLabel::LEN, |bytes, _| codec::decode_plain::<String>(bytes)).and_then(|text| text)
@@ -240,6 +243,7 @@ fn outcome_of(
     let text = |message| read(message).unwrap_or_else(|reason| reason);
     let failed = match kind {
         Kind::Returned => return Results::One(message),
+        Kind::Late => failed(false, late()),
         Kind::Arguments => failed(false, TaskFailure::Arguments(text(message))),
         Kind::Raised => {
             let raised = message.open(ResultLabel::LEN, |bytes, received| match received {

@@ -107,11 +107,11 @@ fn start_by_server(mut plan: Plan) -> Result<Started, Error> {
 pub(crate) fn start_rank(
     plan: &mut Plan,
     rank: usize,
-    mut add: impl FnMut(Child, Slot) -> io::Result<()>,
+    mut add: impl FnMut(Child, Slot, PipeEnds) -> io::Result<()>,
 ) -> Result<(), Error> {
     let nprocs = plan.nprocs;
-    let mut add = |StartedWorker { child, slot, .. }| {
-        let added = add(child, slot).map_err(Failure::of(WATCHING));
+    let mut add = |StartedWorker { child, slot, readers }| {
+        let added = add(child, slot, readers).map_err(Failure::of(WATCHING));
         added.map_err(|failure| failure.for_rank(rank, nprocs))
     };
     if plan.method == StartMethod::ForkServer {

@@ -18,6 +18,17 @@ pub(crate) fn look(pid: u32) -> Option<ProcessNow> {
     parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, ticks_per_second(), page())
 }
 
+/// What a process has resident of its own, without what it shares or has from files, in bytes; `None`: it is gone.
+pub(crate) fn anonymous_memory(pid: u32) -> Option<u64> {
+    rss_anon(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+/// RssAnon, of proc_pid_status(5).
+fn rss_anon(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Whether a process is stopped, as by Ctrl-Z or a debugger.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     look(pid).is_some_and(|now| matches!(now.state, 'T' | 't'))
@@ -56,6 +67,14 @@ mod tests {
         let now = ProcessNow { state: 'T', cpu: Duration::from_secs(2), resident: 300 * 4096 };
         assert_eq!(parse(stat, 100, 4096), Some(now));
         assert_eq!(parse("7 (a) S 1", 100, 4096), None);
+    }
+
+    #[test]
+    fn memory_of_its_own_is_told_in_bytes() {
+        let status = "VmRSS:\t   900 kB\nRssAnon:\t     300 kB\nRssFile:\t   600 kB\n";
+        assert_eq!(rss_anon(status), Some(300 << 10));
+        assert_eq!(rss_anon("Name:\tkthreadd\n"), None, "a thread of the kernel has none");
+        assert!(anonymous_memory(std::process::id()).unwrap() > 0);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(crate) use console::{Console, Stream};
 pub(crate) use lines::last_lines;
 pub(crate) use packet::Packet;
 pub(crate) use source::{Filter, Route};
+pub(crate) use status::clock;
 
 use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
@@ -52,8 +53,8 @@ enum Command {
     Finish(SourceId),
     /// A line of this process's own, to stderr.
     Say(String),
-    /// What the line at the bottom of the terminal says.
-    Status(String),
+    /// What the line at the bottom of the terminal says; `None`: there is none.
+    Status(Option<String>),
     /// Sends the channels from these positions on.
     Follow(Socket, Vec<(Channel, u64)>),
     Close,
@@ -72,7 +73,9 @@ struct SourceNews {
 /// What the thread reports to the launcher.
 #[derive(Debug, Default)]
 struct News {
-    sources: Vec<SourceNews>,
+    sources: BTreeMap<SourceId, SourceNews>,
+    /// How many there have been.
+    added: usize,
     tails: BTreeMap<Channel, Tail>,
     /// The files and streams that could not be written any more, in sentences.
     broken: Vec<String>,
@@ -124,8 +127,10 @@ impl Pump {
         let id = {
             let mut news = self.news();
             let kept = route.channel.map(|channel| (channel, news.tails.entry(channel).or_default().end()));
-            news.sources.push(SourceNews { kept, first: None, is_closed: false });
-            news.sources.len() - 1
+            let id = news.added;
+            news.added += 1;
+            news.sources.insert(id, SourceNews { kept, first: None, is_closed: false });
+            id
         };
         self.send(Command::Add(id, pipe, route));
         id
@@ -138,18 +143,25 @@ impl Pump {
 
     /// Whether all that came from a source has been written.
     pub(crate) fn is_closed(&self, id: SourceId) -> bool {
-        self.news().sources[id].is_closed
+        self.news().sources.get(&id).is_none_or(|source| source.is_closed)
+    }
+
+    /// Keeps nothing more of a source, which still is carried to its end: one of many that follow one another.
+    pub(crate) fn forget(&self, id: SourceId) {
+        self.news().sources.remove(&id);
     }
 
     /// When the first bytes came from a source.
     pub(crate) fn first(&self, id: SourceId) -> Option<Moment> {
-        self.news().sources[id].first
+        self.news().sources.get(&id)?.first
     }
 
     /// The last bytes that came from a source, at most 64 KiB; none if its route has no channel.
     pub(crate) fn tail(&self, id: SourceId) -> Vec<u8> {
         let news = self.news();
-        let Some((channel, begin)) = news.sources[id].kept else { return Vec::new() };
+        let Some((channel, begin)) = news.sources.get(&id).and_then(|source| source.kept) else {
+            return Vec::new();
+        };
         news.tails[&channel].from(begin, usize::MAX).1
     }
 
@@ -170,8 +182,8 @@ impl Pump {
         self.send(Command::Say(line.into()));
     }
 
-    /// Keeps a line at the bottom of the terminal, if stderr is one and this process has it; it is gone with the pump.
-    pub(crate) fn status(&self, text: String) {
+    /// Keeps a line at the bottom of the terminal, if stderr is one and this process has it; `None`: no more. It is gone with the pump.
+    pub(crate) fn status(&self, text: Option<String>) {
         self.send(Command::Status(text));
     }
 

@@ -72,6 +72,12 @@ impl StatusLine {
     }
 }
 
+/// Hours, minutes and seconds, for such a line.
+pub(crate) fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,7 +98,9 @@ impl Pumping {
                 if let Some(channel) = source.channel() {
                     keep(&self.news, (&mut self.followers, &self.epoll), channel, bytes);
                 }
-                self.news().sources[id].first.get_or_insert(now);
+                if let Some(source) = self.news().sources.get_mut(&id) {
+                    source.first.get_or_insert(now);
+                }
                 self.tell_broken(broken);
                 if self.console.buffered() > BUFFERED {
                     self.flush();
@@ -138,7 +140,9 @@ impl Pumping {
         drop(source);
         self.flush();
         self.tell_broken(broken);
-        self.news().sources[id].is_closed = true;
+        if let Some(source) = self.news().sources.get_mut(&id) {
+            source.is_closed = true;
+        }
         self.closed.ring();
     }
 
@@ -151,7 +155,7 @@ impl Pumping {
                 Ok(Command::Add(id, pipe, route)) => self.add(Source::new(id, pipe, route)),
                 Ok(Command::Finish(id)) => self.finish(id),
                 Ok(Command::Say(line)) => self.console.say(&line, Moment::now()),
-                Ok(Command::Status(text)) => self.console.set_status(Some(text)),
+                Ok(Command::Status(text)) => self.console.set_status(text),
                 Ok(Command::Follow(socket, channels)) => self.follow(socket, channels),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,

@@ -1,0 +1,122 @@
+//! How the items of a map are given to the pool: in chunks, or alone.
+
+use std::panic::{self, AssertUnwindSafe};
+
+use serde::Serialize;
+
+use super::chunk::Chunk;
+use super::delivery::{Delivery, Results};
+use super::error::{PoolError, TaskFailed, TaskFailure};
+use super::hub::Order;
+use super::label::TaskLabel;
+use super::map::Map;
+use crate::queue::{Outgoing, QueueError};
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::clock::Moment;
+use crate::wire::codec::{self, Encoded};
+
+impl<I, R> Map<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+{
+    /// Gives items to the pool, as long as the window has room for a whole chunk.
+    pub(super) fn fill(&mut self) {
+        loop {
+            let (size, window) = self.sizes();
+            if self.items.is_none() || self.on_their_way() + size > window {
+                return;
+            }
+            self.submit_chunk(size);
+        }
+    }
+
+    fn submit_chunk(&mut self, size: usize) {
+        let most = self.pool.hub().tasks.core().inline();
+        let mut chunk = Chunk::default();
+        for _ in 0..size {
+            if chunk.bytes.len() > most / 2 {
+                self.submit(std::mem::take(&mut chunk));
+            }
+            let Some(item) = self.next_item() else { break };
+            match codec::encode(&item) {
+                Ok(encoded) if encoded.attachments.is_empty() && encoded.bytes.len() < most / 4 => {
+                    chunk.push(&encoded.bytes);
+                }
+                // What does not fit, or has something beside it, is a message of its own.
+                Ok(encoded) => {
+                    self.submit(std::mem::take(&mut chunk));
+                    self.submit_alone(encoded);
+                }
+                Err(reason) => {
+                    self.submit(std::mem::take(&mut chunk));
+                    self.fail(TaskFailure::Arguments(reason));
+                }
+            }
+        }
+        self.submit(chunk);
+    }
+
+    /// The next item. A panic of the iterator ends it, and is kept for later.
+    fn next_item(&mut self) -> Option<I::Item> {
+        let items = self.items.as_mut()?;
+        let next = panic::catch_unwind(AssertUnwindSafe(|| items.next())).unwrap_or_else(|payload| {
+            self.panic = Some(payload);
+            None
+        });
+        if next.is_none() {
+            self.items = None;
+        }
+        next
+    }
+
+    fn submit(&mut self, chunk: Chunk) {
+        let items = chunk.items;
+        if items > 0 {
+            let encoded = Encoded { bytes: chunk.bytes, attachments: Default::default() };
+            self.order(items, Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX));
+        }
+    }
+
+    fn submit_alone(&mut self, encoded: Encoded) {
+        let Encoded { bytes, attachments } = encoded;
+        let encoded = Encoded { bytes: [&[0; TaskLabel::LEN][..], &bytes].concat(), attachments };
+        let most = self.pool.hub().tasks.core().inline();
+        self.order(0, Outgoing::of_encoded(TaskLabel::LEN, encoded, most));
+    }
+
+    /// Gives a message to the pool. `items`: how many it has; 0: it is one item alone.
+    fn order(&mut self, items: u32, message: Result<Outgoing, QueueError>) {
+        self.began.get_or_insert_with(Moment::now);
+        let first = self.submitted;
+        let submitted = message.map_err(PoolError::Queue).and_then(|message| {
+            let order = Order {
+                entry: self.entry,
+                function: self.function,
+                message,
+                inbox: self.inbox.clone(),
+                first: Some(first),
+                items,
+                retries: self.pool.retries(),
+                times: self.pool.times(),
+            };
+            self.pool.hub().submit(order, &WaitPolicy::Forever)
+        });
+        match submitted {
+            Ok(_) => self.submitted += u64::from(items.max(1)),
+            Err(error) => {
+                // The pool is closed or broken, or the system refuses: for the next items too.
+                self.items = None;
+                (0..items.max(1)).for_each(|_| self.fail(TaskFailure::PoolEnded(error.to_string())));
+            }
+        }
+    }
+
+    /// Fails the next item, which was not given to the pool.
+    fn fail(&mut self, failure: TaskFailure) {
+        let item = self.submitted;
+        self.submitted += 1;
+        let failed = TaskFailed::new(self.entry.name(), Some(item), 0, false, failure);
+        self.inbox.put(Delivery { item, results: Results::Failed(failed), chunk: None });
+    }
+}

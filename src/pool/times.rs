@@ -1,0 +1,125 @@
+//! Time limits and deadlines of tasks, and how a task that is to end is ended: asked first, then killed with its worker.
+
+use super::alarm::{Alarm, Purpose, Times};
+use super::error::TaskFailure;
+use super::hub::{Hub, State};
+use super::label::Ticket;
+use super::ledger;
+use super::occupant::{EndedBy, Occupant};
+use crate::sys::clock::Moment;
+
+impl Hub {
+    /// Has the pool's thread look at a task, which is queued now, when its times may be up.
+    pub(super) fn watch_times(&self, state: &mut State, ticket: Ticket, times: Times) {
+        if let Some(at) = times.limit.and_then(|limit| Moment::now().checked_add(limit)) {
+            self.set_alarm(state, Alarm { at, ticket, purpose: Purpose::Limit });
+        }
+        if let Some(deadline) = times.deadline {
+            self.set_alarm(state, Alarm { at: deadline.at, ticket, purpose: Purpose::Deadline });
+        }
+    }
+
+    /// Calls the pool's thread at a moment.
+    fn set_alarm(&self, state: &mut State, alarm: Alarm) {
+        // A task that ends in time leaves its alarm behind.
+        if state.alarms.len() > 4 * state.occupants.len() {
+            let occupants = &state.occupants;
+            let is_current = |occupant: &Occupant, alarm: &Alarm| occupant.ticket == alarm.ticket;
+            state.alarms.retain(|alarm| {
+                occupants[alarm.ticket.cell as usize].as_ref().is_some_and(|one| is_current(one, alarm))
+            });
+        }
+        if state.alarms.push(alarm) {
+            self.call.ring();
+        }
+    }
+
+    /// Looks at a task with a time limit, at the moment at which it may be up.
+    pub(super) fn look_at_limit(&self, ticket: Ticket, now: Moment) {
+        let (cell, mut state) = (self.cell(ticket), self.lock());
+        let Some(limit) = state.occupant(ticket).and_then(|occupant| occupant.times.limit) else { return };
+        // One that has not begun by now cannot be over before the limit has passed from now on.
+        let begun = cell.since().filter(|_| cell.standing().is_held());
+        let end = begun.unwrap_or(now).checked_add(limit);
+        let Some(end) = end else { return };
+        if end > now {
+            state.alarms.push(Alarm { at: end, ticket, purpose: Purpose::Limit });
+            return;
+        }
+        drop(state);
+        self.end_task(ticket, EndedBy::Limit);
+    }
+
+    /// Ends a task whose deadline has come.
+    pub(super) fn look_at_deadline(&self, ticket: Ticket) {
+        let Some(deadline) = self.lock().occupant(ticket).and_then(|occupant| occupant.times.deadline) else {
+            return;
+        };
+        let late = || TaskFailure::DeadlinePassed { deadline: deadline.after, outcome: None };
+        // Between the two it may begin, or end.
+        if self.cancel_because(ticket, late) {
+            self.nudge();
+        } else {
+            self.end_task(ticket, EndedBy::Deadline);
+        }
+    }
+
+    /// Cancels a task that has not begun. True: its function will never begin.
+    pub(super) fn cancel(&self, ticket: Ticket) -> bool {
+        let is_cancelled = self.is_here() && self.cancel_because(ticket, || TaskFailure::Cancelled);
+        if is_cancelled {
+            self.nudge();
+        }
+        is_cancelled
+    }
+
+    /// Cancels the tasks that have not begun and that `is_meant` names; returns how many there were.
+    pub(super) fn cancel_all(&self, is_meant: impl Fn(&Occupant) -> bool) -> usize {
+        if !self.is_here() {
+            return 0;
+        }
+        let state = self.lock();
+        let meant = state.occupants.iter().flatten().filter(|occupant| is_meant(occupant));
+        let tickets: Vec<_> = meant.map(|occupant| occupant.ticket).collect();
+        drop(state);
+        let cancel = |&ticket: &Ticket| self.cancel_because(ticket, || TaskFailure::Cancelled);
+        let cancelled = tickets.into_iter().filter(cancel).count();
+        if cancelled > 0 {
+            self.nudge();
+        }
+        cancelled
+    }
+
+    /// The caller nudges: a thread that takes results out of the queue, for all, does not look into its own inbox meanwhile.
+    fn cancel_because(&self, ticket: Ticket, why: impl Fn() -> TaskFailure) -> bool {
+        let is_cancelled = ledger::cancel(&self.cell(ticket).word, ticket.generation);
+        if is_cancelled {
+            self.fail(&mut self.lock(), ticket, why);
+        }
+        is_cancelled
+    }
+
+    /// Asks a running task to end, and ends what waits in it. True: it runs, and had not been asked.
+    pub(super) fn ask(&self, ticket: Ticket) -> bool {
+        let is_asked = self.cell(ticket).ask(ticket.generation);
+        if is_asked {
+            self.asked.ring();
+        }
+        is_asked
+    }
+
+    /// Asks a running task to end, and has its worker killed after the grace period. True: it runs.
+    pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
+        if !self.is_here() || !self.ask(ticket) {
+            return false;
+        }
+        let mut state = self.lock();
+        if let Some(occupant) = state.occupant(ticket) {
+            occupant.ended_by = Some(why);
+        }
+        if let Some(at) = Moment::now().checked_add(self.grace) {
+            self.set_alarm(&mut state, Alarm { at, ticket, purpose: Purpose::Kill });
+        }
+        true
+    }
+}
