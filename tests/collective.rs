@@ -16,9 +16,9 @@ phalanx::auto_init!();
 
 const RANKS: usize = 3;
 
-/// Elements of a tensor that is staged in one piece, and of one that takes several: a piece has 65,536 of 4 bytes. Neither is divided
-/// by three.
-const LENGTHS: [usize; 3] = [1, 1000, 200_000];
+/// Elements of a tensor that is staged in one piece, and of one that takes several: a piece has 262,144 of 4 bytes. None can be
+/// divided by three.
+const LENGTHS: [usize; 4] = [1, 1000, 10_000, 300_001];
 
 /// What a rank passes at a place: of different sizes, so that the order of additions shows in the sum.
 fn element(rank: usize, at: usize) -> f32 {
@@ -295,7 +295,7 @@ fn misuse_is_told_on_every_rank_with_what_each_passed_and_the_crew_goes_on() {
         let work = |rank: usize, crew: Collective| -> anyhow::Result<Vec<String>> {
             let mut crew = crew.join(rank)?;
             let mut texts = Vec::new();
-            let (tensor, other) = (Tensor::<f32>::zeros(&[4])?, Tensor::<f32>::zeros(&[90_000])?);
+            let (tensor, other) = (Tensor::<f32>::zeros(&[4])?, Tensor::<f32>::zeros(&[300_000])?);
             let lengths = if rank == 0 { &tensor } else { &other };
             texts.push(crew.all_reduce(lengths, Reduce::Sum));
             texts.push(match rank {
@@ -319,7 +319,7 @@ fn misuse_is_told_on_every_rank_with_what_each_passed_and_the_crew_goes_on() {
         assert_eq!(
             told[0][..3],
             [
-                said("rank 0 passed all_reduce(sum) of 4 f32; rank 1 passed all_reduce(sum) of 90000 f32"),
+                said("rank 0 passed all_reduce(sum) of 4 f32; rank 1 passed all_reduce(sum) of 300000 f32"),
                 said("rank 0 passed all_reduce(sum) of 4 i32; rank 1 passed all_reduce(sum) of 4 f32"),
                 said("rank 0 passed barrier; rank 1 passed broadcast of 4 f32 from rank 0"),
             ]

@@ -28,9 +28,9 @@ atomic_record! {
 
 /// Bytes that a rank stages at a time. It has two such areas, for every other piece, so that it may fill the one while others still
 /// read the other.
-pub(super) const AREA: usize = 256 << 10;
-/// As many ranks have a cache line each in an area.
-const MOST_RANKS: usize = AREA / 64;
+pub(super) const AREA: usize = 1 << 20;
+/// Each has cache lines of its own in every area, and their own areas take 8 GiB.
+const MOST_RANKS: usize = 4096;
 const KIND: &str = "Collective";
 /// In a seat: the rank has left. Below it is its process.
 const LEFT: u64 = 1 << 32;

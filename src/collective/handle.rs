@@ -15,7 +15,7 @@ use crate::error::MemoryError;
 /// A worker that has received it is missed from then on. If it dies, or drops the handle without having joined, the others are told
 /// instead of waiting for ever. The launcher is no member, and may drop its handle once the workers are started.
 ///
-/// It is `Send` and `Sync`, and takes 512 KiB of shared memory for each rank.
+/// It is `Send` and `Sync`, and takes 2 MiB of shared memory for each rank.
 ///
 /// ```
 /// # phalanx::auto_init!();

@@ -117,9 +117,14 @@ impl Member {
         }
         for piece in pieces(bytes, AREA) {
             self.stage_late(early, own.from(piece.start), piece.len())?;
-            self.reduce_share(how, &self.areas(), piece.len());
-            self.wait()?;
-            self.area().copy_to(own.from(piece.start), piece.len());
+            let all = self.areas();
+            if side::is_reduced_by_each(piece.len(), all.len()) {
+                side::reduce(how, &all, &[own.from(piece.start)], piece.len());
+            } else {
+                self.reduce_share(how, &all, piece.len());
+                self.wait()?;
+                self.area().copy_to(own.from(piece.start), piece.len());
+            }
             self.pieces += 1;
         }
         Ok(())

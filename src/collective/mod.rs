@@ -32,8 +32,8 @@
 //!
 //! # The same bits
 //!
-//! Each element of a result is computed once, by one rank, from the ranks' elements in the order of their ranks, and copied to the
-//! others. So a result has the same bits on every rank and in every run, however fast the ranks were. `f16` and `bf16` are added
+//! Each element of a result is computed from the ranks' elements in the order of their ranks: once, by one rank, which gives it to the
+//! others, or by every rank in the same way. So a result has the same bits on every rank and in every run, however fast the ranks were. `f16` and `bf16` are added
 //! as `f32` and rounded once, at the end; `f32` and `f64` are added as themselves; integers wrap around. See [`Reduce`].
 //!
 //! # When a rank dies, leaves or errs
