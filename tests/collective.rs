@@ -6,7 +6,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::{await_asleep, await_post, board, exited, launched, post, served, wait_for_ever, watched};
+use common::{
+    await_asleep, await_end, await_post, board, exited, launched, post, served, wait_for_ever, watched,
+};
 use phalanx::collective::{Collective, CollectiveError, Member, Reduce};
 use phalanx::shm::Number;
 use phalanx::sync::{AbortedBy, BrokenBy, SyncError};
@@ -164,15 +166,15 @@ fn kill_the_last(mut context: ProcessContext<(String, u32)>) {
     }
 }
 
-fn patient() -> Options {
-    Options::new(RANKS).grace_period(Duration::from_secs(60))
+fn patient(nprocs: usize) -> Options {
+    Options::new(nprocs).grace_period(Duration::from_secs(60))
 }
 
 #[test]
 fn rank_that_is_killed_in_the_middle_is_named_to_all() {
     watched(|| {
         let (crew, board) = (Collective::new(RANKS).unwrap(), board(RANKS));
-        let context = start_processes(reduce_until_told, (crew, board.clone()), patient()).unwrap();
+        let context = start_processes(reduce_until_told, (crew, board.clone()), patient(RANKS)).unwrap();
         (0..RANKS).for_each(|rank| _ = await_post(&board, rank));
         kill_the_last(context);
     });
@@ -189,7 +191,7 @@ fn rank_that_is_killed_before_it_joins_is_named_to_all() {
             }
             reduce_until_told(rank, given)
         };
-        let context = start_processes(work, (crew, board.clone()), patient()).unwrap();
+        let context = start_processes(work, (crew, board.clone()), patient(RANKS)).unwrap();
         await_post(&board, RANKS - 1);
         context.pids()[..RANKS - 1].iter().for_each(|&pid| await_asleep(pid));
         kill_the_last(context);
@@ -253,13 +255,33 @@ fn failure_of_a_rank_is_reported_and_not_what_came_of_it_to_the_others() {
                 }
             };
             let given = (Collective::new(RANKS).unwrap(), start);
-            let rank = match start_processes(work, given, patient()).unwrap().join().unwrap_err() {
+            let rank = match start_processes(work, given, patient(RANKS)).unwrap().join().unwrap_err() {
                 Error::ProcessRaised(raised) => raised.error_index(),
                 Error::ProcessExited(exited) => exited.error_index(),
                 other => panic!("{other}"),
             };
             assert_eq!(rank, 0);
         }
+    });
+}
+
+#[test]
+fn rank_that_leaves_and_fails_later_is_to_blame_for_those_who_failed_before_it() {
+    watched(|| {
+        let work = |rank: usize, (crew, board): (Collective, Tensor<i64>)| -> anyhow::Result<()> {
+            let mut crew = crew.join(rank)?;
+            if rank == 0 {
+                drop(crew);
+                await_end(await_post(&board, 1));
+                anyhow::bail!("no more data");
+            }
+            let refused = crew.barrier();
+            post(&board, 1, std::process::id());
+            Ok(refused?)
+        };
+        let given = (Collective::new(2).unwrap(), board(2));
+        let error = common::raised(start_processes(work, given, patient(2)).unwrap().join().unwrap_err());
+        assert_eq!((error.error_index(), error.chain()), (0, &["no more data".to_owned()][..]));
     });
 }
 
@@ -282,7 +304,7 @@ fn aborted_context_ends_every_wait() {
         // The rank that fails has no part in the crew, which waits for a third one.
         let (crew, board) = (Collective::new(RANKS).unwrap(), board(4));
         let given = |rank| ((rank < 2).then(|| crew.clone()), board.clone());
-        let context = start_processes_with(work, given, patient().abort_on_failure(true)).unwrap();
+        let context = start_processes_with(work, given, patient(RANKS).abort_on_failure(true)).unwrap();
         let error = context.join().unwrap_err().to_string();
         assert!(error.contains("rank 2 gives up"), "{error}");
         assert_eq!((await_post(&board, 2), await_post(&board, 3)), (1, 1));
