@@ -78,8 +78,10 @@ fn kill_at_random(pool: &Pool, over: &AtomicBool, mut random: Random) -> u32 {
     while !over.load(Relaxed) {
         thread::sleep(Duration::from_micros(random.below(4000)));
         // A number is not given to another process before all others have been.
-        let pid = pool.workers()[random.below(WORKERS as u64) as usize].pid;
-        let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+        // Those that are there now: one that was killed has not been replaced yet.
+        let workers = pool.workers();
+        let Some(worker) = workers.get(random.below(WORKERS as u64) as usize) else { continue };
+        let pid = nix::unistd::Pid::from_raw(worker.pid.cast_signed());
         killed += u32::from(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).is_ok());
     }
     killed
