@@ -180,6 +180,16 @@ impl fmt::Display for Ranks<'_> {
     }
 }
 
+impl Outcome {
+    /// Writes the end of its stderr, as far as it was kept, for a failure's text.
+    pub(crate) fn fmt_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.stderr_tail().is_empty() {
+            f.write_str("\nthe end of its stderr:")?;
+        }
+        self.stderr_tail().iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Error;

@@ -342,14 +342,6 @@ impl Outcome {
         &self.stderr_tail
     }
 
-    /// Writes the end of its stderr, as far as it was kept, for a failure's text.
-    pub(crate) fn fmt_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.stderr_tail.is_empty() {
-            f.write_str("\nthe end of its stderr:")?;
-        }
-        self.stderr_tail.iter().try_for_each(|line| write!(f, "\n  {line}"))
-    }
-
     /// From its start to the moment of its failure, if it recorded one, or else to that at which the launcher saw
     /// that it had ended.
     #[must_use]
