@@ -48,15 +48,20 @@ pub(super) enum Purpose {
     Kill,
 }
 
-/// A moment at which a task is looked at.
+/// A moment at which a task is looked at. A task that has ended by then has another ticket, and the look does nothing: so an alarm
+/// need not be taken back when a task ends in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Alarm {
+    /// When; of CLOCK_MONOTONIC.
     pub(super) at: Moment,
+    /// The task, as it was when the alarm was set.
     pub(super) ticket: Ticket,
+    /// What is done then.
     pub(super) purpose: Purpose,
 }
 
 impl Alarm {
+    /// By what alarms are ordered: the moment, and of one moment by anything that is the same each time.
     fn key(&self) -> (Moment, u32, u32, Purpose) {
         (self.at, self.ticket.cell, self.ticket.generation, self.purpose)
     }
@@ -74,7 +79,7 @@ impl Ord for Alarm {
     }
 }
 
-/// Alarms by time.
+/// Alarms by time: a heap, since only the next one matters to the pool's thread, which sleeps until then.
 #[derive(Debug, Default)]
 pub(super) struct Alarms(BinaryHeap<Reverse<Alarm>>);
 
@@ -86,10 +91,12 @@ impl Alarms {
         is_next
     }
 
+    /// How many there are, those of tasks that have ended among them.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Drops those that `keep` refuses, as of tasks that have ended: a pool of short calls with a long limit would collect them.
     pub(super) fn retain(&mut self, keep: impl Fn(&Alarm) -> bool) {
         self.0.retain(|Reverse(alarm)| keep(alarm));
     }

@@ -41,26 +41,35 @@ impl Server {
 }
 
 /// Results of a chunk that go into the queue as one message.
+///
+/// Each is in two places until then: here, where the message is made, and in the tray, where the pool finds it if this worker dies. The
+/// tray is emptied after the message has been put: a death between the two shows the same results twice, and the pool, which counts
+/// what it has of each chunk, takes the second ones for what they are.
 struct Batch<'a> {
     server: &'a Server,
+    /// The chunk.
     task: &'a Taken<'a>,
+    /// That of this worker.
     tray: Tray<'a>,
     /// The same results in the tray.
     fill: Fill,
     /// Room for the label, and then the results.
     bytes: Vec<u8>,
+    /// How many results there are.
     items: u32,
     /// Where the next result is written first.
     scratch: Vec<u8>,
 }
 
 impl<'a> Batch<'a> {
+    /// None yet, of a chunk whose first item has not begun.
     fn new(server: &'a Server, task: &'a Taken<'a>) -> Self {
         let tray = server.place.ledger.tray(server.seat.into());
         let fill = tray.begin(task.label.ticket, 0);
         Self { server, task, tray, fill, bytes: vec![0; ResultLabel::LEN], items: 0, scratch: Vec::new() }
     }
 
+    /// Room for the next result. A function that panics takes it along, and the next one gets new memory.
     fn scratch(&mut self) -> Vec<u8> {
         self.scratch.clear();
         mem::take(&mut self.scratch)

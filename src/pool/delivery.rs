@@ -20,22 +20,28 @@ pub(super) struct Delivery {
     pub(super) chunk: Option<(u32, Duration)>,
 }
 
-/// The results of a delivery.
+/// The results of a delivery. They are decoded by the thread that wants them, and not by the one that takes them out of the queue: what
+/// decodes is the user's code, which may be slow or panic.
 #[derive(Debug)]
 pub(super) enum Results {
+    /// What the function returned for one call or one item, with what came beside it.
     One(Incoming),
+    /// What it returned for items of a chunk, which have nothing beside them.
     Several(Several),
+    /// Why there is no value.
     Failed(TaskFailed),
     /// They have been taken.
     Taken,
 }
 
-/// Values one after the other, each as [`chunk::push_item`] writes it.
+/// Values one after the other in one piece of memory, so that an item that does nothing costs no allocation. Each is as [`chunk::push_item`] writes it.
 #[derive(Debug)]
 pub(super) struct Several {
+    /// The whole message, its label too, or what lay in a tray.
     bytes: Vec<u8>,
     /// Where the next one begins.
     at: usize,
+    /// How many have not been taken. A message that has fewer values than it says gives errors for those that are not there.
     left: u32,
 }
 
@@ -57,6 +63,7 @@ impl Several {
         own
     }
 
+    /// Takes the next one; the error says why it is no `R`, and the one behind it can be taken all the same.
     fn decode<R: DeserializeOwned>(&mut self) -> Result<R, String> {
         self.left -= 1;
         codec::decode_plain(self.advance())

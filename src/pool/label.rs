@@ -1,13 +1,27 @@
 //! What stands before a task and before a result in their queues, in bytes that are read before anything is decoded.
 
 /// A task: a cell of the ledger, and which of the tasks that it has had.
+///
+/// A cell is used again as soon as its task has ended, so that its number alone would name two tasks. Messages, words of the ledger and
+/// handles carry both numbers; what names an earlier generation is about a task that is over, and is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
+    /// The number of the cell, from 0.
     pub(super) cell: u32,
+    /// How often that cell has changed hands, modulo 2^32.
     pub(super) generation: u32,
 }
 
-/// The label of a task.
+/// The label of a task: what a worker has to know before it takes the message out of the queue, as whether the task is still wanted.
+///
+/// | bytes | what |
+/// |---|---|
+/// | 0 to 3, 4 to 7 | cell and generation |
+/// | 8 to 15 | the function |
+/// | 16 to 19 | the number of items |
+/// | 20 to 23 | 1: a time limit |
+///
+/// All numbers are little-endian. Behind the label stand the arguments, or the items of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TaskLabel {
     pub(super) ticket: Ticket,
@@ -20,8 +34,10 @@ pub(super) struct TaskLabel {
 }
 
 impl TaskLabel {
+    /// Bytes of it. Three words, so that what follows is aligned as the message is.
     pub(super) const LEN: usize = 24;
 
+    /// The bytes that go before the arguments.
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.ticket.cell.to_le_bytes());
@@ -32,7 +48,7 @@ impl TaskLabel {
         bytes
     }
 
-    /// `None`: the bytes are too few.
+    /// Reads the label of a message, whose other bytes are not looked at. `None`: the bytes are too few.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<{ Self::LEN }>()?;
         Some(Self {
@@ -44,7 +60,7 @@ impl TaskLabel {
     }
 }
 
-/// What a result is.
+/// What a result is. A worker states it; the process of the pool decides by it which type the bytes behind the label are read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// What the function returned.
@@ -65,7 +81,16 @@ pub(super) enum Kind {
     Several,
 }
 
-/// The label of a result.
+/// The label of a result: what the pool has to know to count it and to find its inbox, before it decodes anything of the user's.
+///
+/// | bytes | what |
+/// |---|---|
+/// | 0 to 3, 4 to 7 | cell and generation |
+/// | 8, 9 to 11 | the kind, and of how many items it is |
+/// | 12 to 15 | the item, of several the first |
+/// | 16 to 23 | how long the function has run |
+///
+/// A worker that writes something else here loses its own results; it reaches no other task, since the ledger has another worker there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResultLabel {
     pub(super) ticket: Ticket,
