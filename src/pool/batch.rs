@@ -28,6 +28,7 @@ impl Server {
                 return self.hand_in(task, true, message);
             }
             let is_last = item + 1 == items;
+            self.restore_state()?;
             match self.call(task, (item, own), Received::default(), batch.scratch()) {
                 Ok(encoded) => batch.add(item, is_last, encoded)?,
                 Err(refused) => {

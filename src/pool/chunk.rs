@@ -126,7 +126,7 @@ mod tests {
         let mut chunk = Chunk::default();
         [&b"a"[..], b"", b"ccc"].iter().for_each(|item| chunk.push(item));
         let ticket = Ticket { cell: 3, generation: 4 };
-        let label = TaskLabel { ticket, function: 5, items: 3, is_timed: false };
+        let label = TaskLabel { ticket, function: 5, items: 3, is_timed: false, environment: 9 };
         chunk.bytes[..TaskLabel::LEN].copy_from_slice(&label.to_bytes());
         let again = Ticket { generation: 5, ..ticket };
         let rest = without_items(&chunk.bytes, 1, again, 2);

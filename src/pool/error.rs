@@ -70,12 +70,23 @@ pub enum PoolError {
         reason: String,
     },
 
+    /// A worker could not give up its state: what [`StateOptions::on_retire`](super::StateOptions::on_retire) names has failed there. All
+    /// calls were done.
+    #[error("a worker of the pool could not give up its state: worker {} {}", .0.rank(), Death(.0))]
+    Retire(Box<Outcome>),
+
     /// This process is a fork of the one that the pool belongs to, and has a copy of the handle, but not the workers.
     #[error("this pool belongs to process {owner}: this process is a fork of it; make a pool here")]
     Forked {
         /// The pid of the process that made the pool.
         owner: u32,
     },
+}
+
+impl PoolError {
+    pub(super) fn system(doing: &'static str) -> impl Fn(std::io::Error) -> Self + Copy {
+        move |os| Self::System { doing, os }
+    }
 }
 
 /// A task, or an item of a map, that did not return: which, and why.

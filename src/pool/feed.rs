@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::chunk::Chunk;
 use super::delivery::{Delivery, Results};
 use super::error::{PoolError, TaskFailed, TaskFailure};
-use super::hub::Order;
 use super::label::TaskLabel;
 use super::map::Map;
+use super::submit::Order;
 use crate::queue::{Outgoing, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
@@ -90,16 +90,9 @@ where
         self.began.get_or_insert_with(Moment::now);
         let first = self.submitted;
         let submitted = message.map_err(PoolError::Queue).and_then(|message| {
-            let order = Order {
-                entry: self.entry,
-                function: self.function,
-                message,
-                inbox: self.inbox.clone(),
-                first: Some(first),
-                items,
-                retries: self.pool.retries(),
-                times: self.pool.times(),
-            };
+            let (inbox, environment) = (self.inbox.clone(), self.environment());
+            let order = self.pool.order(self.entry, message)?;
+            let order = Order { inbox, first: Some(first), items, environment, ..order };
             self.pool.hub().submit(order, &WaitPolicy::Forever)
         });
         match submitted {

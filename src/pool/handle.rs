@@ -1,8 +1,7 @@
 //! Pool: the handle of N workers that do many calls.
 
 use std::fmt;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -10,29 +9,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::alarm::Times;
+use super::errands::NEXT;
 use super::error::PoolError;
-use super::hub::{Hub, Order, Phase, Summary};
-use super::inbox::Inbox;
-use super::inside;
-use super::keeper::Keeper;
+use super::hub::{Hub, Phase, Summary};
 use super::label::TaskLabel;
-use super::ledger::Ledger;
 use super::options::PoolOptions;
-use super::serve::{self, Place};
 use super::stats::{Stats, WorkerStats};
+use super::submit::{self, Order};
 use super::task::Task;
 use crate::Options;
-use crate::context::output::Output;
-use crate::context::{Planned, plan_for_all};
-use crate::error::{Error, WorkerError};
-use crate::memory::descriptor::Descriptor;
-use crate::queue::{Outgoing, Queue, QueueError};
+use crate::error::WorkerError;
+use crate::queue::{Outgoing, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
-use crate::sys::event::EventFd;
-use crate::sys::image::Image;
-use crate::sys::limits::with_room;
-use crate::sys::signal;
-use crate::worker::entry::{self, Entry};
+use crate::worker::entry::{self, Entry, task};
 
 /// N workers that do many calls, one after the other.
 ///
@@ -85,48 +74,19 @@ impl Pool {
         PoolOptions::new(workers)
     }
 
-    fn build(options: PoolOptions) -> Result<Self, PoolError> {
-        let depth = inside::depth();
-        options.check(depth)?;
-        let (size, seats) = (options.size(), options.seats());
-        let PoolOptions { workers, capacity, retries, limit, deadline, grace, term, memory, .. } = options;
-        let queues = (queue(capacity)?, queue(capacity)?);
-        let ledger = Ledger::new(capacity, seats)?;
-        let system = |doing| move |os| PoolError::System { doing, os };
-        let event = || with_room(EventFd::new).map_err(system("make an event of a pool (eventfd)"));
-        let copy = |event: &EventFd| event.as_fd().try_clone_to_owned().map(Descriptor::from);
-        let copy = |event| with_room(|| copy(event)).map_err(system("copy an event of a pool"));
-        let (call, asked) = (event()?, event()?);
-        let place = Place {
-            tasks: queues.0.clone(),
-            results: queues.1.clone(),
-            ledger: ledger.clone(),
-            full: copy(&call)?,
-            asked: copy(&asked)?,
-            depth: depth + 1,
-            term,
-            memory,
-        };
-        let planned = plan_for_all(serve_entry(), &place, &workers)
-            .map_err(|error| PoolError::Start(Box::new(error)))?;
-        let pump = planned.output.as_ref().and_then(Output::pump);
-        let printer = pump.map_or_else(Weak::new, Arc::downgrade);
-        let hub = Arc::new(Hub::new(queues, ledger, (call, asked), grace, (size, printer)));
-        let thread = Mutex::new(Some(start(hub.clone(), planned)?));
-        Ok(Self(Arc::new(Owner { hub, thread, retries, limit, deadline })))
-    }
-
     pub(super) fn hub(&self) -> &Arc<Hub> {
         &self.0.hub
     }
 
-    /// The times of a task that is given to it now.
-    pub(super) fn times(&self) -> Times {
-        Times::from_now(self.0.limit, self.0.deadline)
+    /// The handle of a pool that was made, and whose thread runs.
+    pub(super) fn of(hub: Arc<Hub>, thread: JoinHandle<()>, options: &PoolOptions) -> Self {
+        let &PoolOptions { retries, limit, deadline, .. } = options;
+        Self(Arc::new(Owner { hub, thread: Mutex::new(Some(thread)), retries, limit, deadline }))
     }
 
-    pub(super) fn retries(&self) -> u32 {
-        self.0.retries
+    /// Whether its tasks have time limits or deadlines.
+    pub(super) fn is_timed(&self) -> bool {
+        self.0.limit.is_some() || self.0.deadline.is_some()
     }
 
     /// How many workers it has, at the most: with [`PoolOptions::min`] it may have fewer at the moment ([`workers`](Self::workers)).
@@ -221,23 +181,104 @@ impl Pool {
         E: WorkerError,
     {
         let _ = f;
-        let (entry, function) = function(entry::of_task::<F, A, R, E>())?;
+        self.submit_entry(task::of_plain::<F, A, R, E>(), args, policy)
+    }
+
+    pub(super) fn submit_entry<A: Serialize, R>(
+        &self,
+        entry: &'static Entry,
+        args: &A,
+        policy: &WaitPolicy,
+    ) -> Result<Task<R>, PoolError> {
+        self.give(self.order_of(entry, args)?, policy)
+    }
+
+    /// A call with these arguments.
+    pub(super) fn order_of<A: Serialize>(&self, entry: &'static Entry, args: &A) -> Result<Order, PoolError> {
         let most = self.hub().tasks.core().inline();
         let message = Outgoing::labelled(&[0; TaskLabel::LEN], args, most);
-        let message = message.map_err(|error| unsent(entry, error))?;
-        let inbox = Arc::new(Inbox::default());
-        let order = Order {
+        self.order(entry, message.map_err(|error| submit::unsent(entry.name(), error))?)
+    }
+
+    /// A call as the options of the pool have it.
+    pub(super) fn order(&self, entry: &'static Entry, message: Outgoing) -> Result<Order, PoolError> {
+        Ok(Order {
             entry,
-            function,
+            function: submit::function(entry)?,
             message,
-            inbox: inbox.clone(),
+            inbox: Arc::default(),
             first: None,
             items: 0,
             retries: self.0.retries,
-            times: self.times(),
-        };
+            times: Times::from_now(self.0.limit, self.0.deadline),
+            seat: None,
+            environment: NEXT,
+        })
+    }
+
+    /// Gives a call to the pool.
+    fn give<R>(&self, order: Order, policy: &WaitPolicy) -> Result<Task<R>, PoolError> {
+        let (inbox, name) = (order.inbox.clone(), order.entry.name());
         let ticket = self.hub().submit(order, policy)?;
-        Ok(Task::new(self.hub().clone(), inbox, entry.name(), ticket))
+        Ok(Task::new(self.hub().clone(), inbox, name, ticket))
+    }
+
+    /// Has each worker that is there at the moment call `f(args)` once, after the call that it runs and before all others, and returns a
+    /// [`Task`] for each. A worker that is started later does not: what each must have is for
+    /// [`with_state`](PoolOptions::with_state), or for [`Options::on_start`](crate::Options::on_start).
+    ///
+    /// A worker that ends before it has begun fails its own call. Calls are not [tried again](PoolOptions::retries).
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    /// use phalanx::pool::Pool;
+    ///
+    /// static LEVEL: AtomicU32 = AtomicU32::new(0);
+    ///
+    /// fn set_level(level: u32) -> anyhow::Result<usize> {
+    ///     LEVEL.store(level, Relaxed);
+    ///     Ok(phalanx::pool::worker().map_or(0, |worker| worker.rank))
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let tasks = pool.broadcast(set_level, 3)?;
+    /// let workers = tasks.into_iter().map(|task| task.join()).collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(workers, [0, 1]);
+    /// assert_eq!(pool.submit(|()| anyhow::Ok(LEVEL.load(Relaxed)), ())?.join()?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit). [`PoolError::Arguments`], too, for arguments that only one process may have, such as a
+    /// [`Shard`](crate::Shard).
+    pub fn broadcast<F, A, R, E>(&self, f: F, args: A) -> Result<Vec<Task<R>>, PoolError>
+    where
+        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        E: WorkerError,
+    {
+        const { entry::assert_plain::<F>() }
+        let _ = f;
+        self.broadcast_entry(task::of_plain::<F, A, R, E>(), &args)
+    }
+
+    pub(super) fn broadcast_entry<A: Serialize, R>(
+        &self,
+        entry: &'static Entry,
+        args: &A,
+    ) -> Result<Vec<Task<R>>, PoolError> {
+        self.hub().check_here()?;
+        let message = submit::for_several(entry.name(), args)?;
+        let give = |seat| {
+            let message = message.duplicate().ok_or(PoolError::Closed)?;
+            let order = Order { seat: Some(seat), retries: 0, ..self.order(entry, message)? };
+            self.give(order, &WaitPolicy::Forever)
+        };
+        self.hub().present().into_iter().map(give).collect()
     }
 
     /// Takes no more tasks, in all clones. Those that it has are done.
@@ -271,19 +312,6 @@ impl Pool {
     /// Ends the workers by SIGKILL, and gives up all calls.
     pub fn kill(self) {
         self.0.end(Phase::Ending { kills: true });
-    }
-}
-
-impl PoolOptions {
-    /// Makes the pool, and starts all its workers, or its [`min`](Self::min), or none.
-    ///
-    /// # Errors
-    /// [`PoolError::InvalidOption`] for no workers or more than 32,767, fewer than [`min`](Self::min), for a capacity of 0 or more than 2^20, for
-    /// [`StartMethod::Fork`](crate::StartMethod::Fork), since a pool has a thread, and for pools in pools deeper than 8;
-    /// [`PoolError::Start`] when a worker cannot be started, as [`start_processes`](crate::start_processes);
-    /// [`PoolError::Memory`], [`PoolError::Queue`] and [`PoolError::System`] when the system refuses.
-    pub fn build(self) -> Result<Pool, PoolError> {
-        Pool::build(self)
     }
 }
 
@@ -330,65 +358,5 @@ impl fmt::Debug for Pool {
             .field("succeeded", &state.done)
             .field("failed", &state.failed)
             .finish_non_exhaustive()
-    }
-}
-
-fn queue<T>(capacity: usize) -> Result<Queue<T>, PoolError> {
-    Queue::bounded(capacity).map_err(PoolError::Queue)
-}
-
-/// The record of a function, and where it lies in the executable.
-pub(super) fn function(entry: &'static Entry) -> Result<(&'static Entry, u64), PoolError> {
-    let image = Image::main()
-        .map_err(|os| PoolError::System { doing: "identify this executable (/proc/self/exe)", os })?;
-    let function = entry.offset(image).map_err(|error| PoolError::Function(Box::new(error)))?;
-    Ok((entry, function))
-}
-
-/// The error of arguments that cannot be sent.
-pub(super) fn unsent(entry: &'static Entry, error: QueueError) -> PoolError {
-    match error {
-        QueueError::Encode { reason } => PoolError::Arguments { function: entry.name(), reason },
-        other => PoolError::Queue(other),
-    }
-}
-
-fn serve_entry() -> &'static Entry {
-    fn of<F>(_: F) -> &'static Entry
-    where
-        F: Fn(usize, Place) -> anyhow::Result<()> + Copy + Send + 'static,
-    {
-        entry::of::<F, Place, (), anyhow::Error>()
-    }
-    of(serve::serve)
-}
-
-/// Starts the pool's thread, which starts the workers: the parent-death signal of a worker comes when the thread ends that started it
-/// (prctl(2), PR_SET_PDEATHSIG).
-fn start(hub: Arc<Hub>, planned: Planned) -> Result<JoinHandle<()>, PoolError> {
-    let (tell, told) = mpsc::sync_channel::<Result<(), Error>>(1);
-    let keep = move || {
-        // Best effort: unblocked, a signal handler of the program might run here, which does no harm to us.
-        let _ = signal::block_all_in_thread();
-        match Keeper::start(hub, planned) {
-            Ok(keeper) => {
-                let _ = tell.send(Ok(()));
-                keeper.run();
-            }
-            Err(error) => drop(tell.send(Err(error))),
-        }
-    };
-    let thread = thread::Builder::new().name("phalanx-pool".into()).spawn(keep);
-    let thread = thread.map_err(|os| PoolError::System { doing: "create a pool's thread", os })?;
-    match told.recv() {
-        Ok(Ok(())) => Ok(thread),
-        Ok(Err(error)) => {
-            let _ = thread.join();
-            Err(PoolError::Start(Box::new(error)))
-        }
-        Err(_) => Err(PoolError::System {
-            doing: "hear from a pool's thread",
-            os: std::io::Error::other("it has ended"),
-        }),
     }
 }

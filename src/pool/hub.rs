@@ -7,23 +7,24 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::alarm::{Alarms, Times};
+use super::alarm::Alarms;
 use super::delivery::{Delivery, Results};
+use super::errands::Errands;
 use super::error::{PoolError, TaskFailure};
 use super::inbox::Inbox;
-use super::label::{TaskLabel, Ticket};
-use super::ledger::{self, Cell, Ledger};
+use super::label::Ticket;
+use super::ledger::{Cell, Ledger};
 use super::occupant::Occupant;
+use super::options::PoolOptions;
 use super::seats::Size;
 use super::serve::{ResultMessage, TaskMessage};
-use crate::queue::{Outgoing, Queue, QueueError};
+use crate::error::Outcome;
+use crate::queue::Queue;
 use crate::supervise::pump::Pump;
-use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
 use crate::sys::forks::Here;
-use crate::wire::codec;
-use crate::worker::entry::Entry;
+use crate::sys::socket::Socket;
 
 /// How far a pool is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,11 +54,13 @@ pub(super) struct Hub {
     /// Wakes the pool's thread when a result has been delivered, or the thread that takes them has gone.
     pub(super) delivered: Condvar,
     /// How many tasks of several items have not ended.
-    chunks: AtomicUsize,
+    pub(super) chunks: AtomicUsize,
     /// Calls the pool's thread.
     pub(super) call: EventFd,
     /// Tells the workers that one of their tasks was asked to end.
     pub(super) asked: EventFd,
+    /// Workers ask here for what the pool has for them alone.
+    pub(super) requests: Socket,
     owner: (Here, u32),
     /// When the pool was made.
     pub(super) began: Moment,
@@ -69,7 +72,7 @@ pub(super) struct Hub {
 pub(super) struct State {
     /// By cell.
     pub(super) occupants: Vec<Option<Occupant>>,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     /// Whether a thread takes results out of the queue; the others sleep.
     pub(super) pumps: bool,
     pub(super) sleepers: VecDeque<Thread>,
@@ -89,8 +92,23 @@ pub(super) struct State {
     pub(super) alarms: Alarms,
     /// Tasks that are to be put into the queue again, for which it had no room.
     pub(super) again: Vec<Ticket>,
+    /// What it has for single workers.
+    pub(super) errands: Errands,
+    /// How the first worker ended that could not give up its state.
+    pub(super) unretired: Option<Outcome>,
     pub(super) done: u64,
     pub(super) failed: u64,
+}
+
+/// What a pool and its workers share.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) tasks: Queue<TaskMessage>,
+    pub(super) results: Queue<ResultMessage>,
+    pub(super) ledger: Ledger,
+    pub(super) call: EventFd,
+    pub(super) asked: EventFd,
+    pub(super) requests: Socket,
 }
 
 /// What a pool has done, when it has ended.
@@ -101,21 +119,6 @@ pub struct Summary {
     pub succeeded: u64,
     /// How many have not: they failed, were cancelled or given up.
     pub failed: u64,
-}
-
-/// A task to be given to a pool.
-#[derive(Debug)]
-pub(super) struct Order {
-    pub(super) entry: &'static Entry,
-    /// Where the record of the function lies in the executable.
-    pub(super) function: u64,
-    /// Its label is written when it has a cell.
-    pub(super) message: Outgoing,
-    pub(super) inbox: Arc<Inbox>,
-    pub(super) first: Option<u64>,
-    pub(super) items: u32,
-    pub(super) retries: u32,
-    pub(super) times: Times,
 }
 
 impl State {
@@ -140,13 +143,9 @@ impl State {
 }
 
 impl Hub {
-    pub(super) fn new(
-        (tasks, results): (Queue<TaskMessage>, Queue<ResultMessage>),
-        ledger: Ledger,
-        (call, asked): (EventFd, EventFd),
-        grace: Duration,
-        (size, printer): (Size, Weak<Pump>),
-    ) -> Self {
+    pub(super) fn new(parts: Parts, options: &PoolOptions, printer: Weak<Pump>) -> Self {
+        let Parts { tasks, results, ledger, call, asked, requests } = parts;
+        let (grace, size) = (options.grace, options.size());
         let cells = ledger.cells().len();
         let state = State {
             occupants: (0..cells).map(|_| None).collect(),
@@ -163,6 +162,8 @@ impl Hub {
             phase: Phase::Open,
             alarms: Alarms::default(),
             again: Vec::new(),
+            errands: Errands::default(),
+            unretired: None,
             done: 0,
             failed: 0,
         };
@@ -179,6 +180,7 @@ impl Hub {
             chunks: AtomicUsize::new(0),
             call,
             asked,
+            requests,
             owner,
             began: Moment::now(),
             printer,
@@ -230,84 +232,6 @@ impl Hub {
 
     pub(super) fn cell(&self, ticket: Ticket) -> &Cell {
         &self.ledger.cells()[ticket.cell as usize]
-    }
-
-    /// Gives a task to the workers; waits for room as long as `policy` says, and takes results in meanwhile.
-    pub(super) fn submit(&self, mut order: Order, policy: &WaitPolicy) -> Result<Ticket, PoolError> {
-        self.check_here()?;
-        let found =
-            self.wait(policy, || self.try_submit(&mut order).transpose(), |thread| self.wake_at_end(thread));
-        match found {
-            Ok(ticket) => {
-                let ticket = ticket?;
-                order.message.deliver();
-                Ok(ticket)
-            }
-            Err(QueueError::Full | QueueError::Empty | QueueError::TimedOut { .. }) => {
-                Err(PoolError::Full { queued: self.lock().outstanding() })
-            }
-            Err(QueueError::Closed) => Err(PoolError::Closed),
-            Err(other) => Err(PoolError::Queue(other)),
-        }
-    }
-
-    /// Puts a task into the queue; `None`: there is no room.
-    fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
-        let Some(ticket) = self.occupy(order)? else { return Ok(None) };
-        let put = self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never);
-        // Not put, and cancelled by another thread meanwhile: that has been told, as of any task.
-        if put.is_ok() || !ledger::cancel(&self.cell(ticket).word, ticket.generation) {
-            return Ok(Some(ticket));
-        }
-        self.vacate(&mut self.lock(), ticket);
-        match put {
-            Err(QueueError::Full | QueueError::TimedOut { .. }) => Ok(None),
-            Err(error) => Err(PoolError::Queue(error)),
-            Ok(()) => Ok(Some(ticket)),
-        }
-    }
-
-    /// Takes a cell for a task, and writes its label; `None`: all are taken.
-    fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
-        let &mut Order { entry, function, first, items, retries, times, .. } = order;
-        let mut state = self.lock();
-        match &state.phase {
-            Phase::Open => {}
-            Phase::Closing | Phase::Ending { .. } => return Err(PoolError::Closed),
-            Phase::Broken(reason) => return Err(PoolError::Broken { reason: reason.clone() }),
-        }
-        let Some(number) = state.free.pop() else { return Ok(None) };
-        let generation =
-            self.ledger.cells()[number as usize].queue(times.deadline.map(|deadline| deadline.at));
-        let ticket = Ticket { cell: number, generation };
-        let label = TaskLabel { ticket, function, items, is_timed: times.are_set() };
-        order.message.label_mut(TaskLabel::LEN).copy_from_slice(&label.to_bytes());
-        let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
-        let inbox = order.inbox.clone();
-        let (delivered, begun, ended_by) = (0, 0, None);
-        let occupant =
-            Occupant { ticket, entry, inbox, first, items, delivered, begun, retries, times, kept, ended_by };
-        // Before the task is in the queue, and so before a worker adds to its tray: see `Hub::next_result`.
-        self.chunks.fetch_add(usize::from(occupant.is_chunk()), Relaxed);
-        state.occupants[number as usize] = Some(occupant);
-        state.peak = state.peak.max(state.outstanding());
-        if state.outstanding() > state.calls_above {
-            self.call.ring();
-        }
-        self.watch_times(&mut state, ticket, times);
-        Ok(Some(ticket))
-    }
-
-    /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
-    pub(super) fn put_again(&self, state: &mut State, ticket: Ticket) {
-        let Some(occupant) = state.occupant(ticket) else { return };
-        let Some(kept) = occupant.kept.clone() else { return };
-        let encoded = codec::Encoded { bytes: kept, attachments: Default::default() };
-        let message = Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX);
-        let put = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
-        if put.is_err() {
-            state.again.push(ticket);
-        }
     }
 
     /// Ends a task with a failure of all its items that have none yet, which the pool tells, and not a worker.
@@ -366,9 +290,10 @@ impl Hub {
     /// What has been done; the error of a pool that is broken.
     pub(super) fn summary(&self) -> Result<Summary, PoolError> {
         let state = self.lock();
-        match &state.phase {
-            Phase::Broken(reason) => Err(PoolError::Broken { reason: reason.clone() }),
-            _ => Ok(Summary { succeeded: state.done, failed: state.failed }),
+        match (&state.phase, &state.unretired) {
+            (Phase::Broken(reason), _) => Err(PoolError::Broken { reason: reason.clone() }),
+            (_, Some(outcome)) => Err(PoolError::Retire(Box::new(outcome.clone()))),
+            (_, None) => Ok(Summary { succeeded: state.done, failed: state.failed }),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a task can ask of its pool while it runs, and how the waits of its process learn that it was asked to end.
 
+use std::cell::Cell as Slot;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -26,6 +27,11 @@ static SERVED: OnceLock<Served> = OnceLock::new();
 /// The ticket of the call that is being made: its generation, and above it its cell plus one; 0: none. One word, so that each thread
 /// of the process reads both of the same call.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// While this thread waits for a task: how many errands it has done.
+    static IDLE: Slot<Option<u64>> = const { Slot::new(None) };
+}
 
 /// Begins to work for a pool, whose `asked` is rung when it has asked a task to end. Called once in a process.
 pub(super) fn serve(ledger: Ledger, worker: u16, depth: u32, asked: Descriptor) {
@@ -58,6 +64,30 @@ impl Drop for Inside {
     }
 }
 
+/// While it lives, this thread waits for a task, and a new errand ends the wait as the end of a task ends the waits in it.
+#[derive(Debug)]
+pub(super) struct Idle(());
+
+impl Idle {
+    /// `done`: how many errands this worker has done.
+    pub(super) fn after(done: u64) -> Self {
+        IDLE.set(Some(done));
+        Self(())
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        IDLE.set(None);
+    }
+}
+
+/// The word of this worker's errands, and what it is as long as there is no new one; `None`: this thread does not wait for a task.
+fn no_errand() -> Option<(&'static AtomicU64, u64)> {
+    let (served, done) = (SERVED.get()?, IDLE.get()?);
+    Some((&served.ledger.desks()[usize::from(served.worker)].errands, done))
+}
+
 /// The cell of the call that is being made, its generation, and this worker's number.
 fn current() -> Option<(&'static Cell, u32, u16)> {
     let served = SERVED.get()?;
@@ -66,14 +96,25 @@ fn current() -> Option<(&'static Cell, u32, u16)> {
     Some((served.ledger.cells().get(cell as usize)?, current as u32, served.worker))
 }
 
-/// The word of the running task, and what it is as long as nobody has asked it to end.
+/// The word of the running task, and what it is as long as nobody has asked it to end; between tasks that of errands.
 fn unasked() -> Option<(&'static AtomicU64, u64)> {
+    no_errand().or_else(unasked_task)
+}
+
+fn unasked_task() -> Option<(&'static AtomicU64, u64)> {
     current().map(|(cell, generation, worker)| {
         (&cell.word, Standing { generation, worker, state: State::Running }.to_word())
     })
 }
 
 fn is_asked() -> bool {
+    if let Some((errands, done)) = no_errand() {
+        return errands.load(Acquire) != done;
+    }
+    is_task_asked()
+}
+
+fn is_task_asked() -> bool {
     current().is_some_and(|(cell, generation, _)| {
         let standing = cell.standing();
         // A thread that the task has left behind may have read the ticket of a task that is over: its cell has the next generation

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::alarm::{Alarm, Purpose};
+use super::desk::Stage;
 use super::hub::{Hub, Phase};
 use super::label::Ticket;
 use super::ledger::{self, Standing};
@@ -27,6 +28,8 @@ use crate::wire::slot::Slot;
 const CALL: u32 = 0;
 /// That of the thread that carries what the workers print.
 const OUTPUT: u32 = 1;
+/// That of the socket at which workers ask for what the pool has for them alone.
+const REQUESTS: u32 = 2;
 /// How long workers have to exit when there are no more tasks, unless the options say it.
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
@@ -78,8 +81,8 @@ pub(super) struct Keeper {
     /// When it looks whether there were more workers than were needed.
     pub(super) next_look: Option<Moment>,
     began: Moment,
-    /// When workers have ended before they began a task.
-    early: Vec<Moment>,
+    /// When workers have ended before they began a task, and whether they were setting themselves up.
+    early: Vec<(Moment, bool)>,
     /// When a start that was refused is tried again.
     pub(super) next_start: Option<Moment>,
     /// How the workers are being ended, once they are.
@@ -103,6 +106,7 @@ impl Keeper {
         let Planned { plan, config, output, stderr_files } = planned;
         let watched = Group::new().and_then(|children| {
             children.watch_too(hub.call.as_fd(), CALL)?;
+            children.watch_too(hub.requests.as_fd(), REQUESTS)?;
             if let Some(pump) = output.as_ref().and_then(Output::pump) {
                 children.watch_too(pump.as_fd(), OUTPUT)?;
             }
@@ -161,6 +165,7 @@ impl Keeper {
             match self.children.next()? {
                 Step::Ended(number) => self.take_end(number)?,
                 Step::Readable(OUTPUT) => self.output.iter().for_each(Output::hear),
+                Step::Readable(REQUESTS) => self.hub.answer_requests(),
                 Step::Readable(_) => {
                     self.hub.call.clear();
                     self.hub.drain();
@@ -202,10 +207,13 @@ impl Keeper {
         self.hub.drain();
         // … and so do the results in its tray.
         self.hub.take_tray(seat, true);
-        let held = self.hub.held_by(seat as u16);
-        let outcome = self.examine(number, &known, &held);
+        let outcome = self.examine(number, &known);
+        // One that has returned has handed in all that it had taken, and cells need not be looked through.
+        let has_returned = outcome.status() == Status::Succeeded;
+        let held = if has_returned { Vec::new() } else { self.hub.held_by(seat as u16) };
         self.note_early_end(seat, &outcome);
         self.hub.lock().pids[seat] = 0;
+        self.hub.drop_errands(seat, &outcome);
         // What is left of its process group was killed before it was reaped, so all that it has printed is in the pipes.
         self.output.iter().for_each(|output| output.finish(seat));
         self.ended.push(Ended { seat, held, outcome, until: Moment::now().checked_add(PRINTING) });
@@ -232,15 +240,12 @@ impl Keeper {
         }
     }
 
-    fn examine(&mut self, number: usize, known: &EndedChild, held: &[(Ticket, Standing)]) -> Outcome {
+    fn examine(&mut self, number: usize, known: &EndedChild) -> Outcome {
         let times = (self.began, self.children.started(number));
         let pid = self.children.pids().nth(number).unwrap_or(0);
         // The function whose frames a traceback is to show.
-        let state = self.hub.lock();
-        let running = held.first().and_then(|(ticket, _)| state.occupants[ticket.cell as usize].as_ref());
-        let callee = running.map_or(self.config.callee, |occupant| occupant.entry.callee(None));
-        drop(state);
         let seat = self.seats_of[number];
+        let callee = self.hub.callee_at(seat).unwrap_or(self.config.callee);
         let ended = match self.workers[seat].slot.take() {
             Some(slot) => postmortem::examine(slot, known, times, callee, Vec::new()).ended,
             None => End::left_behind(&LeftBehind::Survived, times).ended,
@@ -263,21 +268,28 @@ impl Keeper {
         if is_killed {
             return;
         }
+        let stage = self.hub.ledger.desks()[seat].stage();
         if begun != self.workers[seat].begun || outcome.status() == Status::Succeeded {
             self.early.clear();
-            return;
+        } else {
+            let reason = format!("its workers end before they begin a task; the last one: {outcome}");
+            self.note_failed_start(reason, stage == Stage::Beginning);
         }
-        self.note_failed_start(format!("its workers end before they begin a task; the last one: {outcome}"));
+        if stage == Stage::Retiring && outcome.status() != Status::Succeeded {
+            self.hub.lock().unretired.get_or_insert(outcome.clone());
+        }
     }
 
-    pub(super) fn note_failed_start(&mut self, reason: String) {
+    /// Notes that there is a worker less. `in_set_up`: it could not set itself up, and the next one is not likely to: then it counts however
+    /// long that takes, so that an initialiser that fails is not called for ever.
+    pub(super) fn note_failed_start(&mut self, reason: String, in_set_up: bool) {
         // Workers that are being ended end before they begin anything.
         if self.children.stopping().is_some() {
             return;
         }
         let now = Moment::now();
-        self.early.retain(|&at| now.since(at) < WITHIN);
-        self.early.push(now);
+        self.early.retain(|&(at, in_set_up)| in_set_up || now.since(at) < WITHIN);
+        self.early.push((now, in_set_up));
         if self.early.len() >= EARLY {
             self.hub.break_off(reason);
         }
@@ -293,8 +305,9 @@ impl Keeper {
         let rank = seat % self.hub.size();
         let outcome = Outcome { rank, pid, exiting: false, ended: Some(ended), stderr_tail: Vec::new() };
         self.hub.take_tray(seat, true);
+        self.hub.lock().pids[seat] = 0;
+        self.hub.drop_errands(seat, &outcome);
         let mut state = self.hub.lock();
-        state.pids[seat] = 0;
         for (ticket, standing) in Hub::held(&self.hub.ledger, &state, seat as u16) {
             self.hub.settle(&mut state, ticket, standing, &outcome);
         }

@@ -19,7 +19,7 @@ pub(super) struct Ticket {
 /// | 0 to 3, 4 to 7 | cell and generation |
 /// | 8 to 15 | the function |
 /// | 16 to 19 | the number of items |
-/// | 20 to 23 | 1: a time limit |
+/// | 20 to 23 | the number of the environment, times 2; plus 1: it is timed |
 ///
 /// All numbers are little-endian. Behind the label stand the arguments, or the items of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) struct TaskLabel {
     pub(super) items: u32,
     /// Whether the moments of begins are to be noted, for a time limit or a deadline.
     pub(super) is_timed: bool,
+    /// What the function has beside its arguments: the number of the environment of a map, below 2^31; 0: the worker's state, if it has one.
+    pub(super) environment: u32,
 }
 
 impl TaskLabel {
@@ -44,7 +46,8 @@ impl TaskLabel {
         bytes[4..8].copy_from_slice(&self.ticket.generation.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.function.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.items.to_le_bytes());
-        bytes[20..24].copy_from_slice(&u32::from(self.is_timed).to_le_bytes());
+        let last = self.environment << 1 | u32::from(self.is_timed);
+        bytes[20..24].copy_from_slice(&last.to_le_bytes());
         bytes
     }
 
@@ -55,7 +58,8 @@ impl TaskLabel {
             ticket: Ticket { cell: word(bytes, 0), generation: word(bytes, 4) },
             function: u64::from(word(bytes, 8)) | u64::from(word(bytes, 12)) << 32,
             items: word(bytes, 16),
-            is_timed: word(bytes, 20) != 0,
+            is_timed: word(bytes, 20) & 1 != 0,
+            environment: word(bytes, 20) >> 1,
         })
     }
 }
@@ -156,7 +160,13 @@ mod tests {
     #[test]
     fn labels_are_read_back_and_short_ones_refused() {
         let ticket = Ticket { cell: 7, generation: u32::MAX };
-        let task = TaskLabel { ticket, function: u64::MAX - 1, items: 3, is_timed: true };
+        let task = TaskLabel {
+            ticket,
+            function: u64::MAX - 1,
+            items: 3,
+            is_timed: true,
+            environment: (1 << 31) - 1,
+        };
         assert_eq!(TaskLabel::read(&task.to_bytes()), Some(task));
         assert_eq!(TaskLabel::read(&task.to_bytes()[1..]), None);
         let kinds = [Kind::Returned, Kind::Raised, Kind::Arguments, Kind::Result, Kind::Dropped, Kind::Nudge];

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::desk::Desk;
 use super::label::{TaskLabel, Ticket};
-use super::ledger::{Desk, Ledger};
+use super::ledger::Ledger;
 use super::seats::Term;
 use crate::sync::robust_mutex::Locked;
 use crate::sync::wait_policy::WaitPolicy;
@@ -23,7 +24,13 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// The label of the message that asks one worker to leave.
 pub(super) fn request() -> TaskLabel {
-    TaskLabel { ticket: Ticket { cell: LEAVE, generation: 0 }, function: 0, items: 0, is_timed: false }
+    TaskLabel {
+        ticket: Ticket { cell: LEAVE, generation: 0 },
+        function: 0,
+        items: 0,
+        is_timed: false,
+        environment: 0,
+    }
 }
 
 /// Whether a message is that one.

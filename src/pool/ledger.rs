@@ -25,13 +25,14 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::desk::Desk;
 use super::tray::{TRAY, Tray};
 use super::word::Word;
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::clock::Moment;
 use crate::sys::futex;
-use crate::sys::robust::{MapPin, RobustWord};
+use crate::sys::robust::MapPin;
 use crate::transfer::record::{Handle, Record, TypeTag};
 
 /// Where a task is.
@@ -258,49 +259,6 @@ impl Cell {
     /// When the function began, if it has.
     pub(super) fn since(&self) -> Option<Moment> {
         Some(self.since.load(Acquire)).filter(|&nanos| nanos != 0).map(Moment::from_nanos)
-    }
-}
-
-atomic_record! {
-    /// What a worker says of itself.
-    pub(super) struct Desk {
-        /// How many tasks and items have begun.
-        pub(super) begun: AtomicU64,
-        /// How many of them have failed by an error or a panic.
-        pub(super) failed: AtomicU64,
-        /// The cell of the task that runs, plus one; 0: none.
-        pub(super) cell: AtomicU64,
-        /// The time for which functions have run; nanoseconds.
-        pub(super) busy: AtomicU64,
-        /// When the task that runs was begun; nanoseconds of CLOCK_MONOTONIC.
-        pub(super) since: AtomicU64,
-        /// How far the running function says that it is, in billionths, plus one; 0: it has not said it.
-        progress: AtomicU64,
-        /// 1: the worker takes no more tasks after the one that it has.
-        pub(super) leaving: AtomicU64,
-        /// The seat of the worker that is being started at this place. The pool writes it before the start, the worker reads it once.
-        pub(super) seat: AtomicU64,
-        /// Owned by the worker that takes tasks at this place, where a successor may wait for it.
-        pub(super) place: RobustWord,
-    }
-}
-
-impl Desk {
-    const WHOLE: f64 = 1e9;
-
-    /// A function begins, and has not said how far it is.
-    pub(super) fn forget_progress(&self) {
-        self.progress.store(0, Relaxed);
-    }
-
-    /// Notes how far the running function is. What is no part of a whole counts as none or all of it.
-    pub(super) fn set_progress(&self, part: f64) {
-        // `as` makes 0 of what is no number.
-        self.progress.store((part.clamp(0.0, 1.0) * Self::WHOLE) as u64 + 1, Relaxed);
-    }
-
-    pub(super) fn progress(&self) -> Option<f64> {
-        self.progress.load(Relaxed).checked_sub(1).map(|part| part as f64 / Self::WHOLE)
     }
 }
 

@@ -11,64 +11,22 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::answers::Lent;
 use super::chunk::ChunkSize;
 use super::delivery::Delivery;
+use super::errands::NEXT;
 use super::error::{PoolError, TaskFailed, TaskFailure};
-use super::handle::{self, Pool};
+use super::handle::Pool;
 use super::inbox::Inbox;
 use super::progress::{Line, Progress, TICK};
-use crate::error::WorkerError;
+use super::submit;
 use crate::queue::QueueError;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
-use crate::worker::entry::{self, Entry};
+use crate::worker::entry::Entry;
 
 /// How many chunks for each worker are on their way, unless [`Map::window`] says how many items.
 const CHUNKS: usize = 4;
-
-impl Pool {
-    /// Calls `f` with each item, in the workers, and returns an iterator over what it returns, in the order of the items. Nothing is
-    /// read from `items` before the iterator is asked, and never more than a [window](Map::window) ahead of what it has given out.
-    ///
-    /// A step of the iterator gives the value of one item, or how that item failed; the others go on. Items travel in
-    /// [chunks](Map::chunk), but a death costs its own item only. Dropping the iterator cancels what has not begun, and asks what
-    /// runs to end. A panic of `items` comes out of the iterator, after all items before it.
-    ///
-    /// Python's names of the same: `imap`; with tuples as items, `starmap`; `imap_unordered` is [`Map::unordered`].
-    ///
-    /// ```
-    /// # phalanx::auto_init!();
-    /// use phalanx::pool::Pool;
-    ///
-    /// fn square(x: u64) -> anyhow::Result<u64> {
-    ///     Ok(x * x)
-    /// }
-    ///
-    /// # fn main() -> anyhow::Result<()> {
-    /// let pool = Pool::new(2)?;
-    /// let squares = pool.map(square, 0..1000)?.collect::<Result<Vec<_>, _>>()?;
-    /// assert_eq!(squares[999], 998_001);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`PoolError::Function`] and [`PoolError::Forked`]. A pool that is closed or broken fails the items.
-    pub fn map<F, I, R, E>(&self, f: F, items: I) -> Result<Map<I::IntoIter, R>, PoolError>
-    where
-        F: Fn(I::Item) -> Result<R, E> + Copy + Send + 'static,
-        I: IntoIterator,
-        I::Item: Serialize + DeserializeOwned,
-        R: Serialize + DeserializeOwned,
-        E: WorkerError,
-    {
-        const { entry::assert_plain::<F>() }
-        let _ = f;
-        self.hub().check_here()?;
-        let (entry, function) = handle::function(entry::of_task::<F, I::Item, R, E>())?;
-        Ok(Map::new(self.clone(), entry, function, items.into_iter()))
-    }
-}
 
 /// What [`Pool::map`] returns: an iterator over the results, in the order of the items.
 ///
@@ -77,7 +35,8 @@ impl Pool {
 pub struct Map<I: Iterator, R> {
     pub(super) pool: Pool,
     pub(super) entry: &'static Entry,
-    pub(super) function: u64,
+    /// What its function has beside the items.
+    environment: Option<Lent>,
     /// `None`: it has ended.
     pub(super) items: Option<I>,
     /// The panic in which it has ended.
@@ -102,14 +61,22 @@ pub struct Map<I: Iterator, R> {
 }
 
 impl<I: Iterator, R> Map<I, R> {
-    fn new(pool: Pool, entry: &'static Entry, function: u64, items: I) -> Self {
+    pub(super) fn new(
+        pool: &Pool,
+        entry: &'static Entry,
+        environment: Option<Lent>,
+        items: I,
+    ) -> Result<Self, PoolError> {
+        pool.hub().check_here()?;
+        // The function lies where a worker finds it, or no item could be given to one.
+        submit::function(entry)?;
         // The clock of a time limit runs from the begin of an item, so that each has a cell of its own. An item that is late does not
         // begin, and those before it in a chunk had.
-        let size = if pool.times().are_set() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
-        Self {
-            pool,
+        let size = if pool.is_timed() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
+        Ok(Self {
+            pool: pool.clone(),
             entry,
-            function,
+            environment,
             items: Some(items),
             panic: None,
             window: None,
@@ -125,7 +92,12 @@ impl<I: Iterator, R> Map<I, R> {
             early: BTreeMap::new(),
             turn: None,
             results: PhantomData,
-        }
+        })
+    }
+
+    /// The number of what its function has beside the items.
+    pub(super) fn environment(&self) -> u32 {
+        self.environment.as_ref().map_or(NEXT, |lent| lent.number)
     }
 
     /// How many items may have been read, and their results not been given out; without it, four chunks for each worker. 0 counts
@@ -138,7 +110,7 @@ impl<I: Iterator, R> Map<I, R> {
     /// How many items travel in one message; without it, as many as take a worker half a millisecond, and fewer towards the end. 0
     /// counts as 1. In a pool with a [time limit](super::PoolOptions::timeout) or a [deadline](super::PoolOptions::deadline) it is always 1.
     pub fn chunk(mut self, items: usize) -> Self {
-        if !self.pool.times().are_set() {
+        if !self.pool.is_timed() {
             self.size = ChunkSize::fixed(items);
         }
         self

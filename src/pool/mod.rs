@@ -29,14 +29,21 @@
 // From a call to its result:
 //
 // - `handle`, `options`, `task`: the public handles
+// - `build`: a pool is made
+// - `state`: a pool whose workers have a state
 // - `hub`: what they share in the process that made the pool
+// - `submit`: how a task is given to the workers
 // - `waiting`: one thread takes results for all that wait
 // - `occupant`: a task on its way, and what becomes of it when its worker has died
 // - `inbox`, `delivery`: where results arrive, and as what
 // - `ledger`: which worker holds which task, in memory that the workers share
+// - `desk`: what a worker says of itself there
 // - `tray`: results of a chunk that its worker has not put into the queue yet
 // - `label`: what stands before tasks and results in their queues
 // - `serve`: a worker
+// - `errands`, `answers`: what one worker is to have or to do, and no other, and how the pool hands it out
+// - `fetch`: how a worker gets that
+// - `kept`: its state
 // - `batch`: a worker at a chunk
 // - `inside`: what a task can ask while it runs
 // - `keeper`: the thread that starts and replaces workers, and keeps time
@@ -47,22 +54,29 @@
 // - `stats`: what the workers do at this moment
 // - `times`: time limits and deadlines, and how a task is ended
 // - `alarm`: moments at which that thread looks at a task
-// - `map`, `unordered`: many items
+// - `items`, `map`, `unordered`, `set`: many items, many calls
 // - `progress`: how far a map is, as data and as a line at the bottom of the terminal
 // - `feed`: how a map's items are given to the pool
 // - `chunk`: pure: several items in one message
 
 mod alarm;
+mod answers;
 mod batch;
+mod build;
 mod chunk;
 mod delivery;
+mod desk;
+mod errands;
 mod error;
 mod feed;
+mod fetch;
 mod handle;
 mod hub;
 mod inbox;
 mod inside;
+mod items;
 mod keeper;
+mod kept;
 mod label;
 mod leaving;
 mod ledger;
@@ -72,9 +86,12 @@ mod options;
 mod progress;
 mod seats;
 mod serve;
+mod set;
 mod settle;
 mod staffing;
+mod state;
 mod stats;
+mod submit;
 mod task;
 mod times;
 mod tray;
@@ -89,6 +106,8 @@ pub use inside::{cancelled, progress, worker};
 pub use map::Map;
 pub use options::PoolOptions;
 pub use progress::Progress;
+pub use set::TaskSet;
+pub use state::{StateOptions, StatePool};
 pub use stats::{Stats, WorkerStats};
 pub use task::Task;
 pub use unordered::Unordered;

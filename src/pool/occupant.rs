@@ -30,6 +30,8 @@ pub(super) struct Occupant {
     /// The bytes of its message, with which it can be given out again; `None`: something is beside them, as a tensor.
     pub(super) kept: Option<Vec<u8>>,
     pub(super) ended_by: Option<EndedBy>,
+    /// Whether one worker was to do it, and no other: its message was never in the queue.
+    pub(super) is_errand: bool,
 }
 
 /// Why a running task is being ended.

@@ -1,6 +1,6 @@
 //! A worker of a pool: takes tasks out of the queue, calls their functions, and hands in what came of them.
 
-use std::cell::Cell as Slot;
+use std::cell::{Cell as Slot, RefCell};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -9,13 +9,16 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::inside::{self, Inside};
+use super::desk::{Desk, Stage};
+use super::inside::{self, Idle, Inside};
+use super::kept::{Beside, State};
 use super::label::{Kind, ResultLabel, TaskLabel, Ticket};
 use super::leaving::{self, Service};
-use super::ledger::{self, Cell, Desk, Ledger};
+use super::ledger::{self, Cell, Ledger};
 use super::seats::Term;
 use crate::memory::descriptor::Descriptor;
 use crate::queue::{Incoming, Outgoing, Queue, QueueError, message_buffer};
+use crate::sync::AbortedBy;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 use crate::sys::event::EventFd;
@@ -43,6 +46,8 @@ pub(super) struct Place {
     pub(super) full: Descriptor,
     /// The event by which the pool tells its workers that it has asked a task to end.
     pub(super) asked: Descriptor,
+    /// The socket at which workers ask for what the pool has for them alone.
+    pub(super) requests: Descriptor,
     /// How many pools are around this one: 1 for that of a program.
     pub(super) depth: u32,
     /// When its workers leave by themselves.
@@ -55,8 +60,9 @@ pub(super) struct Place {
 /// sooner.
 const UNTAKEN: Duration = Duration::from_millis(1);
 
-/// Runs a worker of a pool, until the pool has no more tasks for it.
-pub(super) fn serve(rank: usize, place: Place) -> anyhow::Result<()> {
+/// Runs a worker of a pool, until the pool has no more tasks for it. `state`: what its functions have beside their arguments, if the pool
+/// has that.
+pub(super) fn serve(rank: usize, place: Place, state: Option<Box<dyn State>>) -> anyhow::Result<()> {
     let image = Image::main().context("identify this executable")?;
     let (seat, ledger) = (leaving::seat(&place.ledger, rank)?, place.ledger.clone());
     inside::serve(place.ledger.clone(), seat, place.depth, place.asked.clone());
@@ -64,20 +70,29 @@ pub(super) fn serve(rank: usize, place: Place) -> anyhow::Result<()> {
     let full = EventFd::from_descriptor(place.full.clone());
     let service = Service::new(place.term.for_one(hooks::seed()));
     let waits = place.term.has_end();
-    let mut worker = Server { rank, seat, place, full, image, known: Slot::new(None), service };
+    let beside = RefCell::new(Beside::new(state));
+    let (known, errands) = (Slot::new(None), Slot::new(0));
+    let worker = Server { seat, place, full, image, known, beside, errands, service };
+    worker.restore_state()?;
     let _place = waits.then(|| leaving::take_place(&ledger, rank)).transpose()?;
+    worker.desk().set_stage(Stage::Serving);
     while worker.serve_one()? {}
-    Ok(())
+    worker.run_errands()?;
+    worker.desk().set_stage(Stage::Retiring);
+    let state = worker.beside.into_inner().into_state();
+    state.map_or(Ok(()), |state| state.retire().context("give up the state of a worker of a pool"))
 }
 
 pub(super) struct Server {
-    rank: usize,
     pub(super) seat: u16,
     pub(super) place: Place,
     full: EventFd<Descriptor>,
     image: &'static Image,
     /// The function that was called last: most tasks of a pool call the same one.
     known: Slot<Option<(u64, &'static Entry)>>,
+    pub(super) beside: RefCell<Beside>,
+    /// How many errands it has done.
+    pub(super) errands: Slot<u64>,
     service: Service,
 }
 
@@ -91,7 +106,8 @@ pub(super) struct Taken<'a> {
 
 impl Server {
     /// Takes one task and does it. False: there will be no more for this worker.
-    fn serve_one(&mut self) -> anyhow::Result<bool> {
+    fn serve_one(&self) -> anyhow::Result<bool> {
+        self.run_errands()?;
         let (mut claimed, mut leaves) = (None, false);
         let claim = |bytes: &[u8], number| {
             claimed = self.claim(bytes, number);
@@ -101,16 +117,23 @@ impl Server {
                 leaving::announce(self.desk());
             }
         };
+        let idle = Idle::after(self.errands.get());
         let taken = self.place.tasks.core().get_noted(&WaitPolicy::Forever, claim);
+        drop(idle);
         let message = match taken {
             Err(QueueError::Closed) => return Ok(false),
+            Err(QueueError::Aborted { by: AbortedBy::Pool, .. }) => return Ok(true),
             taken => taken.context("take a task")?,
         };
         if leaves {
             return Ok(false);
         }
         // `None`: the task was cancelled, or given to another worker.
-        let Some((label, cell)) = claimed else { return Ok(true) };
+        claimed.map_or(Ok(true), |(label, cell)| self.do_task(label, cell, message))
+    }
+
+    /// Does a task that this worker has claimed. False: it was the last one.
+    pub(super) fn do_task(&self, label: TaskLabel, cell: &Cell, message: Incoming) -> anyhow::Result<bool> {
         // Before the begin: who then finds the task running finds what it has said, or nothing.
         self.desk().forget_progress();
         if !ledger::begin(&cell.word, label.ticket.generation, self.seat) {
@@ -144,13 +167,13 @@ impl Server {
     }
 
     /// The label of a message, and the cell of its task, if the task is this worker's from now on.
-    fn claim(&self, bytes: &[u8], number: u32) -> Option<(TaskLabel, &Cell)> {
+    pub(super) fn claim(&self, bytes: &[u8], number: u32) -> Option<(TaskLabel, &Cell)> {
         let label = TaskLabel::read(bytes)?;
         let cell = self.place.ledger.cells().get(label.ticket.cell as usize)?;
         cell.claim(label.ticket.generation, self.seat, number).then_some((label, cell))
     }
 
-    fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
+    pub(super) fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
         if let Some((_, entry)) = self.known.get().filter(|(known, _)| *known == function) {
             return Ok(entry);
         }
@@ -160,7 +183,7 @@ impl Server {
         Ok(entry)
     }
 
-    fn desk(&self) -> &Desk {
+    pub(super) fn desk(&self) -> &Desk {
         &self.place.ledger.desks()[usize::from(self.seat)]
     }
 
@@ -178,6 +201,7 @@ impl Server {
 
     /// Calls the function of a task of one call, and hands in what came of it.
     fn run(&self, task: &Taken<'_>, arguments: &[u8], received: Received) -> anyhow::Result<()> {
+        self.restore_state()?;
         let mut into = message_buffer();
         into.extend_from_slice(&ResultLabel::of(task.label.ticket, Kind::Returned, 0).to_bytes());
         let message = match self.call(task, (0, arguments), received, into) {
@@ -208,10 +232,16 @@ impl Server {
         }
         add(&self.desk().begun, 1);
         let call = || {
+            let mut beside = self.beside.borrow_mut();
+            let number = task.label.environment;
+            let beside = beside.of(number, || self.environment(number)).map_err(CallError::Arguments)?;
             let _inside = Inside::of(task.label.ticket);
-            task.entry.call(self.rank, arguments, received, into)
+            task.entry.call(beside, arguments, received, into)
         };
         report::attempt(call, trouble).map_err(|(raised, trouble)| {
+            if raised.panicked {
+                self.lose_state();
+            }
             if let Some((kind, reason)) = trouble {
                 return refusal(task.label.ticket, kind, item, &reason, self.most());
             }

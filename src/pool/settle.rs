@@ -38,7 +38,7 @@ impl Hub {
             delivered: occupant.delivered,
             items: occupant.items.max(1),
             is_kept: occupant.kept.is_some(),
-            is_queued: cell.number().wrapping_sub(taken).cast_signed() >= 0,
+            is_queued: !occupant.is_errand && cell.number().wrapping_sub(taken).cast_signed() >= 0,
             may_retry: occupant.retries > occupant.begun
                 && !matches!(occupant.ended_by, Some(EndedBy::Kill | EndedBy::Deadline)),
         };

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::desk::Stage;
 use super::hub::Phase;
 use super::keeper::{AGAIN, Keeper};
 use super::seats::Seat;
@@ -19,6 +20,8 @@ impl Keeper {
         // The desk of a worker that has died still says what it ran.
         desk.cell.store(0, Relaxed);
         desk.leaving.store(0, Relaxed);
+        desk.set_stage(Stage::Beginning);
+        desk.errands.store(0, Relaxed);
         // Read once, by this worker: another one is started at this place only when this one has begun a task or has ended.
         hub.ledger.desks()[place].seat.store(seat as u64, Relaxed);
         let (children, worker, seats_of) = (&mut self.children, &mut self.workers[seat], &mut self.seats_of);
@@ -104,7 +107,7 @@ impl Keeper {
         self.next_start = None;
         for seat in self.seats.to_start(wanted) {
             if let Err(error) = self.start_worker(seat) {
-                self.note_failed_start(format!("a worker cannot be started: {error}"));
+                self.note_failed_start(format!("a worker cannot be started: {error}"), false);
                 self.next_start = Moment::now().checked_add(AGAIN);
                 return;
             }

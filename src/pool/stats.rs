@@ -5,11 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
+use super::desk::Desk;
 use super::hub::{Hub, State};
 use super::inbox::Inbox;
 use super::label::Ticket;
-use super::ledger::{self, Desk};
+use super::ledger;
 use super::occupant::Occupant;
+use crate::error::Callee;
 use crate::sys::clock::Moment;
 use crate::sys::process;
 
@@ -105,6 +107,13 @@ impl Hub {
             memory: None,
             stopped: false,
         })
+    }
+
+    /// What a traceback of a worker that has died needs to know of the function that it ran.
+    pub(super) fn callee_at(&self, seat: usize) -> Option<Callee> {
+        let cell = (self.ledger.desks()[seat].cell.load(Acquire) as usize).checked_sub(1)?;
+        let state = self.lock();
+        Some(state.occupants.get(cell)?.as_ref()?.entry.callee(None))
     }
 
     /// How far a task says that it is.

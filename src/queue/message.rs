@@ -1,6 +1,7 @@
 //! A value on its way through a queue.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,8 +29,8 @@ pub(crate) struct Outgoing {
 #[derive(Debug)]
 struct Attached {
     attachments: OutgoingAttachments,
-    /// All bytes, when they are too many for the ring.
-    contents: Option<OwnedFd>,
+    /// All bytes, when they are too many for the ring. A duplicate has the same.
+    contents: Option<Arc<OwnedFd>>,
 }
 
 impl Outgoing {
@@ -69,7 +70,7 @@ impl Outgoing {
         // checked and decoded, F_SEAL_SHRINK keeps a read from ending in SIGBUS (fcntl(2)).
         let seal = || memfd::sealed_with("phalanx-message", &[&manifest, value]);
         let contents = with_room(seal).map_err(QueueError::system("make a memfd for a large message"))?;
-        let attached = Some(Box::new(Attached { attachments, contents: Some(contents) }));
+        let attached = Some(Box::new(Attached { attachments, contents: Some(Arc::new(contents)) }));
         Ok(Self::in_ring(label.to_vec(), Place::Memfd, attached))
     }
 
@@ -98,6 +99,35 @@ impl Outgoing {
         self.attached.is_none().then(|| &self.bytes[..self.header.len as usize])
     }
 
+    /// The same message once more; `None`: something in it only one process may get ([`exclusive`](Self::exclusive)).
+    pub(crate) fn duplicate(&self) -> Option<Self> {
+        let attached = match &self.attached {
+            None => None,
+            Some(attached) => {
+                let attachments = attached.attachments.duplicate()?;
+                Some(Box::new(Attached { attachments, contents: attached.contents.clone() }))
+            }
+        };
+        Some(Self { header: self.header, bytes: self.bytes.clone(), attached })
+    }
+
+    /// The kind of a thing in it that only one process may get; `None`: there is no such thing.
+    pub(crate) fn exclusive(&self) -> Option<&'static str> {
+        self.attached.as_ref()?.attachments.exclusive()
+    }
+
+    /// Sends it through a socket instead, without waiting. It is one that was prepared with no bytes for the ring, so that its label is
+    /// all there is beside the descriptors.
+    pub(crate) fn try_send(mut self, socket: &Socket) -> std::io::Result<Attempt> {
+        let Some(attached) = &mut self.attached else { return socket.try_send(&self.bytes, &[]) };
+        let Attached { attachments, contents } = &mut **attached;
+        let sent = attachments.try_send(socket, &self.bytes, contents.as_deref().map(AsFd::as_fd))?;
+        if sent == Attempt::Sent {
+            self.deliver();
+        }
+        Ok(sent)
+    }
+
     /// Whether descriptors have to be sent before it is put.
     pub(super) fn has_attachments(&self) -> bool {
         self.attached.is_some()
@@ -113,7 +143,7 @@ impl Outgoing {
         self.header.ticket = ticket;
         let Some(attached) = &mut self.attached else { return Ok(Attempt::Sent) };
         let Attached { attachments, contents } = &mut **attached;
-        let contents: Option<BorrowedFd<'_>> = contents.as_ref().map(AsFd::as_fd);
+        let contents: Option<BorrowedFd<'_>> = contents.as_deref().map(AsFd::as_fd);
         // The memfd goes first, where `unpack_memfd` looks for it. The ticket is all the bytes that the packet has, so that a look
         // at it (MSG_PEEK) says whose descriptors these are.
         attachments.try_send(socket, &ticket.to_ne_bytes(), contents)
@@ -139,6 +169,11 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
+    /// What [`Outgoing::try_send`] has sent: its label, and the descriptors.
+    pub(crate) fn of_sent(label: Vec<u8>, descriptors: Vec<OwnedFd>) -> Self {
+        Self { place: Place::Memfd, bytes: label, descriptors: Ok(descriptors) }
+    }
+
     pub(super) fn decode<T: DeserializeOwned>(self) -> Result<T, QueueError> {
         // No mutex is owned here: `Deserialize` is the user's code, as in `Outgoing::of`.
         let value = self.open(0, |bytes, received| match received {

@@ -333,7 +333,8 @@ fn preload(image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
     // nothing is reset by exec.
     signal::outlive_all();
     signal::unblock_all().map_err(|os| system(Step::Prepare, &os))?;
-    let done = report::call_in_server(|| entry.call(0, &unit, Received::default(), Vec::new()).map(drop));
+    let done =
+        report::call_in_server(|| entry.call(&mut (), &unit, Received::default(), Vec::new()).map(drop));
     die_with_launcher(Signal::CONT)?;
     // Without this each worker would have what the function has printed in its own buffer, and print it once more.
     let _ = io::stdout().flush();

@@ -53,6 +53,17 @@ impl Attachments {
         self.claims.first().map(|claim| claim.noun())
     }
 
+    /// The same once more, for another message; `None`: something in it only one process may get. The duplicate has no loans.
+    pub(crate) fn duplicate(&self) -> Option<Self> {
+        let Self { segments, grants, descriptors, claims, loans: _ } = self;
+        claims.is_empty().then(|| Self {
+            segments: segments.clone(),
+            grants: grants.clone(),
+            descriptors: descriptors.clone(),
+            ..Self::default()
+        })
+    }
+
     /// Notes that the message has arrived, or may have: this process loses the exclusive things for good. Returns the loans, which the
     /// caller drops when the receivers have ended.
     pub(crate) fn deliver(&mut self) -> Vec<Loan> {

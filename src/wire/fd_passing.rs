@@ -30,6 +30,11 @@ impl<D: AsFd> FdBatch<D> {
         Self { descriptors, sockets: Vec::new() }
     }
 
+    /// The descriptors.
+    pub(super) fn all(&self) -> &[D] {
+        &self.descriptors
+    }
+
     /// How many descriptors there are.
     pub(super) fn count(&self) -> usize {
         self.descriptors.len()

@@ -139,6 +139,18 @@ impl OutgoingAttachments {
         Ok(Self { manifest, descriptors: FdBatch::new(descriptors), attachments })
     }
 
+    /// The same once more, for another message; `None`: something in it only one process may get.
+    pub(crate) fn duplicate(&self) -> Option<Self> {
+        let attachments = self.attachments.duplicate()?;
+        let descriptors = FdBatch::new(self.descriptors.all().to_vec());
+        Some(Self { manifest: self.manifest.clone(), descriptors, attachments })
+    }
+
+    /// The kind of a thing in it that only one process may get; `None`: there is no such thing.
+    pub(crate) fn exclusive(&self) -> Option<&'static str> {
+        self.attachments.exclusive()
+    }
+
     /// Which descriptor of the message is what.
     pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest

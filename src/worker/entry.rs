@@ -4,6 +4,9 @@
 //! child is the same executable, so the record lies at the same offset from wherever the loader put it. A code
 //! address would not do: the compiler folds equal functions and may give one function several addresses.
 
+pub(crate) mod task;
+
+use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -30,9 +33,9 @@ pub(crate) struct Entry {
     call: Call,
 }
 
-/// A function that takes the rank, the encoded arguments, their attachments, and a buffer; returns the result, encoded behind the bytes
-/// that the buffer has.
-type Call = fn(usize, &[u8], Received, Vec<u8>) -> anyhow::Result<Encoded>;
+/// A function that takes what it has beside its arguments (its rank, as `usize`; a task's state; nothing, as `()`), the encoded
+/// arguments, their attachments, and a buffer; returns the result, encoded behind the bytes that the buffer has.
+type Call = fn(&mut dyn Any, &[u8], Received, Vec<u8>) -> anyhow::Result<Encoded>;
 
 /// What went wrong beside the function itself.
 #[derive(Debug, thiserror::Error)]
@@ -56,47 +59,6 @@ where
     Record::<F, A, R, E>::ENTRY
 }
 
-/// The record of a function of a pool's tasks, which knows no rank.
-pub(crate) fn of_task<F, A, R, E>() -> &'static Entry
-where
-    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    Task::<F, A, R, E>::ENTRY
-}
-
-struct Task<F, A, R, E>(PhantomData<(F, A, R, E)>);
-
-impl<F, A, R, E> Task<F, A, R, E>
-where
-    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    const ENTRY: &'static Entry =
-        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_task::<F, A, R, E> };
-}
-
-#[inline(never)]
-fn call_task<F, A, R, E>(
-    _: usize,
-    arguments: &[u8],
-    received: Received,
-    into: Vec<u8>,
-) -> anyhow::Result<Encoded>
-where
-    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    let arguments = read_arguments(arguments, received)?;
-    write_result(&zero_sized_function::<F>()(arguments).map_err(Into::into)?, into)
-}
-
 /// The record of a preload function.
 pub(crate) fn of_preload<F, E>() -> &'static Entry
 where
@@ -118,7 +80,7 @@ where
 }
 
 #[inline(never)]
-fn call_preload<F, E>(_: usize, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
+fn call_preload<F, E>(_: &mut dyn Any, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
 where
     F: Fn() -> Result<(), E> + Copy + Send + 'static,
     E: WorkerError,
@@ -148,7 +110,7 @@ where
 }
 
 #[inline(never)]
-fn call_hook<F, E>(_: usize, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
+fn call_hook<F, E>(_: &mut dyn Any, _: &[u8], _: Received, into: Vec<u8>) -> anyhow::Result<Encoded>
 where
     F: Fn(&WorkerInfo) -> Result<(), E> + Copy + Send + 'static,
     E: WorkerError,
@@ -174,7 +136,7 @@ where
 /// Decodes the arguments, calls the function, encodes its result. In a traceback the frames below this one are the library's.
 #[inline(never)]
 fn call<F, A, R, E>(
-    rank: usize,
+    beside: &mut dyn Any,
     arguments: &[u8],
     received: Received,
     into: Vec<u8>,
@@ -185,8 +147,16 @@ where
     R: Serialize,
     E: WorkerError,
 {
+    let rank = *beside_of::<usize>(beside)?;
     let arguments = read_arguments(arguments, received)?;
     write_result(&zero_sized_function::<F>()(rank, arguments).map_err(Into::into)?, into)
+}
+
+/// What a function gets beside its arguments.
+fn beside_of<T: 'static>(beside: &mut dyn Any) -> anyhow::Result<&mut T> {
+    // Who calls the record made it for such a caller, so that this never fails; a wrong type must not become undefined behaviour.
+    let wrong = || anyhow!("its caller has no {} for this function", std::any::type_name::<T>());
+    beside.downcast_mut().ok_or_else(wrong)
 }
 
 fn read_arguments<A: DeserializeOwned>(arguments: &[u8], received: Received) -> Result<A, CallError> {
@@ -204,7 +174,8 @@ pub(crate) const fn assert_plain<F>() {
     assert!(
         size_of::<F>() == 0,
         "phalanx: this is a closure that captures variables, or a function pointer, neither of which another \
-         process has: pass a plain `fn` or a closure that captures nothing, and what it needs in the arguments"
+         process has: pass a plain `fn` or a closure that captures nothing, and what it needs in the arguments \
+         (in a pool: `Pool::map_with`, or `PoolOptions::with_state`)"
     );
 }
 
@@ -214,7 +185,7 @@ pub(crate) const fn assert_plain<F>() {
     unsafe_code,
     reason = "a function item cannot be named in another process, but it has no bytes that would have to be sent"
 )]
-fn zero_sized_function<F: Copy + Send + 'static>() -> F {
+pub(crate) fn zero_sized_function<F: Copy + Send + 'static>() -> F {
     const { assert_plain::<F>() }
     // SAFETY: F has no bytes to read, as just asserted. The launcher had a value of F, so F is inhabited;
     // F is Copy, 'static and Send, so it is no token of uniqueness, of a lifetime or of a thread.
@@ -249,12 +220,12 @@ impl Entry {
     /// Decodes the arguments, calls the function, and encodes its result behind the bytes of `into`.
     pub(crate) fn call(
         &self,
-        rank: usize,
+        beside: &mut dyn Any,
         arguments: &[u8],
         received: Received,
         into: Vec<u8>,
     ) -> anyhow::Result<Encoded> {
-        (self.call)(rank, arguments, received, into)
+        (self.call)(beside, arguments, received, into)
     }
 }
 
@@ -332,8 +303,12 @@ mod tests {
         let image = Image::main().unwrap();
         for entry in [entry_of(double), entry_of(|_, x| Ok(x * 2))] {
             let found = find(&job_of(entry, image), image).unwrap().entry;
-            let result =
-                found.call(0, &codec::encode_plain(&21_u32).unwrap(), Received::default(), Vec::new());
+            let result = found.call(
+                &mut 0_usize,
+                &codec::encode_plain(&21_u32).unwrap(),
+                Received::default(),
+                Vec::new(),
+            );
             assert_eq!(codec::decode_plain::<u32>(&result.unwrap().bytes), Ok(42));
         }
     }

@@ -31,11 +31,11 @@ pub(crate) fn run(
     let received = open.received(None, fd::adopt).map_err(|os| {
         io::Error::other(format!("taking over what its arguments share: {}", with_limit(&os)))
     })?;
-    let (rank, callee) = (worker.rank, entry.callee(None));
+    let (mut rank, callee) = (worker.rank, entry.callee(None));
     info::set(worker);
     let at_abort = move |raised| tell(&RaisedError::new(raised, callee));
     let called = report::call_launched(at_abort, || {
-        entry.call(rank, open.arguments(), received, Vec::new()).map(drop)
+        entry.call(&mut rank, open.arguments(), received, Vec::new()).map(drop)
     });
     Ok(called.map_err(|raised| RaisedError::new(raised, callee)).inspect_err(tell))
 }

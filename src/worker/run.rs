@@ -164,15 +164,15 @@ struct CallContext {
 
 impl CallContext {
     /// Calls the hook and the function, and sends what goes beside its result; returns the result's bytes.
-    fn call(self, rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
+    fn call(self, mut rank: usize, Called { hook, entry }: Called) -> anyhow::Result<Vec<u8>> {
         let Self { open, received, sender } = self;
         // Leaked, and so never closed. If the function has closed such a descriptor already, std's debug builds would abort the
         // process at a second close, and what the function has returned would be lost.
         let (open, sender) = (report::keep(open), report::keep(sender));
         if let Some(hook) = hook {
-            hook.call(rank, &[], Received::default(), Vec::new())?;
+            hook.call(&mut (), &[], Received::default(), Vec::new())?;
         }
-        let result = entry.call(rank, open.arguments(), received, Vec::new())?;
+        let result = entry.call(&mut rank, open.arguments(), received, Vec::new())?;
         // Asked for after the function: meanwhile the directory may have been removed, and a new one made.
         let process_dir = named::process_dir_in_use();
         result_channel::send(rank, result, sender, process_dir.as_deref()).map_err(anyhow::Error::msg)

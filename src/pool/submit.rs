@@ -1,0 +1,164 @@
+//! How a task is given to the workers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Serialize;
+
+use super::alarm::Times;
+use super::error::PoolError;
+use super::hub::{Hub, Phase, State};
+use super::inbox::Inbox;
+use super::label::{TaskLabel, Ticket};
+use super::ledger;
+use super::occupant::Occupant;
+use crate::queue::{Outgoing, QueueError};
+use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::image::Image;
+use crate::wire::codec;
+use crate::worker::entry::Entry;
+
+/// A task to be given to a pool.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) entry: &'static Entry,
+    /// Where the record of the function lies in the executable.
+    pub(super) function: u64,
+    /// Its label is written when it has a cell.
+    pub(super) message: Outgoing,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) first: Option<u64>,
+    pub(super) items: u32,
+    pub(super) retries: u32,
+    pub(super) times: Times,
+    /// The worker that is to make the call; `None`: whichever takes it first.
+    pub(super) seat: Option<usize>,
+    /// The environment that its function needs; 0: none.
+    pub(super) environment: u32,
+}
+
+impl Hub {
+    /// Gives a task to the workers; waits for room as long as `policy` says, and takes results in meanwhile.
+    pub(super) fn submit(&self, mut order: Order, policy: &WaitPolicy) -> Result<Ticket, PoolError> {
+        self.check_here()?;
+        let found =
+            self.wait(policy, || self.try_submit(&mut order).transpose(), |thread| self.wake_at_end(thread));
+        match found {
+            Ok(ticket) => {
+                let ticket = ticket?;
+                order.message.deliver();
+                Ok(ticket)
+            }
+            Err(QueueError::Full | QueueError::Empty | QueueError::TimedOut { .. }) => {
+                Err(PoolError::Full { queued: self.lock().outstanding() })
+            }
+            Err(QueueError::Closed) => Err(PoolError::Closed),
+            Err(other) => Err(PoolError::Queue(other)),
+        }
+    }
+
+    /// Puts a task into the queue; `None`: there is no room.
+    fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
+        let Some(ticket) = self.occupy(order)? else { return Ok(None) };
+        let put = match order.seat {
+            None => self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never),
+            Some(seat) => {
+                self.post_call(seat, ticket, order);
+                Ok(())
+            }
+        };
+        // Not put, and cancelled by another thread meanwhile: that has been told, as of any task.
+        if put.is_ok() || !ledger::cancel(&self.cell(ticket).word, ticket.generation) {
+            return Ok(Some(ticket));
+        }
+        self.vacate(&mut self.lock(), ticket);
+        match put {
+            Err(QueueError::Full | QueueError::TimedOut { .. }) => Ok(None),
+            Err(error) => Err(PoolError::Queue(error)),
+            Ok(()) => Ok(Some(ticket)),
+        }
+    }
+
+    /// Takes a cell for a task, and writes its label; `None`: all are taken.
+    fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
+        let &mut Order { entry, function, first, items, retries, times, seat, environment, .. } = order;
+        let mut state = self.lock();
+        match &state.phase {
+            Phase::Open => {}
+            Phase::Closing | Phase::Ending { .. } => return Err(PoolError::Closed),
+            Phase::Broken(reason) => return Err(PoolError::Broken { reason: reason.clone() }),
+        }
+        let Some(number) = state.free.pop() else { return Ok(None) };
+        let generation =
+            self.ledger.cells()[number as usize].queue(times.deadline.map(|deadline| deadline.at));
+        let ticket = Ticket { cell: number, generation };
+        let label = TaskLabel { ticket, function, items, is_timed: times.are_set(), environment };
+        order.message.label_mut(TaskLabel::LEN).copy_from_slice(&label.to_bytes());
+        let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
+        let inbox = order.inbox.clone();
+        let (delivered, begun, ended_by) = (0, 0, None);
+        let is_errand = seat.is_some();
+        let occupant = Occupant {
+            ticket,
+            entry,
+            inbox,
+            first,
+            items,
+            delivered,
+            begun,
+            retries,
+            times,
+            kept,
+            ended_by,
+            is_errand,
+        };
+        // Before the task is in the queue, and so before a worker adds to its tray: see `Hub::next_result`.
+        self.chunks.fetch_add(usize::from(occupant.is_chunk()), Relaxed);
+        state.occupants[number as usize] = Some(occupant);
+        state.peak = state.peak.max(state.outstanding());
+        if state.outstanding() > state.calls_above {
+            self.call.ring();
+        }
+        self.watch_times(&mut state, ticket, times);
+        Ok(Some(ticket))
+    }
+
+    /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
+    pub(super) fn put_again(&self, state: &mut State, ticket: Ticket) {
+        let Some(occupant) = state.occupant(ticket) else { return };
+        let Some(kept) = occupant.kept.clone() else { return };
+        let encoded = codec::Encoded { bytes: kept, attachments: Default::default() };
+        let message = Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX);
+        let put = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
+        if put.is_err() {
+            state.again.push(ticket);
+        }
+    }
+}
+
+/// Where the record of a function lies in the executable.
+pub(super) fn function(entry: &'static Entry) -> Result<u64, PoolError> {
+    let image = Image::main().map_err(PoolError::system("identify this executable (/proc/self/exe)"))?;
+    entry.offset(image).map_err(|error| PoolError::Function(Box::new(error)))
+}
+
+/// The error of arguments that cannot be sent.
+pub(super) fn unsent(function: &'static str, error: QueueError) -> PoolError {
+    match error {
+        QueueError::Encode { reason } => PoolError::Arguments { function, reason },
+        other => PoolError::Queue(other),
+    }
+}
+
+/// A message for several workers, each of which is sent a duplicate, with all bytes beside its label.
+pub(super) fn for_several<A: Serialize>(function: &'static str, args: &A) -> Result<Outgoing, PoolError> {
+    let message =
+        Outgoing::labelled(&[0; TaskLabel::LEN], args, 0).map_err(|error| unsent(function, error))?;
+    match message.exclusive() {
+        None => Ok(message),
+        Some(noun) => {
+            let reason = format!("they are for several workers, and only one process can have a {noun}");
+            Err(PoolError::Arguments { function, reason })
+        }
+    }
+}
