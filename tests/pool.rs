@@ -6,8 +6,8 @@ mod common;
 
 use std::time::Duration;
 
-use calls::{double, end_by, ended, own_pid, tell_and_wait, tell_and_wait_politely};
-use common::{await_that, kill_self, watched};
+use calls::{double, end_by, ended, own_pid, tell_and_wait_politely};
+use common::{await_that, watched};
 use phalanx::pool::{self, Pool, PoolError, TaskFailure};
 use phalanx::{Cause, Connection, Options, Queue, Shard, Signal, StartMethod, Status, Tensor, pipe};
 
@@ -174,33 +174,6 @@ fn memory_descriptors_and_large_values_travel_both_ways() {
         ours.send(4).unwrap();
         assert_eq!(ours.recv().unwrap(), 5);
         task.join().unwrap();
-    });
-}
-
-#[test]
-fn retries_begin_a_call_again_after_a_death_and_never_without_leave() {
-    watched(|| {
-        let (pool, told) =
-            (Pool::options(Options::new(2)).retries(2).build().unwrap(), Queue::bounded(8).unwrap());
-        // A queue travels beside its message, so this call cannot be given out again.
-        let task = pool.submit(tell_and_wait, told.clone()).unwrap();
-        common::send(told.get().unwrap(), nix::sys::signal::Signal::SIGKILL);
-        let failed = task.join().unwrap_err();
-        assert_eq!((failed.attempts(), told.len()), (1, 0), "{failed}");
-        let failed = pool.submit(end_by, "SIGKILL".to_owned()).unwrap().join().unwrap_err();
-        assert_eq!(failed.attempts(), 3, "{failed}");
-        assert!(failed.to_string().contains("begun 3 times"), "{failed}");
-        let failed = pool.submit(end_by, "error".to_owned()).unwrap().join().unwrap_err();
-        assert_eq!(failed.attempts(), 1, "an error is an answer: {failed}");
-        // Dies once, by a file that it leaves.
-        let dir = tempfile::tempdir().unwrap();
-        let once = |path: std::path::PathBuf| {
-            if std::fs::File::create_new(path).is_ok() {
-                kill_self();
-            }
-            anyhow::Ok(1)
-        };
-        assert_eq!(pool.submit(once, dir.path().join("once")).unwrap().join().unwrap(), 1);
     });
 }
 

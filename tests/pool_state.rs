@@ -167,6 +167,27 @@ fn broadcast_comes_to_each_worker_once_whatever_it_does() {
     });
 }
 
+/// Ends the process that reads it.
+#[derive(Serialize)]
+struct Deadly;
+
+impl<'de> Deserialize<'de> for Deadly {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        kill_self()
+    }
+}
+
+#[test]
+fn errand_whose_arguments_kill_its_worker_fails_and_no_other_worker_gets_it() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let failed =
+            pool.broadcast(|_: Deadly| anyhow::Ok(()), Deadly).unwrap().remove(0).join().unwrap_err();
+        assert_eq!(failed.attempts(), 1, "{failed}");
+        assert_eq!(pool.join().unwrap().failed, 1);
+    });
+}
+
 #[test]
 fn errand_of_a_worker_that_dies_fails_and_says_that_it_had_not_begun() {
     watched(|| {

@@ -46,6 +46,8 @@ pub(super) enum Purpose {
     Deadline,
     /// The worker that runs it is killed.
     Kill,
+    /// It is put into the queue again.
+    Again,
 }
 
 /// A moment at which a task is looked at. A task that has ended by then has another ticket, and the look does nothing: so an alarm

@@ -99,9 +99,13 @@ pub struct TaskFailed(Box<Inner>);
 struct Inner {
     function: &'static str,
     item: Option<u64>,
-    attempts: u32,
+    /// How the attempts before the last one have ended.
+    earlier: Vec<TaskFailure>,
+    /// Whether the last one had begun.
     began: bool,
     failure: TaskFailure,
+    /// The kind of a thing in the arguments, for whose sake there is no further attempt.
+    exclusive: Option<&'static str>,
 }
 
 /// Why a task did not return a value.
@@ -141,16 +145,20 @@ pub enum TaskFailure {
 }
 
 impl TaskFailed {
-    pub(super) fn new(
-        function: &'static str,
-        item: Option<u64>,
-        attempts: u32,
-        began: bool,
-        failure: TaskFailure,
-    ) -> Self {
-        // An earlier attempt of a task that is tried again had begun, though this one has not.
-        let began = began || attempts > 0;
-        Self(Box::new(Inner { function, item, attempts, began, failure }))
+    pub(super) fn new(function: &'static str, item: Option<u64>, began: bool, failure: TaskFailure) -> Self {
+        Self(Box::new(Inner { function, item, earlier: Vec::new(), began, failure, exclusive: None }))
+    }
+
+    /// The same, of a task that was begun before.
+    pub(super) fn after(mut self, earlier: Vec<TaskFailure>) -> Self {
+        self.0.earlier = earlier;
+        self
+    }
+
+    /// The same, of a task that would have been begun again, were it not for something that only one process can have.
+    pub(super) fn not_tried_again(mut self, exclusive: Option<&'static str>) -> Self {
+        self.0.exclusive = exclusive;
+        self
     }
 
     /// The path of the function, as the compiler names its type.
@@ -168,13 +176,37 @@ impl TaskFailed {
     /// How often the function has been begun: more than once only where [retries](super::PoolOptions::retries) are allowed.
     #[must_use]
     pub fn attempts(&self) -> u32 {
-        self.0.attempts
+        self.0.earlier.len() as u32 + u32::from(self.0.began)
+    }
+
+    /// How the attempts before the last one have ended, in their order: each [`TaskFailure::WorkerEnded`] or [`TaskFailure::TimedOut`].
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::{Pool, TaskFailure};
+    ///
+    /// fn crash(_: ()) -> anyhow::Result<()> {
+    ///     std::process::abort()
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(2)).retries(1).build()?;
+    /// let failed = pool.submit(crash, ())?.join().unwrap_err();
+    /// let [TaskFailure::WorkerEnded(first)] = failed.earlier_attempts() else { panic!("{failed}") };
+    /// assert_ne!(Some(first.pid()), failed.outcome().map(|last| last.pid()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn earlier_attempts(&self) -> &[TaskFailure] {
+        &self.0.earlier
     }
 
     /// Whether the function had begun, so that it may have had effects. Exact, also for a worker that was killed.
     #[must_use]
     pub fn began(&self) -> bool {
-        self.0.began
+        self.attempts() > 0
     }
 
     /// What happened.
@@ -186,13 +218,7 @@ impl TaskFailed {
     /// How the worker ended, if it did.
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
-        match &self.0.failure {
-            TaskFailure::WorkerEnded(outcome)
-            | TaskFailure::Killed(outcome)
-            | TaskFailure::TimedOut { outcome, .. }
-            | TaskFailure::DeadlinePassed { outcome: Some(outcome), .. } => Some(outcome),
-            _ => None,
-        }
+        self.0.failure.outcome()
     }
 
     /// What the function raised, if it did: by an error or a panic, or by a panic that ended the worker (`panic = "abort"`).
@@ -207,41 +233,82 @@ impl TaskFailed {
 
 impl fmt::Display for TaskFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { function, item, attempts, failure, began } = &*self.0;
+        let Inner { function, item, earlier, exclusive, .. } = &*self.0;
         match item {
             Some(item) => write!(f, "item {item} of `{function}` ")?,
             None => write!(f, "the task `{function}` ")?,
         }
-        match failure {
-            TaskFailure::Raised(raised) => write!(f, "failed: {raised}")?,
+        self.0.fmt_failure(f)?;
+        if let Some(noun) = exclusive {
+            write!(
+                f,
+                "\n\nIt was not tried again: its arguments have a {noun}, which only one process can have."
+            )?;
+        }
+        if !earlier.is_empty() {
+            write!(f, "\n\nThe function was begun {} times.", self.attempts())?;
+        }
+        for (attempt, outcome) in (1..).zip(earlier.iter().filter_map(TaskFailure::outcome)) {
+            write!(f, "\nattempt {attempt}: {}", Ended(outcome))?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn fmt_failure(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let again = if self.earlier.is_empty() { "" } else { " again" };
+        match &self.failure {
+            TaskFailure::Raised(raised) => write!(f, "failed: {raised}"),
+            TaskFailure::WorkerEnded(outcome) if self.began => {
+                write!(f, "ended with its worker: {}", Death(outcome))
+            }
             TaskFailure::WorkerEnded(outcome) => {
-                let what =
-                    if *began { "ended with its worker" } else { "did not begin, since its worker ended" };
-                write!(f, "{what}: {}", Death(outcome))?;
+                write!(f, "did not begin{again}, since its worker ended: {}", Death(outcome))
             }
             TaskFailure::Arguments(reason) => {
-                write!(f, "did not begin: cannot read its arguments: {reason}")?
+                write!(f, "did not begin{again}: cannot read its arguments: {reason}")
             }
-            TaskFailure::Result(reason) => write!(f, "has run, but its result did not arrive: {reason}")?,
-            TaskFailure::Cancelled => f.write_str("was cancelled before it began")?,
-            TaskFailure::Killed(outcome) => write!(f, "was killed with its worker: {}", Death(outcome))?,
+            TaskFailure::Result(reason) => write!(f, "has run, but its result did not arrive: {reason}"),
+            TaskFailure::Cancelled => write!(f, "was cancelled before it began{again}"),
+            TaskFailure::Killed(outcome) => write!(f, "was killed with its worker: {}", Death(outcome)),
             TaskFailure::TimedOut { limit, outcome } => {
-                write!(f, "ran for longer than {limit:?}, and its worker was ended: {}", Death(outcome))?;
+                write!(f, "ran for longer than {limit:?}, and its worker was ended: {}", Death(outcome))
             }
             TaskFailure::DeadlinePassed { deadline, outcome: None } => {
-                write!(f, "did not begin: its deadline, {deadline:?} after its submit, had passed")?;
+                write!(f, "did not begin{again}: its deadline, {deadline:?} after its submit, had passed")
             }
             TaskFailure::DeadlinePassed { deadline, outcome: Some(outcome) } => {
-                let death = Death(outcome);
-                write!(
-                    f,
-                    "ran at its deadline, {deadline:?} after its submit, and its worker was ended: {death}"
-                )?;
+                write!(f, "ran at its deadline, {deadline:?} after its submit, and its worker was ended: ")?;
+                write!(f, "{}", Death(outcome))
             }
-            TaskFailure::PoolEnded(reason) => write!(f, "did not begin: {reason}")?,
-            TaskFailure::WaitEnded(reason) => write!(f, "cannot be waited for: {reason}")?,
+            TaskFailure::PoolEnded(reason) => write!(f, "did not begin{again}: {reason}"),
+            TaskFailure::WaitEnded(reason) => write!(f, "cannot be waited for: {reason}"),
         }
-        if *attempts > 1 { write!(f, "\n\nThe function was begun {attempts} times.") } else { Ok(()) }
+    }
+}
+
+impl TaskFailure {
+    /// How the worker ended, if it did.
+    fn outcome(&self) -> Option<&Outcome> {
+        match self {
+            Self::WorkerEnded(outcome)
+            | Self::Killed(outcome)
+            | Self::TimedOut { outcome, .. }
+            | Self::DeadlinePassed { outcome: Some(outcome), .. } => Some(outcome),
+            _ => None,
+        }
+    }
+}
+
+/// Which worker ended, and how, in a line or two.
+struct Ended<'a>(&'a Outcome);
+
+impl fmt::Display for Ended<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(outcome) = self;
+        write!(f, "worker {} (pid {}) {}", outcome.rank(), outcome.pid(), outcome.status())?;
+        outcome.cause().map_or(Ok(()), |cause| write!(f, "\nprobable cause: {cause}"))
     }
 }
 
@@ -251,10 +318,7 @@ struct Death<'a>(&'a Outcome);
 impl fmt::Display for Death<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(outcome) = self;
-        write!(f, "worker {} (pid {}) {}", outcome.rank(), outcome.pid(), outcome.status())?;
-        if let Some(cause) = outcome.cause() {
-            write!(f, "\nprobable cause: {cause}")?;
-        }
+        write!(f, "{}", Ended(outcome))?;
         if let Some(note) = outcome.note() {
             write!(f, "\nits last words: {note}")?;
         }

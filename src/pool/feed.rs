@@ -109,7 +109,7 @@ where
     fn fail(&mut self, failure: TaskFailure) {
         let item = self.submitted;
         self.submitted += 1;
-        let failed = TaskFailed::new(self.entry.name(), Some(item), 0, false, failure);
+        let failed = TaskFailed::new(self.entry.name(), Some(item), false, failure);
         self.inbox.put(Delivery { item, results: Results::Failed(failed), chunk: None });
     }
 }

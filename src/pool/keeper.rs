@@ -323,6 +323,7 @@ impl Keeper {
                 Purpose::Limit => self.hub.look_at_limit(ticket, now),
                 Purpose::Deadline => self.hub.look_at_deadline(ticket),
                 Purpose::Kill => self.kill(ticket),
+                Purpose::Again => self.hub.put_again(&mut self.hub.lock(), ticket),
             }
         }
     }

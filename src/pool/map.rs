@@ -253,7 +253,7 @@ where
         let item = self.given;
         self.given += 1;
         let failure = TaskFailure::WaitEnded(error.to_string());
-        (item, Err(TaskFailed::new(self.entry.name(), Some(item), 0, false, failure)))
+        (item, Err(TaskFailed::new(self.entry.name(), Some(item), false, failure)))
     }
 
     /// The next result of those that have arrived.
@@ -294,7 +294,7 @@ where
         let name = self.entry;
         let turn = self.turn.as_mut()?;
         let unreadable =
-            |item, reason| TaskFailed::new(name.name(), Some(item), 1, true, TaskFailure::Result(reason));
+            |item, reason| TaskFailed::new(name.name(), Some(item), true, TaskFailure::Result(reason));
         let result = turn.next(unreadable);
         if turn.is_taken() {
             self.turn = None;

@@ -1,6 +1,7 @@
 //! A task on its way, as the pool knows it, and what becomes of it when its worker has died. The decision is pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::alarm::Times;
 use super::error::{TaskFailed, TaskFailure};
@@ -8,6 +9,7 @@ use super::inbox::Inbox;
 use super::label::Ticket;
 use super::ledger::State;
 use crate::error::Outcome;
+use crate::queue::Outgoing;
 use crate::worker::entry::Entry;
 
 /// The task that has a cell of the ledger.
@@ -22,13 +24,15 @@ pub(super) struct Occupant {
     pub(super) items: u32,
     /// How many of their results have arrived.
     pub(super) delivered: u32,
-    /// How often the item that comes next has been begun before.
-    pub(super) begun: u32,
-    /// How often more it may be begun.
+    /// How the attempts at the item that comes next have ended.
+    pub(super) earlier: Vec<TaskFailure>,
+    /// How often an item may be begun again.
     pub(super) retries: u32,
     pub(super) times: Times,
-    /// The bytes of its message, with which it can be given out again; `None`: something is beside them, as a tensor.
-    pub(super) kept: Option<Vec<u8>>,
+    /// Its message, to be given out again; `None`: it was not kept, or could not be.
+    pub(super) kept: Option<Outgoing>,
+    /// The kind of a thing in its message, for whose sake that could not be kept: only one process may get it.
+    pub(super) exclusive: Option<&'static str>,
     pub(super) ended_by: Option<EndedBy>,
     /// Whether one worker was to do it, and no other: its message was never in the queue.
     pub(super) is_errand: bool,
@@ -60,7 +64,7 @@ impl Occupant {
         let new = items.checked_sub(skipped).filter(|&new| new > 0)?;
         let item = self.number(self.delivered);
         self.delivered += new;
-        self.begun = 0;
+        self.earlier.clear();
         Some((item, skipped, new))
     }
 
@@ -71,8 +75,15 @@ impl Occupant {
 
     /// The failure of an item.
     pub(super) fn failed(&self, item: u32, began: bool, failure: TaskFailure) -> TaskFailed {
-        let attempts = self.begun + u32::from(began);
-        TaskFailed::new(self.entry.name(), self.first.map(|_| self.number(item)), attempts, began, failure)
+        let number = self.first.map(|_| self.number(item));
+        let earlier = if item == self.delivered { self.earlier.clone() } else { Vec::new() };
+        TaskFailed::new(self.entry.name(), number, began, failure).after(earlier)
+    }
+
+    /// Whether an item that has begun may be begun again, if its message allows it.
+    pub(super) fn may_retry(&self) -> bool {
+        let is_ended = matches!(self.ended_by, Some(EndedBy::Kill | EndedBy::Deadline));
+        self.retries as usize > self.earlier.len() && !is_ended
     }
 
     /// What to say of an item whose worker has ended.
@@ -88,6 +99,12 @@ impl Occupant {
             _ => TaskFailure::WorkerEnded(outcome),
         }
     }
+}
+
+/// How long an item waits before it is begun again for the n-th time, n from 1. What kills it may be the state of the machine.
+pub(super) fn pause_before(retry: usize) -> Duration {
+    const PAUSES: [u64; 4] = [0, 10, 100, 1000];
+    Duration::from_millis(PAUSES[retry.saturating_sub(1).min(PAUSES.len() - 1)])
 }
 
 /// What is known of a task whose worker has died.
@@ -160,6 +177,12 @@ mod tests {
         let alone = Left { is_kept: false, items: 1, ..claimed };
         assert_eq!(after_death(&alone), Fate::Fails { item: 0, began: false });
         assert_eq!(after_death(&Left { is_queued: true, ..alone }), Fate::Queued);
+    }
+
+    #[test]
+    fn first_retry_comes_at_once_and_the_later_ones_after_longer_and_longer_pauses() {
+        let pauses = [0, 1, 2, 3, 4, 5, usize::MAX].map(|retry| pause_before(retry).as_millis());
+        assert_eq!(pauses, [0, 0, 10, 100, 1000, 1000, 1000]);
     }
 
     #[test]

@@ -68,8 +68,12 @@ impl PoolOptions {
     }
 
     /// How often a task is begun again when its worker has ended or its time was up; 0 without it: no function is ever called
-    /// twice. An error or a panic is an answer, and is not tried again; nor is a task with something in its arguments that travels
-    /// beside them, such as a tensor or a [`Shard`](crate::Shard).
+    /// twice. It is begun again at once, then after pauses of 10 ms, 100 ms, and 1 s each time; what came of each attempt is in
+    /// [`TaskFailed::earlier_attempts`](super::TaskFailed::earlier_attempts).
+    ///
+    /// An error or a panic is an answer, and is not tried again; nor is a task in whose arguments there is something that only one process
+    /// can have, a [`Shard`](crate::Shard) or a [`Connection`](crate::Connection): the failure says so. With this the process of the pool keeps
+    /// the arguments of each task that has not ended, with the tensors in them.
     pub fn retries(self, most: u32) -> Self {
         Self { retries: most, ..self }
     }

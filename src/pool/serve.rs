@@ -77,7 +77,6 @@ pub(super) fn serve(rank: usize, place: Place, state: Option<Box<dyn State>>) ->
     let _place = waits.then(|| leaving::take_place(&ledger, rank)).transpose()?;
     worker.desk().set_stage(Stage::Serving);
     while worker.serve_one()? {}
-    worker.run_errands()?;
     worker.desk().set_stage(Stage::Retiring);
     let state = worker.beside.into_inner().into_state();
     state.map_or(Ok(()), |state| state.retire().context("give up the state of a worker of a pool"))

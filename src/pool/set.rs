@@ -129,12 +129,12 @@ impl<R: DeserializeOwned> Iterator for TaskSet<R> {
         let name = |number| left.get(&number).copied().unwrap_or_default();
         let (number, result) = match waited {
             Ok(mut delivery) => delivery.next(|number, reason| {
-                TaskFailed::new(name(number), Some(number), 1, true, unreadable(reason))
+                TaskFailed::new(name(number), Some(number), true, unreadable(reason))
             })?,
             // Nothing comes any more that could be waited for.
             Err(reason) => {
                 let failure = TaskFailure::WaitEnded(reason);
-                (first, Err(TaskFailed::new(name(first), Some(first), 0, false, failure)))
+                (first, Err(TaskFailed::new(name(first), Some(first), false, failure)))
             }
         };
         self.left.remove(&number);

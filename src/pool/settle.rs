@@ -1,16 +1,18 @@
 //! What the end of a worker means for the tasks that it had, and the end of the pool for all of them.
 
+use super::alarm::{Alarm, Purpose};
 use super::chunk;
 use super::delivery::{Delivery, Results};
 use super::error::TaskFailure;
 use super::hub::{Hub, Phase, State};
-use super::label::Ticket;
+use super::label::{TaskLabel, Ticket};
 use super::leaving;
 use super::ledger::{self, Ledger, Standing};
-use super::occupant::{self, EndedBy, Fate, Left};
+use super::occupant::{self, Fate, Left};
 use crate::error::Outcome;
 use crate::queue::Outgoing;
 use crate::sync::wait_policy::WaitPolicy;
+use crate::sys::clock::Moment;
 
 impl Hub {
     /// The tasks that a worker has in its hands.
@@ -39,8 +41,7 @@ impl Hub {
             items: occupant.items.max(1),
             is_kept: occupant.kept.is_some(),
             is_queued: !occupant.is_errand && cell.number().wrapping_sub(taken).cast_signed() >= 0,
-            may_retry: occupant.retries > occupant.begun
-                && !matches!(occupant.ended_by, Some(EndedBy::Kill | EndedBy::Deadline)),
+            may_retry: occupant.may_retry(),
         };
         let (failed, from, is_retry) = match occupant::after_death(&left) {
             Fate::Queued => return,
@@ -52,26 +53,29 @@ impl Hub {
         if !ledger::take_back(&cell.word, standing, is_left) {
             return;
         }
-        occupant.begun += u32::from(is_retry);
+        let failure = occupant.failure_of(outcome.clone());
         if let Some((item, began)) = failed {
-            let failed = occupant.failed(item, began, occupant.failure_of(outcome.clone()));
+            let exclusive = occupant.exclusive.filter(|_| left.may_retry && began);
+            let failed = occupant.failed(item, began, failure).not_tried_again(exclusive);
             occupant.inbox.put(Delivery {
                 item: occupant.number(item),
                 results: Results::Failed(failed),
                 chunk: None,
             });
-            occupant.begun = 0;
+            occupant.earlier.clear();
             state.failed += 1;
+        } else if is_retry {
+            occupant.earlier.push(failure);
         }
         if is_left {
-            self.give_out_again(state, ticket, from);
+            self.give_out_again(state, ticket, from, is_retry);
         } else {
             self.vacate(state, ticket);
         }
     }
 
-    /// Gives out a task again, from an item on. Its cell is queued already, for the next generation.
-    fn give_out_again(&self, state: &mut State, ticket: Ticket, from: u32) {
+    /// Gives out a task again, from an item on; after a pause where `is_retry`. Its cell is queued already, for the next generation.
+    fn give_out_again(&self, state: &mut State, ticket: Ticket, from: u32, is_retry: bool) {
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
         let again = Ticket { generation: ticket.generation.wrapping_add(1), ..ticket };
         occupant.ticket = again;
@@ -81,11 +85,16 @@ impl Hub {
         let skipped = from.min(occupant.items);
         occupant.first = occupant.first.map(|first| first + u64::from(skipped));
         occupant.items -= skipped;
-        if let Some(kept) = &mut occupant.kept {
-            *kept = chunk::without_items(kept, skipped, again, occupant.items);
-        }
+        let kept = occupant.kept.take();
+        occupant.kept = kept.map(|message| without_items(message, skipped, again, occupant.items));
+        let retry = if is_retry { occupant.earlier.len() } else { 0 };
         self.watch_times(state, again, times);
-        self.put_again(state, again);
+        match Moment::now().checked_add(occupant::pause_before(retry)) {
+            Some(at) if retry > 1 => {
+                self.set_alarm(state, Alarm { at, ticket: again, purpose: Purpose::Again })
+            }
+            _ => self.put_again(state, again),
+        }
     }
 
     /// Asks one worker to leave: whichever takes the message, which is one that has nothing to do.
@@ -110,4 +119,16 @@ impl Hub {
     pub(super) fn break_off(&self, reason: String) {
         self.lock().phase = Phase::Broken(reason);
     }
+}
+
+/// The message of a task without its first items, for another ticket.
+fn without_items(mut message: Outgoing, skipped: u32, ticket: Ticket, items: u32) -> Outgoing {
+    if let Some(bytes) = message.plain_bytes() {
+        return Outgoing::of_bytes(chunk::without_items(bytes, skipped, ticket, items));
+    }
+    // What has something beside it is one item.
+    let label = message.label_mut(TaskLabel::LEN);
+    let again = chunk::without_items(label, 0, ticket, items);
+    label.copy_from_slice(&again);
+    message
 }

@@ -15,7 +15,6 @@ use super::occupant::Occupant;
 use crate::queue::{Outgoing, QueueError};
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::image::Image;
-use crate::wire::codec;
 use crate::worker::entry::Entry;
 
 /// A task to be given to a pool.
@@ -94,9 +93,13 @@ impl Hub {
         let ticket = Ticket { cell: number, generation };
         let label = TaskLabel { ticket, function, items, is_timed: times.are_set(), environment };
         order.message.label_mut(TaskLabel::LEN).copy_from_slice(&label.to_bytes());
-        let kept = order.message.plain_bytes().map(<[u8]>::to_vec);
+        // A call for one worker is for no other. One that may be begun once is given out again only if it has not begun: that is not worth
+        // holding on to tensors and descriptors.
+        let is_kept = seat.is_none() && (retries > 0 || order.message.plain_bytes().is_some());
+        let kept = is_kept.then(|| order.message.duplicate()).flatten();
+        let exclusive = order.message.exclusive();
         let inbox = order.inbox.clone();
-        let (delivered, begun, ended_by) = (0, 0, None);
+        let (delivered, earlier, ended_by) = (0, Vec::new(), None);
         let is_errand = seat.is_some();
         let occupant = Occupant {
             ticket,
@@ -105,10 +108,11 @@ impl Hub {
             first,
             items,
             delivered,
-            begun,
+            earlier,
             retries,
             times,
             kept,
+            exclusive,
             ended_by,
             is_errand,
         };
@@ -126,11 +130,8 @@ impl Hub {
     /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
     pub(super) fn put_again(&self, state: &mut State, ticket: Ticket) {
         let Some(occupant) = state.occupant(ticket) else { return };
-        let Some(kept) = occupant.kept.clone() else { return };
-        let encoded = codec::Encoded { bytes: kept, attachments: Default::default() };
-        let message = Outgoing::of_encoded(TaskLabel::LEN, encoded, usize::MAX);
-        let put = message.and_then(|message| self.tasks.core().put(message, &WaitPolicy::Never));
-        if put.is_err() {
+        let Some(message) = occupant.kept.as_ref().and_then(Outgoing::duplicate) else { return };
+        if self.tasks.core().put(message, &WaitPolicy::Never).is_err() {
             state.again.push(ticket);
         }
     }

@@ -106,7 +106,7 @@ impl<R> Task<R> {
     }
 
     fn failed(&self, began: bool, failure: TaskFailure) -> TaskFailed {
-        TaskFailed::new(self.function, None, u32::from(began), began, failure)
+        TaskFailed::new(self.function, None, began, failure)
     }
 }
 

@@ -20,7 +20,7 @@ impl Hub {
     }
 
     /// Calls the pool's thread at a moment.
-    fn set_alarm(&self, state: &mut State, alarm: Alarm) {
+    pub(super) fn set_alarm(&self, state: &mut State, alarm: Alarm) {
         // A task that ends in time leaves its alarm behind.
         if state.alarms.len() > 4 * state.occupants.len() {
             let occupants = &state.occupants;

@@ -117,7 +117,8 @@ impl Hub {
         self.tell_drains(&state);
         let label = label.filter(|label| label.kind != Kind::Nudge)?;
         let occupant = state.occupant(label.ticket)?;
-        let (items, entry, first, begun) = (occupant.items, occupant.entry, occupant.first, occupant.begun);
+        let (items, entry, first, earlier) =
+            (occupant.items, occupant.entry, occupant.first, occupant.earlier.clone());
         let deadline = occupant.times.deadline.map_or(Duration::ZERO, |deadline| deadline.after);
         // The first of several may have been found in the tray before.
         let (item, skipped, results) = occupant.take_in(label.item, label.items)?;
@@ -135,8 +136,7 @@ impl Hub {
         let late = move || TaskFailure::DeadlinePassed { deadline, outcome: None };
         let make = move |message: Incoming| {
             let failed = |began, failure| {
-                let number = first.map(|_| item);
-                TaskFailed::new(entry.name(), number, begun + u32::from(began), began, failure)
+                TaskFailed::new(entry.name(), first.map(|_| item), began, failure).after(earlier)
             };
             let results = if label.kind == Kind::Several {
                 Results::Several(Several::new(message.bytes, ResultLabel::LEN, skipped, results))
@@ -234,7 +234,7 @@ fn outcome_of(
     kind: Kind,
     message: Incoming,
     entry: &'static Entry,
-    failed: impl Fn(bool, TaskFailure) -> TaskFailed,
+    failed: impl FnOnce(bool, TaskFailure) -> TaskFailed,
     late: impl Fn() -> TaskFailure,
 ) -> Results {
     let read = |message: Incoming| {

@@ -54,7 +54,7 @@ impl Outgoing {
         let Encoded { bytes, attachments } = encoded;
         // The usual small value needs no manifest, no socket and no system call.
         if attachments.is_empty() && bytes.len() <= most {
-            return Ok(Self::in_ring(bytes, Place::Ring, None));
+            return Ok(Self::of_bytes(bytes));
         }
         let ready = QueueError::system("make a message ready");
         let attachments = OutgoingAttachments::new(attachments).map_err(ready)?;
@@ -72,6 +72,11 @@ impl Outgoing {
         let contents = with_room(seal).map_err(QueueError::system("make a memfd for a large message"))?;
         let attached = Some(Box::new(Attached { attachments, contents: Some(Arc::new(contents)) }));
         Ok(Self::in_ring(label.to_vec(), Place::Memfd, attached))
+    }
+
+    /// A message of these bytes, with nothing beside them.
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self::in_ring(bytes, Place::Ring, None)
     }
 
     fn in_ring(mut bytes: Vec<u8>, place: Place, attached: Option<Box<Attached>>) -> Self {
