@@ -1,5 +1,5 @@
-//! What calls on a pool cost, beside the queue that carries them, and Python's `Pool` and `ProcessPoolExecutor` where `python3` is
-//! there. It prints one table, for docs/performance.md.
+//! What calls on a pool cost, beside the queue that carries them, procspawn's pool, and Python's `Pool`, `ProcessPoolExecutor` and loky
+//! where `python3` and they are there. It prints one table, for docs/performance.md.
 //!
 //! `cargo bench -p phalanx-benches --bench pool`; with `PHALANX_BENCH_QUICK=1` fewer rounds, and fewer calls in each. The names of
 //! single parts may follow after `--`.
@@ -35,6 +35,7 @@ const PEER: &str = include_str!("peer.py");
 
 fn main() -> anyhow::Result<()> {
     phalanx::init();
+    procspawn::init();
     nix::unistd::alarm::set(WATCHDOG_SECONDS);
     run_parts(&[
         ("calls", calls),
@@ -110,28 +111,58 @@ fn calls_rate(pool: &Pool, count: u64) -> anyhow::Result<f64> {
 fn calls(extent: Extent) -> anyhow::Result<()> {
     let count = some(extent, 300_000);
     let pool = Pool::new(WORKERS)?;
-    let (mut ours, mut queue, mut pools, mut executors) = (vec![], vec![], vec![], vec![]);
+    let procspawn = procspawn::Pool::new(WORKERS)?;
+    let (mut ours, mut queue, mut procspawns, mut pythons) = (vec![], vec![], vec![], Pythons::default());
     for _ in 0..extent.rounds(TURNS) {
         ours.push(calls_rate(&pool, count)?);
         queue.push(queue_rate(count)?);
-        if let [pool, executor] = python("calls", count / 30)?[..] {
-            pools.push(pool);
-            executors.push(executor);
-        }
+        procspawns.push(procspawn_rate(&procspawn, count / 30)?);
+        pythons.add(&python("calls", count / 30)?);
     }
     table(
         &format!("Trivial calls of one caller, {OUTSTANDING} outstanding, {WORKERS} workers"),
-        &["`Pool::submit`", "a bare queue", "share of it", "Python `Pool`", "`ProcessPoolExecutor`"],
+        &[&["`Pool::submit`", "a bare queue", "share of it", "procspawn's `Pool`"], &Pythons::NAMES[..]]
+            .concat(),
     );
     let share = median(ours.iter().zip(&queue).map(|(ours, queue)| ours / queue));
-    row(&[
-        rate(median(ours)),
-        rate(median(queue)),
-        format!("{share:.2}"),
-        rate(median(pools)),
-        rate(median(executors)),
-    ]);
+    let own = [rate(median(ours)), rate(median(queue)), format!("{share:.2}"), rate(median(procspawns))];
+    row(&[&own[..], &pythons.medians().map(rate)].concat());
     Ok(())
+}
+
+/// Calls a second of procspawn's pool.
+fn procspawn_rate(pool: &procspawn::Pool, count: u64) -> anyhow::Result<f64> {
+    let mut tasks = VecDeque::with_capacity(OUTSTANDING);
+    let (seconds, done) = timed(|| {
+        for x in 0..count {
+            if tasks.len() == OUTSTANDING {
+                tasks.pop_front().map(procspawn::JoinHandle::join).transpose()?;
+            }
+            tasks.push_back(pool.spawn(x, |x: u64| x));
+        }
+        for task in tasks {
+            task.join()?;
+        }
+        anyhow::Ok(())
+    });
+    done?;
+    Ok(count as f64 / seconds)
+}
+
+/// What Python's executors reach, turn by turn.
+#[derive(Default)]
+struct Pythons([Vec<f64>; 3]);
+
+impl Pythons {
+    const NAMES: [&str; 3] = ["Python `Pool`", "`ProcessPoolExecutor`", "loky"];
+
+    fn add(&mut self, figures: &[f64]) {
+        self.0.iter_mut().zip(figures).for_each(|(all, figure)| all.push(*figure));
+    }
+
+    fn medians(self) -> [f64; 3] {
+        self.0.map(median)
+    }
 }
 
 fn map(extent: Extent) -> anyhow::Result<()> {
@@ -163,14 +194,18 @@ fn map(extent: Extent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Seconds of one call there and back, of which each is submitted after a pause.
-fn trip_time(pool: &Pool, count: u64, pause: Duration) -> anyhow::Result<f64> {
+/// The median time of something, in seconds, each time after a pause.
+fn times_of(
+    count: u64,
+    pause: Duration,
+    mut call: impl FnMut(u64) -> anyhow::Result<u64>,
+) -> anyhow::Result<f64> {
     let mut times = Vec::new();
     for x in 0..count {
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
-        let (seconds, result) = timed(|| pool.submit(same, x)?.join().map_err(anyhow::Error::from));
+        let (seconds, result) = timed(|| call(x));
         result?;
         times.push(seconds);
     }
@@ -187,21 +222,13 @@ fn queue_trip(count: u64, pause: Duration) -> anyhow::Result<f64> {
     };
     let (there, back) = (Queue::bounded(64)?, Queue::bounded(64)?);
     let context = start_processes(echo, (there.clone(), back.clone()), Options::new(1))?;
-    let mut times = Vec::new();
-    for x in 0..count {
-        if !pause.is_zero() {
-            std::thread::sleep(pause);
-        }
-        let (seconds, result) = timed(|| {
-            there.put(x)?;
-            back.get()
-        });
-        result?;
-        times.push(seconds);
-    }
+    let taken = times_of(count, pause, |x| {
+        there.put(x)?;
+        Ok(back.get()?)
+    })?;
     there.close()?;
     context.join()?;
-    Ok(median(times))
+    Ok(taken)
 }
 
 fn trip(extent: Extent) -> anyhow::Result<()> {
@@ -209,34 +236,26 @@ fn trip(extent: Extent) -> anyhow::Result<()> {
     table(
         "One call there and back, one worker",
         &[
-            "",
-            "`Pool::submit` and `join`",
-            "two queues",
-            "ratio",
-            "Python `Pool.apply`",
-            "`ProcessPoolExecutor`",
-        ],
+            &["", "`Pool::submit` and `join`", "two queues", "ratio", "procspawn's `Pool`"],
+            &Pythons::NAMES[..],
+        ]
+        .concat(),
     );
+    let procspawn = procspawn::Pool::new(1)?;
     for (name, pause) in [("at once", Duration::ZERO), ("after 1 ms of sleep", Duration::from_millis(1))] {
         let count = some(extent, if pause.is_zero() { 20_000 } else { 1000 });
-        let (mut ours, mut queues, mut pools, mut executors) = (vec![], vec![], vec![], vec![]);
+        let (mut ours, mut queues, mut procspawns, mut pythons) =
+            (vec![], vec![], vec![], Pythons::default());
         for _ in 0..extent.rounds(TURNS) {
-            ours.push(trip_time(&pool, count, pause)?);
+            ours.push(times_of(count, pause, |x| Ok(pool.submit(same, x)?.join()?))?);
             queues.push(queue_trip(count, pause)?);
-            if let [pool, executor] = python(if pause.is_zero() { "trip" } else { "rest" }, count / 20)?[..] {
-                pools.push(pool);
-                executors.push(executor);
-            }
+            procspawns.push(times_of(count / 20, pause, |x| Ok(procspawn.spawn(x, |x: u64| x).join()?))?);
+            pythons.add(&python(if pause.is_zero() { "trip" } else { "rest" }, count / 20)?);
         }
         let ratio = median(ours.iter().zip(&queues).map(|(ours, queues)| ours / queues));
-        row(&[
-            name.to_owned(),
-            time(median(ours)),
-            time(median(queues)),
-            format!("{ratio:.2}"),
-            time(median(pools)),
-            time(median(executors)),
-        ]);
+        let [ours, queues, procspawns] = [ours, queues, procspawns].map(|times| time(median(times)));
+        let own = [name.to_owned(), ours, queues, format!("{ratio:.2}"), procspawns];
+        row(&[&own[..], &pythons.medians().map(time)].concat());
     }
     Ok(())
 }

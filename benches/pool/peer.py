@@ -1,10 +1,16 @@
-"""The same by Python's multiprocessing: a part and a count on the command line; prints one figure a line."""
+"""The same by Python's multiprocessing, and by loky where it is installed (joblib's executor): a part and a count on the command line;
+prints one figure a line."""
 
 import sys
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import Pool
+
+try:
+    from loky import get_reusable_executor
+except ImportError:
+    get_reusable_executor = None
 
 OUTSTANDING = 1000
 
@@ -34,6 +40,15 @@ def trip(call, count, pause):
     return sorted(times)[len(times) // 2]
 
 
+def with_loky(workers, measure):
+    if get_reusable_executor is None:
+        return
+    executor = get_reusable_executor(max_workers=workers)
+    executor.submit(same, 0).result()
+    print(measure(executor))
+    executor.shutdown()
+
+
 def main():
     part, count = sys.argv[1], max(int(sys.argv[2]), 10)
     if part == "map":
@@ -50,10 +65,12 @@ def main():
         if part == "calls":
             print(calls(lambda x: pool.apply_async(same, (x,)), lambda task: task.get(), count))
             print(calls(lambda x: executor.submit(same, x), lambda task: task.result(), count))
+            with_loky(workers, lambda loky: calls(lambda x: loky.submit(same, x), lambda task: task.result(), count))
             return
         pause = 0.001 if part == "rest" else 0
         print(trip(lambda x: pool.apply(same, (x,)), count, pause))
         print(trip(lambda x: executor.submit(same, x).result(), count, pause))
+        with_loky(workers, lambda loky: trip(lambda x: loky.submit(same, x).result(), count, pause))
 
 
 main()
