@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::segment::{OTHER_HANDLE, Segment};
 use crate::error::MemoryError;
 use crate::sys::forks::Here;
+use crate::sys::held::HeldRef;
 use crate::sys::map::SharedMap;
 
 /// A piece of memory that workers share. It travels below a [`Tensor`](crate::Tensor); by itself it cannot be sent.
@@ -49,6 +50,13 @@ struct Inner {
     shared: AtomicBool,
     /// The number of messages with it whose receivers may still write.
     lent: Arc<AtomicUsize>,
+}
+
+impl Inner {
+    #[inline]
+    fn bytes(&self) -> Option<(&SharedMap, usize)> {
+        Some((self.segment.as_ref()?.map()?, self.offset))
+    }
 }
 
 /// How many workers this process has forked, or has begun to. (A fork generation would not do: it is the parent that has to know
@@ -213,7 +221,12 @@ impl Storage {
     /// The map with its bytes, and their offset in it; `None` when there are none.
     #[inline]
     pub(crate) fn bytes(&self) -> Option<(&SharedMap, usize)> {
-        Some((self.0.segment.as_ref()?.map()?, self.0.offset))
+        self.0.bytes()
+    }
+
+    /// What lies in its memory, which stays mapped as long.
+    pub(crate) fn hold<T>(&self, find: impl FnOnce((&SharedMap, usize)) -> &T) -> HeldRef<T> {
+        HeldRef::new(self.0.clone(), |inner| find(inner.bytes().expect("it has bytes")))
     }
 
     /// Keeps its memory mapped as long as it lives.

@@ -279,7 +279,7 @@ mod tests {
         core.put(message(&tensor), &WaitPolicy::Never).unwrap();
         let fields = core.fields();
         for mutex in [&fields.put.mutex, &fields.get.mutex, &fields.receive] {
-            let _stopped = Locked::lock(mutex, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
+            let _stopped = Locked::lock(mutex, || MapPin::OWNER, &WaitPolicy::Forever).unwrap();
             let in_another_thread = || match std::ptr::eq(mutex, &raw const fields.put.mutex) {
                 true => core.put(message(&tensor), &WaitPolicy::Never),
                 false => core.get(&WaitPolicy::Never).map(drop),

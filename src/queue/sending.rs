@@ -75,7 +75,7 @@ impl Core {
         policy: &WaitPolicy,
         at_once: QueueError,
     ) -> Result<Locked<'_>, QueueError> {
-        let (mutex, keep) = (&self.fields().receive, || MapPin::Owner);
+        let (mutex, keep) = (&self.fields().receive, || MapPin::OWNER);
         let entered = match policy {
             // Its owners never wait for anything, so this is a matter of microseconds, except where a process is stopped.
             WaitPolicy::Never => Locked::lock_soon(mutex, keep, || false),

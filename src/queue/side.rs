@@ -39,10 +39,10 @@ impl Side {
             WaitPolicy::Never if is_hopeless() => Err(Interrupted::WouldBlock),
             // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process
             // is stopped.
-            WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::Owner, is_hopeless),
-            _ => Locked::lock(&self.mutex, || MapPin::Owner, policy),
+            WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::OWNER, is_hopeless),
+            _ => Locked::lock(&self.mutex, || MapPin::OWNER, policy),
         };
-        // `MapPin::Owner`: the guard borrows from the queue's handle, which keeps the memory mapped, and ends with the call.
+        // `MapPin::OWNER`: the guard borrows from the queue's handle, which keeps the memory mapped, and ends with the call.
         let (inside, found) = entered?;
         if let Acquired::OwnerDied { .. } = found {
             // The dead owner may have died asleep on the parker, whose bit then says that somebody sleeps: each later change on

@@ -49,6 +49,7 @@ pub(crate) enum Taken {
 }
 
 /// Takes the word if no thread owns it. `keep`: WAITERS if others may sleep although the word does not say so, else 0.
+#[inline]
 fn try_take<W: AtomicWord>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> {
     // Relaxed: nothing follows from what is seen here but the value that the exchange compares.
     let mut seen = word.load(Relaxed);
@@ -69,15 +70,22 @@ fn try_take<W: AtomicWord>(word: &W, tid: u32, keep: u32) -> Result<Taken, u32> 
 
 /// Waits for the word and takes it for thread `tid`. A caller that does not wait leaves the word as it is: WAITERS
 /// would cost the owner a system call for nothing.
+#[inline]
 pub(crate) fn take<W: AtomicWord, P: Futex<W>>(
     word: &W,
     tid: u32,
     park: &P,
 ) -> Result<Taken, P::Interrupted> {
     // Before anybody asks for the time: a word that is free is taken by a call with no time left, too.
-    if let Ok(taken) = try_take(word, tid, 0) {
-        return Ok(taken);
+    match try_take(word, tid, 0) {
+        Ok(taken) => Ok(taken),
+        Err(_) => take_waiting(word, tid, park),
     }
+}
+
+/// As [`take`], of a word that another thread has owned a moment ago.
+#[cold]
+fn take_waiting<W: AtomicWord, P: Futex<W>>(word: &W, tid: u32, park: &P) -> Result<Taken, P::Interrupted> {
     park.check()?;
     // Most owners free the word sooner than a sleep and its wake are over. WAITERS is not set meanwhile, so that they
     // make no system call.

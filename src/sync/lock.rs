@@ -16,7 +16,7 @@ use super::awaited::Awaited;
 use super::error::SyncError;
 use super::record_with::RecordWith;
 use super::robust_mutex::{self, Acquired, OfThread};
-use super::wait_policy::WaitPolicy;
+use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::robust::RobustWord;
@@ -250,11 +250,12 @@ impl<T: Pod> Lock<T> {
 
     #[inline]
     fn take(&self, policy: &WaitPolicy) -> Result<LockGuard<'_, T>, SyncError> {
-        match self.enter(policy)? {
-            (guard, None) => Ok(guard),
+        let guard = self.enter(policy)?;
+        match self.poisoned() {
+            None => Ok(guard),
             // This arm drops the guard, so the lock is free for `recover`. The poison stays in the record: the lock was
             // given back in order, and the mutex alone would tell the next owner nothing.
-            (_, Some(pid)) => Err(SyncError::poisoned(pid)),
+            Some(pid) => Err(SyncError::poisoned(pid)),
         }
     }
 
@@ -262,28 +263,33 @@ impl<T: Pod> Lock<T> {
         // Cleared when the lock is held: the caller puts the value right before anybody else sees it. If it dies first,
         // that poisons it anew: a death before the store leaves the old poison, and one after it is an EOWNERDEAD for
         // the next owner.
-        let (guard, poison) = self.enter(policy)?;
+        let guard = self.enter(policy)?;
+        let poison = self.poisoned();
         self.fields().poisoned_by.store(0, Relaxed);
         Ok((guard, poison))
     }
 
-    /// Takes it; says which process left it in disorder.
+    /// Takes it; [`poisoned`](Self::poisoned) then says which process left it in disorder.
     #[inline]
-    fn enter(&self, policy: &WaitPolicy) -> Result<(LockGuard<'_, T>, Option<u32>), SyncError> {
+    fn enter(&self, policy: &WaitPolicy) -> Result<LockGuard<'_, T>, SyncError> {
         let LockFields { mutex, poisoned_by } = self.fields();
-        // Runs only after the wait has failed, so that a lock that is free costs no text.
-        let holder = || Awaited::holders("the lock is", [robust_mutex::owner_pid(mutex)]);
-        let entered = robust_mutex::lock(mutex, || self.shared.map_pin(), policy);
-        // Into the record, at once: to take the word has cleared FUTEX_OWNER_DIED, so nothing else tells of that death
-        // any more. If this thread dies before the store, it dies as the owner, and the next one blames its process.
-        if let Acquired::OwnerDied { pid } = entered.map_err(|stop| stop.awaiting(holder))? {
-            poisoned_by.store(pid, Relaxed);
+        match robust_mutex::lock(mutex, || self.shared.map_pin(), policy) {
+            Ok(Acquired::Clean) => {}
+            // Into the record, at once: to take the word has cleared FUTEX_OWNER_DIED, so nothing else tells of that death
+            // any more. If this thread dies before the store, it dies as the owner, and the next one blames its process.
+            Ok(Acquired::OwnerDied { pid }) => poisoned_by.store(pid, Relaxed),
+            Err(stop) => return Err(not_entered(mutex, stop)),
         }
         // The guard exists before the poison is looked at, and frees the lock whatever comes of it.
         let panicking = std::thread::panicking();
-        let guard = LockGuard { lock: self, panicking, of_thread: PhantomData };
-        Ok((guard, self.poisoned()))
+        Ok(LockGuard { lock: self, panicking, of_thread: PhantomData })
     }
+}
+
+/// Why a lock could not be taken. It names the holder: a lock that is free costs no text.
+#[cold]
+fn not_entered(mutex: &RobustWord, stop: Interrupted) -> SyncError {
+    stop.awaiting(|| Awaited::holders("the lock is", [robust_mutex::owner_pid(mutex)]))
 }
 
 const KIND: &str = "Lock";

@@ -35,7 +35,7 @@ impl<C: AtomicRecord, T: Pod> RecordWith<C, T> {
 
     pub(super) fn map_pin(&self) -> MapPin {
         // A guard is a reference to the value, so a leaked one keeps the lock taken after its thread has ended: see
-        // `MapPin::Lender`.
+        // `MapPin::lender`.
         self.shared.lender_pin()
     }
 

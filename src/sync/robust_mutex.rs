@@ -167,12 +167,12 @@ mod tests {
     #[test]
     fn calls_that_do_not_wait_leave_nothing_by_which_the_holder_would_have_to_wake_somebody() {
         let word = robust::testing::free_word();
-        lock(&word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
+        lock(&word, || MapPin::OWNER, &WaitPolicy::Forever).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = lock(&word, || MapPin::Owner, &WaitPolicy::Never);
+                let refused = lock(&word, || MapPin::OWNER, &WaitPolicy::Never);
                 assert!(matches!(refused, Err(Interrupted::WouldBlock)), "{refused:?}");
-                let refused = lock(&word, || MapPin::Owner, &WaitPolicy::of(Duration::ZERO));
+                let refused = lock(&word, || MapPin::OWNER, &WaitPolicy::of(Duration::ZERO));
                 assert!(matches!(refused, Err(Interrupted::TimedOut(_))), "{refused:?}");
             });
         });
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn call_that_is_not_to_wait_waits_for_one_in_the_middle_but_not_for_ever_nor_without_hope() {
-        let (word, keep) = (robust::testing::free_word(), || MapPin::Owner);
+        let (word, keep) = (robust::testing::free_word(), || MapPin::OWNER);
         let (asked, _inside) = (AtomicU32::new(0), Locked::lock(&word, keep, &WaitPolicy::Forever).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn thread_of_another_pid_namespace_with_the_same_id_is_another() {
         let (word, me) = (robust::testing::free_word(), robust::me().unwrap());
-        let try_lock = || lock(&word, || MapPin::Owner, &WaitPolicy::Never);
+        let try_lock = || lock(&word, || MapPin::OWNER, &WaitPolicy::Never);
         word.word.store(me.tid, SeqCst);
         word.owner_nonce.store(me.nonce ^ 1, SeqCst);
         assert!(matches!(try_lock(), Err(Interrupted::WouldBlock)));
@@ -237,7 +237,7 @@ mod tests {
     fn sleeper_is_not_forgotten_when_who_frees_dies_before_it_wakes() {
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
         doomed(move || {
-            lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
+            lock(word, || MapPin::OWNER, &WaitPolicy::Forever).unwrap();
             let asleep = owner(&word.word) | WAITERS;
             while !futex::sleepers(&word.word, asleep).is_ok_and(|count| count > 0) {
                 std::thread::yield_now();
@@ -252,7 +252,7 @@ mod tests {
         while owner(&word.word) == 0 {
             std::thread::yield_now();
         }
-        assert_eq!(lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap(), Acquired::Clean);
+        assert_eq!(lock(word, || MapPin::OWNER, &WaitPolicy::Forever).unwrap(), Acquired::Clean);
         unlock(word);
     }
 
@@ -262,7 +262,7 @@ mod tests {
         static FREES: AtomicU32 = AtomicU32::new(0);
         static SLEEPS: AtomicU32 = AtomicU32::new(0);
         let word: &RobustWord = Box::leak(Box::new(robust::testing::free_word()));
-        let come_in = move || lock(word, || MapPin::Owner, &WaitPolicy::Forever).unwrap();
+        let come_in = move || lock(word, || MapPin::OWNER, &WaitPolicy::Forever).unwrap();
         let spin_until = |done: &dyn Fn() -> bool| {
             while !done() {
                 std::thread::yield_now();

@@ -60,6 +60,13 @@ pub(super) fn generation() -> Option<u32> {
     }
 }
 
+/// Whether `known` is the present [`generation`], and not `None`.
+#[inline]
+pub(super) fn is_generation(known: Option<u32>) -> bool {
+    // In a fork the kernel has made it 0, which no known one is.
+    known.is_some_and(|known| GENERATION.get().is_some_and(|now| now.load(Relaxed) == known))
+}
+
 #[cold]
 fn begin_generation(generation: &AtomicU32) -> u32 {
     let next = EARLIER.fetch_add(1, Relaxed) + 1;

@@ -33,6 +33,7 @@ pub(crate) mod forks;
 pub(crate) mod futex;
 pub(crate) mod global;
 pub(crate) mod group;
+pub(crate) mod held;
 pub(crate) mod image;
 pub(crate) mod inotify;
 pub(crate) mod limits;

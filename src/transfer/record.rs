@@ -1,7 +1,6 @@
 //! Records of atomics in shared memory, with room behind them: locks and queues are made of them.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize, Serializer, ser};
@@ -13,6 +12,7 @@ use crate::memory::options::StorageOptions;
 use crate::memory::storage::Storage;
 use crate::memory::strategy::SharingStrategy;
 use crate::sys::atomic_record::AtomicRecord;
+use crate::sys::held::HeldRef;
 use crate::sys::map::SharedMap;
 pub(crate) use crate::sys::robust::MapPin;
 
@@ -22,7 +22,7 @@ const HEADER: usize = 64;
 /// A record in shared memory, and bytes behind it. Clones, and what arrives in another process, are the same memory.
 pub(crate) struct Record<C> {
     storage: Storage,
-    fields: PhantomData<fn() -> C>,
+    fields: HeldRef<C>,
 }
 
 /// The type of a record, as a number in its header, so that a record is not read as one of another type. The number is the same in
@@ -49,10 +49,16 @@ impl<C: AtomicRecord> Record<C> {
         let bytes = bytes.ok_or(MemoryError::TooLarge { shape: vec![room], element: 1 })?;
         let storage = StorageOptions::new().strategy(SharingStrategy::FileDescriptor).zeros(bytes)?;
         storage.claim_unit(RECORD_UNIT.into())?;
-        let record = Self { storage, fields: PhantomData };
+        let record = Self::over(storage);
         let (map, at) = record.place();
         map.u64(at).store(tag.0, Relaxed);
         Ok(record)
+    }
+
+    /// The record in a storage that is long enough for it, aligned and writable.
+    fn over(storage: Storage) -> Self {
+        let fields = storage.hold(|(map, at)| map.record(at + HEADER));
+        Self { storage, fields }
     }
 
     /// The map, and the offset of the header in it.
@@ -63,8 +69,7 @@ impl<C: AtomicRecord> Record<C> {
 
     #[inline]
     pub(crate) fn fields(&self) -> &C {
-        let (map, at) = self.place();
-        map.record(at + HEADER)
+        self.fields.get()
     }
 
     /// The map, and the offset of the room behind the record in it.
@@ -88,12 +93,12 @@ impl<C: AtomicRecord> Record<C> {
 
     /// Keeps the memory mapped.
     pub(crate) fn map_pin(&self) -> MapPin {
-        MapPin::This(self.storage.map_pin())
+        MapPin::of(self.storage.map_pin())
     }
 
     /// Keeps the memory mapped, as [`map_pin`](Self::map_pin), for an owner that holds references into the room.
     pub(crate) fn lender_pin(&self) -> MapPin {
-        MapPin::Lender(self.storage.map_pin())
+        MapPin::lender(self.storage.map_pin())
     }
 
     /// Receives a record that another process has sent.
@@ -104,22 +109,21 @@ impl<C: AtomicRecord> Record<C> {
         let storage = context::receive(grant)?;
         storage.claim_unit(RECORD_UNIT.into()).map_err(|error| error.to_string())?;
         let fits = storage.len() >= HEADER + size_of::<C>() + room && storage.is_writable();
-        let record = Self { storage, fields: PhantomData };
-        if !fits || !record.storage.offset().is_multiple_of(HEADER) || record.tag() != tag {
-            return Err("what arrived is no such record, or one with a value of another type".to_owned());
-        }
-        Ok(record)
+        let is_record = fits && storage.offset().is_multiple_of(HEADER) && tag_of(&storage) == tag;
+        let other = || "what arrived is no such record, or one with a value of another type".to_owned();
+        is_record.then(|| Self::over(storage)).ok_or_else(other)
     }
+}
 
-    fn tag(&self) -> TypeTag {
-        let (map, at) = self.place();
-        TypeTag(map.u64(at).load(Relaxed))
-    }
+/// The tag in the header of a record.
+fn tag_of(storage: &Storage) -> TypeTag {
+    let (map, at) = storage.bytes().expect("a record has bytes");
+    TypeTag(map.u64(at).load(Relaxed))
 }
 
 impl<C> Clone for Record<C> {
     fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), fields: PhantomData }
+        Self { storage: self.storage.clone(), fields: self.fields.clone() }
     }
 }
 

@@ -27,18 +27,42 @@ pub(super) const MOST: usize = 1000;
 const BEFORE: usize = offset_of!(RobustWord, next) - offset_of!(RobustWord, before);
 
 /// What keeps the memory of a word mapped as long as it is owned.
-pub(crate) enum MapPin {
-    This(#[expect(dead_code, reason = "it is there to be dropped late")] Held),
-    /// As `This`, and the owner's guard gives references to what the word guards. If the guard is leaked, they may be used as long as
-    /// the process lives, so the word must stay taken when the thread ends: the owner thread takes it over.
-    Lender(#[expect(dead_code, reason = "as above")] Held),
-    /// The owner borrows the memory of the word until it frees it, and cannot leak it, since no user has it. This spares a reference
-    /// count.
-    Owner,
+//
+// A record and not an enum: an entry of the list is then written field by field from registers. The moves of an enum went through
+// memory in other widths than it had been written, which cost a third of a lock's time (store forwarding).
+pub(crate) struct MapPin {
+    pub(super) held: Option<Held>,
+    pub(super) lends: bool,
 }
 
 /// Memory that is held.
-type Held = Arc<dyn Any + Send + Sync>;
+pub(super) type Held = Arc<dyn Any + Send + Sync>;
+
+impl MapPin {
+    /// The owner borrows the memory of the word until it frees it, and cannot leak it, since no user has it. This spares a reference
+    /// count.
+    pub(crate) const OWNER: Self = Self { held: None, lends: false };
+
+    /// By a reference count.
+    #[inline]
+    pub(crate) fn of(held: Held) -> Self {
+        Self { held: Some(held), lends: false }
+    }
+
+    /// As [`of`](Self::of), and the owner's guard gives references to what the word guards. If the guard is leaked, they may be used
+    /// as long as the process lives, so the word must stay taken when the thread ends: the owner thread takes it over.
+    #[inline]
+    pub(crate) fn lender(held: Held) -> Self {
+        Self { held: Some(held), lends: true }
+    }
+}
+
+/// A word that a thread owns.
+struct Entry {
+    word: NonNull<RobustWord>,
+    held: Option<Held>,
+    lends: bool,
+}
 
 /// A thread and its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,12 +98,10 @@ impl Drop for Anchors {
 /// The words that a thread owns.
 pub(super) struct RobustList {
     pub(super) me: Me,
-    /// The fork generation of the process: a fork's copy of the list is not the child's.
-    generation: Option<u32>,
     pub(super) head: NonNull<Head>,
     anchors: Anchors,
     /// The last is the first after the front anchor.
-    owned: Vec<(NonNull<RobustWord>, MapPin)>,
+    owned: Vec<Entry>,
 }
 
 impl RobustList {
@@ -92,15 +114,9 @@ impl RobustList {
         // 0 stands for no owner.
         let nonce = (dir::random()? as u32).max(1);
         let me = Me { tid, pid: std::process::id(), nonce };
-        let (generation, anchors) = (forks::generation(), Anchors::new());
-        let list = Self { me, generation, head: head()?, anchors, owned: Vec::new() };
+        let list = Self { me, head: head()?, anchors: Anchors::new(), owned: Vec::new() };
         list.hang_in();
         Ok(list)
-    }
-
-    /// Whether it is the list of a thread of this process, not a copy that a fork has made.
-    pub(super) fn is_own(&self) -> bool {
-        self.generation == forks::generation()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -109,6 +125,7 @@ impl RobustList {
 
     /// # Errors
     /// When the thread owns [`MOST`] words.
+    #[inline]
     pub(super) fn check_room(&self) -> io::Result<()> {
         if self.owned.len() < MOST {
             return Ok(());
@@ -151,10 +168,16 @@ impl RobustList {
     }
 
     /// Adds a word, which the thread owns and has pending.
+    #[inline]
     pub(super) fn enter(&mut self, word: &RobustWord, kept: MapPin) {
-        let below = self.owned.last().map_or(self.anchors.both()[1].link(), |(top, _)| link_of(*top));
+        let below = self.owned.last().map_or(self.anchors.both()[1].link(), |top| link_of(top.word));
         word.next.store(below as u64, Relaxed);
-        self.owned.push((NonNull::from(word), kept));
+        let MapPin { held, lends } = kept;
+        self.owned.reserve(1);
+        // Not `push`, which would have the entry ready in memory before it looks for room: see `MapPin`.
+        self.owned.spare_capacity_mut()[0].write(Entry { word: NonNull::from(word), held, lends });
+        // SAFETY: one more entry was just written.
+        unsafe { self.owned.set_len(self.owned.len() + 1) };
         // The thread may end after any instruction, and the kernel then walks the list: the new word points on before anything points
         // to it. A compiler fence is enough, since the kernel walks after this thread's own stores.
         compiler_fence(SeqCst);
@@ -162,37 +185,38 @@ impl RobustList {
     }
 
     /// Where a word is among those that this thread owns: mostly the last.
+    #[inline]
     pub(super) fn find(&self, word: &RobustWord) -> Option<usize> {
-        self.owned.iter().rposition(|(owned, _)| ptr::eq(owned.as_ptr(), word))
+        self.owned.iter().rposition(|owned| ptr::eq(owned.word.as_ptr(), word))
     }
 
     /// Takes a word out, which the thread has pending; returns what keeps it mapped.
-    pub(super) fn leave(&mut self, place: usize) -> MapPin {
+    #[inline]
+    pub(super) fn leave(&mut self, place: usize) -> Option<Held> {
         let [front, back] = self.anchors.both();
-        let below = place.checked_sub(1).map_or(back.link(), |below| link_of(self.owned[below].0));
+        let below = place.checked_sub(1).map_or(back.link(), |below| link_of(self.owned[below].word));
         // The one store after which the kernel's walk goes past this word. The word's own `next` stays: nothing leads to it any more.
         match self.owned.get(place + 1) {
             None => front.next.store(below as u64, Relaxed),
             // SAFETY: it is mapped: the entry has what keeps it so.
-            Some((above, _)) => unsafe { above.as_ref() }.next.store(below as u64, Relaxed),
+            Some(above) => unsafe { above.word.as_ref() }.next.store(below as u64, Relaxed),
         }
         // Unlinked before its pin goes: from then on the memory may be unmapped, and the kernel ends its walk at the first link
         // that it cannot read.
         compiler_fence(SeqCst);
-        if place + 1 == self.owned.len() {
-            return self.owned.pop().map_or(MapPin::Owner, |(_, kept)| kept);
-        }
-        self.owned.remove(place).1
+        // The last one is what is left mostly.
+        let last = if place + 1 == self.owned.len() { self.owned.pop() } else { None };
+        last.unwrap_or_else(|| self.owned.remove(place)).held
     }
 
     /// The place of a word that has to stay taken when the thread ends: see [`MapPin::Lender`].
     pub(super) fn find_lent(&self) -> Option<usize> {
-        self.owned.iter().rposition(|(_, map_pin)| matches!(map_pin, MapPin::Lender(_)))
+        self.owned.iter().rposition(|owned| owned.lends)
     }
 
     /// The word at a place.
     pub(super) fn word(&self, place: usize) -> NonNull<RobustWord> {
-        self.owned[place].0
+        self.owned[place].word
     }
 
     /// Takes all out that the kernel still has to read, when the thread has ended: the links stay as they are.
@@ -206,7 +230,7 @@ impl RobustList {
 
 /// What a thread owned that has ended or is about to, in memory that the kernel reads when the thread is gone.
 pub(super) struct Unread {
-    _owned: Vec<(NonNull<RobustWord>, MapPin)>,
+    _owned: Vec<Entry>,
     _anchors: Anchors,
 }
 

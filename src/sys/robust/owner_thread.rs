@@ -149,7 +149,7 @@ mod tests {
         let words: Vec<_> = std::iter::repeat_with(|| Arc::new(RobustWord::new())).take(3).collect();
         for word in words.clone() {
             let leaked = std::thread::spawn(move || {
-                let keep = || MapPin::Lender(word.clone());
+                let keep = || MapPin::lender(word.clone());
                 take(&word, keep, |me| -> io::Result<()> {
                     word.word.store(me.tid, SeqCst);
                     Ok(())

@@ -33,6 +33,7 @@ pub(super) struct PendingOp {
 }
 
 impl PendingOp {
+    #[inline]
     pub(super) fn new(list: NonNull<Head>, word: &RobustWord) -> Self {
         let place = list.as_ptr().expose_provenance() + offset_of!(Head, pending);
         // Restored at the end, since they nest: a signal handler may take a word between two instructions of this thread, the
@@ -44,18 +45,21 @@ impl PendingOp {
 }
 
 impl Drop for PendingOp {
+    #[inline]
     fn drop(&mut self) {
         write(self.place, self.before);
     }
 }
 
 /// Reads a link of this thread's list.
+#[inline]
 pub(super) fn read(at: usize) -> usize {
     // SAFETY: the address of a link in the list of this thread, which only this thread changes.
     unsafe { ptr::with_exposed_provenance::<usize>(at).read_volatile() }
 }
 
 /// Writes a link of this thread's list.
+#[inline]
 pub(super) fn write(at: usize, link: usize) {
     // The kernel reads the list on behalf of this thread, after its last instruction, as a signal handler would: the processor
     // shows it this thread's own stores in their order, and only the compiler has to be kept from moving them.

@@ -1,13 +1,15 @@
 //! Taking and freeing words as the calling thread: the list is that of the thread, and ends with it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::mem;
+use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
+use super::super::forks;
 use super::list::{MapPin, Me, RobustList};
-use super::pending::PendingOp;
+use super::pending::{Head, PendingOp};
 use super::word::RobustWord;
 use super::{exiting, owner_thread};
 
@@ -15,41 +17,83 @@ thread_local! {
     /// Allocated by this thread, and freed by [`end`] after all destructors of its thread-locals, which may still have guards.
 // A pointer without a destructor: a thread-local with one is gone before those that were first used earlier, whose destructors
 // may still have guards to drop.
-    static LIST: Cell<Option<NonNull<RefCell<RobustList>>>> = const { Cell::new(None) };
+    static LIST: Cell<Option<NonNull<OwnList>>> = const { Cell::new(None) };
 }
 
-fn with_own<T>(work: impl FnOnce(&mut RobustList) -> T) -> io::Result<T> {
-    with(own()?, work)
+/// The list of this thread.
+struct OwnList {
+    /// The fork generation of the process: a fork's copy of the list is not the child's.
+    generation: Cell<Option<u32>>,
+    // Beside the list, so that they can be read while a signal handler has interrupted a change of it.
+    me: Cell<Me>,
+    head: Cell<NonNull<Head>>,
+    list: RefCell<RobustList>,
 }
 
-/// # Errors
-/// In a signal handler that came in the middle.
-#[inline]
-fn with<T>(own: NonNull<RefCell<RobustList>>, work: impl FnOnce(&mut RobustList) -> T) -> io::Result<T> {
-    // SAFETY: this thread's own, which lives until the thread has ended (see `end`).
-    let mut list = unsafe { own.as_ref() }.try_borrow_mut().map_err(io::Error::other)?;
-    Ok(work(&mut list))
+impl OwnList {
+    fn new() -> io::Result<Self> {
+        let list = RobustList::new()?;
+        let (generation, me, head) =
+            (Cell::new(forks::generation()), Cell::new(list.me), Cell::new(list.head));
+        Ok(Self { generation, me, head, list: RefCell::new(list) })
+    }
+
+    /// Whether it is the list of a thread of this process, not a copy that a fork has made.
+    #[inline]
+    fn is_own(&self) -> bool {
+        forks::is_generation(self.generation.get())
+    }
+
+    /// Begins anew in a fork, in the same place: the thread may be in the middle of taking a word.
+    #[cold]
+    fn renew(&self) -> io::Result<()> {
+        let Self { generation, me, head, list } = Self::new()?;
+        // A fork has copied the list, but its words are owned by the parent's thread id. They are dropped without being freed:
+        // the parent still has them.
+        drop(mem::replace(&mut *self.borrow_mut()?, list.into_inner()));
+        self.me.set(me.get());
+        self.head.set(head.get());
+        self.generation.set(generation.get());
+        Ok(())
+    }
+
+    /// # Errors
+    /// In a signal handler that came in the middle.
+    #[inline]
+    fn borrow_mut(&self) -> io::Result<RefMut<'_, RobustList>> {
+        self.list.try_borrow_mut().map_err(io::Error::other)
+    }
+}
+
+/// A reference to the list of this thread, which is used before the thread ends.
+struct Own(NonNull<OwnList>);
+
+impl Deref for Own {
+    type Target = OwnList;
+
+    #[inline]
+    fn deref(&self) -> &OwnList {
+        // SAFETY: this thread's own, which lives until the thread has ended (see `end`), and is changed through cells alone.
+        unsafe { self.0.as_ref() }
+    }
 }
 
 /// The list of this thread, in this process.
 #[inline]
-fn own() -> io::Result<NonNull<RefCell<RobustList>>> {
-    let Some(own) = LIST.get() else { return begin() };
-    if !with(own, |list| list.is_own())? {
-        let new = RobustList::new()?;
-        // A fork has copied the list, but its words are owned by the parent's thread id. They are dropped without being freed:
-        // the parent still has them.
-        drop(with(own, |list| mem::replace(list, new))?);
+fn own() -> io::Result<Own> {
+    let Some(own) = LIST.get().map(Own) else { return begin() };
+    if !own.is_own() {
+        own.renew()?;
     }
     Ok(own)
 }
 
 /// Makes the list of this thread.
 #[cold]
-fn begin() -> io::Result<NonNull<RefCell<RobustList>>> {
+fn begin() -> io::Result<Own> {
     let key = key()?;
     exiting::forget_read();
-    let list = NonNull::from(Box::leak(Box::new(RefCell::new(RobustList::new()?))));
+    let list = NonNull::from(Box::leak(Box::new(OwnList::new()?)));
     // SAFETY: a key of ours, and a pointer that only `end` will take.
     let set = unsafe { libc::pthread_setspecific(key, list.as_ptr().cast()) };
     if set != 0 {
@@ -58,7 +102,7 @@ fn begin() -> io::Result<NonNull<RefCell<RobustList>>> {
         return Err(io::Error::from_raw_os_error(set));
     }
     LIST.set(Some(list));
-    Ok(list)
+    Ok(Own(list))
 }
 
 /// The key whose destructor is [`end`].
@@ -84,22 +128,21 @@ unsafe extern "C" fn end(list: *mut libc::c_void) {
     // pthread_key_create(3) has destructors run again, up to PTHREAD_DESTRUCTOR_ITERATIONS times.
     LIST.set(None);
     // SAFETY: what `begin` has leaked, which the C library hands out once.
-    let list = unsafe { Box::from_raw(list.cast::<RefCell<RobustList>>()) };
-    give_up(list.into_inner());
+    let list = unsafe { Box::from_raw(list.cast::<OwnList>()) };
+    // Else it is a copy that a fork has made: the words are the parent's.
+    if list.is_own() {
+        give_up(list.list.into_inner());
+    }
 }
 
 /// Ends the list of a thread that ends.
 fn give_up(mut list: RobustList) {
-    if !list.is_own() {
-        // The list is a copy that a fork has made: the words are the parent's.
-        return;
-    }
     // References from a leaked guard may be used as long as the process lives: the word stays taken, by a thread that lives as long.
     while let Some(place) = list.find_lent() {
         let word = list.word(place);
         // SAFETY: its map pin, which goes with it, keeps it mapped.
         let pending = PendingOp::new(list.head, unsafe { word.as_ref() });
-        let map_pin = list.leave(place);
+        let map_pin = MapPin { held: list.leave(place), lends: true };
         owner_thread::hand_over(word, map_pin, list.me.tid);
         drop(pending);
     }
@@ -111,31 +154,34 @@ fn give_up(mut list: RobustList) {
 }
 
 /// Runs `take`, which tries to write our id into the word, and adds the word to those that this thread owns.
+#[inline]
 pub(crate) fn take<T, E: From<io::Error>>(
     word: &RobustWord,
     keep: impl FnOnce() -> MapPin,
     take: impl FnOnce(Me) -> Result<T, E>,
 ) -> Result<T, E> {
     let own = own()?;
-    let (me, head) = with(own, |list| list.check_room().map(|()| (list.me, list.head)))??;
+    own.borrow_mut()?.check_room()?;
     // Between the write of the id and the entry in the list the word is known to the kernel by this alone.
-    let _pending = PendingOp::new(head, word);
-    let taken = take(me)?;
+    let _pending = PendingOp::new(own.head.get(), word);
+    let taken = take(own.me.get())?;
     let map_pin = keep();
-    with(own, |list| list.enter(word, map_pin))?;
+    own.borrow_mut()?.enter(word, map_pin);
     Ok(taken)
 }
 
 /// Runs `free`, which takes our id out of the word and wakes another, unless this thread does not own it, as in a fork of
 /// the owner; says whether it does.
+#[inline]
 pub(crate) fn free(word: &RobustWord, free: impl FnOnce()) -> bool {
     let Ok(own) = own() else { return false };
-    let left = with(own, |list| list.find(word).map(|place| (list.head, place)));
-    let Ok(Some((head, place))) = left else { return false };
-    let pending = PendingOp::new(head, word);
+    let Ok(mut list) = own.borrow_mut() else { return false };
+    let Some(place) = list.find(word) else { return false };
+    let pending = PendingOp::new(own.head.get(), word);
     // Off the list before it is free. In the other order its next owner, in another process, would write its own `next` into the
     // word while this thread's list still leads there, and the kernel would follow addresses of that process in this one.
-    let kept = with(own, |list| list.leave(place));
+    let kept = list.leave(place);
+    drop(list);
     free();
     // With its pin the word may be unmapped, so it must not be pending any more.
     drop(pending);
@@ -145,9 +191,8 @@ pub(crate) fn free(word: &RobustWord, free: impl FnOnce()) -> bool {
 
 /// Runs `work` with `word`, which no thread owns, as this thread's list_op_pending. If the thread ends in it, the kernel wakes a waiter.
 pub(crate) fn with_pending<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T {
-    // `None` in a signal handler that has interrupted this module, and where there is no list: `work` then runs without that
-    // protection, since it has to run all the same.
-    let head = with_own(|list| list.head).ok();
+    // `None` where there is no list: `work` then runs without that protection, since it has to run all the same.
+    let head = own().ok().map(|own| own.head.get());
     let _pending = head.map(|head| PendingOp::new(head, word));
     work()
 }
@@ -159,19 +204,19 @@ pub(crate) fn with_pending<T>(word: &RobustWord, work: impl FnOnce() -> T) -> T 
 // nobody takes out.
 #[inline]
 pub(crate) fn with_pending_to_own<T>(word: &RobustWord, work: impl FnOnce(Option<u32>) -> T) -> T {
-    let own = with_own(|list| (list.head, list.me.tid)).ok();
+    let own = own().ok().map(|own| (own.head.get(), own.me.get().tid));
     let _pending = own.map(|(head, _)| PendingOp::new(head, word));
     work(own.map(|(_, tid)| tid))
 }
 
 /// Whether this thread owns it.
 pub(crate) fn owns(word: &RobustWord) -> bool {
-    with_own(|list| list.find(word).is_some()).unwrap_or(false)
+    own().is_ok_and(|own| own.list.try_borrow().is_ok_and(|list| list.find(word).is_some()))
 }
 
 /// This thread.
 pub(crate) fn me() -> io::Result<Me> {
-    with_own(|list| list.me)
+    Ok(own()?.me.get())
 }
 
 #[cfg(test)]
@@ -211,7 +256,7 @@ mod tests {
     }
 
     fn take_over(word: &Arc<RobustWord>) {
-        let keep = || MapPin::This(word.clone());
+        let keep = || MapPin::of(word.clone());
         let taken = take(word, keep, |me| -> io::Result<()> {
             word.word.store(me.tid, SeqCst);
             Ok(())
@@ -252,7 +297,7 @@ mod tests {
         testing::doomed(move || {
             let _ = take(
                 &doomed,
-                || MapPin::Owner,
+                || MapPin::OWNER,
                 |me| -> io::Result<()> {
                     with_pending(&attended, || ());
                     doomed.word.store(me.tid, SeqCst);
