@@ -196,6 +196,7 @@ pub mod launch;
 mod memory;
 pub mod pool;
 mod queue;
+mod reactor;
 pub mod shm;
 mod start;
 mod supervise;

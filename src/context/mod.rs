@@ -10,7 +10,9 @@
 //! - `postmortem`: what a worker left, read
 //! - `returned`: a result, until the program takes it
 //! - `join`: `ProcessContext`, the user's handle
+//! - `asynchronous`: waiting for it in asynchronous programs
 
+mod asynchronous;
 mod blame;
 mod group;
 mod join;

@@ -49,6 +49,9 @@ atomic_record! {
         /// How many waits by the event have begun, and for how many of them the event was rung.
         watches: AtomicU32,
         rung: AtomicU32,
+        /// The same of those that wait for room.
+        room_watches: AtomicU32,
+        room_rung: AtomicU32,
     }
 }
 
@@ -171,15 +174,27 @@ impl Core {
     #[inline]
     pub(super) fn ring_event(&self, always: bool) {
         let fields = self.fields();
+        self.ring_for(&fields.watches, &fields.rung, always);
+    }
+
+    /// As [`ring_event`](Self::ring_event), for waits for room.
+    #[inline]
+    pub(super) fn ring_room_event(&self) {
+        let fields = self.fields();
+        self.ring_for(&fields.room_watches, &fields.room_rung, false);
+    }
+
+    #[inline]
+    fn ring_for(&self, watches: &AtomicU32, rung: &AtomicU32, always: bool) {
         // The caller comes from `Parker::publish`, which has a full barrier after the swap of the position. `watch` counts up,
         // has a full barrier, and then loads the positions. So either this load sees the count, or that one sees the message.
-        let watch = fields.watches.load(Relaxed);
-        if watch != fields.rung.load(Relaxed) || always {
+        let watch = watches.load(Relaxed);
+        if watch != rung.load(Relaxed) || always {
             self.event.ring();
-            // After the ring, so that a producer that is killed before it leaves `rung` behind and the next put rings. The number
+            // After the ring, so that a process that is killed before it leaves `rung` behind and the next one rings. The number
             // from before the ring, not a newer one: a wait that has begun meanwhile may have looked before this message and
             // needs a ring of its own.
-            fields.rung.store(watch, Relaxed);
+            rung.store(watch, Relaxed);
         }
     }
 
@@ -189,6 +204,15 @@ impl Core {
         // The partner of the barrier before `ring_event`: see there.
         AtomicU32::barrier_after_change();
         self.len() > 0 || self.is_closed()
+    }
+
+    /// Begins to wait for room by the event: the next message that is taken, or a close, rings it. Says whether there is room for some
+    /// message, or the queue is closed.
+    pub(super) fn watch_room(&self) -> bool {
+        self.fields().room_watches.fetch_add(1, SeqCst);
+        // As in `watch`.
+        AtomicU32::barrier_after_change();
+        !self.is_full() || self.is_closed()
     }
 
     /// How many messages were put, modulo 2^32.

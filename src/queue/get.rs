@@ -61,6 +61,7 @@ impl Core {
         // The error of lost descriptors goes along as a value: the message is out, and its consumer has to be told that it was lost.
         drop(receiving);
         drop(inside);
+        self.ring_room_event();
         Ok(Incoming { place: header.place, bytes, descriptors })
     }
 

@@ -4,6 +4,7 @@
 //! - `joinable`: queues of tasks that are to be done, and the plain one
 //! - `tasks`: how many tasks are done, and which threads hold the others
 //! - `wait`: waiting for several things at once
+//! - `asynchronous`: waiting in asynchronous programs
 //! - `core`: what all of them are: a ring with a mutex at either side, and a socket
 //! - `put`, `get`: a message into one of them, and out of it
 //! - `side`: the producers or the consumers, one of which at a time owns the mutex
@@ -16,6 +17,7 @@
 //! - `pipe`: connections of two ends
 //! - `end`: one of these, which one process has at a time
 
+mod asynchronous;
 mod core;
 mod end;
 mod error;

@@ -76,11 +76,8 @@ impl Core {
         at_once: QueueError,
     ) -> Result<Locked<'_>, QueueError> {
         let (mutex, keep) = (&self.fields().receive, || MapPin::OWNER);
-        let entered = match policy {
-            // Its owners never wait for anything, so this is a matter of microseconds, except where a process is stopped.
-            WaitPolicy::Never => Locked::lock_soon(mutex, keep, || false),
-            _ => Locked::lock(mutex, keep, policy),
-        };
+        // Its owners never wait for anything, so this is a matter of microseconds, except where a process is stopped.
+        let entered = Locked::lock_as(policy, mutex, keep, || false);
         let holder = || Awaited::holders("the socket beside the queue is", [robust_mutex::owner_pid(mutex)]);
         // Whether the last owner died does not matter: its message is either in the socket still, or gone with it.
         let (inside, _) = entered.map_err(|stop| QueueError::stopped(stop, at_once, holder))?;

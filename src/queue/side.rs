@@ -33,15 +33,14 @@ impl Side {
         policy: &WaitPolicy,
         is_hopeless: impl Fn() -> bool,
     ) -> Result<Locked<'_>, Interrupted> {
-        let entered = match policy {
-            // A consumer that waits owns the mutex all the while, so `try_get` on an empty queue finds it taken. It must say at
-            // once that the queue is empty, and not try to get the mutex first.
-            WaitPolicy::Never if is_hopeless() => Err(Interrupted::WouldBlock),
-            // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process
-            // is stopped.
-            WaitPolicy::Never => Locked::lock_soon(&self.mutex, || MapPin::OWNER, is_hopeless),
-            _ => Locked::lock(&self.mutex, || MapPin::OWNER, policy),
-        };
+        // A consumer that waits owns the mutex all the while, so `try_get` on an empty queue finds it taken. It must say at
+        // once that the queue is empty, and not try to get the mutex first.
+        if !policy.waits() && is_hopeless() {
+            return Err(Interrupted::WouldBlock);
+        }
+        // There is something to do: the owner is in the middle of a copy and frees the mutex in a moment, unless its process
+        // is stopped.
+        let entered = Locked::lock_as(policy, &self.mutex, || MapPin::OWNER, is_hopeless);
         // `MapPin::OWNER`: the guard borrows from the queue's handle, which keeps the memory mapped, and ends with the call.
         let (inside, found) = entered?;
         if let Acquired::OwnerDied { .. } = found {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU32;
 
 use crate::sys::epoll::Epoll;
@@ -96,6 +97,11 @@ pub(super) fn task_rings() -> io::Result<Option<Epoll>> {
     // An event that was rung for earlier tasks is an edge as it is added.
     rings.ready()?;
     Ok(Some(rings))
+}
+
+/// The descriptors whose edges say that this process may be to wait no more.
+pub(crate) fn events<'a>() -> impl Iterator<Item = BorrowedFd<'a>> {
+    stop_word::abort_event().into_iter().chain(running_task::event())
 }
 
 #[cfg(test)]

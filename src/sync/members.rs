@@ -107,9 +107,10 @@ impl Members {
         self.look_around(Locked::lock(&self.fields().mutex, || self.shared.map_pin(), policy))
     }
 
-    /// As [`enter`](Self::enter), for calls that must not block: see [`Locked::lock_soon`].
+    /// As [`enter`](Self::enter), for calls that must not block: see [`Locked::lock_as`].
     pub(super) fn enter_soon(&self) -> Result<Locked<'_>, SyncError> {
-        self.look_around(Locked::lock_soon(&self.fields().mutex, || self.shared.map_pin(), || false))
+        let keep = || self.shared.map_pin();
+        self.look_around(Locked::lock_as(&WaitPolicy::Never, &self.fields().mutex, keep, || false))
     }
 
     fn look_around<'a>(

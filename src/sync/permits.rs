@@ -12,7 +12,7 @@ use super::event_count::EventCount;
 use super::futex_lock;
 use super::owner_table::{self, OwnerTable, Slot};
 use super::record_with;
-use super::robust_mutex::{Acquired, Locked};
+use super::robust_mutex::Locked;
 use super::wait_policy::{Interrupted, WaitPolicy};
 use crate::error::MemoryError;
 use crate::sys::atomic_record::atomic_record;
@@ -163,13 +163,10 @@ impl Permits {
     /// Takes the mutex. An owner that died inside can have left nothing that would have to be put right.
     fn enter(&self, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
         let (mutex, keep) = (&self.fields().mutex, || self.shared.map_pin());
-        let entered: Result<(_, Acquired), _> = match policy {
-            // A waiter has the mutex for as long as all permits are held. To wait for the mutex would be hopeless then:
-            // inside this thread would find no permit either.
-            WaitPolicy::Never => Locked::lock_soon(mutex, keep, || self.free() == 0),
-            policy => Locked::lock(mutex, keep, policy),
-        };
-        entered.map(|(inside, _)| inside)
+        // A waiter has the mutex for as long as all permits are held. To wait for the mutex would be hopeless then:
+        // inside this thread would find no permit either.
+        let (inside, _) = Locked::lock_as(policy, mutex, keep, || self.free() == 0)?;
+        Ok(inside)
     }
 
     /// Looks for a permit, inside the mutex.

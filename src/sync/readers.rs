@@ -171,12 +171,9 @@ impl RwFields {
     }
 
     fn enter(&self, keep: impl Fn() -> MapPin, policy: &WaitPolicy) -> Result<Locked<'_>, Interrupted> {
-        let entered = match policy {
-            // A writer keeps the mutex as long as it likes, and so does a reader that waits for a slot.
-            WaitPolicy::Never => Locked::lock_soon(&self.mutex, keep, || self.has_writer() || self.is_full()),
-            policy => Locked::lock(&self.mutex, keep, policy),
-        };
-        let (inside, _) = entered?;
+        // A writer keeps the mutex as long as it likes, and so does a reader that waits for a slot.
+        let is_hopeless = || self.has_writer() || self.is_full();
+        let (inside, _) = Locked::lock_as(policy, &self.mutex, keep, is_hopeless)?;
         // Of threads that died inside, only a writer that was alone has changed anything. The field is asked and not
         // EOWNERDEAD: it says more, and it is still there if this thread dies now, too.
         match self.writer.load(Relaxed) {

@@ -14,6 +14,8 @@ use crate::sys::robust::{self, MapPin, OWNER, RobustWord};
 /// How long a call that must not block waits for an owner that is in the middle of something. An owner needs
 /// microseconds, unless its process is stopped (SIGSTOP).
 pub(crate) const IN_THE_MIDDLE: Duration = Duration::from_secs(1);
+/// As [`IN_THE_MIDDLE`], for a future, which must not hold up its thread.
+const OF_A_POLL: Duration = Duration::from_millis(1);
 /// How often it looks meanwhile whether that owner waits itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -109,21 +111,39 @@ impl<'a> Locked<'a> {
         Ok((Self(mutex), acquired))
     }
 
-    /// As [`lock`](Self::lock), for a call that must not block: it waits only for owners that hold the mutex for a
-    /// moment. `is_hopeless`: whether the caller could do nothing with the mutex anyway.
+    /// As [`lock`](Self::lock); a call that must not block waits only for owners that hold the mutex for a moment.
+    /// `is_hopeless`: whether such a caller could do nothing with the mutex anyway.
     ///
     /// # Errors
-    /// [`Interrupted::WouldBlock`] when it is hopeless; [`Interrupted::TimedOut`] when one thread has owned the mutex
-    /// for [`IN_THE_MIDDLE`].
-    pub(crate) fn lock_soon(
+    /// For a call that must not block [`Interrupted::WouldBlock`] when it is hopeless, and [`Interrupted::TimedOut`] when one
+    /// thread has owned the mutex for [`IN_THE_MIDDLE`]. For a future `WouldBlock` in either case.
+    pub(crate) fn lock_as(
+        policy: &WaitPolicy,
         mutex: &'a RobustWord,
         keep: impl Fn() -> MapPin,
         is_hopeless: impl Fn() -> bool,
     ) -> Result<(Self, Acquired), Interrupted> {
+        match policy {
+            WaitPolicy::Never => Self::lock_soon(mutex, keep, is_hopeless, IN_THE_MIDDLE),
+            WaitPolicy::Poll => match Self::lock_soon(mutex, keep, is_hopeless, OF_A_POLL) {
+                Err(Interrupted::TimedOut(_)) => Err(Interrupted::WouldBlock),
+                locked => locked,
+            },
+            _ => Self::lock(mutex, keep, policy),
+        }
+    }
+
+    /// As [`lock_as`](Self::lock_as), for a call that must not block, and waits for one owner no longer than `patience`.
+    fn lock_soon(
+        mutex: &'a RobustWord,
+        keep: impl Fn() -> MapPin,
+        is_hopeless: impl Fn() -> bool,
+        patience: Duration,
+    ) -> Result<(Self, Acquired), Interrupted> {
         // Not at all, then a millisecond at a time: this sleeps on the word as others do, and is woken when the owner
         // frees it.
         let mut locked = Self::lock(mutex, &keep, &WaitPolicy::Never);
-        let (mut seen, mut middle) = (owner(&mutex.word), WaitPolicy::of(IN_THE_MIDDLE));
+        let (mut seen, mut middle) = (owner(&mutex.word), WaitPolicy::of(patience));
         while let Err(Interrupted::WouldBlock | Interrupted::TimedOut(_)) = locked {
             // The owner may itself be a waiter, for minutes perhaps, and what it waits for is what this caller wants,
             // too.
@@ -133,7 +153,7 @@ impl<'a> Locked<'a> {
             // As long as owners come and go, none of them is stopped, however many there are: the time begins anew.
             let now = owner(&mutex.word);
             if now != seen {
-                (seen, middle) = (now, WaitPolicy::of(IN_THE_MIDDLE));
+                (seen, middle) = (now, WaitPolicy::of(patience));
             }
             // An abort of the context ends this wait too.
             middle.check()?;
@@ -186,13 +206,13 @@ mod tests {
         let (asked, _inside) = (AtomicU32::new(0), Locked::lock(&word, keep, &WaitPolicy::Forever).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let stuck = Locked::lock_soon(&word, keep, || false);
+                let stuck = Locked::lock_soon(&word, keep, || false, IN_THE_MIDDLE);
                 assert!(
                     matches!(stuck, Err(Interrupted::TimedOut(waited)) if waited == IN_THE_MIDDLE),
                     "{stuck:?}"
                 );
                 let is_hopeless = || asked.fetch_add(1, SeqCst) == 3;
-                let refused = Locked::lock_soon(&word, keep, is_hopeless);
+                let refused = Locked::lock_soon(&word, keep, is_hopeless, IN_THE_MIDDLE);
                 assert!(matches!(refused, Err(Interrupted::WouldBlock)), "{refused:?}");
             });
         });

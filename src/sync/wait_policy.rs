@@ -29,6 +29,8 @@ pub(crate) enum Interrupted {
 pub(crate) enum WaitPolicy {
     /// Not at all.
     Never,
+    /// Not at all either: a future looks, which must not hold up its thread, and looks again soon.
+    Poll,
     /// For `timeout`, which is over at the moment `end`. `None`: the time is never up.
     Until { timeout: Duration, end: Option<Moment> },
     /// However long it takes.
@@ -51,12 +53,12 @@ impl WaitPolicy {
 
     /// Whether one waits at all.
     pub(crate) fn waits(&self) -> bool {
-        !matches!(self, Self::Never)
+        !matches!(self, Self::Never | Self::Poll)
     }
 
     pub(crate) fn end(&self) -> Option<Moment> {
         match *self {
-            Self::Never | Self::Forever => None,
+            Self::Never | Self::Poll | Self::Forever => None,
             Self::Until { end, .. } => end,
         }
     }
@@ -68,7 +70,7 @@ impl WaitPolicy {
             return Err(Interrupted::Aborted(by));
         }
         match *self {
-            Self::Never => Err(Interrupted::WouldBlock),
+            Self::Never | Self::Poll => Err(Interrupted::WouldBlock),
             Self::Until { timeout, end: Some(end) } if end <= Moment::now() => {
                 Err(Interrupted::TimedOut(timeout))
             }
@@ -82,7 +84,7 @@ impl WaitPolicy {
         // up.
         let timeout = match *self {
             Self::Until { timeout, .. } => timeout,
-            Self::Never | Self::Forever => LOOK_AROUND,
+            Self::Never | Self::Poll | Self::Forever => LOOK_AROUND,
         };
         Self::Until {
             timeout,

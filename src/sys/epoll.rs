@@ -1,7 +1,7 @@
 //! epoll(7), ppoll(2) and timerfd_create(2).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -42,6 +42,12 @@ impl Epoll {
 
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         Ok(self.0.delete(fd)?)
+    }
+
+    /// As [`remove`](Self::remove), by its number: it may be closed already, by which it has left.
+    pub(crate) fn forget(&self, fd: RawFd) {
+        // SAFETY: takes numbers; an event is not needed (epoll_ctl(2), BUGS).
+        unsafe { libc::epoll_ctl(self.0.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
     }
 
     /// The tokens that are ready now, at most a batch of them, in the order in which they became ready.

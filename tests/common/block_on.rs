@@ -1,0 +1,34 @@
+//! The smallest runtime: one future, in the calling thread.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn waker() -> Waker {
+    Arc::new(Unpark(std::thread::current())).into()
+}
+
+/// Parks this thread until the future is ready.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let (waker, mut future) = (waker(), pin!(future));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park();
+    }
+}
+
+/// Asks a future that is not ready once.
+pub(crate) fn poll_once<F: Future>(future: Pin<&mut F>) {
+    assert!(future.poll(&mut Context::from_waker(&waker())).is_pending(), "it is ready");
+}
