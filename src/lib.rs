@@ -171,7 +171,7 @@
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
-//! libraries), `cli` (the program `phalanx`; a library's user does not need it).
+//! libraries), `stream` (maps of a pool as streams), `cli` (the program `phalanx`; a library's user does not need it).
 //!
 //! # More
 //!

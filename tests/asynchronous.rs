@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use block_on::{block_on, poll_once};
 use common::{await_that, raised};
-use phalanx::pool::Pool;
+use phalanx::pool::{Pool, TaskFailure};
 use phalanx::sync::AbortedBy;
 use phalanx::{Error, Options, Queue, QueueError, Shard, Tensor, start_processes};
 
@@ -235,6 +235,81 @@ fn task_of_a_pool_that_is_asked_to_end_awaits_no_more() {
     });
 }
 
+fn square(x: u64) -> anyhow::Result<u64> {
+    Ok(x * x)
+}
+
+fn die(_: u64) -> anyhow::Result<u64> {
+    common::kill_self()
+}
+
+#[test]
+fn tasks_are_awaited_one_after_the_other_and_beside_threads_that_join() {
+    watched(|| {
+        let pool = Pool::new(2).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    (0..300).for_each(|x| assert_eq!(pool.submit(square, x).unwrap().join().unwrap(), x * x))
+                });
+                scope.spawn(|| {
+                    let calls = async {
+                        for x in 0..300 {
+                            assert_eq!(pool.submit(square, x).unwrap().await.unwrap(), x * x);
+                        }
+                    };
+                    block_on(send(calls));
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn awaited_task_tells_deaths_cancels_and_results_once() {
+    watched(|| {
+        let pool = Pool::new(1).unwrap();
+        let failed = block_on(pool.submit(die, 1).unwrap()).unwrap_err();
+        assert!(failed.to_string().contains("SIGKILL"), "{failed}");
+        let (never, told) = (Queue::bounded(1).unwrap(), Queue::bounded(1).unwrap());
+        let busy = pool.submit(await_in_task, (never, told.clone())).unwrap();
+        told.get().unwrap();
+        let mut queued = pool.submit(square, 7).unwrap();
+        poll_once(pin!(&mut queued));
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(pool.cancel_queued(), 1));
+            let cancelled = block_on(&mut queued).unwrap_err();
+            assert_eq!(cancelled.failure(), &TaskFailure::Cancelled);
+        });
+        let again = block_on(&mut queued).unwrap_err();
+        assert!(matches!(again.failure(), TaskFailure::WaitEnded(_)), "{again}");
+        assert!(busy.kill());
+        assert!(block_on(busy).unwrap());
+    });
+}
+
+#[test]
+fn thread_that_takes_results_for_all_leaves_them_to_the_futures_when_it_goes() {
+    watched(|| {
+        let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(1).unwrap());
+        let first = pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap();
+        let mut second = pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap();
+        std::thread::scope(|scope| {
+            // It takes results, for the future too, until its own is there.
+            let (tells, tid) = std::sync::mpsc::channel();
+            let joins = scope.spawn(move || {
+                tells.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+                first.join().unwrap()
+            });
+            common::await_asleep(tid.recv().unwrap());
+            poll_once(pin!(&mut second));
+            told.put(1).unwrap();
+            told.put(1).unwrap();
+            assert_eq!(block_on(&mut second).unwrap() + joins.join().unwrap(), 2);
+        });
+    });
+}
+
 #[test]
 #[expect(unsafe_code, reason = "a child that no library of ours has made")]
 fn fork_awaits_with_a_thread_of_its_own_and_leaves_its_parents_alone() {
@@ -248,7 +323,8 @@ fn fork_awaits_with_a_thread_of_its_own_and_leaves_its_parents_alone() {
                 let mut own = pin!(theirs.get_async());
                 poll_once(own.as_mut());
                 theirs.put(7_u8).unwrap();
-                let is_right = block_on(own).unwrap() == 7 && is_awaiting();
+                let is_right = block_on(own).unwrap() == 7;
+                await_that(is_awaiting);
                 // SAFETY: ends the child at once.
                 unsafe { libc::_exit(i32::from(!is_right)) }
             }

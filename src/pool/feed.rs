@@ -22,9 +22,10 @@ where
 {
     /// Gives items to the pool, as long as the window has room for a whole chunk.
     pub(super) fn fill(&mut self) {
+        self.send_unsent();
         loop {
             let (size, window) = self.sizes();
-            if self.items.is_none() || self.on_their_way() + size > window {
+            if self.items.is_none() || self.on_their_way() + size > window || !self.unsent.is_empty() {
                 return;
             }
             self.submit_chunk(size);
@@ -89,26 +90,53 @@ where
     fn order(&mut self, items: u32, message: Result<Outgoing, QueueError>) {
         self.began.get_or_insert_with(Moment::now);
         let first = self.submitted;
-        let submitted = message.map_err(PoolError::Queue).and_then(|message| {
+        let order = message.map_err(PoolError::Queue).and_then(|message| {
             let (inbox, environment) = (self.inbox.clone(), self.environment());
             let order = self.pool.order(self.entry, message)?;
-            let order = Order { inbox, first: Some(first), items, environment, ..order };
-            self.pool.hub().submit(order, &WaitPolicy::Forever)
+            Ok(Order { inbox, first: Some(first), items, environment, ..order })
         });
+        let submitted = match order {
+            Ok(order) if self.is_stream => {
+                self.unsent.push_back((order, items));
+                self.submitted += u64::from(items.max(1));
+                return self.send_unsent();
+            }
+            order => order.and_then(|order| self.pool.hub().submit(order, &WaitPolicy::Forever)),
+        };
         match submitted {
             Ok(_) => self.submitted += u64::from(items.max(1)),
+            // The pool is closed or broken, or the system refuses: for the next items too.
             Err(error) => {
-                // The pool is closed or broken, or the system refuses: for the next items too.
                 self.items = None;
                 (0..items.max(1)).for_each(|_| self.fail(TaskFailure::PoolEnded(error.to_string())));
             }
         }
     }
 
+    /// Gives what a stream has kept to the pool, as far as that has room now. Each end of a task makes room, and wakes the stream.
+    fn send_unsent(&mut self) {
+        while let Some((mut order, items)) = self.unsent.pop_front() {
+            let first = order.first.unwrap_or_default();
+            match self.pool.hub().try_submit(&mut order) {
+                Ok(Some(_)) => order.message.deliver(),
+                Ok(None) => return self.unsent.push_front((order, items)),
+                Err(error) => {
+                    self.items = None;
+                    let reason = error.to_string();
+                    let failed = |item| self.fail_item(item, TaskFailure::PoolEnded(reason.clone()));
+                    (first..first + u64::from(items.max(1))).for_each(failed);
+                }
+            }
+        }
+    }
+
     /// Fails the next item, which was not given to the pool.
     fn fail(&mut self, failure: TaskFailure) {
-        let item = self.submitted;
         self.submitted += 1;
+        self.fail_item(self.submitted - 1, failure);
+    }
+
+    fn fail_item(&self, item: u64, failure: TaskFailure) {
         let failed = TaskFailed::new(self.entry.name(), Some(item), false, failure);
         self.inbox.put(Delivery { item, results: Results::Failed(failed), chunk: None });
     }

@@ -55,6 +55,8 @@ pub(super) struct Hub {
     pub(super) delivered: Condvar,
     /// How many tasks of several items have not ended.
     pub(super) chunks: AtomicUsize,
+    /// How many futures are not ready, which take results out of the queue when they are polled.
+    pub(super) futures: AtomicUsize,
     /// Calls the pool's thread.
     pub(super) call: EventFd,
     /// Tells the workers that one of their tasks was asked to end.
@@ -142,6 +144,12 @@ impl State {
     }
 }
 
+impl AsRef<Hub> for Hub {
+    fn as_ref(&self) -> &Hub {
+        self
+    }
+}
+
 impl Hub {
     pub(super) fn new(parts: Parts, options: &PoolOptions, printer: Weak<Pump>) -> Self {
         let Parts { tasks, results, ledger, call, asked, requests } = parts;
@@ -178,6 +186,7 @@ impl Hub {
             state,
             delivered: Condvar::new(),
             chunks: AtomicUsize::new(0),
+            futures: AtomicUsize::new(0),
             call,
             asked,
             requests,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
+use std::task::Waker;
 use std::thread::Thread;
 
 use super::delivery::Delivery;
@@ -20,6 +21,8 @@ struct Contents {
     arrived: VecDeque<Delivery>,
     /// The thread that sleeps until something arrives.
     waiter: Option<Thread>,
+    /// The task of an asynchronous program that awaits something.
+    task: Option<Waker>,
 }
 
 impl Inbox {
@@ -61,6 +64,19 @@ impl Inbox {
         let mut contents = self.lock();
         into.append(&mut contents.arrived);
         !into.is_empty()
+    }
+
+    /// Has the next [`tell`](Self::tell) wake this task, instead of the one before.
+    pub(super) fn wake_task(&self, task: Waker) {
+        let earlier = self.lock().task.replace(task);
+        // Without the lock, as all code of the program: the last waker of a task drops the task, and what it holds.
+        drop(earlier);
+    }
+
+    /// Wakes the task that awaits something. Called without any lock.
+    pub(super) fn tell(&self) {
+        let task = self.lock().task.take();
+        task.into_iter().for_each(Waker::wake);
     }
 
     /// Has the next delivery wake this thread, instead of the one before.

@@ -19,7 +19,7 @@ use super::error::{PoolError, TaskFailed, TaskFailure};
 use super::handle::Pool;
 use super::inbox::Inbox;
 use super::progress::{Line, Progress, TICK};
-use super::submit;
+use super::submit::{self, Order};
 use crate::queue::QueueError;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
@@ -53,11 +53,22 @@ pub struct Map<I: Iterator, R> {
     pub(super) began: Option<Moment>,
     line: Option<Line>,
     pub(super) inbox: Arc<Inbox>,
+    /// Of a stream: what the pool had no room for, and how many items each has.
+    pub(super) unsent: VecDeque<(Order, u32)>,
+    /// Whether it is a stream, which may not wait for room.
+    pub(super) is_stream: bool,
     arrived: VecDeque<Delivery>,
     /// Of a map in order: the deliveries that have come before their turn, by their first item, and the one whose turn it is.
     early: BTreeMap<u64, Delivery>,
     turn: Option<Delivery>,
     results: PhantomData<fn() -> R>,
+}
+
+/// How far a map has come without waiting.
+pub(super) enum Step<R> {
+    /// The next result, with the number of its item, or the end.
+    Gives(Option<(u64, Result<R, TaskFailed>)>),
+    Waits,
 }
 
 impl<I: Iterator, R> Map<I, R> {
@@ -88,6 +99,8 @@ impl<I: Iterator, R> Map<I, R> {
             began: None,
             line: None,
             inbox: Arc::default(),
+            unsent: VecDeque::new(),
+            is_stream: false,
             arrived: VecDeque::new(),
             early: BTreeMap::new(),
             turn: None,
@@ -196,28 +209,39 @@ where
         choose: impl Fn(&mut Self) -> Option<(u64, Result<R, TaskFailed>)>,
     ) -> Option<(u64, Result<R, TaskFailed>)> {
         loop {
+            if let Step::Gives(next) = self.step(&choose) {
+                return next;
+            }
+            if let Err(failed) = self.await_delivery() {
+                return Some(self.give_up(failed));
+            }
+        }
+    }
+
+    /// Goes on as far as it can without waiting.
+    pub(super) fn step(
+        &mut self,
+        choose: impl Fn(&mut Self) -> Option<(u64, Result<R, TaskFailed>)>,
+    ) -> Step<R> {
+        loop {
             self.fill();
             self.show();
             if let Some(result) = choose(self) {
                 self.given += 1;
-                return Some(result);
+                return Step::Gives(Some(result));
             }
             if self.take_in() {
                 continue;
             }
-            if self.on_their_way() == 0 {
-                self.line = None;
-                // Only now: all items before it have been given out.
-                if let Some(payload) = self.panic.take() {
-                    panic::resume_unwind(payload);
-                }
-                return None;
+            if self.on_their_way() > 0 {
+                return Step::Waits;
             }
-            if let Err(failed) = self.await_delivery() {
-                (self.items, self.submitted) = (None, self.given + 1);
-                self.arrived.clear();
-                return Some(self.give_up(failed));
+            self.line = None;
+            // Only now: all items before it have been given out.
+            if let Some(payload) = self.panic.take() {
+                panic::resume_unwind(payload);
             }
+            return Step::Gives(None);
         }
     }
 
@@ -249,8 +273,10 @@ where
     }
 
     /// The last result of a map whose results cannot be waited for.
-    fn give_up(&mut self, error: QueueError) -> (u64, Result<R, TaskFailed>) {
+    pub(super) fn give_up(&mut self, error: QueueError) -> (u64, Result<R, TaskFailed>) {
         let item = self.given;
+        (self.items, self.submitted) = (None, item + 1);
+        self.arrived.clear();
         self.given += 1;
         let failure = TaskFailure::WaitEnded(error.to_string());
         (item, Err(TaskFailed::new(self.entry.name(), Some(item), false, failure)))
@@ -265,7 +291,7 @@ where
     }
 
     /// The result whose turn it is.
-    fn in_turn(&mut self) -> Option<(u64, Result<R, TaskFailed>)> {
+    pub(super) fn in_turn(&mut self) -> Option<(u64, Result<R, TaskFailed>)> {
         if self.turn.is_none() {
             self.turn = self.early.remove(&self.given);
         }

@@ -56,11 +56,14 @@
 // - `alarm`: moments at which that thread looks at a task
 // - `items`, `map`, `unordered`, `set`: many items, many calls
 // - `progress`: how far a map is, as data and as a line at the bottom of the terminal
+// - `awaits`: what futures wait by
+// - `stream`: maps as streams
 // - `feed`: how a map's items are given to the pool
 // - `chunk`: pure: several items in one message
 
 mod alarm;
 mod answers;
+mod awaits;
 mod batch;
 mod build;
 mod chunk;
@@ -91,6 +94,8 @@ mod settle;
 mod staffing;
 mod state;
 mod stats;
+#[cfg(feature = "stream")]
+mod stream;
 mod submit;
 mod task;
 mod times;
@@ -109,5 +114,7 @@ pub use progress::Progress;
 pub use set::TaskSet;
 pub use state::{StateOptions, StatePool};
 pub use stats::{Stats, WorkerStats};
+#[cfg(feature = "stream")]
+pub use stream::MapStream;
 pub use task::Task;
 pub use unordered::Unordered;

@@ -56,8 +56,8 @@ impl Hub {
         }
     }
 
-    /// Puts a task into the queue; `None`: there is no room.
-    fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
+    /// Puts a task into the queue; `None`: there is no room. The caller delivers the message after that.
+    pub(super) fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
         let Some(ticket) = self.occupy(order)? else { return Ok(None) };
         let put = match order.seat {
             None => self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never),

@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::awaits::Awaits;
 use super::delivery::Delivery;
 use super::error::{TaskFailed, TaskFailure};
 use super::hub::{Hub, Phase};
@@ -39,21 +42,25 @@ use crate::sync::wait_policy::WaitPolicy;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// It is a future, too, for asynchronous programs: `pool.submit(square, 7)?.await?`.
 #[must_use = "what came of the call is lost with it"]
 pub struct Task<R> {
     hub: Arc<Hub>,
     inbox: Arc<Inbox>,
     function: &'static str,
     cell: u32,
-    /// Whether [`join_timeout`](Self::join_timeout) has given out what came of it.
+    /// Whether what came of it has been given out.
     is_given: AtomicBool,
+    awaits: Awaits,
     result: PhantomData<fn() -> R>,
 }
 
 impl<R> Task<R> {
     pub(super) fn new(hub: Arc<Hub>, inbox: Arc<Inbox>, function: &'static str, ticket: Ticket) -> Self {
         let is_given = AtomicBool::new(false);
-        Self { hub, inbox, function, cell: ticket.cell, is_given, result: PhantomData }
+        let (cell, awaits) = (ticket.cell, Awaits::default());
+        Self { hub, inbox, function, cell, is_given, awaits, result: PhantomData }
     }
 
     /// Whether it has ended, so that [`join`](Self::join) does not wait.
@@ -131,10 +138,7 @@ impl<R: DeserializeOwned> Task<R> {
             return Some(Err(failed));
         }
         match self.wait(&WaitPolicy::of(timeout)) {
-            Ok(delivery) => {
-                self.is_given.store(true, Relaxed);
-                Some(self.open(delivery))
-            }
+            Ok(delivery) => Some(self.give_out(delivery)),
             Err(QueueError::TimedOut { .. }) => None,
             Err(error) => Some(Err(self.failed(false, TaskFailure::WaitEnded(error.to_string())))),
         }
@@ -145,17 +149,44 @@ impl<R: DeserializeOwned> Task<R> {
         let ended = |reason| Err(self.failed(false, TaskFailure::WaitEnded(reason)));
         match self.hub.check_here() {
             Err(error) => ended(error.to_string()),
-            Ok(()) if self.is_given.load(Relaxed) => {
-                ended("join_timeout has given it out already".to_owned())
-            }
+            Ok(()) if self.is_given.load(Relaxed) => ended("it was given out already".to_owned()),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Gives out what came of it, once.
+    fn give_out(&self, delivery: Delivery) -> Result<R, TaskFailed> {
+        self.is_given.store(true, Relaxed);
+        self.open(delivery)
     }
 
     fn open(&self, mut delivery: Delivery) -> Result<R, TaskFailed> {
         let unreadable = |_, reason| self.failed(true, TaskFailure::Result(reason));
         let nothing = || Err(self.failed(true, TaskFailure::Result("its message has no result".to_owned())));
         delivery.next(unreadable).map_or_else(nothing, |(_, result)| result)
+    }
+}
+
+impl<R: DeserializeOwned> Future for Task<R> {
+    type Output = Result<R, TaskFailed>;
+
+    /// Ready when the call has ended, with what [`join`](Task::join) would return. It needs no runtime, and blocks none: phalanx's thread
+    /// `phalanx-async` wakes it, which is there while something is awaited and for a second after that. A `&mut Task` can be awaited too,
+    /// so that a time limit of the runtime leaves the task as it was.
+    ///
+    /// After it was ready each further poll gives [`TaskFailure::WaitEnded`].
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let task = self.get_mut();
+        task.check()?;
+        let mut delivery = task.inbox.take();
+        if delivery.is_none() {
+            let armed = task.awaits.arm(&task.hub, &task.inbox, context);
+            armed.map_err(|error| task.failed(false, TaskFailure::WaitEnded(error.to_string())))?;
+            delivery = task.inbox.take();
+        }
+        let Some(delivery) = delivery else { return Poll::Pending };
+        task.awaits = Awaits::default();
+        Poll::Ready(task.give_out(delivery))
     }
 }
 

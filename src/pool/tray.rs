@@ -80,9 +80,9 @@ pub(super) fn publish(filled: &impl Word, fill: Fill, awaited: &impl Word, fence
     awaited.load(Relaxed) != 0
 }
 
-/// A thread of the pool is about to sleep until it is told. It has to look into all trays after this.
+/// A thread of the pool is about to sleep until it is told, or a future to be `Pending`. It has to look into all trays after this.
 pub(super) fn await_results(awaited: &impl Word, fence: impl Fn()) {
-    awaited.store(1, Relaxed);
+    awaited.add(1);
     fence();
 }
 

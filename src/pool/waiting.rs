@@ -65,7 +65,7 @@ impl Hub {
         }
     }
 
-    fn begin_to_pump(&self) -> Option<Pumping<'_>> {
+    pub(super) fn begin_to_pump(&self) -> Option<Pumping<'_>> {
         let mut state = self.lock();
         (!std::mem::replace(&mut state.pumps, true)).then(|| Pumping(self))
     }
@@ -105,6 +105,7 @@ impl Hub {
         let Some((inbox, make)) = self.accept(label) else { return };
         let delivery = make(message);
         inbox.put(delivery);
+        inbox.tell();
     }
 
     /// Counts the results of a message, and finds their inbox. `None`: the task is over, or nothing is to be told.
@@ -156,7 +157,7 @@ impl Hub {
     }
 
     /// Takes in what the workers have in their trays. True: there was something.
-    fn look_into_trays(&self) -> bool {
+    pub(super) fn look_into_trays(&self) -> bool {
         let found = (0..self.ledger.desks().len()).filter(|&seat| self.take_tray(seat, false));
         found.count() > 0
     }
@@ -180,6 +181,7 @@ impl Hub {
         drop(state);
         let results = Results::Several(Several::new(found.bytes, 0, skipped, results));
         inbox.put(Delivery { item, results, chunk: None });
+        inbox.tell();
         true
     }
 
@@ -263,23 +265,24 @@ fn outcome_of(
 }
 
 /// While this is there, workers put each result into the queue before they begin the next item.
-struct Awaiting<'a>(&'a Hub);
+#[derive(Debug)]
+pub(super) struct Awaiting<H: AsRef<Hub>>(H);
 
-impl<'a> Awaiting<'a> {
-    fn begin(hub: &'a Hub) -> Self {
-        tray::await_results(hub.ledger.awaited(), || fence(SeqCst));
+impl<H: AsRef<Hub>> Awaiting<H> {
+    pub(super) fn begin(hub: H) -> Self {
+        tray::await_results(hub.as_ref().ledger.awaited(), || fence(SeqCst));
         Self(hub)
     }
 }
 
-impl Drop for Awaiting<'_> {
+impl<H: AsRef<Hub>> Drop for Awaiting<H> {
     fn drop(&mut self) {
-        self.0.ledger.awaited().store(0, Relaxed);
+        self.0.as_ref().ledger.awaited().fetch_sub(1, Relaxed);
     }
 }
 
 /// The thread that has this takes results out of the queue for all.
-struct Pumping<'a>(&'a Hub);
+pub(super) struct Pumping<'a>(&'a Hub);
 
 impl Drop for Pumping<'_> {
     fn drop(&mut self) {
@@ -288,6 +291,9 @@ impl Drop for Pumping<'_> {
         self.0.tell_drains(&state);
         if let Some(next) = state.sleepers.front() {
             next.unpark();
+        } else if self.0.futures.load(SeqCst) > 0 {
+            // What is in the queue has rung already, for polls that left it to this thread.
+            self.0.results.core().ring_event(true);
         }
     }
 }

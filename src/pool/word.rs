@@ -8,6 +8,8 @@ pub(super) trait Word {
     fn load(&self, ordering: Ordering) -> u64;
     fn store(&self, new: u64, ordering: Ordering);
     fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64>;
+    /// Adds to it, in no order with anything else.
+    fn add(&self, by: u64);
 }
 
 impl Word for AtomicU64 {
@@ -25,6 +27,11 @@ impl Word for AtomicU64 {
     fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64> {
         self.compare_exchange(old, new, success, Relaxed)
     }
+
+    #[inline]
+    fn add(&self, by: u64) {
+        self.fetch_add(by, Relaxed);
+    }
 }
 
 #[cfg(all(test, loom))]
@@ -39,5 +46,9 @@ impl Word for loom::sync::atomic::AtomicU64 {
 
     fn replace(&self, old: u64, new: u64, success: Ordering) -> Result<u64, u64> {
         self.compare_exchange(old, new, success, Relaxed)
+    }
+
+    fn add(&self, by: u64) {
+        self.fetch_add(by, Relaxed);
     }
 }

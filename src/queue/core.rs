@@ -170,9 +170,9 @@ impl Core {
         Ok(())
     }
 
-    /// Rings the event if a wait by it has begun that it was not rung for.
+    /// Rings the event if a wait by it has begun that it was not rung for, or `always`.
     #[inline]
-    pub(super) fn ring_event(&self, always: bool) {
+    pub(crate) fn ring_event(&self, always: bool) {
         let fields = self.fields();
         self.ring_for(&fields.watches, &fields.rung, always);
     }
@@ -199,7 +199,7 @@ impl Core {
     }
 
     /// Begins to wait by the event: the next message or close rings it. Says whether there is a message, or the queue is closed.
-    pub(super) fn watch(&self) -> bool {
+    pub(crate) fn watch(&self) -> bool {
         self.fields().watches.fetch_add(1, SeqCst);
         // The partner of the barrier before `ring_event`: see there.
         AtomicU32::barrier_after_change();
@@ -226,7 +226,7 @@ impl Core {
     }
 
     /// The event that is rung.
-    pub(super) fn event(&self) -> Result<BorrowedFd<'_>, QueueError> {
+    pub(crate) fn event(&self) -> Result<BorrowedFd<'_>, QueueError> {
         self.check_here().map(|()| self.event.as_fd())
     }
 }

@@ -175,7 +175,7 @@ impl From<Corrupt> for QueueError {
 
 impl QueueError {
     /// For `map_err`: names what was being done when the system refused.
-    pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |os| Self::System { doing, os }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use phalanx::pool::Pool;
 use phalanx::{Options, Queue, QueueError, start_processes};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -89,5 +91,74 @@ fn failure_of_a_worker_ends_the_wait_for_all_and_others_of_the_runtime_go_on_mea
         );
         assert_eq!(ticks, 1);
         assert!(joined.unwrap_err().to_string().contains("rank 1 does not feel well"));
+    });
+}
+
+fn square(x: u64) -> anyhow::Result<u64> {
+    anyhow::ensure!(x != 13, "unlucky");
+    Ok(x * x)
+}
+
+#[test]
+fn tasks_of_a_pool_are_awaited_in_tasks_of_the_runtime() {
+    in_each_runtime(async || {
+        let pool = Pool::new(2).unwrap();
+        let mut tasks = JoinSet::new();
+        for x in 0..200 {
+            let pool = pool.clone();
+            tasks.spawn(async move { (x, pool.submit(square, x).unwrap().await) });
+        }
+        for (x, squared) in tasks.join_all().await {
+            match squared {
+                Ok(squared) => assert_eq!(squared, x * x),
+                Err(failed) => assert!(x == 13 && failed.to_string().contains("unlucky"), "{failed}"),
+            }
+        }
+    });
+}
+
+fn slow(x: u64) -> anyhow::Result<u64> {
+    // Longer than a chunk is made to take, so that results come one by one.
+    #[expect(clippy::disallowed_methods, reason = "that time passes is what this is about")]
+    std::thread::sleep(Duration::from_millis(3));
+    square(x)
+}
+
+#[test]
+fn maps_are_streams_in_order_and_in_any_order() {
+    in_each_runtime(async || {
+        let pool = Pool::new(2).unwrap();
+        let squares: Vec<_> = pool.map(square, 0..5000).unwrap().into_stream().collect().await;
+        let (good, bad): (Vec<_>, Vec<_>) = squares.into_iter().partition(Result::is_ok);
+        assert_eq!((good.len(), bad[0].as_ref().unwrap_err().item()), (4999, Some(13)));
+        let mut stream = pool.map(slow, 100..140).unwrap().chunk(5).window(20).unordered().into_stream();
+        let mut found = Vec::new();
+        while let Some((item, squared)) = stream.next().await {
+            assert_eq!(squared.unwrap(), (item + 100).pow(2));
+            found.push(item);
+        }
+        found.sort_unstable();
+        assert_eq!(found, (0..40).collect::<Vec<_>>());
+        assert_eq!(stream.get_ref().progress().done, 40);
+    });
+}
+
+#[test]
+fn dropped_stream_and_a_pool_without_room_leave_the_runtime_alone() {
+    in_each_runtime(async || {
+        let pool = Pool::options(Options::new(1)).capacity(2).build().unwrap();
+        let mut streams = [(); 3].map(|()| pool.map(slow, 20..30).unwrap().chunk(1).window(8).into_stream());
+        for _ in 0..10 {
+            for stream in &mut streams {
+                stream.next().await.unwrap().unwrap();
+            }
+        }
+        for stream in &mut streams {
+            assert!(stream.next().await.is_none());
+        }
+        let mut dropped = pool.map(slow, 20..).unwrap().into_stream();
+        dropped.next().await.unwrap().unwrap();
+        drop(dropped);
+        assert_eq!(pool.submit(square, 2).unwrap().await.unwrap(), 4);
     });
 }
