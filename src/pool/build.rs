@@ -28,6 +28,23 @@ use crate::worker::entry::{self, Entry};
 impl PoolOptions {
     /// Makes the pool, and starts all its workers, or its [`min`](Self::min), or none.
     ///
+    /// It returns when their processes have been started. What goes wrong later, in a worker's own set-up, fails the calls with
+    /// [`PoolError::Broken`] once three workers in a row have ended before they could take one.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{Options, StartMethod};
+    /// use phalanx::pool::{Pool, PoolError};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let refused = Pool::options(Options::new(2)).min(3).build();
+    /// assert!(matches!(refused, Err(PoolError::InvalidOption(_))));
+    /// let refused = Pool::options(Options::new(2).start_method(StartMethod::Fork)).build().unwrap_err();
+    /// assert!(refused.to_string().contains("use Spawn or ForkServer"), "{refused}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`PoolError::InvalidOption`] for no workers or more than 32,767, fewer than [`min`](Self::min), for a capacity of 0 or more than 2^20, for
     /// [`StartMethod::Fork`](crate::StartMethod::Fork), since a pool has a thread, and for pools in pools deeper than 8;

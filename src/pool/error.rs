@@ -9,6 +9,9 @@ use crate::queue::QueueError;
 /// Why a pool does not start, or takes no task.
 ///
 /// What becomes of a task that a pool has taken is told by [`TaskFailed`].
+///
+/// All but [`Full`](Self::Full) hold for the next call too, except that [`Arguments`](Self::Arguments), [`Function`](Self::Function) are about this
+/// one. After [`Broken`](Self::Broken) and [`Closed`](Self::Closed) a program needs another pool.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
@@ -92,6 +95,30 @@ impl PoolError {
 /// A task, or an item of a map, that did not return: which, and why.
 ///
 /// Its text names the function, the item, what happened, and the traceback where there is one.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::Pool;
+///
+/// fn root(x: f64) -> anyhow::Result<f64> {
+///     anyhow::ensure!(x >= 0.0, "{x} has no root");
+///     Ok(x.sqrt())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(1)?;
+/// let mut results = pool.map(root, [4.0, -1.0])?;
+/// assert_eq!(results.next().transpose()?, Some(2.0));
+/// let failed = results.next().expect("there are two items").unwrap_err();
+/// // Which call, and how far it came.
+/// assert_eq!((failed.item(), failed.began(), failed.attempts()), (Some(1), true, 1));
+/// assert!(failed.function().ends_with("root"));
+/// // Why: the error of the function, and no worker has ended.
+/// assert_eq!(failed.raised().map(|raised| raised.message()), Some("-1 has no root"));
+/// assert!(failed.outcome().is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct TaskFailed(Box<Inner>);
 
@@ -109,6 +136,8 @@ struct Inner {
 }
 
 /// Why a task did not return a value.
+///
+/// Whether a call may be made again without harm is told by [`TaskFailed::began`], not by this: a `WorkerEnded` may have begun or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskFailure {

@@ -1,8 +1,8 @@
 //! Pool: the handle of N workers that do many calls.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::alarm::Times;
 use super::errands::NEXT;
 use super::error::PoolError;
-use super::hub::{Hub, Phase, Summary};
+use super::hub::Hub;
 use super::label::TaskLabel;
 use super::options::PoolOptions;
 use super::stats::{Stats, WorkerStats};
@@ -19,7 +19,7 @@ use super::submit::{self, Order};
 use super::task::Task;
 use crate::Options;
 use crate::error::WorkerError;
-use crate::queue::{Outgoing, QueueError};
+use crate::queue::Outgoing;
 use crate::sync::wait_policy::WaitPolicy;
 use crate::worker::entry::{self, Entry, task};
 
@@ -49,12 +49,12 @@ use crate::worker::entry::{self, Entry, task};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Pool(Arc<Owner>);
+pub struct Pool(pub(super) Arc<Owner>);
 
 /// What all clones share. Its end closes the pool.
-struct Owner {
-    hub: Arc<Hub>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+pub(super) struct Owner {
+    pub(super) hub: Arc<Hub>,
+    pub(super) thread: Mutex<Option<JoinHandle<()>>>,
     retries: u32,
     limit: Option<Duration>,
     deadline: Option<Duration>,
@@ -63,6 +63,9 @@ struct Owner {
 impl Pool {
     /// A pool with this number of workers, started by [`StartMethod::Spawn`](crate::StartMethod::Spawn).
     ///
+    /// It returns when the processes have been started, and does not wait until they can take calls. In Python: `multiprocessing.Pool(n)`,
+    /// `ProcessPoolExecutor(max_workers=n)`.
+    ///
     /// # Errors
     /// As [`PoolOptions::build`].
     pub fn new(workers: usize) -> Result<Self, PoolError> {
@@ -70,6 +73,19 @@ impl Pool {
     }
 
     /// The options of a pool, whose workers are started as [`Options`] say.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let workers = Options::new(2).name("thumbnails").stderr_tail(20);
+    /// let pool = Pool::options(workers).memory_limit(1 << 30).build()?;
+    /// assert_eq!(pool.submit(|x: u64| anyhow::Ok(x + 1), 1)?.join()?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn options(workers: Options) -> PoolOptions {
         PoolOptions::new(workers)
     }
@@ -96,6 +112,23 @@ impl Pool {
     }
 
     /// What it has done and has to do.
+    ///
+    /// Results that lie in the queue are taken in first, unless another thread is at that, so the numbers are those of this moment.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// pool.submit(|x: u64| anyhow::Ok(x), 1)?.join()?;
+    /// let failed = pool.submit(|_: u64| -> anyhow::Result<()> { anyhow::bail!("no") }, 1)?.join();
+    /// assert!(failed.is_err());
+    /// let stats = pool.stats();
+    /// assert_eq!((stats.outstanding, stats.succeeded, stats.failed), (0, 1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         if self.hub().is_here() {
@@ -105,6 +138,9 @@ impl Pool {
     }
 
     /// What each worker does, by number.
+    ///
+    /// Read from shared memory and two files of /proc for each worker: no worker is asked, and none is held up. A number whose worker has
+    /// ended and has no successor yet is left out.
     ///
     /// ```
     /// # phalanx::auto_init!();
@@ -129,6 +165,32 @@ impl Pool {
     /// `f` is a plain function or a closure that captures nothing, as for [`spawn`](crate::spawn()); what it needs goes into `args`.
     /// Tensors, queues, locks and descriptors in `args` and in the result are shared, not copied.
     ///
+    /// It returns when the call lies in the queue, which says nothing about its begin. Workers take calls in the order in which they were
+    /// submitted; they end in any order. `args` are serialised by the calling thread. While it waits for room it takes results in, so a
+    /// program that submits without ever joining does not wait for itself.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::{Pool, PoolError};
+    ///
+    /// /// How well a model does that was trained at this point of the grid.
+    /// fn loss((rate, depth): (f64, u32)) -> anyhow::Result<f64> {
+    ///     anyhow::ensure!(rate < 1.0, "the training diverges");
+    ///     Ok((rate - 0.1).abs() + f64::from(depth.abs_diff(3)))
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let grid = [0.01, 0.1, 1.0].into_iter().flat_map(|rate| [2, 3].map(|depth| (rate, depth)));
+    /// let tasks = grid.map(|point| Ok((point, pool.submit(loss, point)?))).collect::<Result<Vec<_>, PoolError>>()?;
+    /// // A point that fails costs itself alone.
+    /// let losses = tasks.into_iter().filter_map(|(point, task)| Some((point, task.join().ok()?)));
+    /// let best = losses.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    /// assert_eq!(best, Some(((0.1, 3), 0.0)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`PoolError::Arguments`], [`PoolError::Function`], [`PoolError::Closed`], [`PoolError::Broken`], [`PoolError::Forked`], and
     /// [`PoolError::Queue`] when the system refuses.
@@ -145,6 +207,30 @@ impl Pool {
 
     /// As [`submit`](Self::submit), but does not wait for room. The arguments come by reference, since they stay here where there is none.
     ///
+    /// It takes no results in either: a call that has ended keeps its room until a thread has taken its result out of the queue, by a
+    /// [`join`](Task::join), [`is_finished`](Task::is_finished) or [`stats`](Self::stats) of any call.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::{Pool, PoolError};
+    ///
+    /// fn answer(request: String) -> anyhow::Result<usize> {
+    ///     Ok(request.len())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).capacity(1).build()?;
+    /// let first = pool.try_submit(answer, &"first".to_owned())?;
+    /// // The second client hears now that the server is busy, and not in a minute.
+    /// let second = "second".to_owned();
+    /// assert!(matches!(pool.try_submit(answer, &second), Err(PoolError::Full { queued: 1 })));
+    /// assert_eq!(first.join()?, 5);
+    /// assert_eq!(pool.try_submit(answer, &second)?.join()?, 6);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`PoolError::Full`] when there is none; those of [`submit`](Self::submit).
     pub fn try_submit<F, A, R, E>(&self, f: F, args: &A) -> Result<Task<R>, PoolError>
@@ -159,6 +245,24 @@ impl Pool {
     }
 
     /// As [`submit`](Self::submit), but waits for room no longer than `timeout`.
+    ///
+    /// It takes results in while it waits, as [`submit`](Self::submit); a timeout of zero is [`try_submit`](Self::try_submit).
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).capacity(1).build()?;
+    /// let first = pool.submit(|x: u64| anyhow::Ok(x), 1)?;
+    /// // Its room becomes free when the first one has ended.
+    /// let second = pool.submit_timeout(|x: u64| anyhow::Ok(x), &2, Duration::from_secs(600))?;
+    /// assert_eq!((first.join()?, second.join()?), (1, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`PoolError::Full`] when the time is up; those of [`submit`](Self::submit).
@@ -217,135 +321,10 @@ impl Pool {
     }
 
     /// Gives a call to the pool.
-    fn give<R>(&self, order: Order, policy: &WaitPolicy) -> Result<Task<R>, PoolError> {
+    pub(super) fn give<R>(&self, order: Order, policy: &WaitPolicy) -> Result<Task<R>, PoolError> {
         let (inbox, name) = (order.inbox.clone(), order.entry.name());
         let ticket = self.hub().submit(order, policy)?;
         Ok(Task::new(self.hub().clone(), inbox, name, ticket))
-    }
-
-    /// Has each worker that is there at the moment call `f(args)` once, after the call that it runs and before all others, and returns a
-    /// [`Task`] for each. A worker that is started later does not: what each must have is for
-    /// [`with_state`](PoolOptions::with_state), or for [`Options::on_start`](crate::Options::on_start).
-    ///
-    /// A worker that ends before it has begun fails its own call. Calls are not [tried again](PoolOptions::retries).
-    ///
-    /// ```
-    /// # phalanx::auto_init!();
-    /// use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-    /// use phalanx::pool::Pool;
-    ///
-    /// static LEVEL: AtomicU32 = AtomicU32::new(0);
-    ///
-    /// fn set_level(level: u32) -> anyhow::Result<usize> {
-    ///     LEVEL.store(level, Relaxed);
-    ///     Ok(phalanx::pool::worker().map_or(0, |worker| worker.rank))
-    /// }
-    ///
-    /// # fn main() -> anyhow::Result<()> {
-    /// let pool = Pool::new(2)?;
-    /// let tasks = pool.broadcast(set_level, 3)?;
-    /// let workers = tasks.into_iter().map(|task| task.join()).collect::<Result<Vec<_>, _>>()?;
-    /// assert_eq!(workers, [0, 1]);
-    /// assert_eq!(pool.submit(|()| anyhow::Ok(LEVEL.load(Relaxed)), ())?.join()?, 3);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`submit`](Self::submit). [`PoolError::Arguments`], too, for arguments that only one process may have, such as a
-    /// [`Shard`](crate::Shard).
-    pub fn broadcast<F, A, R, E>(&self, f: F, args: A) -> Result<Vec<Task<R>>, PoolError>
-    where
-        F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
-        A: Serialize + DeserializeOwned,
-        R: Serialize + DeserializeOwned,
-        E: WorkerError,
-    {
-        const { entry::assert_plain::<F>() }
-        let _ = f;
-        self.broadcast_entry(task::of_plain::<F, A, R, E>(), &args)
-    }
-
-    pub(super) fn broadcast_entry<A: Serialize, R>(
-        &self,
-        entry: &'static Entry,
-        args: &A,
-    ) -> Result<Vec<Task<R>>, PoolError> {
-        self.hub().check_here()?;
-        let message = submit::for_several(entry.name(), args)?;
-        let give = |seat| {
-            let message = message.duplicate().ok_or(PoolError::Closed)?;
-            let order = Order { seat: Some(seat), retries: 0, ..self.order(entry, message)? };
-            self.give(order, &WaitPolicy::Forever)
-        };
-        self.hub().present().into_iter().map(give).collect()
-    }
-
-    /// Takes no more tasks, in all clones. Those that it has are done.
-    pub fn close(&self) {
-        if self.hub().is_here() {
-            self.hub().enter(Phase::Closing);
-        }
-    }
-
-    /// Cancels all calls that have not begun; returns how many.
-    pub fn cancel_queued(&self) -> usize {
-        self.hub().cancel_all(|_| true)
-    }
-
-    /// Closes the pool, and waits until all its calls are done and its workers have ended.
-    ///
-    /// # Errors
-    /// [`PoolError::Broken`] when it could not keep its workers; [`PoolError::Forked`]; [`PoolError::Queue`] when the wait was
-    /// aborted.
-    pub fn join(self) -> Result<Summary, PoolError> {
-        let hub = self.hub();
-        hub.check_here()?;
-        self.close();
-        hub.wait(&WaitPolicy::Forever, || hub.is_done().then_some(()), |thread| hub.wake_at_end(thread))
-            .or_else(|error| if matches!(error, QueueError::Closed) { Ok(()) } else { Err(error) })
-            .map_err(PoolError::Queue)?;
-        self.0.await_thread();
-        hub.summary()
-    }
-
-    /// Ends the workers by SIGKILL, and gives up all calls.
-    pub fn kill(self) {
-        self.0.end(Phase::Ending { kills: true });
-    }
-}
-
-impl Owner {
-    fn await_thread(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // It does not panic; if it did, its children are dead and what was outstanding is told by then.
-        let _ = thread.map(JoinHandle::join);
-    }
-
-    fn end(&self, phase: Phase) {
-        if self.hub.is_here() {
-            self.hub.enter(phase);
-            self.await_thread();
-        }
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        // In a fork of the process there is no such thread, and the workers are not its children.
-        if !self.hub.is_here() {
-            return;
-        }
-        if thread::panicking() {
-            return self.end(Phase::Ending { kills: true });
-        }
-        self.hub.drain();
-        self.hub.cancel_all(|occupant| !occupant.is_wanted());
-        if self.hub.is_wanted() {
-            self.hub.enter(Phase::Closing);
-        } else {
-            self.end(Phase::Ending { kills: false });
-        }
     }
 }
 

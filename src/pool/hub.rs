@@ -114,6 +114,8 @@ pub(super) struct Parts {
 }
 
 /// What a pool has done, when it has ended.
+///
+/// [`Pool::join`](super::Pool::join) returns it. Attempts that were followed by another one do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {

@@ -38,6 +38,11 @@ impl Pool {
     /// # }
     /// ```
     ///
+    /// An error or a panic of `f` is the result of its item, and its worker goes on. A worker that dies costs the item that it ran
+    /// ([`TaskFailure::WorkerEnded`](super::TaskFailure::WorkerEnded)); items behind it in its chunk go to another worker, those before it have
+    /// been given out. Items are serialised by the thread that iterates, one at a time: one that cannot be fails alone, with
+    /// [`TaskFailure::Arguments`](super::TaskFailure::Arguments).
+    ///
     /// # Errors
     /// [`PoolError::Function`] and [`PoolError::Forked`]. A pool that is closed or broken fails the items.
     pub fn map<F, I, R, E>(&self, f: F, items: I) -> Result<Map<I::IntoIter, R>, PoolError>
@@ -75,6 +80,9 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// A worker that takes the place of one that has died reads it anew. Where a worker cannot read it, each item that it takes fails with
+    /// [`TaskFailure::Arguments`](super::TaskFailure::Arguments).
     ///
     /// # Errors
     /// As [`map`](Self::map). [`PoolError::Arguments`] when the environment cannot be serialised, or only one process may have something

@@ -31,6 +31,10 @@ const CHUNKS: usize = 4;
 /// What [`Pool::map`] returns: an iterator over the results, in the order of the items.
 ///
 /// Its options are set before the first step.
+///
+/// Dropping it cancels the items that have not begun, and asks those that run to end; workers go on. Each step gives one item's result, so
+/// `collect::<Result<Vec<_>, _>>()` stops at the first failure, and with it all that is still on its way. After the pool has broken or was
+/// closed, the items that had not been given to it fail once, and the iterator ends.
 #[must_use = "a map does nothing until it is iterated"]
 pub struct Map<I: Iterator, R> {
     pub(super) pool: Pool,
@@ -115,6 +119,26 @@ impl<I: Iterator, R> Map<I, R> {
 
     /// How many items may have been read, and their results not been given out; without it, four chunks for each worker. 0 counts
     /// as 1.
+    ///
+    /// A bound for memory, and for how far the input is read ahead: joblib's `pre_dispatch`. A result that comes before its turn counts until its
+    /// turn has come, so one slow item holds up the others once the window is full; [`unordered`](Self::unordered) has no such wait.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::cell::Cell;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let read = Cell::new(0);
+    /// let lines = (0..1000).map(|n| { read.set(read.get() + 1); format!("line {n}") });
+    /// let pool = Pool::new(2)?;
+    /// let mut lengths = pool.map(|line: String| anyhow::Ok(line.len()), lines)?.window(8);
+    /// assert_eq!(lengths.next().transpose()?, Some(6));
+    /// assert!(read.get() <= 8);
+    /// assert_eq!(lengths.count(), 999);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn window(mut self, items: usize) -> Self {
         self.window = Some(items.max(1));
         self
@@ -122,6 +146,8 @@ impl<I: Iterator, R> Map<I, R> {
 
     /// How many items travel in one message; without it, as many as take a worker half a millisecond, and fewer towards the end. 0
     /// counts as 1. In a pool with a [time limit](super::PoolOptions::timeout) or a [deadline](super::PoolOptions::deadline) it is always 1.
+    ///
+    /// Python's `chunksize`. A [window](Self::window) of less than two chunks a worker makes chunks smaller, so that each worker has something.
     pub fn chunk(mut self, items: usize) -> Self {
         if !self.pool.is_timed() {
             self.size = ChunkSize::fixed(items);

@@ -25,6 +25,35 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Which call for which work
+//!
+//! | work | call | its name elsewhere |
+//! |---|---|---|
+//! | one call, its result later | [`Pool::submit`], [`Task::join`] | Python's `apply_async` and `get`; `Executor.submit` and `Future.result` |
+//! | one function, many items, results in their order | [`Pool::map`] | `imap`; `starmap` with tuples; joblib's `Parallel(return_as="generator")` |
+//! | the same, results as they come | [`Map::unordered`] | `imap_unordered`; joblib's `"generator_unordered"` |
+//! | the same, beside a large value that all items need | [`Pool::map_with`] | a global that `initializer` sets |
+//! | calls of several functions, results as they come | [`Pool::task_set`] | `concurrent.futures.as_completed`; tokio's `JoinSet` |
+//! | a model, a connection or a cache in each worker | [`PoolOptions::with_state`] | `initializer`, `initargs` |
+//! | one call in each worker | [`Pool::broadcast`] | dask's `Client.run` |
+//! | functions that leak memory | [`PoolOptions::recycle_after`], [`recycle_above`](PoolOptions::recycle_above) | `maxtasksperchild` |
+//! | requests that are worth nothing after a while | [`PoolOptions::deadline`], [`Pool::try_submit`] | a server's load shedding |
+//! | the end, with all calls done; the end at once | [`Pool::join`]; [`Pool::kill`] | `close` and `join`; `terminate` |
+//!
+//! `concurrent.futures` fails all futures with `BrokenProcessPool` when one worker dies, and `multiprocessing.Pool` never gives the result of
+//! a call whose worker was killed. Here the call that ran fails, and the pool goes on.
+//!
+//! # What a function gets and returns
+//!
+//! Functions are named, not sent: a worker is the same executable, and finds the function at the same place in it. So a function is a plain
+//! `fn` or a closure that captures nothing, and what it needs is an argument. Arguments and results are serialised by serde. Tensors, queues,
+//! locks and descriptors in them are shared with the worker, not copied, and count against its open files while it has them.
+//!
+//! # After a fork
+//!
+//! A pool belongs to the process that made it. A process that was forked from that one has copies of the handles: they give no calls
+//! ([`PoolError::Forked`]), cancel none, and do nothing to the workers when they are dropped.
 
 // From a call to its result:
 //
@@ -54,6 +83,8 @@
 // - `stats`: what the workers do at this moment
 // - `times`: time limits and deadlines, and how a task is ended
 // - `alarm`: moments at which that thread looks at a task
+// - `closing`: the end of a pool, from its handles
+// - `broadcast`: the same call for each worker
 // - `items`, `map`, `unordered`, `set`: many items, many calls
 // - `progress`: how far a map is, as data and as a line at the bottom of the terminal
 // - `awaits`: what futures wait by
@@ -65,8 +96,10 @@ mod alarm;
 mod answers;
 mod awaits;
 mod batch;
+mod broadcast;
 mod build;
 mod chunk;
+mod closing;
 mod delivery;
 mod desk;
 mod errands;

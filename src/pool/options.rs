@@ -30,6 +30,8 @@ const MOST_WORKERS: usize = u16::MAX as usize / 2;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// In force without further options: all workers are started at once and stay, calls have neither limit nor deadline, and none is tried again.
 #[derive(Clone, Debug)]
 #[must_use = "a pool is made by build()"]
 pub struct PoolOptions {
@@ -63,6 +65,9 @@ impl PoolOptions {
 
     /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
     /// as many.
+    ///
+    /// From 1 to 2^20. It is a bound for what lies in the queue and in workers' hands together: a call counts until its result has been
+    /// taken in. Each has a cell of 64 bytes in shared memory, which has a page only once so many calls were on their way.
     pub fn capacity(self, tasks: usize) -> Self {
         Self { capacity: tasks, ..self }
     }
@@ -74,12 +79,59 @@ impl PoolOptions {
     /// An error or a panic is an answer, and is not tried again; nor is a task in whose arguments there is something that only one process
     /// can have, a [`Shard`](crate::Shard) or a [`Connection`](crate::Connection): the failure says so. With this the process of the pool keeps
     /// the arguments of each task that has not ended, with the tensors in them.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    /// use phalanx::sync::Value;
+    ///
+    /// fn flaky(begun: Value<u32>) -> anyhow::Result<String> {
+    ///     if begun.fetch_add(1) == 0 {
+    ///         std::process::abort(); // the first attempt only
+    ///     }
+    ///     Ok("done".to_owned())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).retries(2).build()?;
+    /// let begun = Value::new(0)?;
+    /// assert_eq!(pool.submit(flaky, begun.clone())?.join()?, "done");
+    /// assert_eq!(begun.get(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn retries(self, most: u32) -> Self {
         Self { retries: most, ..self }
     }
 
     /// How long a function may run, from its begin. After that it is ended as by [`Task::kill`](super::Task::kill), and fails with
     /// [`TaskFailure::TimedOut`](super::TaskFailure::TimedOut). Items of maps then travel one by one.
+    ///
+    /// Time in the queue does not count; that is what a [deadline](Self::deadline) is for. A call that ends within the
+    /// [grace](Self::grace) after it was asked gives what it returns, late as it is. With [retries](Self::retries) each attempt has the
+    /// whole limit.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::Options;
+    /// use phalanx::pool::{Pool, TaskFailure};
+    ///
+    /// fn hang(_: ()) -> anyhow::Result<()> {
+    ///     loop {
+    ///         std::thread::park();
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let options = Pool::options(Options::new(1)).timeout(Duration::from_millis(20));
+    /// let pool = options.grace(Duration::ZERO).build()?;
+    /// let failed = pool.submit(hang, ())?.join().unwrap_err();
+    /// assert!(matches!(failed.failure(), TaskFailure::TimedOut { .. }), "{failed}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn timeout(self, limit: Duration) -> Self {
         Self { limit: Some(limit), ..self }
     }
@@ -113,6 +165,10 @@ impl PoolOptions {
     }
 
     /// How long a task that was asked to end has to do so before its worker is killed; 5 s without it.
+    ///
+    /// With none it is killed at once. A function uses it to leave files and locks in order: it polls [`cancelled`](super::cancelled), or learns
+    /// it from a wait that returns `Aborted`. It is not the time that workers have when the pool ends: that is
+    /// [`Options::grace_period`](crate::Options::grace_period).
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
@@ -141,6 +197,9 @@ impl PoolOptions {
     /// Ends workers above [`min`](Self::min) that were not needed for so long; without it they stay. The pool looks once in that time
     /// how many calls and chunks it has had at once at the most, and ends as many workers as were more than that: idle ones, each as
     /// after its last call. A worker that is not needed ends after one to two such times.
+    ///
+    /// A time of zero is refused by [`build`](Self::build). The look is taken by the pool's thread, which wakes for it only while there are more
+    /// workers than `min`.
     pub fn idle_after(self, time: Duration) -> Self {
         Self { idle_after: Some(time), ..self }
     }
@@ -150,6 +209,19 @@ impl PoolOptions {
     ///
     /// The successor is started when the last task begins, and takes tasks as soon as its predecessor has handed in that one's result.
     /// With [`StartMethod::ForkServer`](crate::StartMethod::ForkServer), and [spares](crate::ForkServer::spares), it starts soonest.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).recycle_after(1).build()?;
+    /// let pid = |()| anyhow::Ok(std::process::id());
+    /// assert_ne!(pool.submit(pid, ())?.join()?, pool.submit(pid, ())?.join()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recycle_after(mut self, tasks: u64) -> Self {
         self.term.tasks = Some(tasks.max(1));
         self

@@ -13,6 +13,21 @@ use crate::sys::pipe::is_terminal;
 /// How far a [`Map`](super::Map) is, at one moment: [`Map::progress`](super::Map::progress).
 ///
 /// Its text is what [`Map::status_line`](super::Map::status_line) shows: `120 of 1000 done, 2 failed, 4 running, 35.2/s, 0:00:25 left`.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::Pool;
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(2)?;
+/// let mut squares = pool.map(|x: u64| anyhow::Ok(x * x), 0..10)?;
+/// squares.by_ref().take(3).try_for_each(|square| square.map(drop))?;
+/// let progress = squares.progress();
+/// assert!(progress.rate() > 0.0 && progress.time_left().is_some());
+/// assert!(progress.to_string().contains("of 10 done"), "{progress}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -40,6 +55,8 @@ impl Progress {
     }
 
     /// How long the rest takes at that rate; `None`: that is not known yet.
+    ///
+    /// Items that are quick at first and slow at the end make it too short: the average is over all.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.done);

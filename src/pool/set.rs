@@ -51,6 +51,9 @@ use crate::worker::entry::{self, task};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A call that fails, or whose worker dies, gives its failure as others give their values, and the set goes on. It waits for all its calls
+/// in [`next`](Iterator::next) and for none elsewhere; to leave it early is to drop it.
 #[must_use = "dropping it cancels its calls"]
 pub struct TaskSet<R> {
     pool: Pool,
@@ -64,6 +67,8 @@ pub struct TaskSet<R> {
 
 impl Pool {
     /// An empty set of calls whose functions all return an `R`.
+    ///
+    /// Several sets of one pool do not see one another. Python's `concurrent.futures.as_completed`, and `wait` with `FIRST_COMPLETED`.
     pub fn task_set<R: Serialize + DeserializeOwned>(&self) -> TaskSet<R> {
         let (inbox, left) = (Arc::default(), BTreeMap::new());
         TaskSet { pool: self.clone(), inbox, left, next: 0, results: PhantomData }
@@ -73,6 +78,8 @@ impl Pool {
 impl<R: Serialize + DeserializeOwned> TaskSet<R> {
     /// Adds a call, as [`Pool::submit`]; returns its number: 0 for the first one, and so on. A [`TaskFailed`] names it as its
     /// [item](TaskFailed::item).
+    ///
+    /// Waits for room as that does, and takes results in meanwhile: those of this set lie in it until they are asked for.
     ///
     /// # Errors
     /// As [`Pool::submit`].
@@ -96,6 +103,28 @@ impl<R: Serialize + DeserializeOwned> TaskSet<R> {
 
 impl<R> TaskSet<R> {
     /// How many calls there are whose results have not been given out.
+    ///
+    /// With it a server keeps a number of calls on their way:
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let (mut set, mut pages) = (pool.task_set(), (0..20_u32).peekable());
+    /// let mut sizes = Vec::new();
+    /// while pages.peek().is_some() || !set.is_empty() {
+    ///     while let Some(page) = pages.next_if(|_| set.len() < 4) {
+    ///         set.submit(|page: u32| anyhow::Ok(page * 10), page)?;
+    ///     }
+    ///     let (number, size) = set.next().expect("there is a call");
+    ///     sizes.push((number, size?));
+    /// }
+    /// assert_eq!(sizes.iter().map(|(_, size)| size).sum::<u32>(), 1900);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.left.len()
@@ -108,6 +137,33 @@ impl<R> TaskSet<R> {
     }
 
     /// Cancels the calls that have not begun; returns how many. Each gives [`TaskFailure::Cancelled`].
+    ///
+    /// Exact, as [`Task::cancel`](super::Task::cancel). The calls stay in the set until their failures have been taken.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::{Pool, TaskFailed, TaskFailure};
+    ///
+    /// fn search(seed: u64) -> anyhow::Result<u64> {
+    ///     Ok(seed)
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let mut set = pool.task_set();
+    /// for seed in 0..8 {
+    ///     set.submit(search, seed)?;
+    /// }
+    /// // The first answer is enough.
+    /// let (_, found) = set.next().expect("there are calls");
+    /// assert!(found? < 8);
+    /// let cancelled = set.cancel_queued();
+    /// assert_eq!(set.len(), 7);
+    /// let is_cancelled = |failed: &TaskFailed| *failed.failure() == TaskFailure::Cancelled;
+    /// assert_eq!(set.filter(|(_, result)| result.as_ref().is_err_and(is_cancelled)).count(), cancelled);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel_queued(&self) -> usize {
         self.pool.hub().cancel_all(|occupant| Arc::ptr_eq(&occupant.inbox, &self.inbox))
     }

@@ -21,6 +21,9 @@ use crate::sync::wait_policy::WaitPolicy;
 use crate::worker::entry::{self, Entry, task, zero_sized_function};
 
 /// How a pool is made whose workers have a state: [`PoolOptions::with_state`].
+///
+/// A state lives as long as its worker, and never leaves its process: it need not be serialisable, nor `Send`. What workers are to share goes
+/// into the arguments of `init`.
 #[must_use = "a pool is made by build()"]
 pub struct StateOptions<S, I, F, E> {
     pool: PoolOptions,
@@ -59,6 +62,8 @@ pub struct StateOptions<S, I, F, E> {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Clones are the same pool, as those of [`Pool`]. The pool ends with the last clone of this handle and of [`pool`](Self::pool).
 pub struct StatePool<S> {
     pool: Pool,
     state: PhantomData<fn() -> S>,
@@ -72,6 +77,34 @@ impl PoolOptions {
     /// that returns an error leaves it as it is. When `init` fails, by an error, a panic or a death of its worker, the worker is started
     /// again, and after three failures without a worker that could begin the pool is broken, with the last failure's own text and
     /// traceback ([`PoolError::Broken`]).
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// struct Connection { server: String, queries: u32 }
+    ///
+    /// fn connect(server: &String) -> anyhow::Result<Connection> {
+    ///     Ok(Connection { server: server.clone(), queries: 0 })
+    /// }
+    ///
+    /// fn query(connection: &mut Connection, rows: u32) -> anyhow::Result<String> {
+    ///     assert!(rows > 0, "nothing is asked for");
+    ///     connection.queries += 1;
+    ///     let nth = if connection.queries > 1 { format!(", query {}", connection.queries) } else { String::new() };
+    ///     Ok(format!("{rows} rows of {}{nth}", connection.server))
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).with_state(connect, "db.example".to_owned()).build()?;
+    /// assert!(pool.submit(query, 0)?.join().is_err());
+    /// // The panic has cost the worker its connection, and it has made another one.
+    /// assert_eq!(pool.submit(query, 3)?.join()?, "3 rows of db.example");
+    /// assert_eq!(pool.submit(query, 5)?.join()?, "5 rows of db.example, query 2");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_state<F, I, S, E>(self, init: F, args: I) -> StateOptions<S, I, F, E>
     where
         F: Fn(&I) -> Result<S, E> + Copy + Send + 'static,
@@ -117,6 +150,28 @@ where
     /// recycled or not needed any more. A worker that is killed, or dies, does not; nor does one whose pool is dropped while calls are
     /// left. Without it the state is dropped at these moments. If `retire` fails, [`StatePool::join`] returns
     /// [`PoolError::Retire`].
+    ///
+    /// What the workers have collected can so be handed in once each, and not once a call:
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::{Options, Queue};
+    /// use phalanx::pool::Pool;
+    ///
+    /// struct Sum { own: u64, sums: Queue<u64> }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let sums = Queue::bounded(2)?;
+    /// let init = |sums: &Queue<u64>| anyhow::Ok(Sum { own: 0, sums: sums.clone() });
+    /// let options = Pool::options(Options::new(2)).with_state(init, sums.clone());
+    /// let pool = options.on_retire(|sum: Sum| sum.sums.put(sum.own)).build()?;
+    /// let add = |sum: &mut Sum, x: u64| { sum.own += x; anyhow::Ok(()) };
+    /// pool.map(add, 0..100)?.try_for_each(|result| result)?;
+    /// pool.join()?;
+    /// assert_eq!(sums.get()? + sums.get()?, 4950);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_retire<G, E2>(self, retire: G) -> Self
     where
         G: Fn(S) -> Result<(), E2> + Copy + Send + 'static,
@@ -144,6 +199,21 @@ where
 
 impl<S: 'static> StatePool<S> {
     /// The pool: what its workers do, how it is closed, and calls of functions that need no state.
+    ///
+    /// A clone of it keeps the pool open as any other handle does.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).with_state(|_: &()| anyhow::Ok(1_u64), ()).build()?;
+    /// assert_eq!(pool.pool().submit(|x: u64| anyhow::Ok(x), 7)?.join()?, 7);
+    /// assert_eq!(pool.pool().stats().succeeded, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
@@ -207,6 +277,8 @@ impl<S: 'static> StatePool<S> {
 
     /// As [`Pool::map`]: the workers call `f(&mut state, item)`.
     ///
+    /// Which worker's state an item meets is not known beforehand: results must not depend on it. Items of one worker meet it one after the other.
+    ///
     /// # Errors
     /// As [`Pool::map`].
     pub fn map<F, T, R, E>(&self, f: F, items: T) -> Result<Map<T::IntoIter, R>, PoolError>
@@ -223,6 +295,22 @@ impl<S: 'static> StatePool<S> {
     }
 
     /// As [`Pool::broadcast`]: each worker calls `f(&mut state, args)` once.
+    ///
+    /// What all states are to take on, such as new weights. A worker that is started later makes its state by `init` alone.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(2)).with_state(|_: &()| anyhow::Ok(1_u64), ()).build()?;
+    /// let set = |scale: &mut u64, new: u64| { *scale = new; anyhow::Ok(()) };
+    /// pool.broadcast(set, 10)?.into_iter().try_for_each(|task| task.join())?;
+    /// assert_eq!(pool.map(|scale: &mut u64, x: u64| anyhow::Ok(*scale * x), 0..10)?.sum::<Result<u64, _>>()?, 450);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Pool::broadcast`].
@@ -247,6 +335,8 @@ impl<S: 'static> StatePool<S> {
     }
 
     /// As [`Pool::kill`].
+    ///
+    /// States are neither retired nor dropped: their processes are killed.
     pub fn kill(self) {
         self.pool.kill();
     }

@@ -16,6 +16,8 @@ use crate::sys::clock::Moment;
 use crate::sys::process;
 
 /// What a [`Pool`](super::Pool) has done and has to do.
+///
+/// The numbers belong together: they are read at one moment, under the pool's lock. [`Summary`](super::Summary) has them at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -28,6 +30,37 @@ pub struct Stats {
 }
 
 /// One worker of a [`Pool`](super::Pool): [`Pool::workers`](super::Pool::workers).
+///
+/// What its fields say of the call was stored by the worker itself, and is read without it: of a call that begins or ends at that moment they
+/// may say some of one and some of the other.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{self, Pool};
+///
+/// fn work(_: ()) -> anyhow::Result<()> {
+///     while !pool::cancelled() {
+///         std::thread::yield_now();
+///     }
+///     Ok(())
+/// }
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(1)?;
+/// let task = pool.submit(work, ())?;
+/// while !task.has_begun() {
+///     std::thread::yield_now();
+/// }
+/// // What an operator would want to see of a call that takes long.
+/// for worker in pool.workers() {
+///     println!("worker {} (pid {}): {:?} for {:?}", worker.number, worker.pid, worker.running, worker.since);
+///     assert!(!worker.stopped && worker.memory.is_some());
+/// }
+/// assert!(task.kill());
+/// task.join()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerStats {

@@ -44,6 +44,9 @@ use crate::sync::wait_policy::WaitPolicy;
 /// ```
 ///
 /// It is a future, too, for asynchronous programs: `pool.submit(square, 7)?.await?`.
+///
+/// Many may be on their way, and each may be waited for by another thread. In Python: `AsyncResult`, `Future`.
+/// A task in a process that was forked from the pool's never finishes there: [`join`](Self::join) says so at once.
 #[must_use = "what came of the call is lost with it"]
 pub struct Task<R> {
     hub: Arc<Hub>,
@@ -64,6 +67,25 @@ impl<R> Task<R> {
     }
 
     /// Whether it has ended, so that [`join`](Self::join) does not wait.
+    ///
+    /// It takes results in that lie in the queue, unless another thread is at that, so a loop that only asks comes to its end.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let task = pool.submit(|x: u64| anyhow::Ok(x * x), 12)?;
+    /// let mut frames = 0;
+    /// while !task.is_finished() {
+    ///     frames += 1; // the window is drawn meanwhile
+    ///     std::thread::yield_now();
+    /// }
+    /// assert_eq!(task.join()?, 144);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         if self.is_given.load(Relaxed) {
@@ -76,6 +98,8 @@ impl<R> Task<R> {
     }
 
     /// Whether a worker has begun it. True, too, when it has ended, also by a [`cancel`](Self::cancel).
+    ///
+    /// False again while a call that is [tried again](super::PoolOptions::retries) waits for its next attempt.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         let Some(ticket) = self.ticket() else { return true };
@@ -83,6 +107,31 @@ impl<R> Task<R> {
     }
 
     /// How far the function says that it is, by [`progress`](super::progress()): from 0.0 to 1.0. `None`: it does not run, or has not said it.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::{self, Pool};
+    ///
+    /// fn train(_: ()) -> anyhow::Result<()> {
+    ///     pool::progress(0.5);
+    ///     while !pool::cancelled() {
+    ///         std::thread::yield_now();
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let task = pool.submit(train, ())?;
+    /// while task.progress() != Some(0.5) {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert!(task.kill());
+    /// task.join()?;
+    /// assert_eq!(pool.workers()[0].progress, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn progress(&self) -> Option<f64> {
         self.ticket().and_then(|ticket| self.hub.progress_of(ticket))
@@ -90,14 +139,70 @@ impl<R> Task<R> {
 
     /// Cancels the call if it has not begun. Exact: after `true` the function is never called, and [`join`](Self::join) returns
     /// [`TaskFailure::Cancelled`].
+    ///
+    /// False: it has begun, or has ended. A function that runs is not touched: [`kill`](Self::kill) ends it, too.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::{self, Pool, TaskFailure};
+    ///
+    /// fn wait(_: ()) -> anyhow::Result<()> {
+    ///     while !pool::cancelled() {
+    ///         std::thread::yield_now();
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let (first, second) = (pool.submit(wait, ())?, pool.submit(wait, ())?);
+    /// while !first.has_begun() {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert!(!first.cancel() && second.cancel());
+    /// assert_eq!(second.join().unwrap_err().failure(), &TaskFailure::Cancelled);
+    /// assert!(first.kill());
+    /// first.join()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel(&self) -> bool {
         self.ticket().is_some_and(|ticket| self.hub.cancel(ticket))
     }
 
     /// Ends the call: cancels it if it has not begun; else asks its function to end, which [`cancelled`](super::cancelled) tells,
-    /// and kills its worker after the pool's [grace](super::PoolOptions::grace). True: it had not ended.
+    /// and kills its worker after the pool's [grace](super::PoolOptions::grace). True: this has begun to end it. False: it had ended, or is being
+    /// ended already, by an earlier `kill`, a time limit or a deadline.
     ///
-    /// A result that comes before the kill is kept. The kill hits this call and no other, however the race between them ends.
+    /// A result that comes before the kill is kept. The kill hits this call and no other, however the race between them ends. A call that is
+    /// killed is not [tried again](super::PoolOptions::retries). It returns at once: [`join`](Self::join) waits for what comes of it.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::Options;
+    /// use phalanx::pool::{Pool, TaskFailure};
+    ///
+    /// fn hang(_: ()) -> anyhow::Result<()> {
+    ///     loop {
+    ///         std::thread::park();
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).grace(Duration::ZERO).build()?;
+    /// let task = pool.submit(hang, ())?;
+    /// while !task.has_begun() {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert!(task.kill() && !task.kill());
+    /// let failed = task.join().unwrap_err();
+    /// assert!(matches!(failed.failure(), TaskFailure::Killed(_)), "{failed}");
+    /// // Another worker has its place.
+    /// assert_eq!(pool.submit(|x: u64| anyhow::Ok(x), 5)?.join()?, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn kill(&self) -> bool {
         // Queued tasks may begin between the two, running ones may end.
         self.ticket()
@@ -120,6 +225,29 @@ impl<R> Task<R> {
 impl<R: DeserializeOwned> Task<R> {
     /// Waits until it has ended, and returns what its function returned.
     ///
+    /// The calling thread decodes the result, and may take in those of other calls while it waits. In a function of a pool that was itself asked
+    /// to end, the wait ends with [`TaskFailure::WaitEnded`].
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::{Pool, TaskFailure};
+    ///
+    /// fn parse(text: String) -> anyhow::Result<u64> {
+    ///     Ok(text.parse()?)
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let failed = pool.submit(parse, "x".to_owned())?.join().unwrap_err();
+    /// match failed.failure() {
+    ///     TaskFailure::Raised(error) => assert!(error.message().contains("invalid digit"), "{error}"),
+    ///     TaskFailure::WorkerEnded(outcome) => panic!("worker {} has ended: {}", outcome.pid(), outcome.status()),
+    ///     _ => panic!("{failed}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`TaskFailed`]: the function failed, or its worker ended; which, when and why.
     pub fn join(self) -> Result<R, TaskFailed> {
@@ -130,6 +258,25 @@ impl<R: DeserializeOwned> Task<R> {
 
     /// As [`join`](Self::join), for no longer than `timeout`. `None`: the time is up; the call goes on, and can be joined later. What
     /// came of a call is given out once: after `Some` each further call returns [`TaskFailure::WaitEnded`].
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let task = pool.submit(|x: u64| anyhow::Ok(x + 1), 1)?;
+    /// let result = loop {
+    ///     match task.join_timeout(Duration::from_millis(100)) {
+    ///         Some(result) => break result?,
+    ///         None => eprintln!("still at it"),
+    ///     }
+    /// };
+    /// assert_eq!(result, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As those of [`join`](Self::join).

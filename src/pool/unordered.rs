@@ -11,6 +11,8 @@ use super::progress::Progress;
 
 impl<I: Iterator, R> Map<I, R> {
     /// The results as they come, each with the number of its item, from 0.
+    ///
+    /// Results of one worker's chunk come in their order; nothing else is promised. Python's `imap_unordered`.
     pub fn unordered(self) -> Unordered<I, R> {
         Unordered(self)
     }
@@ -35,11 +37,28 @@ impl<I: Iterator, R> Map<I, R> {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Failures come by the same way, with the number of their item. Dropping it is dropping the [`Map`].
 #[must_use = "a map does nothing until it is iterated"]
 pub struct Unordered<I: Iterator, R>(pub(super) Map<I, R>);
 
 impl<I: Iterator, R> Unordered<I, R> {
     /// How far it is, as [`Map::progress`] tells.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(2)?;
+    /// let mut lengths = pool.map(|x: String| anyhow::Ok(x.len()), ["a", "bc"].map(str::to_owned))?.unordered();
+    /// while let Some((item, length)) = lengths.next() {
+    ///     println!("{item}: {}, {}", length?, lengths.progress());
+    /// }
+    /// assert_eq!(lengths.progress().done, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.0.progress()
