@@ -226,7 +226,8 @@ fn task_of_a_pool_that_is_asked_to_end_awaits_no_more() {
     common::watched(|| {
         let (pool, never, told) =
             (Pool::new(1).unwrap(), Queue::bounded(1).unwrap(), Queue::bounded(1).unwrap());
-        for _ in 0..3 {
+        // So often that the look of each second cannot do what the event is for.
+        for _ in 0..150 {
             let task = pool.submit(await_in_task, (never.clone(), told.clone())).unwrap();
             told.get().unwrap();
             assert!(task.kill());
@@ -292,21 +293,24 @@ fn awaited_task_tells_deaths_cancels_and_results_once() {
 fn thread_that_takes_results_for_all_leaves_them_to_the_futures_when_it_goes() {
     watched(|| {
         let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(1).unwrap());
-        let first = pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap();
-        let mut second = pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap();
-        std::thread::scope(|scope| {
-            // It takes results, for the future too, until its own is there.
-            let (tells, tid) = std::sync::mpsc::channel();
-            let joins = scope.spawn(move || {
-                tells.send(nix::unistd::gettid().as_raw() as u32).unwrap();
-                first.join().unwrap()
+        // So often that the look of each second cannot do what a ring is for.
+        for _ in 0..150 {
+            let [first, mut second] =
+                [(); 2].map(|()| pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap());
+            std::thread::scope(|scope| {
+                let (tells, tid) = std::sync::mpsc::channel();
+                // It takes results, for the future too, until its own is there.
+                let joins = scope.spawn(move || {
+                    tells.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+                    first.join().unwrap()
+                });
+                common::await_asleep(tid.recv().unwrap());
+                poll_once(pin!(&mut second));
+                told.put(1).unwrap();
+                told.put(1).unwrap();
+                assert_eq!(block_on(&mut second).unwrap() + joins.join().unwrap(), 2);
             });
-            common::await_asleep(tid.recv().unwrap());
-            poll_once(pin!(&mut second));
-            told.put(1).unwrap();
-            told.put(1).unwrap();
-            assert_eq!(block_on(&mut second).unwrap() + joins.join().unwrap(), 2);
-        });
+        }
     });
 }
 
