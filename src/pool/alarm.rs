@@ -1,4 +1,7 @@
 //! The times of a task, and the moments at which the pool's thread looks at it.
+//!
+//! Alarms are never taken back. One that comes too late finds another ticket in the cell, or a word that has gone on, and does nothing: so no
+//! race with the end of the task has to be decided here. The list is under the pool's lock.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,8 @@
 //! How the pool hands out errands: it posts them, and its thread answers the workers that ask.
+//!
+//! Posting is for any thread of the program; answers are given by the pool's thread alone, which finds the requests at its socket. It
+//! never waits for a worker: it sends without blocking, and where that fails the call fails. What an errand is, and why it does not
+//! travel by the queue of tasks, is said in [`errands`](super::errands).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,6 +18,8 @@ use crate::queue::Outgoing;
 use crate::sys::socket::{Attempt, Socket};
 
 /// The environment of a map, as long as the map lives.
+///
+/// The [`Map`](super::Map) owns it. Its end has each worker that has read the environment forget it, by an errand.
 #[derive(Debug)]
 pub(super) struct Lent {
     hub: Arc<Hub>,
@@ -22,6 +28,9 @@ pub(super) struct Lent {
 
 impl Hub {
     /// Gives an errand to the worker of a seat. False: there is none.
+    ///
+    /// Called with the lock held, under which a seat's pid is cleared, too, when its worker has been reaped: an errand is posted before
+    /// that, and is dropped with the others of the worker, or is refused.
     pub(super) fn post(&self, state: &mut State, seat: usize, errand: Errand) -> bool {
         if state.pids[seat] == 0 {
             return false;
@@ -32,6 +41,8 @@ impl Hub {
     }
 
     /// Posts a call whose cell is queued already, or fails it.
+    ///
+    /// Called by the thread that submits, in place of the put into the queue. The message stays in the order, as it would after a put.
     pub(super) fn post_call(&self, seat: usize, ticket: Ticket, order: &Order) {
         let mut state = self.lock();
         // What only one process may have was refused when the order was made.
@@ -46,6 +57,8 @@ impl Hub {
     }
 
     /// The seats of the workers that are there and stay.
+    ///
+    /// Both workers of a place may be among them, where one leaves and has not said so yet.
     pub(super) fn present(&self) -> Vec<usize> {
         let (state, desks) = (self.lock(), self.ledger.desks());
         let stays = |&seat: &usize| state.pids[seat] != 0 && desks[seat].leaving.load(Relaxed) == 0;
@@ -53,6 +66,8 @@ impl Hub {
     }
 
     /// Answers the requests of workers that have come.
+    ///
+    /// Requests of workers that have died meanwhile are answered too: the answer finds no reader.
     pub(super) fn answer_requests(&self) {
         // A request that is none, or came without its socket, as where this process had no number left for it: the worker is told by the
         // end of its socket.
@@ -66,6 +81,9 @@ impl Hub {
     }
 
     /// Sends a worker what it wants. Where there is nothing to send the worker finds the end of its socket.
+    ///
+    /// The lock is held for taking the errand out of its list, and not for sending, which is a system call that results should not wait
+    /// for.
     fn answer(&self, seat: usize, wanted: u32, reply: &Socket) {
         let mut state = self.lock();
         let answer = match wanted {
@@ -93,6 +111,8 @@ impl Hub {
     }
 
     /// Drops the errands of a worker that has ended, and fails the calls among them.
+    ///
+    /// The pool's thread calls it for a worker that is reaped. The environments that the worker had read went with it.
     pub(super) fn drop_errands(&self, seat: usize, outcome: &Outcome) {
         let mut state = self.lock();
         let posted = state.errands.posted.remove(&seat).unwrap_or_default();

@@ -1,4 +1,7 @@
 //! A worker at a chunk: it collects results, and puts them into the queue together.
+//!
+//! The worker does it between the items of a chunk, on its one thread. A result goes to the queue at once where it cannot lie in the tray, where
+//! a thread of the pool sleeps until it is told, or where the message has grown to half of what the ring takes in one piece.
 
 use std::mem;
 
@@ -15,6 +18,9 @@ use crate::wire::codec::Encoded;
 
 impl Server {
     /// Runs the items of a chunk. Each result is in the tray, or in the queue, before the next item begins.
+    ///
+    /// The word says Running from the first item to the last, so the pool learns from the cell's `item` which one a death has hit. A chunk that was
+    /// asked to end, since its map is gone, begins no further item, and says so by one message for all that are left.
     pub(super) fn run_items(&self, task: &Taken<'_>, items: u32, mut bytes: &[u8]) -> anyhow::Result<()> {
         let mut batch = Batch::new(self, task);
         for item in 0..items {
@@ -77,6 +83,8 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds the result of an item. One that is large, or has something beside it, is a message of its own.
+    ///
+    /// It is in the tray before this returns, and with it before the next item begins.
     fn add(&mut self, item: u32, is_last: bool, encoded: Encoded) -> anyhow::Result<()> {
         let most = self.server.most();
         if !encoded.attachments.is_empty() || encoded.bytes.len() > most / 4 {
@@ -99,6 +107,8 @@ impl<'a> Batch<'a> {
     }
 
     /// Puts what has been collected into the queue. `next`: the item of which the next result will be.
+    ///
+    /// The label names the first item and how many there are; the pool skips those that it has found in the tray before.
     fn flush(&mut self, next: u32, is_last: bool) -> anyhow::Result<()> {
         if self.items > 0 {
             let first = next - self.items;

@@ -34,7 +34,8 @@ pub(super) enum Results {
     Taken,
 }
 
-/// Values one after the other in one piece of memory, so that an item that does nothing costs no allocation. Each is as [`chunk::push_item`] writes it.
+/// Values one after the other in one piece of memory, so that an item that does nothing costs no allocation. Each is as
+/// [`chunk::push_item`] writes it.
 #[derive(Debug)]
 pub(super) struct Several {
     /// The whole message, its label too, or what lay in a tray.

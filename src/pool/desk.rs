@@ -1,4 +1,8 @@
 //! The desk of a worker: what it says of itself, in shared memory.
+//!
+//! The worker of a seat is the only writer of most of it, so plain stores do; the pool reads it at any moment, and after the worker's
+//! death, but what becomes of a task never depends on it: that is what the words of the ledger are for. The pool writes `seat`,
+//! `errands`, and, before a start, what the last worker has left there.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};

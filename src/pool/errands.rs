@@ -1,5 +1,5 @@
-//! Errands: what the pool gives to one of its workers, and not to whichever takes it first: a call of [`Pool::broadcast`](super::Pool::broadcast), the
-//! environment of a map.
+//! Errands: what the pool gives to one of its workers, and not to whichever takes it first: a call of
+//! [`Pool::broadcast`](super::Pool::broadcast), the environment of a map.
 //!
 //! The queue of tasks cannot carry them. The pool posts an errand in a list of its own, counts it at the worker's desk, and wakes the worker.
 //! The worker asks for the errand, and for an environment that it lacks, by a message to the pool's thread: its number, what it wants, and a

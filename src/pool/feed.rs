@@ -1,4 +1,9 @@
 //! How the items of a map are given to the pool: in chunks, or alone.
+//!
+//! All of it runs on the thread that iterates the map (or polls the stream), before that looks for a result: so the input is read no faster
+//! than results are taken, and needs not be `Send`. The program's code runs here, the input's `next` and `Serialize`, so no lock of the pool
+//! is held. A chunk is cut where its bytes would be more than half of what the ring takes in one piece, since a longer message would have to go as
+//! a memfd, which costs more than the chunk saves.
 
 use std::panic::{self, AssertUnwindSafe};
 
@@ -32,6 +37,8 @@ where
         }
     }
 
+    /// Reads up to `size` items, and gives them to the pool as one message, or as several. Items keep their order: what was collected before an
+    /// item that travels alone, or fails, is given first, since the number of an item is how many were given before it.
     fn submit_chunk(&mut self, size: usize) {
         let most = self.pool.hub().tasks.core().inline();
         let mut chunk = Chunk::default();
@@ -71,6 +78,7 @@ where
         next
     }
 
+    /// Gives a chunk to the pool, unless it is empty. It never has anything beside its bytes, so it can be kept, and given out again.
     fn submit(&mut self, chunk: Chunk) {
         let items = chunk.items;
         if items > 0 {
@@ -79,6 +87,7 @@ where
         }
     }
 
+    /// Gives one item to the pool, with its tensors and descriptors. The cell has one item, so a death while it runs costs nothing else.
     fn submit_alone(&mut self, encoded: Encoded) {
         let Encoded { bytes, attachments } = encoded;
         let encoded = Encoded { bytes: [&[0; TaskLabel::LEN][..], &bytes].concat(), attachments };
@@ -87,6 +96,9 @@ where
     }
 
     /// Gives a message to the pool. `items`: how many it has; 0: it is one item alone.
+    ///
+    /// In an iterator this waits for room as [`Pool::submit`](super::Pool::submit), and takes results in meanwhile. A stream must not wait: its
+    /// order is kept in `unsent`, and counts as submitted, so the window bounds what is kept, too.
     fn order(&mut self, items: u32, message: Result<Outgoing, QueueError>) {
         self.began.get_or_insert_with(Moment::now);
         let first = self.submitted;
@@ -131,6 +143,8 @@ where
     }
 
     /// Fails the next item, which was not given to the pool.
+    ///
+    /// It counts as submitted, and its failure lies in the inbox like any result, so that it is given out when its turn has come.
     fn fail(&mut self, failure: TaskFailure) {
         self.submitted += 1;
         self.fail_item(self.submitted - 1, failure);

@@ -1,4 +1,8 @@
 //! How a worker gets what the pool has for it alone, and what it keeps of that: environments of maps, and its own state.
+//!
+//! It runs in the worker, on the thread that serves, between two calls; an environment is fetched within the call of the first item that needs
+//! it. The worker makes a socket pair for each request, and sends one end along. So an answer cannot reach the process that takes the place
+//! of a dead worker, and a pool that has died, or has nothing to send, is seen as the end of the socket.
 
 use std::any::Any;
 use std::os::fd::AsFd;
@@ -26,6 +30,12 @@ impl Server {
     }
 
     /// Does the errands that have been posted.
+    ///
+    /// The word at the desk counts what was posted, and this worker what it has done, so that an errand that is posted while another is done is seen
+    /// in the next round. They go before the tasks of the queue, as [`Pool::broadcast`](super::Pool::broadcast) promises.
+    ///
+    /// # Errors
+    /// When the pool cannot be asked. The worker ends with it.
     pub(super) fn run_errands(&self) -> anyhow::Result<()> {
         while self.desk().errands.load(Acquire) != self.errands.get() {
             self.errands.set(self.errands.get() + 1);
@@ -65,6 +75,9 @@ impl Server {
     }
 
     /// Gets an environment, and reads it.
+    ///
+    /// `entry` is a record like that of a function, whose "call" decodes the arguments and leaves the value. The error is the text with
+    /// which each item of the map fails here; it is kept like a value, so that it is not fetched again for each item.
     pub(super) fn environment(&self, number: u32) -> Result<Box<dyn Any>, String> {
         let fetched = self.fetch(number).map_err(|error| format!("the environment of the map: {error:#}"))?;
         let (label, message) = fetched.ok_or("the environment of the map is gone, or could not be sent")?;

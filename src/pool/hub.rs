@@ -1,4 +1,13 @@
 //! What the handles of a pool, its tasks and its thread share in the process that made it.
+//!
+//! # Which lock is taken when
+//!
+//! There is one lock, of [`State`]. Below it, so by a thread that has it, two others may be taken: that of an inbox, to put a failure
+//! into it, and the mutex of a queue, without waiting for room. Nobody takes the pool's lock with one of those. Starts of processes,
+//! waits, decoding and whatever is the program's code run without it.
+//!
+//! The words of the ledger need no lock: each change is one compare-and-swap. Under the lock is what only this process knows of a task,
+//! its occupant. A free cell goes to a task, and back, under the lock alone.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicUsize;
@@ -27,6 +36,8 @@ use crate::sys::forks::Here;
 use crate::sys::socket::Socket;
 
 /// How far a pool is.
+///
+/// It only goes forward: a pool that is being ended is never open again, and one that has broken stays so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
@@ -41,6 +52,8 @@ pub(super) enum Phase {
     Broken(String),
 }
 
+/// Handles, tasks and maps have it by `Arc`, and so does the pool's thread. So it lives on after the last handle of the pool, as long as
+/// a task is still waited for.
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) tasks: Queue<TaskMessage>,
@@ -70,6 +83,7 @@ pub(super) struct Hub {
     pub(super) printer: Weak<Pump>,
 }
 
+/// All that changes, under one lock. A task is on its way exactly as long as its cell has an occupant.
 #[derive(Debug)]
 pub(super) struct State {
     /// By cell.
@@ -131,12 +145,15 @@ impl State {
         self.occupants.len() - self.free.len()
     }
 
+    /// The occupant of a ticket; `None`: that task is over, or has been given out again since.
     pub(super) fn occupant(&mut self, ticket: Ticket) -> Option<&mut Occupant> {
         let occupant = self.occupants.get_mut(ticket.cell as usize)?.as_mut();
         occupant.filter(|occupant| occupant.ticket == ticket)
     }
 
     /// Gives up a cell, whose word is free already.
+    ///
+    /// Wakes all that wait for room, and not one, since a thread that waits for the end of all tasks sleeps in the same list.
     fn vacate(&mut self, ticket: Ticket) -> Option<Occupant> {
         self.occupant(ticket)?;
         let occupant = self.occupants[ticket.cell as usize].take();
@@ -211,6 +228,8 @@ impl Hub {
     }
 
     /// The ticket that the task of an inbox has now, in the cell in which it was put.
+    ///
+    /// A handle knows cell and inbox, and asks for the ticket each time: a task that is given out again has the next generation.
     pub(super) fn ticket_of(&self, cell: u32, inbox: &Arc<Inbox>) -> Option<Ticket> {
         let state = self.lock();
         let occupant = state.occupants.get(cell as usize)?.as_ref()?;
@@ -246,6 +265,8 @@ impl Hub {
     }
 
     /// Ends a task with a failure of all its items that have none yet, which the pool tells, and not a worker.
+    ///
+    /// The caller has changed the cell's word, or knows that no worker will ask for it any more.
     pub(super) fn fail(&self, state: &mut State, ticket: Ticket, failure: impl Fn() -> TaskFailure) {
         let Some(occupant) = self.vacate(state, ticket) else { return };
         for item in occupant.delivered..occupant.items.max(1) {
@@ -294,11 +315,15 @@ impl Hub {
     }
 
     /// Has a thread woken when a task ends.
+    ///
+    /// Once: it has to be named again before each sleep.
     pub(super) fn wake_at_end(&self, thread: Thread) {
         self.lock().without_room.push(thread);
     }
 
     /// What has been done; the error of a pool that is broken.
+    ///
+    /// That the pool broke is told before a state that could not be given up.
     pub(super) fn summary(&self) -> Result<Summary, PoolError> {
         let state = self.lock();
         match (&state.phase, &state.unretired) {

@@ -1,4 +1,8 @@
 //! Where the results of one task or one map arrive, in the process of the pool.
+//!
+//! A delivery is put by the thread that pumps, or by whichever fails a task, with or without the pool's lock; it is taken by the owner of
+//! the handle alone. One waiter is enough for that: a delivery wakes the thread that named itself last, and the future that was polled
+//! last.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -9,6 +13,7 @@ use std::thread::Thread;
 
 use super::delivery::Delivery;
 
+/// The handle and the task's occupant have it. It is also what tells tasks of one handle from those of another: by `Arc::ptr_eq`.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     contents: Mutex<Contents>,
@@ -31,6 +36,7 @@ impl Inbox {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts a delivery behind the others, and wakes the thread that waits. What nobody wants is dropped.
     pub(super) fn put(&self, delivery: Delivery) {
         if !self.is_wanted() {
             return;
@@ -47,6 +53,7 @@ impl Inbox {
         self.is_abandoned.store(true, Relaxed);
     }
 
+    /// Whether the handle is there. It may go at any moment after this: then what arrives is dropped with the inbox.
     pub(super) fn is_wanted(&self) -> bool {
         !self.is_abandoned.load(Relaxed)
     }

@@ -1,5 +1,9 @@
 //! The thread of a pool: starts its workers, replaces those that end, says what the dead ones had in their hands, and keeps time.
 //! Results pass it by: the threads that wait for them take them in.
+//!
+//! A step goes from what has happened to what is to be done: ends and requests are taken in, tasks are told, alarms are looked at, the
+//! phase is entered, and workers are started; then it sleeps in the epoll of its children until the next of these. It holds the pool's
+//! lock for moments only, and never while it waits or starts a process.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -200,6 +204,8 @@ impl Keeper {
     }
 
     /// Takes in the end of a worker.
+    ///
+    /// The order matters: results that the worker had put, then those of its tray, and only then what it still had in its hands.
     fn take_end(&mut self, number: usize) -> io::Result<()> {
         let Some(known) = self.children.reap(number)? else { return Ok(()) };
         let seat = self.seats_of[number];
@@ -280,8 +286,8 @@ impl Keeper {
         }
     }
 
-    /// Notes that there is a worker less. `in_set_up`: it could not set itself up, and the next one is not likely to: then it counts however
-    /// long that takes, so that an initialiser that fails is not called for ever.
+    /// Notes that there is a worker less. `in_set_up`: it could not set itself up, and the next one is not likely to: then it counts
+    /// however long that takes, so that an initialiser that fails is not called for ever.
     pub(super) fn note_failed_start(&mut self, reason: String, in_set_up: bool) {
         // Workers that are being ended end before they begin anything.
         if self.children.stopping().is_some() {
@@ -329,6 +335,8 @@ impl Keeper {
     }
 
     /// Kills the worker that runs a task, if it still does.
+    ///
+    /// The signal goes to the worker of the seat that the word names, which takes no other task once it is condemned.
     fn kill(&mut self, ticket: Ticket) {
         let Some(worker) = ledger::condemn(&self.hub.cell(ticket).word, ticket.generation) else { return };
         let Some(number) = self.workers.get(usize::from(worker)).and_then(|worker| worker.child) else {

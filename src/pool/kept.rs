@@ -1,4 +1,7 @@
 //! What a worker keeps for the functions that it calls: its state, and the environments of maps.
+//!
+//! All of it lives in the worker's process, on its one thread. Types are gone here: a task names an environment by its number, and its entry
+//! record knows the type, which it gets by a downcast.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -7,6 +10,8 @@ use super::errands::NEXT;
 use crate::error::WorkerError;
 
 /// What functions have beside their arguments.
+///
+/// Environments are read when an item first needs them, and stay until the pool says that their map is gone; the state is made before the first call.
 pub(super) struct Beside {
     /// `None`: the pool was made without one.
     state: Option<Box<dyn State>>,
@@ -25,6 +30,8 @@ impl Beside {
     }
 
     /// What the function of a task has beside its arguments. `read` gets an environment that is not here.
+    ///
+    /// The error goes to the item, as one of its arguments that could not be read.
     pub(super) fn of(
         &mut self,
         environment: u32,
@@ -50,6 +57,7 @@ impl Beside {
         self.state.iter_mut().for_each(|state| state.lose());
     }
 
+    /// Drops an environment: with it go the tensors and descriptors that only its map has needed.
     pub(super) fn forget(&mut self, environment: u32) {
         self.environments.remove(&environment);
     }
@@ -71,6 +79,8 @@ pub(super) trait State {
 }
 
 /// A state, with what it is made of and what gives it up.
+///
+/// The arguments are kept, too, since the state is made again after a panic.
 pub(super) struct Kept<F, G, S, I> {
     args: I,
     init: F,

@@ -1,4 +1,9 @@
 //! How a worker of a pool comes to its place, and leaves it: by itself, at the end of its term, or since the pool has too many.
+//!
+//! Three things make it leave: it has done the tasks of its term, it has too much memory after one, or it takes the message that asks one
+//! worker to leave. Each time it says so at its desk: before the last call of its term begins, after the call that has left it too large,
+//! or while the message that it takes is still in the queue. From then on the pool counts it no more, and starts another one where one is
+//! missing.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
@@ -45,6 +50,9 @@ pub(super) fn seat(ledger: &Ledger, place: usize) -> anyhow::Result<u16> {
 }
 
 /// Waits until the worker before has left this place. It has it as long as the returned guard lives, or its process.
+///
+/// # Errors
+/// When the mutex cannot be taken: the wait was aborted, or its word is broken. The worker ends with it.
 //
 // A robust mutex: the kernel gives it to the successor when its owner dies, however that is, and without a look of the pool's thread.
 pub(super) fn take_place(ledger: &Ledger, place: usize) -> anyhow::Result<Locked<'_>> {

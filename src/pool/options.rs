@@ -63,8 +63,8 @@ impl PoolOptions {
         }
     }
 
-    /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit) waits when there are
-    /// as many.
+    /// How many tasks may be on their way, chunks of a map counting as one; 16,384 without it. [`Pool::submit`](super::Pool::submit)
+    /// waits when there are as many.
     ///
     /// From 1 to 2^20. It is a bound for what lies in the queue and in workers' hands together: a call counts until its result has been
     /// taken in. Each has a cell of 64 bytes in shared memory, which has a page only once so many calls were on their way.

@@ -1,4 +1,21 @@
 //! A worker of a pool: takes tasks out of the queue, calls their functions, and hands in what came of them.
+//!
+//! One thread of the worker does all of it. It owns nothing of the pool's that a death would keep from others: the mutexes that it takes
+//! are robust, counts at its desk are its own, and each task is found by the word of its cell. One round is:
+//!
+//! 1. the errands that were posted for it alone
+//! 2. sleep in the queue of tasks, and there, as the owner of its mutex, claim the task of the message that comes next
+//! 3. take the message out, and begin: the word says Running from then on
+//! 4. read the arguments, call the function, and encode what it returns behind the label of a result
+//! 5. finish: the word says Sending, or the worker is condemned and waits for its end
+//! 6. put the result into the queue of results
+//!
+//! What the word says at its death is what becomes of the task: [`occupant::after_death`](super::occupant::after_death).
+//!
+//! # Errors
+//!
+//! An error of a function is a result. An error of these functions ends the worker: the pool's memory or queues do not work here, or its
+//! state cannot be made. The pool reads it from the report, as it would of a worker of `spawn`.
 
 use std::cell::{Cell as Slot, RefCell};
 use std::sync::atomic::AtomicU64;
@@ -62,6 +79,9 @@ const UNTAKEN: Duration = Duration::from_millis(1);
 
 /// Runs a worker of a pool, until the pool has no more tasks for it. `state`: what its functions have beside their arguments, if the pool
 /// has that.
+///
+/// Memory is limited before the state is made, and the state is made before the worker waits for its place: so a successor does all of its
+/// set-up while its predecessor still works. It goes on until the queue is closed and empty, its term is over, or it was asked to leave.
 pub(super) fn serve(rank: usize, place: Place, state: Option<Box<dyn State>>) -> anyhow::Result<()> {
     let image = Image::main().context("identify this executable")?;
     let (seat, ledger) = (leaving::seat(&place.ledger, rank)?, place.ledger.clone());
@@ -82,6 +102,7 @@ pub(super) fn serve(rank: usize, place: Place, state: Option<Box<dyn State>>) ->
     state.map_or(Ok(()), |state| state.retire().context("give up the state of a worker of a pool"))
 }
 
+/// What the worker has for its whole life. One thread uses it, so its changing parts are cells.
 pub(super) struct Server {
     pub(super) seat: u16,
     pub(super) place: Place,
@@ -105,6 +126,9 @@ pub(super) struct Taken<'a> {
 
 impl Server {
     /// Takes one task and does it. False: there will be no more for this worker.
+    ///
+    /// `Idle` has the errands' word watched by the sleep in the queue, so an errand ends that with `Aborted`, and the next round does it
+    /// first. The claim runs as the owner of the queue's mutex: a death before the take leaves the message there.
     fn serve_one(&self) -> anyhow::Result<bool> {
         self.run_errands()?;
         let (mut claimed, mut leaves) = (None, false);
@@ -132,6 +156,10 @@ impl Server {
     }
 
     /// Does a task that this worker has claimed. False: it was the last one.
+    ///
+    /// A task of the queue, or an errand's. That it is the worker's last one is said after the begin and before the call, so that the
+    /// successor is started while it runs. The cell at the desk tells [`Pool::workers`](super::Pool::workers), and a traceback, what runs
+    /// here.
     pub(super) fn do_task(&self, label: TaskLabel, cell: &Cell, message: Incoming) -> anyhow::Result<bool> {
         // Before the begin: who then finds the task running finds what it has said, or nothing.
         self.desk().forget_progress();
@@ -166,12 +194,15 @@ impl Server {
     }
 
     /// The label of a message, and the cell of its task, if the task is this worker's from now on.
+    ///
+    /// `number` is the message's in the queue, 0 for an errand, which was never there. `None`, too, for a label that no pool has written.
     pub(super) fn claim(&self, bytes: &[u8], number: u32) -> Option<(TaskLabel, &Cell)> {
         let label = TaskLabel::read(bytes)?;
         let cell = self.place.ledger.cells().get(label.ticket.cell as usize)?;
         cell.claim(label.ticket.generation, self.seat, number).then_some((label, cell))
     }
 
+    /// The record of the function that lies at this offset of the executable. It looks at it before it trusts it: a message is bytes.
     pub(super) fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
         if let Some((_, entry)) = self.known.get().filter(|(known, _)| *known == function) {
             return Ok(entry);
@@ -186,6 +217,7 @@ impl Server {
         &self.place.ledger.desks()[usize::from(self.seat)]
     }
 
+    /// Reads what came beside the arguments, and runs the call or the chunk. The message lives until that has ended.
     fn work(&self, task: &Taken<'_>, message: Incoming) -> anyhow::Result<()> {
         let worked = message.open(TaskLabel::LEN, |bytes, received| match task.label.items {
             0 => self.run(task, bytes, received.unwrap_or_default()),
@@ -212,6 +244,9 @@ impl Server {
 
     /// Calls the function with an item, and encodes what it returns behind the bytes of `into`. `Err`: the message of a call that has
     /// no result.
+    ///
+    /// Of a timed task the worker stores when it begins, and looks at the deadline, so that one that is late does not begin even if the
+    /// pool's thread has not looked yet. Errors and panics are caught; a panic costs the worker its state.
     pub(super) fn call(
         &self,
         task: &Taken<'_>,
@@ -251,6 +286,8 @@ impl Server {
     }
 
     /// The message of a result that stands behind its label.
+    ///
+    /// Where it cannot be sent, as for want of memory or of descriptors, the message says so instead, so that the call has an end.
     pub(super) fn message_of(
         &self,
         task: &Taken<'_>,
@@ -262,6 +299,12 @@ impl Server {
     }
 
     /// Puts a result into the queue. The last one of a task ends it.
+    ///
+    /// Finish comes before the put: once the word says Sending, no time limit and no kill of this task reaches the worker. A worker that
+    /// dies between the two has lost it, and the task counts as begun.
+    ///
+    /// A full queue of results is emptied by the threads that wait. Where none does, the pool's thread is called after a millisecond, so
+    /// a worker never hangs because nobody has asked for results yet.
     pub(super) fn hand_in(
         &self,
         task: &Taken<'_>,
@@ -296,6 +339,8 @@ impl Server {
 }
 
 /// What was wrong beside the function itself.
+///
+/// `None`: the function itself has failed.
 fn trouble(error: &anyhow::Error) -> Option<(Kind, String)> {
     error.downcast_ref::<CallError>().map(|trouble| match trouble {
         CallError::Arguments(reason) => (Kind::Arguments, reason.clone()),
@@ -323,6 +368,8 @@ fn add(count: &AtomicU64, by: u64) {
 }
 
 /// Waits for the SIGKILL that the pool sends after it has condemned this worker.
+///
+/// It must not return: the next task would meet the signal.
 fn await_end() -> ! {
     loop {
         thread::park();

@@ -1,4 +1,9 @@
 //! What the end of a worker means for the tasks that it had, and the end of the pool for all of them.
+//!
+//! The pool's thread calls most of this. What a worker had is read from the words of the ledger once it is reaped, when the worker itself
+//! changes them no more. Another worker may, which finds a claimed message still in the queue, and so may a canceller. So each change
+//! here names the word that was read ([`ledger::take_back`]), and does nothing where another has come first. Between the reading and the
+//! telling may lie the time that the worker's last lines take to be written.
 
 use super::alarm::{Alarm, Purpose};
 use super::chunk;
@@ -16,10 +21,14 @@ use crate::sys::clock::Moment;
 
 impl Hub {
     /// The tasks that a worker has in its hands.
+    ///
+    /// Called for a worker that is reaped, after its results in the queue and in its tray have been taken in.
     pub(super) fn held_by(&self, worker: u16) -> Vec<(Ticket, Standing)> {
         Self::held(&self.ledger, &self.lock(), worker)
     }
 
+    /// The same for a caller that has the lock. It looks at all cells that are occupied: the ledger has no list by worker, which would be
+    /// one more thing to be right after a death.
     pub(super) fn held(ledger: &Ledger, state: &State, worker: u16) -> Vec<(Ticket, Standing)> {
         let tickets = state.occupants.iter().flatten().map(|occupant| occupant.ticket);
         let standings = tickets.map(|ticket| (ticket, ledger.cells()[ticket.cell as usize].standing()));
@@ -30,6 +39,9 @@ impl Hub {
     }
 
     /// Decides what becomes of a task whose worker is dead, and does it.
+    ///
+    /// `standing` is what the cell said when the worker was reaped. Called with the lock held: that the word is taken back and that the
+    /// occupant changes is one step for all who look for the task by its inbox.
     pub(super) fn settle(&self, state: &mut State, ticket: Ticket, standing: Standing, outcome: &Outcome) {
         let cell = self.cell(ticket);
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
@@ -75,6 +87,10 @@ impl Hub {
     }
 
     /// Gives out a task again, from an item on; after a pause where `is_retry`. Its cell is queued already, for the next generation.
+    ///
+    /// The occupant takes the new ticket before the message is put, since a worker may claim it at once. What is left of the time limit's
+    /// alarms names the old ticket, and does nothing; the deadline stays where it was. A full queue is no failure: the pool's thread
+    /// tries again.
     fn give_out_again(&self, state: &mut State, ticket: Ticket, from: u32, is_retry: bool) {
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
         let again = Ticket { generation: ticket.generation.wrapping_add(1), ..ticket };
@@ -98,6 +114,9 @@ impl Hub {
     }
 
     /// Asks one worker to leave: whichever takes the message, which is one that has nothing to do.
+    ///
+    /// A message and not a signal or a word of a worker's, so that whoever leaves has no task in its hands and gets none: it has taken
+    /// this instead.
     pub(super) fn ask_one_to_leave(&self) {
         let message = Outgoing::labelled(&leaving::request().to_bytes(), &(), self.tasks.core().inline());
         // A full queue has tasks, and no worker is idle.
@@ -105,6 +124,9 @@ impl Hub {
     }
 
     /// Fails all tasks.
+    ///
+    /// The words of the cells stay as they are: the phase lets no task into a cell any more, and a worker that still runs one is being
+    /// ended.
     pub(super) fn give_up_all(&self, reason: &str) {
         let mut state = self.lock();
         let tickets: Vec<_> = state.occupants.iter().flatten().map(|occupant| occupant.ticket).collect();
@@ -116,12 +138,17 @@ impl Hub {
     }
 
     /// Notes that the pool cannot keep workers.
+    ///
+    /// Its thread sees the phase in its next step: it fails all tasks, and ends what workers there are. A phase that came before is
+    /// overwritten, so that a pool that breaks while it is closed says so.
     pub(super) fn break_off(&self, reason: String) {
         self.lock().phase = Phase::Broken(reason);
     }
 }
 
 /// The message of a task without its first items, for another ticket.
+///
+/// For a task that is given out again: what was done is cut off, and the label has the new ticket and the number of items that are left.
 fn without_items(mut message: Outgoing, skipped: u32, ticket: Ticket, items: u32) -> Outgoing {
     if let Some(bytes) = message.plain_bytes() {
         return Outgoing::of_bytes(chunk::without_items(bytes, skipped, ticket, items));

@@ -1,4 +1,9 @@
 //! What the pool's thread does so that there are as many workers as are wanted: it starts some, and asks some to leave.
+//!
+//! It runs on that thread alone, which so is the only one that changes [`Seats`](super::seats::Seats), and needs no lock for them. A
+//! worker says in shared memory that it leaves, and rings where it needs a successor; ends are seen in what the group of children
+//! reports. After each event the number of workers that are wanted is computed anew from the pool's table, so a start that failed, or a
+//! message that nobody took, needs no repair of its own.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +19,12 @@ use crate::start;
 use crate::sys::clock::Moment;
 
 impl Keeper {
+    /// Starts the worker of a seat that is empty. Its desk is made ready first, since the worker may read it before this call returns;
+    /// the totals of its predecessors (`begun`, `failed`, `busy`) stay. The pid is entered last, under the lock: until then
+    /// [`Hub::post`](super::hub::Hub::post) refuses errands for the seat, so none is counted at a desk that is then made ready.
+    ///
+    /// # Errors
+    /// When the process cannot be started. The seat stays empty.
     pub(super) fn start_worker(&mut self, seat: usize) -> Result<(), Error> {
         let (hub, place) = (&self.hub, seat % self.hub.size());
         let desk = &hub.ledger.desks()[seat];
@@ -57,6 +68,8 @@ impl Keeper {
     }
 
     /// Tells the handles with how many tasks this thread is to be called, and itself when it looks for workers that are not needed.
+    ///
+    /// `calls_above` is that number: up to it each task has a worker, and a submit costs no system call for this thread's sake.
     pub(super) fn note_size(&mut self) {
         let (size, staying) = (self.hub.size, self.seats.staying());
         self.hub.lock().calls_above = size.calls_above(staying);
@@ -103,6 +116,9 @@ impl Keeper {
     }
 
     /// Starts workers where fewer stay than are wanted.
+    ///
+    /// One that cannot be started counts as one that has ended early, and the start is tried again 5 ms later: three within five seconds
+    /// break the pool.
     pub(super) fn start_missing(&mut self, wanted: usize) {
         self.next_start = None;
         for seat in self.seats.to_start(wanted) {

@@ -20,7 +20,8 @@ use crate::queue::QueueError;
 /// A [`Map`] or an [`Unordered`] as a stream, for asynchronous programs: [`Map::into_stream`], [`Unordered::into_stream`]. (Feature `stream`.)
 ///
 /// It gives what the iterator would, with the same window, and neither needs nor blocks a runtime; what wakes it is said at
-/// [`Queue::get_async`](crate::Queue::get_async). The items come from an iterator, whose `next` is called in the poll. Dropping the stream drops the map.
+/// [`Queue::get_async`](crate::Queue::get_async). The items come from an iterator, whose `next` is called in the poll. Dropping the
+/// stream drops the map.
 #[must_use = "a stream does nothing until it is polled"]
 pub struct MapStream<M> {
     map: M,

@@ -1,4 +1,15 @@
 //! How a task is given to the workers.
+//!
+//! The thread that submits does all of it: it takes a cell under the pool's lock, fills the cell's word and its occupant, and then, without
+//! the lock, puts the message into the queue of tasks. The occupant has to be there first: the worker may have handed in a result before the
+//! put returns. Between the two anybody may cancel the task, which is why a put that was refused looks who has the cell.
+//!
+//! | meanwhile | the put | what comes of it |
+//! |---|---|---|
+//! | nothing | succeeds | the task is the workers' |
+//! | cancelled | succeeds | it was told; the worker that finds the message drops it, whose generation is over |
+//! | nothing | is refused for want of room | the cell is given back, and the caller may wait |
+//! | cancelled | is refused | it was told, as of any task: the submit has succeeded |
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -38,6 +49,9 @@ pub(super) struct Order {
 
 impl Hub {
     /// Gives a task to the workers; waits for room as long as `policy` says, and takes results in meanwhile.
+    ///
+    /// The thread that waits pumps results, or sleeps until a cell is free: [`Hub::vacate`] wakes all that wait for room, and those that find none
+    /// sleep again. The phase is looked at in each round, so one that waits learns that the pool was closed.
     pub(super) fn submit(&self, mut order: Order, policy: &WaitPolicy) -> Result<Ticket, PoolError> {
         self.check_here()?;
         let found =
@@ -79,6 +93,9 @@ impl Hub {
     }
 
     /// Takes a cell for a task, and writes its label; `None`: all are taken.
+    ///
+    /// All under the lock: that the pool is open, the cell, its word, the label with the new ticket, and the occupant. With a worker missing, or an
+    /// alarm that is the next one, the pool's thread is called.
     fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
         let &mut Order { entry, function, first, items, retries, times, seat, environment, .. } = order;
         let mut state = self.lock();
@@ -128,6 +145,9 @@ impl Hub {
     }
 
     /// Puts a task into the queue again, from an item on. Its cell is queued already, for this ticket.
+    ///
+    /// Called with the lock held, as the order of locks allows: the queue's mutex is taken below the pool's, and never the other way round. It puts
+    /// without waiting, since the thread that would make room may need this lock.
     pub(super) fn put_again(&self, state: &mut State, ticket: Ticket) {
         let Some(occupant) = state.occupant(ticket) else { return };
         let Some(message) = occupant.kept.as_ref().and_then(Outgoing::duplicate) else { return };
@@ -138,6 +158,8 @@ impl Hub {
 }
 
 /// Where the record of a function lies in the executable.
+///
+/// A number and not an address, since the executable lies elsewhere in each process. The error: the function lies in a shared object.
 pub(super) fn function(entry: &'static Entry) -> Result<u64, PoolError> {
     let image = Image::main().map_err(PoolError::system("identify this executable (/proc/self/exe)"))?;
     entry.offset(image).map_err(|error| PoolError::Function(Box::new(error)))

@@ -1,4 +1,13 @@
 //! Time limits and deadlines of tasks, and how a task that is to end is ended: asked first, then killed with its worker.
+//!
+//! Handles, the threads that drop maps, and the pool's thread call this, with no lock held unless a parameter is the locked state. Ending
+//! a task takes up to three steps, each one change of the cell's word, so that whatever races with it has one winner:
+//!
+//! 1. *cancel*: Queued or Claimed to Free. It has not begun, and never will.
+//! 2. *ask*: Running to Asked. Whatever waits in the function wakes up, since it sleeps on that word.
+//! 3. *condemn*, after the grace: Running or Asked to Condemned, by the pool's thread, which then sends SIGKILL.
+//!
+//! A worker that hands in its result first changes the word to Sending, and the later steps find nothing to end.
 
 use super::alarm::{Alarm, Purpose, Times};
 use super::error::TaskFailure;
@@ -10,6 +19,9 @@ use crate::sys::clock::Moment;
 
 impl Hub {
     /// Has the pool's thread look at a task, which is queued now, when its times may be up.
+    ///
+    /// The alarm of the limit comes one limit after the submit: no task can be over its limit before that. Most have ended by then, and cost
+    /// no second look.
     pub(super) fn watch_times(&self, state: &mut State, ticket: Ticket, times: Times) {
         if let Some(at) = times.limit.and_then(|limit| Moment::now().checked_add(limit)) {
             self.set_alarm(state, Alarm { at, ticket, purpose: Purpose::Limit });
@@ -35,6 +47,9 @@ impl Hub {
     }
 
     /// Looks at a task with a time limit, at the moment at which it may be up.
+    ///
+    /// The worker stores when it begins, and nobody is told. So a task that is still queued, or has begun since, gets another alarm at the moment
+    /// at which it can be over at the earliest.
     pub(super) fn look_at_limit(&self, ticket: Ticket, now: Moment) {
         let (cell, mut state) = (self.cell(ticket), self.lock());
         let Some(limit) = state.occupant(ticket).and_then(|occupant| occupant.times.limit) else { return };
@@ -51,6 +66,9 @@ impl Hub {
     }
 
     /// Ends a task whose deadline has come.
+    ///
+    /// Where it has begun it is ended as for a limit. A worker looks at the deadline itself before it calls the function, so a task that is taken
+    /// at this moment does not depend on how soon this thread runs.
     pub(super) fn look_at_deadline(&self, ticket: Ticket) {
         let Some(deadline) = self.lock().occupant(ticket).and_then(|occupant| occupant.times.deadline) else {
             return;
@@ -65,6 +83,8 @@ impl Hub {
     }
 
     /// Cancels a task that has not begun. True: its function will never begin.
+    ///
+    /// The waiter is woken by a message through the queue of results, as by a worker's.
     pub(super) fn cancel(&self, ticket: Ticket) -> bool {
         let is_cancelled = self.is_here() && self.cancel_because(ticket, || TaskFailure::Cancelled);
         if is_cancelled {
@@ -74,6 +94,9 @@ impl Hub {
     }
 
     /// Cancels the tasks that have not begun and that `is_meant` names; returns how many there were.
+    ///
+    /// The tickets are collected first, and each is then cancelled as if alone: `is_meant` runs with the lock held, the change of the word and
+    /// the telling take it again. A task that begins meanwhile is not cancelled, and does not count.
     pub(super) fn cancel_all(&self, is_meant: impl Fn(&Occupant) -> bool) -> usize {
         if !self.is_here() {
             return 0;
@@ -91,6 +114,9 @@ impl Hub {
     }
 
     /// The caller nudges: a thread that takes results out of the queue, for all, does not look into its own inbox meanwhile.
+    ///
+    /// The word first: from then on the function cannot begin. Its cell is not in the list of free ones before the occupant has gone, so nobody
+    /// takes it between the two.
     fn cancel_because(&self, ticket: Ticket, why: impl Fn() -> TaskFailure) -> bool {
         let is_cancelled = ledger::cancel(&self.cell(ticket).word, ticket.generation);
         if is_cancelled {
@@ -109,6 +135,8 @@ impl Hub {
     }
 
     /// Asks a running task to end, and has its worker killed after the grace period. True: it runs.
+    ///
+    /// The kill is only noted here, as an alarm. When that is due the word decides: a task that has ended has another generation or another state.
     pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
         if !self.is_here() || !self.ask(ticket) {
             return false;

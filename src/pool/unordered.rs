@@ -12,7 +12,7 @@ use super::progress::Progress;
 impl<I: Iterator, R> Map<I, R> {
     /// The results as they come, each with the number of its item, from 0.
     ///
-    /// Results of one worker's chunk come in their order; nothing else is promised. Python's `imap_unordered`.
+    /// No order is promised, not even within a chunk. Python's `imap_unordered`.
     pub fn unordered(self) -> Unordered<I, R> {
         Unordered(self)
     }

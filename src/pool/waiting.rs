@@ -1,5 +1,23 @@
 //! Waiting for results. One of the threads that wait takes results out of the queue, for all of them; so no thread of the pool's
 //! stands between a worker and the thread that wants its result.
+//!
+//! # One pumps, the others sleep
+//!
+//! At most one thread at a time *pumps*: it has set `pumps` in the pool's state, blocks in the queue of results, and gives each result to
+//! the inbox that it is for. All others that wait are in `sleepers`, and parked. A sleeper wakes for one of two reasons: its inbox has
+//! got something, or it is to pump.
+//!
+//! No wake-up is lost, since a thread's park token stays until it parks, and since each of the two orders is right:
+//!
+//! - A sleeper enters the list under the lock, and looks there whether anybody pumps. A pump that stops clears `pumps` under the same lock, and
+//!   unparks the first of the list. So either the sleeper sees that nobody pumps, or the pump sees the sleeper.
+//! - A sleeper names itself to its inbox before it looks into that for the last time. What comes later unparks it.
+//! - A sleeper that was woken to pump and goes away instead, as its result or its timeout has come, wakes the next one.
+//!
+//! # What is counted
+//!
+//! Each message that is taken out counts in `delivered`, whatever it says, and the queue counts what was put. So [`Hub::drain`] knows,
+//! without looking at the messages, when all that a dead worker had put before its end has been taken in.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
@@ -27,6 +45,12 @@ const SOON: Duration = Duration::from_millis(1);
 impl Hub {
     /// Waits until `ready` has something. One of the threads that wait takes results out of the queue, for all of them; the others
     /// sleep. `register` names the thread that is to be woken when `ready` may have something.
+    ///
+    /// Called without the pool's lock, by threads of the program alone. `ready` may take the lock, and runs the program's code nowhere.
+    /// It is called before `policy` is looked at, so that what is there is given even where no time is left.
+    ///
+    /// # Errors
+    /// As those of a wait in a queue: the time is up, the wait was aborted, or the pool has ended, which closes the queue of results.
     pub(super) fn wait<T>(
         &self,
         policy: &WaitPolicy,
@@ -65,11 +89,13 @@ impl Hub {
         }
     }
 
+    /// Makes this thread the one that takes results out, until what it returns is dropped. `None`: another one does.
     pub(super) fn begin_to_pump(&self) -> Option<Pumping<'_>> {
         let mut state = self.lock();
         (!std::mem::replace(&mut state.pumps, true)).then(|| Pumping(self))
     }
 
+    /// Enters this thread among the sleepers, until what it returns is dropped.
     fn fall_asleep(&self) -> Asleep<'_> {
         let mut state = self.lock();
         state.sleepers.push_back(thread::current());
@@ -81,6 +107,10 @@ impl Hub {
     }
 
     /// Waits for the next message of a worker. `None`: what came lay in a tray, and has been delivered.
+    ///
+    /// Where chunks are on their way it waits for a millisecond first as if there were no trays: workers then put a message for each
+    /// chunk, and not one for each item. Only then it says that it sleeps ([`Awaiting`]), looks into the trays, and sleeps for as long as
+    /// `policy` says.
     fn next_result(&self, policy: &WaitPolicy) -> Result<Option<Incoming>, QueueError> {
         let results = self.results.core();
         let soon = WaitPolicy::of(SOON);
@@ -100,6 +130,9 @@ impl Hub {
     }
 
     /// Gives the results of a message to the inbox that they are for.
+    ///
+    /// The thread that pumps calls it, without the lock. The occupant is changed under the lock; what is the program's own is decoded
+    /// later, by the thread that wants it.
     pub(super) fn deliver(&self, message: Incoming) {
         let label = ResultLabel::read(&message.bytes);
         let Some((inbox, make)) = self.accept(label) else { return };
@@ -109,6 +142,9 @@ impl Hub {
     }
 
     /// Counts the results of a message, and finds their inbox. `None`: the task is over, or nothing is to be told.
+    ///
+    /// What it returns beside the inbox makes the delivery of the message, without the lock. A result whose ticket is over, of a task
+    /// that was cancelled or failed meanwhile, counts as delivered and nothing else.
     fn accept(
         &self,
         label: Option<ResultLabel>,
@@ -150,6 +186,9 @@ impl Hub {
     }
 
     /// Gives up the cell of a task that has ended.
+    ///
+    /// Called with the last result, or the last in a dead worker's tray. The worker has changed the word to Sending, or is dead, so
+    /// nobody else changes it.
     fn end_task_of(&self, state: &mut State, ticket: Ticket) {
         let cell = self.cell(ticket);
         ledger::take_back(&cell.word, cell.standing(), false);
@@ -195,6 +234,10 @@ impl Hub {
     }
 
     /// Takes in all results that have been put.
+    ///
+    /// The pool's thread calls it, before it says what a dead worker had in its hands, and a handle that is dropped. It waits for what
+    /// has been put up to now, and for nothing that workers put meanwhile. While another thread pumps it sleeps until that has delivered
+    /// something or has stopped.
     pub(super) fn drain(&self) {
         let put = self.results.core().put_count();
         let mut state = self.lock();
@@ -220,6 +263,9 @@ impl Hub {
     }
 
     /// Wakes the thread that waits for results: what it waits for may have come otherwise.
+    ///
+    /// A message, since the thread that pumps sleeps in the queue and cannot be unparked. Threads that wait for room, or for the end of
+    /// all tasks, are unparked.
     pub(super) fn nudge(&self) {
         let ticket = Ticket { cell: 0, generation: 0 };
         let label = ResultLabel::of(ticket, Kind::Nudge, 0);
@@ -232,6 +278,9 @@ impl Hub {
 }
 
 /// Reads what came of a task, as far as it is no business of its type's.
+///
+/// A result that a worker has written wrongly, or that did not arrive whole, is a failure of its task ([`TaskFailure::Result`]) and of
+/// nothing else.
 fn outcome_of(
     kind: Kind,
     message: Incoming,

@@ -1,4 +1,6 @@
 //! A word that changes by compare-and-swap: of shared memory, or loom's.
+//!
+//! The functions of the ledger and of the trays take any [`Word`], so that what loom tries out is the code that runs, and not a copy of it.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{self, Relaxed};

@@ -1,4 +1,7 @@
 //! The ledger in all orders of its steps, deaths included.
+//!
+//! Each model is one race between two or three processes, whose steps loom puts into all orders; a death is a process that stops after some step. The
+//! models use [`Word`](super::Word) as the library does, with loom's atomics for the words.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
