@@ -38,6 +38,26 @@ impl Pool {
     ///
     /// Items of maps count one by one. Each of them fails with [`TaskFailure::Cancelled`](super::TaskFailure::Cancelled); what runs goes on. As
     /// exact as [`Task::cancel`](super::Task::cancel): none of their functions is ever called.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::pool::Pool;
+    ///
+    /// fn answer(request: u64) -> anyhow::Result<u64> {
+    ///     Ok(request * 2)
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::new(1)?;
+    /// let tasks = (0..4).map(|n| pool.submit(answer, n)).collect::<Result<Vec<_>, _>>()?;
+    /// // The service is to stop soon: what runs is done, the rest is given up.
+    /// let given_up = pool.cancel_queued();
+    /// let done = tasks.into_iter().map(|task| task.join()).filter(Result::is_ok).count();
+    /// assert_eq!(given_up + done, 4);
+    /// assert_eq!(pool.join()?.failed, given_up as u64);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel_queued(&self) -> usize {
         self.hub().cancel_all(|_| true)
     }

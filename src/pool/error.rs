@@ -12,6 +12,24 @@ use crate::queue::QueueError;
 ///
 /// All but [`Full`](Self::Full) hold for the next call too, except that [`Arguments`](Self::Arguments), [`Function`](Self::Function) are about this
 /// one. After [`Broken`](Self::Broken) and [`Closed`](Self::Closed) a program needs another pool.
+///
+/// ```
+/// # phalanx::auto_init!();
+/// use phalanx::pool::{Pool, PoolError};
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let pool = Pool::new(1)?;
+/// pool.close();
+/// let reply = match pool.submit(|x: u64| anyhow::Ok(x), 1) {
+///     Ok(task) => format!("200: {}", task.join()?),
+///     Err(PoolError::Full { queued }) => format!("429: {queued} calls wait"),
+///     Err(error @ (PoolError::Closed | PoolError::Broken { .. })) => format!("503: {error}"),
+///     Err(error) => return Err(error.into()),
+/// };
+/// assert_eq!(reply, "503: the pool was closed: it takes no more tasks");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {

@@ -202,7 +202,7 @@ impl Cell {
     pub(super) fn ask(&self, generation: u32) -> bool {
         let is_asked = ask(&self.word, generation);
         if is_asked {
-            // After the change: one that is about to sleep finds the word changed. Who waits sleeps on both halves, so one is enough.
+            // After the change: one that is about to sleep finds the word changed. Waiters sleep on both halves, so one is enough.
             let [(half, _), _] = futex::halves(&self.word, 0);
             futex::wake_all(half);
         }

@@ -67,7 +67,7 @@ impl PoolOptions {
     /// waits when there are as many.
     ///
     /// From 1 to 2^20. It is a bound for what lies in the queue and in workers' hands together: a call counts until its result has been
-    /// taken in. Each has a cell of 64 bytes in shared memory, which has a page only once so many calls were on their way.
+    /// taken in. Each has a cell of 64 bytes in shared memory, whose page is not used before as many calls were on their way at a time.
     pub fn capacity(self, tasks: usize) -> Self {
         Self { capacity: tasks, ..self }
     }
@@ -169,6 +169,40 @@ impl PoolOptions {
     /// With none it is killed at once. A function uses it to leave files and locks in order: it polls [`cancelled`](super::cancelled), or learns
     /// it from a wait that returns `Aborted`. It is not the time that workers have when the pool ends: that is
     /// [`Options::grace_period`](crate::Options::grace_period).
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::{Options, Queue, QueueError};
+    /// use phalanx::pool::Pool;
+    /// use phalanx::sync::AbortedBy;
+    ///
+    /// fn sum(numbers: Queue<u64>) -> anyhow::Result<u64> {
+    ///     let mut sum = 0;
+    ///     loop {
+    ///         match numbers.get() {
+    ///             Ok(number) => sum += number,
+    ///             Err(QueueError::Aborted { by: AbortedBy::Pool, .. }) => return Ok(sum),
+    ///             Err(error) => return Err(error.into()),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).grace(Duration::from_secs(60)).build()?;
+    /// let numbers = Queue::bounded(2)?;
+    /// let task = pool.submit(sum, numbers.clone())?;
+    /// numbers.put(3)?;
+    /// numbers.put(4)?;
+    /// while !numbers.is_empty() {
+    ///     std::thread::yield_now();
+    /// }
+    /// // Nothing more comes. The wait in the function ends, and not its worker.
+    /// assert!(task.kill());
+    /// assert_eq!(task.join()?, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
@@ -230,6 +264,25 @@ impl PoolOptions {
     /// Replaces a worker that has more memory of its own than so many bytes after a task: RssAnon of proc_pid_status(5), which shared
     /// tensors and the executable do not count for. It looks after each task of 10 ms or more, and after shorter ones once in 10 ms. The
     /// task that has taken the memory is done; one that must not take so much needs [`memory_limit`](Self::memory_limit).
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::Options;
+    /// use phalanx::pool::Pool;
+    ///
+    /// fn leak(_: ()) -> anyhow::Result<u32> {
+    ///     Box::leak(vec![1_u8; 1 << 20].into_boxed_slice());
+    ///     Ok(std::process::id())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let pool = Pool::options(Options::new(1)).recycle_above(4 << 20).build()?;
+    /// let first = pool.submit(leak, ())?.join()?;
+    /// // Sooner or later its worker is found too large, and another one has its place.
+    /// while pool.submit(leak, ())?.join()? == first {}
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recycle_above(mut self, bytes: u64) -> Self {
         self.term.bytes = Some(bytes);
         self

@@ -161,7 +161,7 @@ impl Server {
     /// successor is started while it runs. The cell at the desk tells [`Pool::workers`](super::Pool::workers), and a traceback, what runs
     /// here.
     pub(super) fn do_task(&self, label: TaskLabel, cell: &Cell, message: Incoming) -> anyhow::Result<bool> {
-        // Before the begin: who then finds the task running finds what it has said, or nothing.
+        // Before the begin: a reader that then finds the task running finds what that has said, or nothing.
         self.desk().forget_progress();
         if !ledger::begin(&cell.word, label.ticket.generation, self.seat) {
             return Ok(true);
@@ -202,7 +202,7 @@ impl Server {
         cell.claim(label.ticket.generation, self.seat, number).then_some((label, cell))
     }
 
-    /// The record of the function that lies at this offset of the executable. It looks at it before it trusts it: a message is bytes.
+    /// The record of the function that lies at this offset of the executable: checked, since any number may stand in a message.
     pub(super) fn entry(&self, function: u64) -> anyhow::Result<&'static Entry> {
         if let Some((_, entry)) = self.known.get().filter(|(known, _)| *known == function) {
             return Ok(entry);

@@ -52,6 +52,7 @@ impl Hub {
             delivered: occupant.delivered,
             items: occupant.items.max(1),
             is_kept: occupant.kept.is_some(),
+            // Both count the messages of the queue, modulo 2^32: one whose number is not below the count of those taken out is still in it.
             is_queued: !occupant.is_errand && cell.number().wrapping_sub(taken).cast_signed() >= 0,
             may_retry: occupant.may_retry(),
         };
@@ -67,6 +68,7 @@ impl Hub {
         }
         let failure = occupant.failure_of(outcome.clone());
         if let Some((item, began)) = failed {
+            // Said only where it has made a difference: the item would have been begun again.
             let exclusive = occupant.exclusive.filter(|_| left.may_retry && began);
             let failed = occupant.failed(item, began, failure).not_tried_again(exclusive);
             occupant.inbox.put(Delivery {
@@ -115,8 +117,7 @@ impl Hub {
 
     /// Asks one worker to leave: whichever takes the message, which is one that has nothing to do.
     ///
-    /// A message and not a signal or a word of a worker's, so that whoever leaves has no task in its hands and gets none: it has taken
-    /// this instead.
+    /// A message, and neither a signal nor a word of one worker's: the worker that takes it has no task in its hands, and gets none.
     pub(super) fn ask_one_to_leave(&self) {
         let message = Outgoing::labelled(&leaving::request().to_bytes(), &(), self.tasks.core().inline());
         // A full queue has tasks, and no worker is idle.

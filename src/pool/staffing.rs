@@ -82,13 +82,13 @@ impl Keeper {
     /// Asks workers to leave that were not needed since the last look.
     //
     // From the table alone, and from the beginning at each look: whatever became of a message that asked one to leave, the next look
-    // counts those who are there.
+    // counts the workers that are there.
     pub(super) fn look_for_idle(&mut self) {
         if self.next_look.is_none_or(|at| at > Moment::now()) {
             return;
         }
         self.next_look = None;
-        // Whoever was asked before has the message, and has said so, or it is in the queue and asks still: none is asked twice.
+        // A message of an earlier look either was taken, and its worker has said that it leaves, or is still in the queue: none is asked twice.
         if self.hub.tasks.core().len() > 0 {
             return;
         }

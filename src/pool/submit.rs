@@ -54,6 +54,7 @@ impl Hub {
     /// sleep again. The phase is looked at in each round, so one that waits learns that the pool was closed.
     pub(super) fn submit(&self, mut order: Order, policy: &WaitPolicy) -> Result<Ticket, PoolError> {
         self.check_here()?;
+        // `try_submit` never sleeps: all waiting is here, where results are taken in meanwhile.
         let found =
             self.wait(policy, || self.try_submit(&mut order).transpose(), |thread| self.wake_at_end(thread));
         match found {

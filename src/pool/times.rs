@@ -54,6 +54,7 @@ impl Hub {
         let (cell, mut state) = (self.cell(ticket), self.lock());
         let Some(limit) = state.occupant(ticket).and_then(|occupant| occupant.times.limit) else { return };
         // One that has not begun by now cannot be over before the limit has passed from now on.
+        // Nothing clears `since` when a task is given out again, so it counts only while a worker has the task.
         let begun = cell.since().filter(|_| cell.standing().is_held());
         let end = begun.unwrap_or(now).checked_add(limit);
         let Some(end) = end else { return };

@@ -187,8 +187,8 @@ impl Hub {
 
     /// Gives up the cell of a task that has ended.
     ///
-    /// Called with the last result, or the last in a dead worker's tray. The worker has changed the word to Sending, or is dead, so
-    /// nobody else changes it.
+    /// Called with the last result, or the last in a dead worker's tray. The worker has changed the word to Sending, which nothing but
+    /// this changes, or is dead.
     fn end_task_of(&self, state: &mut State, ticket: Ticket) {
         let cell = self.cell(ticket);
         ledger::take_back(&cell.word, cell.standing(), false);
