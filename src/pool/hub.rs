@@ -56,8 +56,11 @@ pub(super) enum Phase {
 /// a task is still waited for.
 #[derive(Debug)]
 pub(super) struct Hub {
+    /// Workers take from it; handles, and the pool's thread for what is given out again, put.
     pub(super) tasks: Queue<TaskMessage>,
+    /// Workers put into it, and nudges; the thread that pumps takes.
     pub(super) results: Queue<ResultMessage>,
+    /// Both sides write its words.
     pub(super) ledger: Ledger,
     /// How long a task that was asked to end has before its worker is killed.
     pub(super) grace: Duration,
@@ -76,6 +79,7 @@ pub(super) struct Hub {
     pub(super) asked: EventFd,
     /// Workers ask here for what the pool has for them alone.
     pub(super) requests: Socket,
+    /// The process that made the pool, by which a fork of it is told, and its pid for the text of an error.
     owner: (Here, u32),
     /// When the pool was made.
     pub(super) began: Moment,
@@ -88,6 +92,7 @@ pub(super) struct Hub {
 pub(super) struct State {
     /// By cell.
     pub(super) occupants: Vec<Option<Occupant>>,
+    /// Cells without an occupant, whose words say Free. The last one is taken next.
     pub(super) free: Vec<u32>,
     /// Whether a thread takes results out of the queue; the others sleep.
     pub(super) pumps: bool,
@@ -104,7 +109,9 @@ pub(super) struct State {
     pub(super) delivered: u32,
     /// How many threads wait for that: std's condition variables make a system call for each notification, waiters or not.
     pub(super) drain: usize,
+    /// What the pool's thread is to bring about.
     pub(super) phase: Phase,
+    /// When that thread is to look at which task.
     pub(super) alarms: Alarms,
     /// Tasks that are to be put into the queue again, for which it had no room.
     pub(super) again: Vec<Ticket>,
@@ -112,6 +119,7 @@ pub(super) struct State {
     pub(super) errands: Errands,
     /// How the first worker ended that could not give up its state.
     pub(super) unretired: Option<Outcome>,
+    /// Calls and items, as [`Summary`] has them.
     pub(super) done: u64,
     pub(super) failed: u64,
 }

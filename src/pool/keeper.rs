@@ -68,7 +68,9 @@ struct Ended {
 
 pub(super) struct Keeper {
     pub(super) hub: Arc<Hub>,
+    /// What each worker is started from.
     pub(super) plan: Plan,
+    /// How workers are ended, and which function a traceback shows where none was called.
     config: GroupConfig,
     /// What the workers print, if this process carries it, and the files to which it carries their stderr.
     pub(super) output: Option<Output>,
@@ -81,6 +83,7 @@ pub(super) struct Keeper {
     pub(super) workers: Vec<Worker>,
     /// By the number of the child.
     pub(super) seats_of: Vec<usize>,
+    /// Which seats have workers that stay.
     pub(super) seats: Seats,
     /// When it looks whether there were more workers than were needed.
     pub(super) next_look: Option<Moment>,

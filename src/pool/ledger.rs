@@ -273,6 +273,8 @@ atomic_record! {
 }
 
 /// The cells of a pool, and a desk and a tray for each seat, in one piece of memory.
+///
+/// In the record's room lie the cells, then the desks, then the trays, each as an array: their places follow from the two numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Ledger {
     record: Record<Head>,

@@ -46,9 +46,9 @@
 //!
 //! # What a function gets and returns
 //!
-//! Functions are named, not sent: a worker is the same executable, and finds the function at the same place in it. So a function is a plain
-//! `fn` or a closure that captures nothing, and what it needs is an argument. Arguments and results are serialised by serde. Tensors, queues,
-//! locks and descriptors in them are shared with the worker, not copied, and count against its open files while it has them.
+//! Functions are named, not sent: a worker is the same executable, and finds the function at the same place in it. So a function is a
+//! plain `fn` or a closure that captures nothing, and what it needs is an argument. Arguments and results are serialised by serde.
+//! Tensors, queues, locks and descriptors in them are shared with the worker, not copied.
 //!
 //! # After a fork
 //!

@@ -138,9 +138,9 @@ impl PoolOptions {
 
     /// How long after it was given to the pool a task may still begin, and run: what a server needs whose callers have gone by then. A
     /// task that has not begun by that moment never does; one that runs is ended as by [`timeout`](Self::timeout). Both fail with
-    /// [`TaskFailure::DeadlinePassed`](super::TaskFailure::DeadlinePassed), and [retries](Self::retries) do not prolong it. The time
-    /// is that of CLOCK_MONOTONIC; there is no deadline without this. Items of maps then travel one by one, and the time of each
-    /// counts from when it was read and given to the pool.
+    /// [`TaskFailure::DeadlinePassed`](super::TaskFailure::DeadlinePassed), and [retries](Self::retries) do not prolong it. The time is
+    /// that of CLOCK_MONOTONIC, and a wait for room is part of it; there is no deadline without this. Items of maps then travel one by
+    /// one, and the time of each counts from when it was read and given to the pool.
     ///
     /// ```
     /// # phalanx::auto_init!();
@@ -207,8 +207,8 @@ impl PoolOptions {
         Self { grace, ..self }
     }
 
-    /// How many workers there are at the least; without it all are started at once, and stay. With it the pool starts with so many, 0 too,
-    /// and starts another one, up to the number of its [`Options`], when it has more calls and chunks than workers.
+    /// How many workers there are at the least; without it all are started at once, and stay. With it the pool starts with that number,
+    /// which may be 0, and starts another one, up to the number of its [`Options`], when it has more calls and chunks than workers.
     ///
     /// ```
     /// # phalanx::auto_init!();
@@ -261,7 +261,7 @@ impl PoolOptions {
         self
     }
 
-    /// Replaces a worker that has more memory of its own than so many bytes after a task: RssAnon of proc_pid_status(5), which shared
+    /// Replaces a worker that has more memory of its own than this number of bytes after a task: RssAnon of proc_pid_status(5), which shared
     /// tensors and the executable do not count for. It looks after each task of 10 ms or more, and after shorter ones once in 10 ms. The
     /// task that has taken the memory is done; one that must not take so much needs [`memory_limit`](Self::memory_limit).
     ///

@@ -3,6 +3,10 @@
 //! A *place* is what the program sees as one worker: a number, with the options of its rank. It has one *seat*, or two where workers are
 //! replaced as they work: so the successor can be started, and set itself up, before the one that leaves has ended. In the ledger a
 //! worker is known by its seat, so that what one has in its hands is never taken for the other's.
+//!
+//! Seat `s` belongs to place `s % places`. A seat goes from Empty to Taken when its worker is started, to Leaving when that has said that it
+//! takes no more tasks, and to Empty when it is reaped and its tasks have been told. A place never has two workers that stay: the second seat is
+//! taken only while the worker of the first leaves, or the other way round.
 
 use std::time::Duration;
 
@@ -67,7 +71,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// How many workers there are to be for so many tasks that have not ended.
+    /// How many workers there are to be for this number of tasks that have not ended.
     pub(super) fn wanted(&self, outstanding: usize) -> usize {
         outstanding.clamp(self.min, self.most)
     }
@@ -91,9 +95,9 @@ impl Size {
 /// When a worker leaves by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Term {
-    /// After so many tasks and items.
+    /// After this number of tasks and items.
     pub(super) tasks: Option<u64>,
-    /// With more memory of its own than so many bytes.
+    /// With more memory of its own than this number of bytes.
     pub(super) bytes: Option<u64>,
 }
 

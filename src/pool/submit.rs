@@ -31,15 +31,21 @@ use crate::worker::entry::Entry;
 /// A task to be given to a pool.
 #[derive(Debug)]
 pub(super) struct Order {
+    /// The function, as this process knows it: its name, and how its errors are read.
     pub(super) entry: &'static Entry,
     /// Where the record of the function lies in the executable.
     pub(super) function: u64,
     /// Its label is written when it has a cell.
     pub(super) message: Outgoing,
+    /// Where its results go: that of the task, the map or the set that it is part of.
     pub(super) inbox: Arc<Inbox>,
+    /// The number of its first item in the map, or of the call in its set; `None`: it is a task of its own.
     pub(super) first: Option<u64>,
+    /// How many items the message has; 0: the arguments of one call.
     pub(super) items: u32,
+    /// How often an item may be begun again.
     pub(super) retries: u32,
+    /// A deadline counts from when the order was made, before a wait for room.
     pub(super) times: Times,
     /// The worker that is to make the call; `None`: whichever takes it first.
     pub(super) seat: Option<usize>,

@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{self, Relaxed};
 
 /// What the ledger and the trays need of a word, so that loom can run them.
+///
+/// `replace` is a compare-and-swap that does not fail spuriously; its error is what stands there.
 pub(super) trait Word {
     fn load(&self, ordering: Ordering) -> u64;
     fn store(&self, new: u64, ordering: Ordering);
