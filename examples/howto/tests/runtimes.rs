@@ -162,3 +162,25 @@ fn dropped_stream_and_a_pool_without_room_leave_the_runtime_alone() {
         assert_eq!(pool.submit(square, 2).unwrap().await.unwrap(), 4);
     });
 }
+
+fn end_sometimes(x: u64) -> anyhow::Result<u64> {
+    if x % 150 == 149 {
+        std::process::abort();
+    }
+    Ok(x)
+}
+
+#[test]
+fn deaths_of_workers_cost_a_stream_their_items_and_no_others() {
+    in_each_runtime(async || {
+        let pool = Pool::new(3).unwrap();
+        let mut stream = pool.map(end_sometimes, 0..1500).unwrap().into_stream();
+        for item in 0..1500 {
+            match stream.next().await.unwrap() {
+                Ok(x) => assert!(x == item && x % 150 != 149),
+                Err(failed) => assert!(item % 150 == 149 && failed.outcome().is_some(), "{item}: {failed}"),
+            }
+        }
+        assert!(stream.next().await.is_none());
+    });
+}
