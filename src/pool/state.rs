@@ -168,7 +168,7 @@ where
     /// let add = |sum: &mut Sum, x: u64| { sum.own += x; anyhow::Ok(()) };
     /// pool.map(add, 0..100)?.try_for_each(|result| result)?;
     /// pool.join()?;
-    /// assert_eq!(sums.get()? + sums.get()?, 4950);
+    /// assert_eq!(sums.try_get()? + sums.try_get()?, 4950);
     /// # Ok(())
     /// # }
     /// ```
