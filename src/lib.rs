@@ -152,6 +152,8 @@
 //! output, restarts it, and says whose failure came first; `phalanx run` is the same at the command line. Any worker can ask whether it
 //! is to end: [`stopping`].
 //!
+//! [`cluster`] reads what Slurm, Open MPI or Kubernetes say of the nodes of a job.
+//!
 //! # Many calls
 //!
 //! [`pool`] keeps workers and feeds them calls. A death costs exactly the call that ran; everything else goes on.
@@ -184,6 +186,7 @@
 //!
 //! Linux only (5.4 or newer, x86-64 and aarch64).
 
+pub mod cluster;
 pub mod collective;
 mod context;
 mod dtype;
