@@ -154,3 +154,34 @@ fn item_with_retries_is_begun_no_more_often_than_it_may_be() {
     common::alone(|| phalanx::start_processes(nothing, (), server).unwrap().join()).unwrap();
     watched(|| survive(StartMethod::ForkServer, 2, 0x7f4a_7c15));
 }
+
+#[test]
+fn call_for_one_worker_is_told_however_its_death_meets_it() {
+    watched(|| {
+        let (pool, mut random) = (Pool::new(1).unwrap(), Random(0x5eed));
+        let (end, mut rounds, mut died) = (Instant::now() + race_time(), 0_u32, 0_u32);
+        while Instant::now() < end {
+            let pid = pool.submit(|()| anyhow::Ok(std::process::id()), ()).unwrap().join().unwrap();
+            let mut calls = pool.broadcast(|()| anyhow::Ok(std::process::id()), ()).unwrap();
+            // From before the worker asks for it until after it has handed in the result.
+            let kill_at = Instant::now() + Duration::from_micros(random.below(150));
+            while Instant::now() < kill_at {
+                std::hint::spin_loop();
+            }
+            let worker = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL);
+            for call in calls.drain(..) {
+                match call.join() {
+                    Ok(own) => assert_eq!(own, pid),
+                    Err(failed) => {
+                        assert!(matches!(failed.failure(), TaskFailure::WorkerEnded(_)), "{failed}");
+                        died += 1;
+                    }
+                }
+            }
+            rounds += 1;
+        }
+        eprintln!("{rounds} calls, of which {died} ended with their worker");
+        pool.join().unwrap();
+    });
+}

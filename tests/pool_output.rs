@@ -7,10 +7,12 @@ mod common;
 mod shown;
 
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use common::{by, kill_self, watched};
-use phalanx::pool::Pool;
-use phalanx::{OutputFile, Prefix, RankOptions, StartMethod};
+use phalanx::pool::{Pool, TaskFailure};
+use phalanx::{Options, OutputFile, Prefix, Queue, QueueError, RankOptions, StartMethod, spawn};
 use shown::console;
 
 phalanx::auto_init!();
@@ -83,4 +85,41 @@ fn death_is_told_when_all_that_the_worker_has_printed_is_known() {
         Ok(())
     };
     watched(|| assert_eq!(console(test, StartMethod::Spawn)[1].lines().count(), 5001));
+}
+
+/// Prints for ever.
+fn print_for_ever(told: Queue<u32>) -> anyhow::Result<()> {
+    told.put(std::process::id())?;
+    loop {
+        eprintln!("{}", "says a lot ".repeat(100));
+    }
+}
+
+fn wait_a_moment(never: Queue<u32>) -> anyhow::Result<bool> {
+    Ok(matches!(never.get_timeout(Duration::from_millis(300)), Err(QueueError::TimedOut { .. })))
+}
+
+/// A pool whose stderr takes nothing: what its worker has printed cannot be written, so that its end is told a second later.
+#[expect(unsafe_code, reason = "dup2")]
+fn kill_a_call_whose_worker_has_died(_rank: usize, _: ()) -> anyhow::Result<()> {
+    let (_reader, writer) = nix::unistd::pipe()?;
+    // SAFETY: two descriptors; the second one is nobody's but the process's stderr.
+    anyhow::ensure!(unsafe { libc::dup2(writer.as_raw_fd(), 2) } == 2, "dup2");
+    let (told, never) = (Queue::bounded(1)?, Queue::bounded(1)?);
+    let pool = Pool::options(Options::new(1).stderr_tail(3)).grace(Duration::ZERO).build()?;
+    let task = pool.submit(print_for_ever, told.clone())?;
+    let pid = told.get()?;
+    common::send(pid, nix::sys::signal::Signal::SIGKILL);
+    common::await_that(|| pool.workers().iter().all(|worker| worker.pid != pid));
+    let next = pool.submit(wait_a_moment, never)?;
+    anyhow::ensure!(!task.kill(), "its worker was dead");
+    let failed = task.join().unwrap_err();
+    anyhow::ensure!(matches!(failed.failure(), TaskFailure::WorkerEnded(_)), "{failed}");
+    anyhow::ensure!(next.join()?, "the next call was asked to end");
+    Ok(())
+}
+
+#[test]
+fn kill_of_a_call_whose_worker_has_died_meets_no_other_call_however_long_its_output_takes() {
+    watched(|| spawn(kill_a_call_whose_worker_has_died, (), 1).unwrap());
 }

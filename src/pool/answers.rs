@@ -95,6 +95,8 @@ impl Hub {
         let refused = match message.try_send(reply) {
             Ok(Attempt::Sent) => return,
             Ok(Attempt::Full | Attempt::Crowded) => "too many descriptors are on their way".to_owned(),
+            // The worker that has asked is gone: what it was to have is told when it is reaped (`drop_errands`).
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return,
             Err(error) => error.to_string(),
         };
         if let Some(ticket) = call {
@@ -116,15 +118,20 @@ impl Hub {
     pub(super) fn drop_errands(&self, seat: usize, outcome: &Outcome) {
         let mut state = self.lock();
         let posted = state.errands.posted.remove(&seat).unwrap_or_default();
+        // The worker may have died before it has claimed this one, which is then in no list, and in no worker's hands by the ledger.
+        let sent = state.errands.sent.remove(&seat);
         for shared in state.errands.environments.values_mut() {
             shared.seats.remove(&seat);
         }
         drop(state);
-        for errand in posted {
-            if let Errand::Call(ticket, _) = errand {
-                self.fail_call(ticket, || TaskFailure::WorkerEnded(outcome.clone()));
-            }
-        }
+        let posted = posted.into_iter().filter_map(|errand| match errand {
+            Errand::Call(ticket, _) => Some(ticket),
+            Errand::Forget(_) => None,
+        });
+        // One that has begun is settled, as any task of a dead worker.
+        sent.into_iter().chain(posted).for_each(|ticket| {
+            self.fail_call(ticket, || TaskFailure::WorkerEnded(outcome.clone()));
+        });
     }
 
     /// Has workers ask for a map's environment from now on.

@@ -35,6 +35,8 @@ pub(super) enum Errand {
 pub(super) struct Errands {
     /// By seat. Most pools never have any.
     pub(super) posted: BTreeMap<usize, VecDeque<Errand>>,
+    /// By seat, the call that its worker was sent last. The worker asks for the next one after it has claimed this one, or died.
+    pub(super) sent: BTreeMap<usize, Ticket>,
     pub(super) environments: BTreeMap<u32, Shared>,
     /// The number of the last environment.
     last: u32,
@@ -52,7 +54,10 @@ impl Errands {
     /// The next errand of a worker, as a message, and the call that it is.
     pub(super) fn next(&mut self, seat: usize) -> Option<(Outgoing, Option<Ticket>)> {
         match self.posted.get_mut(&seat)?.pop_front()? {
-            Errand::Call(ticket, message) => Some((message, Some(ticket))),
+            Errand::Call(ticket, message) => {
+                self.sent.insert(seat, ticket);
+                Some((message, Some(ticket)))
+            }
             Errand::Forget(number) => {
                 let ticket = Ticket { cell: FORGET, generation: 0 };
                 let label = TaskLabel { ticket, function: 0, items: 0, is_timed: false, environment: number };

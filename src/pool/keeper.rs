@@ -219,7 +219,7 @@ impl Keeper {
         let outcome = self.examine(number, &known);
         // One that has returned has handed in all that it had taken, and cells need not be looked through.
         let has_returned = outcome.status() == Status::Succeeded;
-        let held = if has_returned { Vec::new() } else { self.hub.held_by(seat as u16) };
+        let held = if has_returned { Vec::new() } else { self.hub.seize_from(seat as u16) };
         self.note_early_end(seat, &outcome);
         self.hub.lock().pids[seat] = 0;
         self.hub.drop_errands(seat, &outcome);

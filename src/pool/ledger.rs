@@ -86,6 +86,11 @@ impl Standing {
         Self { state, ..self }
     }
 
+    /// Whether its function has begun in this worker.
+    pub(super) fn has_begun(self) -> bool {
+        self.is_held() && self.state != State::Claimed
+    }
+
     /// Whether the worker has the task in its hands.
     pub(super) fn is_held(self) -> bool {
         !matches!(self.state, State::Free | State::Queued)

@@ -20,14 +20,20 @@ use crate::sync::wait_policy::WaitPolicy;
 use crate::sys::clock::Moment;
 
 impl Hub {
-    /// The tasks that a worker has in its hands.
+    /// The tasks that a worker has in its hands, which change no more until they are settled.
     ///
     /// Called for a worker that is reaped, after its results in the queue and in its tray have been taken in.
-    pub(super) fn held_by(&self, worker: u16) -> Vec<(Ticket, Standing)> {
-        Self::held(&self.ledger, &self.lock(), worker)
+    pub(super) fn seize_from(&self, worker: u16) -> Vec<(Ticket, Standing)> {
+        let state = self.lock();
+        for (ticket, _) in Self::held(&self.ledger, &state, worker) {
+            // They are settled when all that the worker has printed is written. Asked to end in between, a task would not be what
+            // `settle` compares with, and the kill that follows would meet the next worker of that seat.
+            ledger::condemn(&self.cell(ticket).word, ticket.generation);
+        }
+        Self::held(&self.ledger, &state, worker)
     }
 
-    /// The same for a caller that has the lock. It looks at all cells that are occupied: the ledger has no list by worker, which would be
+    /// The tasks that a worker has in its hands, for a caller that has the lock. It looks at all cells that are occupied: the ledger has no list by worker, which would be
     /// one more thing to be right after a death.
     pub(super) fn held(ledger: &Ledger, state: &State, worker: u16) -> Vec<(Ticket, Standing)> {
         let tickets = state.occupants.iter().flatten().map(|occupant| occupant.ticket);

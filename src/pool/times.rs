@@ -54,8 +54,8 @@ impl Hub {
         let (cell, mut state) = (self.cell(ticket), self.lock());
         let Some(limit) = state.occupant(ticket).and_then(|occupant| occupant.times.limit) else { return };
         // One that has not begun by now cannot be over before the limit has passed from now on.
-        // Nothing clears `since` when a task is given out again, so it counts only while a worker has the task.
-        let begun = cell.since().filter(|_| cell.standing().is_held());
+        // Nothing clears `since` when a task is given out again, so it counts only from when the function has begun.
+        let begun = cell.since().filter(|_| cell.standing().has_begun());
         let end = begun.unwrap_or(now).checked_add(limit);
         let Some(end) = end else { return };
         if end > now {
@@ -139,10 +139,14 @@ impl Hub {
     ///
     /// The kill is only noted here, as an alarm. When that is due the word decides: a task that has ended has another generation or another state.
     pub(super) fn end_task(&self, ticket: Ticket, why: EndedBy) -> bool {
-        if !self.is_here() || !self.ask(ticket) {
+        if !self.is_here() {
             return false;
         }
+        // Before the change: who decides what the death of the worker means finds the reason too.
         let mut state = self.lock();
+        if !self.ask(ticket) {
+            return false;
+        }
         if let Some(occupant) = state.occupant(ticket) {
             occupant.ended_by = Some(why);
         }
