@@ -64,15 +64,17 @@ impl Hub {
             policy.check().map_err(QueueError::not_got("no worker handed in a result"))?;
             if let Some(_pumping) = self.begin_to_pump() {
                 loop {
+                    // Once more, now that nobody else takes results out: the pool's thread may have told a failure, and taken out its own
+                    // nudge, since this thread has looked.
+                    if let Some(value) = ready() {
+                        return Ok(value);
+                    }
                     match self.next_result(policy) {
                         Ok(Some(result)) => self.deliver(result),
                         Ok(None) => {}
                         // The pool has ended, and nothing more will come: all that was outstanding has been told.
                         Err(QueueError::Closed) => return ready().ok_or(QueueError::Closed),
                         Err(error) => return Err(error),
-                    }
-                    if let Some(value) = ready() {
-                        return Ok(value);
                     }
                 }
             }
