@@ -116,7 +116,8 @@ fn ranks_of_an_outer_shell_or_of_a_worker_are_not_believed() {
 
 #[test]
 fn mpirun_tells_the_node_where_each_has_one_process() {
-    // As `mpirun --map-by ppr:1:node`, `mpirun -np 6`, both on three hosts, and `mpirun -np 4` on one, of Open MPI 4.1.4.
+    // The variables are those of `mpirun --map-by ppr:1:node` and `mpirun -np 6` on three hosts and of `mpirun -np 2` on one, of Open
+    // MPI 4.1.4; the counts of the one host are of four processes.
     let of = |rank: usize, local: usize, size: usize, nodes: usize| {
         format!(
             "OMPI_COMM_WORLD_RANK={rank} OMPI_COMM_WORLD_SIZE={size} OMPI_COMM_WORLD_LOCAL_SIZE={local} \
