@@ -214,10 +214,10 @@ fn failure_of_another_rank_ends_what_a_worker_awaits() {
     });
 }
 
-fn await_in_task((never, told): (Queue<u8>, Queue<u8>)) -> anyhow::Result<bool> {
+fn await_in_task((never, told): (Queue<u8>, Queue<u32>)) -> anyhow::Result<bool> {
     let mut get = pin!(never.get_async());
     poll_once(get.as_mut());
-    told.put(1)?;
+    told.put(std::process::id())?;
     Ok(matches!(block_on(get), Err(QueueError::Aborted { by: AbortedBy::Pool })))
 }
 
@@ -229,7 +229,7 @@ fn task_of_a_pool_that_is_asked_to_end_awaits_no_more() {
         // So often that the look of each second cannot do what the event is for.
         for _ in 0..150 {
             let task = pool.submit(await_in_task, (never.clone(), told.clone())).unwrap();
-            told.get().unwrap();
+            common::await_asleep(told.get().unwrap());
             assert!(task.kill());
             assert!(task.join().unwrap());
         }
@@ -293,8 +293,8 @@ fn awaited_task_tells_deaths_cancels_and_results_once() {
 fn thread_that_takes_results_for_all_leaves_them_to_the_futures_when_it_goes() {
     watched(|| {
         let (pool, told) = (Pool::new(2).unwrap(), Queue::bounded(1).unwrap());
-        // So often that the look of each second cannot do what a ring is for.
-        for _ in 0..150 {
+        // So often that the look of each second cannot do what a ring is for: it is needed in one round of some twelve.
+        for _ in 0..2000 {
             let [first, mut second] =
                 [(); 2].map(|()| pool.submit(|go: Queue<u64>| go.get(), told.clone()).unwrap());
             std::thread::scope(|scope| {
@@ -344,7 +344,12 @@ fn fork_awaits_with_a_thread_of_its_own_and_leaves_its_parents_alone() {
                 }
             }
             std::thread::scope(|scope| {
-                scope.spawn(|| ours.put(8_u8).unwrap());
+                let waiter = nix::unistd::gettid().as_raw() as u32;
+                let ours = &ours;
+                scope.spawn(move || {
+                    common::await_asleep(waiter);
+                    ours.put(8_u8).unwrap();
+                });
                 assert_eq!(block_on(get).unwrap(), 8);
             });
         }
