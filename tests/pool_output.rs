@@ -102,7 +102,7 @@ fn wait_a_moment(never: Queue<u32>) -> anyhow::Result<bool> {
 /// A pool whose stderr takes nothing: what its worker has printed cannot be written, so that its end is told a second later.
 #[expect(unsafe_code, reason = "dup2")]
 fn kill_a_call_whose_worker_has_died(_rank: usize, _: ()) -> anyhow::Result<()> {
-    let (_reader, writer) = nix::unistd::pipe()?;
+    let (reader, writer) = nix::unistd::pipe()?;
     // SAFETY: two descriptors; the second one is nobody's but the process's stderr.
     anyhow::ensure!(unsafe { libc::dup2(writer.as_raw_fd(), 2) } == 2, "dup2");
     let (told, never) = (Queue::bounded(1)?, Queue::bounded(1)?);
@@ -116,6 +116,9 @@ fn kill_a_call_whose_worker_has_died(_rank: usize, _: ()) -> anyhow::Result<()> 
     let failed = task.join().unwrap_err();
     anyhow::ensure!(matches!(failed.failure(), TaskFailure::WorkerEnded(_)), "{failed}");
     anyhow::ensure!(next.join()?, "the next call was asked to end");
+    // The end of the pool waits until what its workers have printed is written.
+    std::thread::spawn(move || std::io::copy(&mut fs::File::from(reader), &mut std::io::sink()));
+    drop(pool);
     Ok(())
 }
 
