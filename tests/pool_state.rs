@@ -321,9 +321,16 @@ fn state_is_retired_at_the_close_and_by_recycled_workers_and_not_after_a_kill() 
         let calls: Vec<_> = std::iter::from_fn(|| retired.try_get().ok()).collect();
         assert_eq!(calls.iter().sum::<u64>(), 8, "{calls:?}");
 
-        let options = Pool::options(Options::new(2));
+        let options = Pool::options(Options::new(1));
         let pool = options.with_state(remember, retired.clone()).on_retire(retire).build().unwrap();
-        pool.submit(next, String::new()).unwrap().join().unwrap();
+        let stay = |_: &mut Counter, told: Queue<u32>| -> anyhow::Result<()> {
+            told.put(1)?;
+            common::wait_for_ever()
+        };
+        // In a call: an idle worker may find the queue closed before its SIGKILL comes, and retire.
+        let told = Queue::bounded(1).unwrap();
+        let _stays = pool.submit(stay, told.clone()).unwrap();
+        told.get().unwrap();
         pool.kill();
         assert_eq!(retired.len(), 0);
     });
