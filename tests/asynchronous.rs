@@ -7,7 +7,7 @@ mod common;
 use std::pin::pin;
 use std::time::Duration;
 
-use block_on::{block_on, poll_once};
+use block_on::{block_on, poll_once, wakes_itself};
 use common::{await_that, raised};
 use phalanx::pool::{Pool, TaskFailure};
 use phalanx::sync::AbortedBy;
@@ -101,6 +101,38 @@ fn dropped_futures_have_taken_nothing_and_put_nothing() {
         assert_eq!(more[0].len(), 4, "a shard that was not put is still here");
         drop(queue.get().unwrap());
         queue.put(&more[0]).unwrap();
+    });
+}
+
+#[test]
+fn future_that_waits_for_an_event_does_not_have_itself_polled_meanwhile() {
+    watched(|| {
+        let queue = Queue::<Vec<u8>>::bounded(8).unwrap();
+        assert!(!wakes_itself(pin!(queue.get_async())));
+        // There is room for a small value, and not for one as large as this.
+        let large = vec![1; 15 << 10];
+        while queue.try_put(&large).is_ok() {}
+        assert!(!queue.is_full());
+        {
+            let mut put = pin!(queue.put_async(&large));
+            assert!(!wakes_itself(put.as_mut()));
+            // Nor when another producer sleeps in wait for room, with the mutex of that side.
+            std::thread::scope(|scope| {
+                let (tells, tid) = std::sync::mpsc::channel();
+                let (queue, large) = (&queue, &large);
+                let blocked = scope.spawn(move || {
+                    tells.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+                    queue.put(large).unwrap();
+                });
+                common::await_asleep(tid.recv().unwrap());
+                assert!(!wakes_itself(put.as_mut()));
+                queue.get().unwrap();
+                blocked.join().unwrap();
+            });
+            queue.get().unwrap();
+            block_on(put).unwrap();
+        }
+        queue.close().unwrap();
     });
 }
 

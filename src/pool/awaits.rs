@@ -15,7 +15,6 @@ use super::inbox::Inbox;
 use crate::queue::QueueError;
 use crate::reactor::Watch;
 use crate::sync::abort::{self, AbortedBy};
-use crate::sync::wait_policy::Interrupted;
 
 /// What a future holds that is not ready.
 #[derive(Debug, Default)]
@@ -59,7 +58,7 @@ impl Awaits {
         let armed = self.watch.arm(context, &fds);
         armed.map_err(QueueError::system("have a task woken by a pool (epoll)"))?;
         if let Some(by) = AbortedBy::now() {
-            return Err(QueueError::not_got("")(Interrupted::Aborted(by)));
+            return Err(QueueError::aborted(by));
         }
         results.watch();
         hub.look();

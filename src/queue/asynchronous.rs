@@ -12,7 +12,7 @@ use super::fifo::Queue;
 use super::message::Outgoing;
 use crate::reactor::Watch;
 use crate::sync::abort::{self, AbortedBy};
-use crate::sync::wait_policy::{Interrupted, WaitPolicy};
+use crate::sync::wait_policy::WaitPolicy;
 
 impl<T: DeserializeOwned> Queue<T> {
     /// As [`get`](Self::get), for asynchronous programs: the future is ready when there is a value, and blocks no thread until
@@ -65,7 +65,9 @@ impl<T: DeserializeOwned> Queue<T> {
         let (core, mut watch) = (self.core(), Watch::default());
         let take = || unless_later(core.get(&WaitPolicy::Poll));
         let got = std::future::poll_fn(|context| {
-            poll(&mut watch, context, core, take, || core.watch()).map(|got| got?)
+            // A message that is there, and that another consumer is about to take, or to leave.
+            let watches = (|| _ = core.watch(), || core.len() > 0);
+            poll(&mut watch, context, core, take, watches).map(|got| got?)
         });
         // Decoded here, when nothing is awaited any more.
         got.await?.decode()
@@ -88,7 +90,9 @@ impl<T: Serialize> Queue<T> {
         let mut message = Outgoing::of(value.borrow(), core.inline())?;
         let put = std::future::poll_fn(|context| {
             let put = || unless_later(core.put_undelivered(&mut message, &WaitPolicy::Poll));
-            poll(&mut watch, context, core, put, || core.watch_room()).map(|put| put?)
+            let fields = core.fields();
+            let watches = (|| core.watch_room(), || fields.put.is_in_the_middle(&fields.no_room));
+            poll(&mut watch, context, core, put, watches).map(|put| put?)
         });
         put.await?;
         message.deliver();
@@ -105,32 +109,30 @@ fn unless_later<R>(tried: Result<R, QueueError>) -> Option<Result<R, QueueError>
 }
 
 /// Tries something, and has the task woken for the next try if it comes to nothing. `watch_queue` has the queue ring its event at the
-/// next change, and says whether there is something to be done already.
+/// next change; `is_held_up` says whether the try failed although there was something to do, of which no event would tell.
 fn poll<R>(
     watch: &mut Watch,
     context: &Context<'_>,
     core: &Core,
     mut attempt: impl FnMut() -> Option<R>,
-    watch_queue: impl Fn() -> bool,
+    (watch_queue, is_held_up): (impl Fn(), impl Fn() -> bool),
 ) -> Poll<Result<R, QueueError>> {
     // Most queues have what is wanted: then nothing is registered anywhere.
     if let Some(done) = attempt() {
         return Poll::Ready(Ok(done));
     }
-    let event = core.event()?;
-    // Before the look, so that each change after it is an edge that the epoll sees.
-    let mut fds = vec![event];
+    // Before the next try, so that each change after it is an edge that the epoll sees.
+    let mut fds = vec![core.event()?];
     fds.extend(abort::events());
     watch.arm(context, &fds).map_err(QueueError::system("have a task woken by a queue (epoll)"))?;
     if let Some(by) = AbortedBy::now() {
-        return Poll::Ready(Err(QueueError::not_got("")(Interrupted::Aborted(by))));
+        return Poll::Ready(Err(QueueError::aborted(by)));
     }
-    let is_there = watch_queue();
-    if let Some(done) = is_there.then(attempt).flatten() {
+    watch_queue();
+    if let Some(done) = attempt() {
         return Poll::Ready(Ok(done));
     }
-    if is_there {
-        // Another thread is in the middle, or was faster.
+    if is_held_up() {
         context.waker().wake_by_ref();
     }
     Poll::Pending

@@ -206,13 +206,11 @@ impl Core {
         self.len() > 0 || self.is_closed()
     }
 
-    /// Begins to wait for room by the event: the next message that is taken, or a close, rings it. Says whether there is room for some
-    /// message, or the queue is closed.
-    pub(super) fn watch_room(&self) -> bool {
+    /// Begins to wait for room by the event: the next message that is taken, or a close, rings it.
+    pub(super) fn watch_room(&self) {
         self.fields().room_watches.fetch_add(1, SeqCst);
         // As in `watch`.
         AtomicU32::barrier_after_change();
-        !self.is_full() || self.is_closed()
     }
 
     /// How many messages were put, modulo 2^32.

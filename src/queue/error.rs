@@ -200,14 +200,18 @@ impl QueueError {
                 // waited for, and not this one, which only waited.
                 Self::TimedOut { waited, awaited }.noted(&pids)
             }
-            // An abort is a consequence too: of another rank's failure, or of what was asked of the task.
-            Interrupted::Aborted(by) => Self::Aborted { by }.noted(&by.pids()),
+            Interrupted::Aborted(by) => Self::aborted(by),
             Interrupted::System(os) => Self::System { doing, os },
             Interrupted::WouldBlock => at_once,
             // A thread that is in the mutex already: only a signal handler, or a fork that has mapped the queue twice, can come
             // to that.
             Interrupted::Deadlock => Self::System { doing, os: io::ErrorKind::Deadlock.into() },
         }
+    }
+
+    pub(crate) fn aborted(by: AbortedBy) -> Self {
+        // A consequence too: of another rank's failure, or of what was asked of the task.
+        Self::Aborted { by }.noted(&by.pids())
     }
 
     pub(super) fn disconnected() -> Self {

@@ -52,6 +52,12 @@ impl Side {
         Ok(inside)
     }
 
+    /// Whether a thread of this side is in the middle of a call: it owns the mutex, and does not sleep until the other side changes
+    /// something.
+    pub(super) fn is_in_the_middle(&self, parker: &Parker) -> bool {
+        robust_mutex::is_locked(&self.mutex.word) && !parker.is_parked()
+    }
+
     /// What to name in the error of a call that timed out at the mutex.
     pub(super) fn awaited(
         &self,

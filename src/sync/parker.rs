@@ -228,11 +228,16 @@ impl Parker {
         });
     }
 
+    /// Whether a waiter is parked, or about to park.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.sequence.load(Relaxed) & PARKED != 0
+    }
+
     /// Clears the bit of a waiter that has died. The caller holds the mutex of the waiting side.
     pub(crate) fn reset_after_death(&self) {
         // Left set, each change would cost its waker a system call that wakes nobody; and the next waiter's addition
         // would clear the bit by its carry: that waiter would sleep unseen.
-        if self.sequence.load(Relaxed) & PARKED != 0 {
+        if self.is_parked() {
             finish(&self.sequence);
         }
     }

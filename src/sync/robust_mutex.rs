@@ -81,7 +81,7 @@ pub(super) fn is_locked_here(mutex: &RobustWord) -> bool {
 }
 
 /// Whether any thread owns it.
-pub(super) fn is_locked(word: &AtomicU32) -> bool {
+pub(crate) fn is_locked(word: &AtomicU32) -> bool {
     owner(word) != 0
 }
 

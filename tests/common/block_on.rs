@@ -2,6 +2,8 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
@@ -26,6 +28,19 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
         }
         std::thread::park();
     }
+}
+
+/// Whether a future that is not ready has its own task woken by being polled.
+pub(crate) fn wakes_itself<F: Future>(future: Pin<&mut F>) -> bool {
+    struct Flag(AtomicBool);
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    let flag = Arc::new(Flag(AtomicBool::new(false)));
+    assert!(future.poll(&mut Context::from_waker(&flag.clone().into())).is_pending(), "it is ready");
+    flag.0.load(SeqCst)
 }
 
 /// Asks a future that is not ready once.
