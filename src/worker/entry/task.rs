@@ -1,8 +1,7 @@
 //! The records of functions that a pool's workers call, again and again: tasks, and what makes the values that tasks have beside their
 //! arguments.
 
-use std::any::Any;
-use std::marker::PhantomData;
+use std::any::{Any, type_name};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,9 +11,6 @@ use crate::error::WorkerError;
 use crate::transfer::received::Received;
 use crate::wire::codec::Encoded;
 
-/// The types of a task: its function, what that has beside its arguments, the arguments, the result, the error.
-struct Task<F, S, A, R, E>(PhantomData<(F, S, A, R, E)>);
-
 /// The record of a function that has nothing beside its arguments.
 pub(crate) fn of_plain<F, A, R, E>() -> &'static Entry
 where
@@ -23,7 +19,7 @@ where
     R: Serialize,
     E: WorkerError,
 {
-    Task::<F, (), A, R, E>::PLAIN
+    const { &Entry { magic: MAGIC, name: type_name::<F>, call: call_plain::<F, A, R, E> } }
 }
 
 /// The record of a function that has the state of its worker.
@@ -35,7 +31,7 @@ where
     R: Serialize,
     E: WorkerError,
 {
-    Task::<F, S, A, R, E>::STATEFUL
+    const { &Entry { magic: MAGIC, name: type_name::<F>, call: call_stateful::<F, S, A, R, E> } }
 }
 
 /// The record of a function that has the environment of its map.
@@ -47,54 +43,12 @@ where
     R: Serialize,
     E: WorkerError,
 {
-    Task::<F, V, A, R, E>::ENVIRONED
+    const { &Entry { magic: MAGIC, name: type_name::<F>, call: call_environed::<F, V, A, R, E> } }
 }
 
 /// The record of what reads an environment: it leaves the value in what it has beside its arguments, an `Option<Box<dyn Any>>`.
 pub(crate) fn of_environment<V: DeserializeOwned + 'static>() -> &'static Entry {
-    Environment::<V>::ENTRY
-}
-
-impl<F, A, R, E> Task<F, (), A, R, E>
-where
-    F: Fn(A) -> Result<R, E> + Copy + Send + 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    const PLAIN: &'static Entry =
-        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_plain::<F, A, R, E> };
-}
-
-impl<F, S, A, R, E> Task<F, S, A, R, E>
-where
-    F: Fn(&mut S, A) -> Result<R, E> + Copy + Send + 'static,
-    S: 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    const STATEFUL: &'static Entry =
-        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_stateful::<F, S, A, R, E> };
-}
-
-impl<F, V, A, R, E> Task<F, V, A, R, E>
-where
-    F: Fn(&V, A) -> Result<R, E> + Copy + Send + 'static,
-    V: 'static,
-    A: DeserializeOwned,
-    R: Serialize,
-    E: WorkerError,
-{
-    const ENVIRONED: &'static Entry =
-        &Entry { magic: MAGIC, name: std::any::type_name::<F>, call: call_environed::<F, V, A, R, E> };
-}
-
-struct Environment<V>(PhantomData<V>);
-
-impl<V: DeserializeOwned + 'static> Environment<V> {
-    const ENTRY: &'static Entry =
-        &Entry { magic: MAGIC, name: std::any::type_name::<V>, call: read_environment::<V> };
+    const { &Entry { magic: MAGIC, name: type_name::<V>, call: read_environment::<V> } }
 }
 
 // Each of these decodes the arguments, calls the function, and encodes its result. In a traceback the frames below are the library's.
