@@ -44,16 +44,21 @@ impl Keeper {
                 let file = file.and_then(Option::as_ref).map(copy).transpose()?;
                 output.carry((seat, place), readers, file);
             }
-            hub.lock().pids[seat] = child.pid();
+            let pid = child.pid();
             // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
             worker.slot = Some(slot);
             worker.begun = desk.begun.load(Relaxed);
-            if let Some(number) = worker.child {
-                return children.replace(number, child);
+            match worker.child {
+                Some(number) => children.replace(number, child)?,
+                None => {
+                    children.add(child)?;
+                    worker.child = Some(seats_of.len());
+                    seats_of.push(seat);
+                }
             }
-            worker.child = Some(seats_of.len());
-            seats_of.push(seat);
-            children.add(child)
+            // Only now: one that cannot be watched is no worker.
+            hub.lock().pids[seat] = pid;
+            Ok(())
         })?;
         self.seats.set(seat, Seat::Taken);
         Ok(())

@@ -210,7 +210,8 @@ impl<R> Task<R> {
     }
 
     fn ticket(&self) -> Option<Ticket> {
-        self.hub.ticket_of(self.cell, &self.inbox)
+        // In a fork of the process the lock may be another thread's, which is not there.
+        self.hub.is_here().then(|| self.hub.ticket_of(self.cell, &self.inbox)).flatten()
     }
 
     fn wait(&self, policy: &WaitPolicy) -> Result<Delivery, QueueError> {
