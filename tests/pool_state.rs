@@ -80,7 +80,7 @@ fn workers_forget_the_environment_of_a_map_that_is_gone() {
     });
 }
 
-/// Whether a process has a shared mapping of at least so many bytes.
+/// Whether a process has a shared mapping of at least this many bytes.
 fn maps_of(pid: u32, bytes: u64) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     maps.lines().any(|line| {

@@ -18,7 +18,7 @@ const MARK: &str = "--operation";
 const FEW: u64 = 1000;
 const MANY: u64 = 11_000;
 
-/// One operation, so many times.
+/// Does an operation as often as it is told.
 type Operation = fn(u64) -> anyhow::Result<()>;
 
 const OPERATIONS: [(&str, Operation); 9] = [

@@ -17,7 +17,7 @@ pub enum Engine {
     IndexedJob,
     /// A pod of Kubeflow's PyTorchJob v1, or of another operator that gives each pod `RANK` and `WORLD_SIZE`.
     PyTorchJob,
-    /// Somebody who set `PHALANX_NNODES` and `PHALANX_NODE_RANK`, or torchrun's `PET_` for `PHALANX_`.
+    /// A person or a script that has set `PHALANX_NNODES` and `PHALANX_NODE_RANK`, or torchrun's `PET_` for `PHALANX_`.
     Variables,
 }
 

@@ -149,7 +149,7 @@ struct Inner {
     /// Whether the last one had begun.
     began: bool,
     failure: TaskFailure,
-    /// The kind of a thing in the arguments, for whose sake there is no further attempt.
+    /// What in the arguments forbids a further attempt, as a noun: only one process can have it.
     exclusive: Option<&'static str>,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Occupant {
     pub(super) times: Times,
     /// Its message, to be given out again; `None`: it was not kept, or could not be.
     pub(super) kept: Option<Outgoing>,
-    /// The kind of a thing in its message, for whose sake that could not be kept: only one process may get it.
+    /// What in its message forbids to keep that, as a noun: only one process may get it.
     pub(super) exclusive: Option<&'static str>,
     pub(super) ended_by: Option<EndedBy>,
     /// Whether one worker was to do it, and no other: its message was never in the queue.

@@ -2,7 +2,7 @@
 //!
 //! The thread that submits does all of it: it takes a cell under the pool's lock, fills the cell's word and its occupant, and then, without
 //! the lock, puts the message into the queue of tasks. The occupant has to be there first: the worker may have handed in a result before the
-//! put returns. Between the two anybody may cancel the task, which is why a put that was refused looks who has the cell.
+//! put returns. Between the two the task may be cancelled. So after a refused put this thread asks whether the cell is still its own.
 //!
 //! | meanwhile | the put | what comes of it |
 //! |---|---|---|
