@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::thread::{Thread, ThreadId};
 
 struct Unpark(Thread);
 
@@ -32,15 +32,16 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Whether a future that is not ready has its own task woken by being polled.
 pub(crate) fn wakes_itself<F: Future>(future: Pin<&mut F>) -> bool {
-    struct Flag(AtomicBool);
-    impl Wake for Flag {
+    struct OfThread(ThreadId, AtomicBool);
+    impl Wake for OfThread {
         fn wake(self: Arc<Self>) {
-            self.0.store(true, SeqCst);
+            // The thread that wakes futures does so at once where the event has rung before: that is no poll without end.
+            self.1.fetch_or(std::thread::current().id() == self.0, SeqCst);
         }
     }
-    let flag = Arc::new(Flag(AtomicBool::new(false)));
-    assert!(future.poll(&mut Context::from_waker(&flag.clone().into())).is_pending(), "it is ready");
-    flag.0.load(SeqCst)
+    let woken = Arc::new(OfThread(std::thread::current().id(), AtomicBool::new(false)));
+    assert!(future.poll(&mut Context::from_waker(&woken.clone().into())).is_pending(), "it is ready");
+    woken.1.load(SeqCst)
 }
 
 /// Asks a future that is not ready once.
