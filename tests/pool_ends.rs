@@ -4,6 +4,8 @@
 mod calls;
 mod common;
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use calls::{double, ended, own_pid, tell_and_wait, tell_and_wait_politely};
@@ -250,25 +252,68 @@ fn result_is_given_out_once() {
     });
 }
 
+/// A child that calls what takes no lock which another thread may have had, and ends by [`exit_child`]; `None`: this is the child.
+fn fork() -> Option<nix::unistd::Pid> {
+    #[expect(unsafe_code, reason = "a fork of a process with threads")]
+    // SAFETY: see above.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Child => {
+            // A fork does not have the alarm of its parent's watchdog.
+            nix::unistd::alarm::set(60);
+            None
+        }
+        nix::unistd::ForkResult::Parent { child } => Some(child),
+    }
+}
+
+fn exit_child(is_right: bool) -> ! {
+    #[expect(unsafe_code, reason = "no exit handlers in a fork")]
+    // SAFETY: _exit is async-signal-safe.
+    unsafe {
+        libc::_exit(i32::from(!is_right))
+    }
+}
+
+fn assert_right(child: nix::unistd::Pid) {
+    let status = nix::sys::wait::waitpid(child, None).unwrap();
+    assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+}
+
 #[test]
 fn fork_of_the_process_has_a_handle_that_does_nothing() {
     watched(|| {
         let pool = Pool::new(1).unwrap();
         let task = pool.submit(double, 4).unwrap();
-        #[expect(unsafe_code, reason = "a fork of a process with threads, which only exits")]
-        // SAFETY: the child calls what takes no lock that another thread may have had, and ends by _exit.
-        let code = match unsafe { nix::unistd::fork() }.unwrap() {
-            nix::unistd::ForkResult::Child => {
-                let refused = matches!(pool.try_submit(double, &1), Err(PoolError::Forked { .. }));
-                let ended = !task.cancel() && !task.kill();
-                drop((pool, task));
-                // SAFETY: _exit is async-signal-safe.
-                unsafe { libc::_exit(i32::from(!(refused && ended))) }
-            }
-            nix::unistd::ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None).unwrap(),
+        let Some(child) = fork() else {
+            let refused = matches!(pool.try_submit(double, &1), Err(PoolError::Forked { .. }));
+            let ended = !task.cancel() && !task.kill();
+            drop((pool, task));
+            exit_child(refused && ended)
         };
-        assert!(matches!(code, nix::sys::wait::WaitStatus::Exited(_, 0)), "{code:?}");
+        assert_right(child);
         assert_eq!(task.join().unwrap(), 8);
         assert_eq!(pool.submit(double, 5).unwrap().join().unwrap(), 10);
+    });
+}
+
+#[test]
+fn fork_that_looks_at_the_pool_does_not_wait_for_a_lock_of_a_thread_that_it_does_not_have() {
+    watched(|| {
+        let (pool, is_over) = (Pool::new(1).unwrap(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    assert_eq!(pool.stats().failed, 0);
+                }
+            });
+            for _ in 0..200 {
+                match fork() {
+                    None => exit_child(pool.workers().is_empty() && pool.stats().outstanding == 0),
+                    Some(child) => assert_right(child),
+                }
+            }
+            is_over.store(true, Relaxed);
+        });
+        assert_eq!(pool.workers().len(), 1);
     });
 }

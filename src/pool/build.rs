@@ -99,7 +99,7 @@ pub(super) fn build<A: Serialize>(
     let printer = pump.map_or_else(Weak::new, Arc::downgrade);
     let hub = Arc::new(Hub::new(parts, &options, printer));
     let thread = start(hub.clone(), planned)?;
-    Ok(Pool::of(hub, thread, &options))
+    Ok(Pool::of(hub, thread, options.terms))
 }
 
 /// What the pool shares with its workers, and the same as they get it.

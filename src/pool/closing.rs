@@ -97,7 +97,7 @@ impl Pool {
         hub.wait(&WaitPolicy::Forever, || hub.is_done().then_some(()), |thread| hub.wake_at_end(thread))
             .or_else(|error| if matches!(error, QueueError::Closed) { Ok(()) } else { Err(error) })
             .map_err(PoolError::Queue)?;
-        self.0.await_thread();
+        self.owner.await_thread();
         hub.summary()
     }
 
@@ -126,7 +126,7 @@ impl Pool {
     /// # }
     /// ```
     pub fn kill(self) {
-        self.0.end(Phase::Ending { kills: true });
+        self.owner.end(Phase::Ending { kills: true });
     }
 }
 

@@ -17,6 +17,7 @@ use super::options::PoolOptions;
 use super::stats::{Stats, WorkerStats};
 use super::submit::{self, Order};
 use super::task::Task;
+use super::terms::CallTerms;
 use crate::Options;
 use crate::error::WorkerError;
 use crate::queue::Outgoing;
@@ -49,15 +50,16 @@ use crate::worker::entry::{self, Entry, task};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Pool(pub(super) Arc<Owner>);
+pub struct Pool {
+    pub(super) owner: Arc<Owner>,
+    /// Of the calls that are given through this handle.
+    pub(super) terms: CallTerms,
+}
 
 /// What all clones share. Its end closes the pool.
 pub(super) struct Owner {
     pub(super) hub: Arc<Hub>,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
-    retries: u32,
-    limit: Option<Duration>,
-    deadline: Option<Duration>,
 }
 
 impl Pool {
@@ -91,18 +93,12 @@ impl Pool {
     }
 
     pub(super) fn hub(&self) -> &Arc<Hub> {
-        &self.0.hub
+        &self.owner.hub
     }
 
     /// The handle of a pool that was made, and whose thread runs.
-    pub(super) fn of(hub: Arc<Hub>, thread: JoinHandle<()>, options: &PoolOptions) -> Self {
-        let &PoolOptions { retries, limit, deadline, .. } = options;
-        Self(Arc::new(Owner { hub, thread: Mutex::new(Some(thread)), retries, limit, deadline }))
-    }
-
-    /// Whether its tasks have time limits or deadlines.
-    pub(super) fn is_timed(&self) -> bool {
-        self.0.limit.is_some() || self.0.deadline.is_some()
+    pub(super) fn of(hub: Arc<Hub>, thread: JoinHandle<()>, terms: CallTerms) -> Self {
+        Self { owner: Arc::new(Owner { hub, thread: Mutex::new(Some(thread)) }), terms }
     }
 
     /// How many workers it has, at the most: with [`PoolOptions::min`] it may have fewer at the moment ([`workers`](Self::workers)).
@@ -131,9 +127,10 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
-        if self.hub().is_here() {
-            self.hub().look();
+        if !self.hub().is_here() {
+            return Stats::default();
         }
+        self.hub().look();
         self.hub().stats()
     }
 
@@ -156,7 +153,7 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerStats> {
-        self.hub().worker_stats()
+        if self.hub().is_here() { self.hub().worker_stats() } else { Vec::new() }
     }
 
     /// Gives a call to the workers: one of them will call `f(args)`. Where as many are on their way as the pool takes, it waits for
@@ -313,8 +310,9 @@ impl Pool {
             inbox: Arc::default(),
             first: None,
             items: 0,
-            retries: self.0.retries,
-            times: Times::from_now(self.0.limit, self.0.deadline),
+            retries: self.terms.retries,
+            retry_if: self.terms.retry_if,
+            times: Times::from_now(self.terms.limit, self.terms.deadline),
             seat: None,
             environment: NEXT,
         })
@@ -330,6 +328,9 @@ impl Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.hub().is_here() {
+            return f.write_str("Pool { of another process }");
+        }
         let state = self.hub().lock();
         f.debug_struct("Pool")
             .field("workers", &self.hub().size())

@@ -64,6 +64,8 @@ pub(super) struct Hub {
     pub(super) ledger: Ledger,
     /// How long a task that was asked to end has before its worker is killed.
     pub(super) grace: Duration,
+    /// How long the set-up of a worker may take.
+    pub(super) init_limit: Option<Duration>,
     /// How many workers there may be.
     pub(super) size: Size,
     state: Mutex<State>,
@@ -209,6 +211,7 @@ impl Hub {
             results,
             ledger,
             grace,
+            init_limit: options.init_limit,
             size,
             state,
             delivered: Condvar::new(),

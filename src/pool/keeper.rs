@@ -8,11 +8,9 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::alarm::{Alarm, Purpose};
-use super::desk::Stage;
 use super::hub::{Hub, Phase};
 use super::label::Ticket;
 use super::ledger::{self, Standing};
@@ -20,7 +18,7 @@ use super::seats::{Seat, Seats};
 use crate::context::output::{Output, StderrFile};
 use crate::context::postmortem;
 use crate::context::{GroupConfig, Planned, postmortem::End};
-use crate::error::{Cause, Error, Outcome, Status};
+use crate::error::{Error, Outcome, Status};
 use crate::start::Plan;
 use crate::supervise::group::{EndedChild, Group, LeftBehind, Step};
 use crate::supervise::stop::Stop;
@@ -38,9 +36,6 @@ const REQUESTS: u32 = 2;
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
 pub(super) const AGAIN: Duration = Duration::from_millis(5);
-/// A pool is broken when this number of workers in a row have ended before they began a task, within [`WITHIN`].
-const EARLY: usize = 3;
-const WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the end of a worker waits for what it has printed to be written: no call waits longer for a console that takes nothing.
 const PRINTING: Duration = Duration::from_secs(1);
@@ -54,6 +49,10 @@ pub(super) struct Worker {
     pub(super) slot: Option<Slot>,
     /// What its desk said at its start: its predecessor's count.
     pub(super) begun: u64,
+    /// When it is to have made its state; `None`: it has, or there is no limit.
+    pub(super) set_up_until: Option<Moment>,
+    /// Whether it was killed because it had not.
+    pub(super) is_late: bool,
 }
 
 /// A worker that has ended, and whose tasks are told of it once all that it has printed is known.
@@ -89,7 +88,7 @@ pub(super) struct Keeper {
     pub(super) next_look: Option<Moment>,
     began: Moment,
     /// When workers have ended before they began a task, and whether they were setting themselves up.
-    early: Vec<(Moment, bool)>,
+    pub(super) early: Vec<(Moment, bool)>,
     /// When a start that was refused is tried again.
     pub(super) next_start: Option<Moment>,
     /// How the workers are being ended, once they are.
@@ -182,6 +181,7 @@ impl Keeper {
         }
         self.tell_ends();
         self.look_at_alarms();
+        self.look_at_set_ups();
         self.look_for_idle();
         self.put_again();
         self.enter_phase();
@@ -203,7 +203,11 @@ impl Keeper {
         let state = self.hub.lock();
         let again = (!state.again.is_empty()).then(|| Moment::now().checked_add(AGAIN)).flatten();
         let printed = self.ended.iter().filter_map(|ended| ended.until).min();
-        [state.alarms.next(), again, self.next_start, self.next_look, printed].into_iter().flatten().min()
+        let set_up = self.workers.iter().filter_map(|worker| worker.set_up_until).min();
+        [state.alarms.next(), again, self.next_start, self.next_look, printed, set_up]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in the end of a worker.
@@ -240,11 +244,9 @@ impl Keeper {
         for Ended { seat, held, mut outcome, .. } in known {
             self.seats.set(seat, Seat::Empty);
             outcome.stderr_tail = output.map_or(Vec::new(), |output| output.tail(seat));
-            let mut state = self.hub.lock();
             for (ticket, standing) in held {
-                self.hub.settle(&mut state, ticket, standing, &outcome);
+                self.hub.settle(ticket, standing, &outcome);
             }
-            drop(state);
             self.hub.nudge();
         }
     }
@@ -268,42 +270,6 @@ impl Keeper {
         }
     }
 
-    /// Counts the workers that end before they have begun a task; with too many the pool is broken.
-    fn note_early_end(&mut self, seat: usize, outcome: &Outcome) {
-        let begun = self.hub.ledger.desks()[seat].begun.load(Relaxed);
-        // A SIGKILL from outside does not show that the worker cannot begin. One of the kernel's for want of memory does.
-        let is_killed = matches!(outcome.status(), Status::Signaled { signal: Signal::KILL, .. })
-            && !matches!(outcome.cause(), Some(Cause::OutOfMemory { .. }));
-        if is_killed {
-            return;
-        }
-        let stage = self.hub.ledger.desks()[seat].stage();
-        if begun != self.workers[seat].begun || outcome.status() == Status::Succeeded {
-            self.early.clear();
-        } else {
-            let reason = format!("its workers end before they begin a task; the last one: {outcome}");
-            self.note_failed_start(reason, stage == Stage::Beginning);
-        }
-        if stage == Stage::Retiring && outcome.status() != Status::Succeeded {
-            self.hub.lock().unretired.get_or_insert(outcome.clone());
-        }
-    }
-
-    /// Notes that there is a worker less. `in_set_up`: it could not set itself up, and the next one is not likely to: then it counts
-    /// however long that takes, so that an initialiser that fails is not called for ever.
-    pub(super) fn note_failed_start(&mut self, reason: String, in_set_up: bool) {
-        // Workers that are being ended end before they begin anything.
-        if self.children.stopping().is_some() {
-            return;
-        }
-        let now = Moment::now();
-        self.early.retain(|&(at, in_set_up)| in_set_up || now.since(at) < WITHIN);
-        self.early.push((now, in_set_up));
-        if self.early.len() >= EARLY {
-            self.hub.break_off(reason);
-        }
-    }
-
     fn give_up_on(&mut self, number: usize, why: &LeftBehind) {
         let times = (self.began, self.children.started(number));
         let pid = self.children.pids().nth(number).unwrap_or(0);
@@ -316,9 +282,8 @@ impl Keeper {
         self.hub.take_tray(seat, true);
         self.hub.lock().pids[seat] = 0;
         self.hub.drop_errands(seat, &outcome);
-        let mut state = self.hub.lock();
-        for (ticket, standing) in Hub::held(&self.hub.ledger, &state, seat as u16) {
-            self.hub.settle(&mut state, ticket, standing, &outcome);
+        for (ticket, standing) in self.hub.seize_from(seat as u16) {
+            self.hub.settle(ticket, standing, &outcome);
         }
     }
 

@@ -87,7 +87,7 @@ impl<I: Iterator, R> Map<I, R> {
         submit::function(entry)?;
         // The clock of a time limit runs from the begin of an item, so that each has a cell of its own. An item that is late does not
         // begin, and those before it in a chunk had.
-        let size = if pool.is_timed() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
+        let size = if pool.terms.are_timed() { ChunkSize::fixed(1) } else { ChunkSize::guided() };
         Ok(Self {
             pool: pool.clone(),
             entry,
@@ -149,7 +149,7 @@ impl<I: Iterator, R> Map<I, R> {
     ///
     /// Python's `chunksize`. A [window](Self::window) of less than two chunks a worker makes chunks smaller, so that each worker has something.
     pub fn chunk(mut self, items: usize) -> Self {
-        if !self.pool.is_timed() {
+        if !self.pool.terms.are_timed() {
             self.size = ChunkSize::fixed(items);
         }
         self

@@ -58,8 +58,9 @@
 // From a call to its result:
 //
 // - `handle`, `options`, `task`: the public handles
+// - `terms`: retries, time limits and deadlines of the calls of one handle
 // - `build`: a pool is made
-// - `state`: a pool whose workers have a state
+// - `state`, `state_options`: a pool whose workers have a state
 // - `hub`: what they share in the process that made the pool
 // - `submit`: how a task is given to the workers
 // - `waiting`: one thread takes results for all that wait
@@ -78,6 +79,7 @@
 // - `keeper`: the thread that starts and replaces workers, and keeps time
 // - `seats`: pure: how many workers there are to be, and which are to be started
 // - `leaving`: how a worker comes to its place and leaves it
+// - `early`: workers that do not come to their first task
 // - `staffing`: it starts workers, and asks some to leave
 // - `settle`: what the end of a worker means for its tasks
 // - `stats`: what the workers do at this moment
@@ -102,6 +104,7 @@ mod chunk;
 mod closing;
 mod delivery;
 mod desk;
+mod early;
 mod errands;
 mod error;
 mod feed;
@@ -126,11 +129,13 @@ mod set;
 mod settle;
 mod staffing;
 mod state;
+mod state_options;
 mod stats;
 #[cfg(feature = "stream")]
 mod stream;
 mod submit;
 mod task;
+mod terms;
 mod times;
 mod tray;
 mod unordered;
@@ -145,7 +150,8 @@ pub use map::Map;
 pub use options::PoolOptions;
 pub use progress::Progress;
 pub use set::TaskSet;
-pub use state::{StateOptions, StatePool};
+pub use state::StatePool;
+pub use state_options::StateOptions;
 pub use stats::{Stats, WorkerStats};
 #[cfg(feature = "stream")]
 pub use stream::MapStream;

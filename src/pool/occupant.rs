@@ -28,6 +28,8 @@ pub(super) struct Occupant {
     pub(super) earlier: Vec<TaskFailure>,
     /// How often an item may be begun again.
     pub(super) retries: u32,
+    /// After which failures; `None`: after all.
+    pub(super) retry_if: Option<fn(&TaskFailure) -> bool>,
     pub(super) times: Times,
     /// Its message, to be given out again; `None`: it was not kept, or could not be.
     pub(super) kept: Option<Outgoing>,
@@ -80,7 +82,7 @@ impl Occupant {
         TaskFailed::new(self.entry.name(), number, began, failure).after(earlier)
     }
 
-    /// Whether an item that has begun may be begun again, if its message allows it.
+    /// Whether an item that has begun may be begun again, if its message and the program allow it.
     pub(super) fn may_retry(&self) -> bool {
         let is_ended = matches!(self.ended_by, Some(EndedBy::Kill | EndedBy::Deadline));
         self.retries as usize > self.earlier.len() && !is_ended

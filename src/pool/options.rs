@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::error::PoolError;
 use super::seats::{Size, Term};
+use super::terms::CallTerms;
 use crate::Options;
 
 /// How many pools may be around one another: a task that makes a pool for tasks that make a pool …
@@ -37,14 +38,15 @@ const MOST_WORKERS: usize = u16::MAX as usize / 2;
 pub struct PoolOptions {
     pub(super) workers: Options,
     pub(super) capacity: usize,
-    pub(super) retries: u32,
-    pub(super) limit: Option<Duration>,
-    pub(super) deadline: Option<Duration>,
+    /// Of the calls of its handle, and of those that change nothing of it.
+    pub(super) terms: CallTerms,
     pub(super) grace: Duration,
     pub(super) term: Term,
     pub(super) min: Option<usize>,
     pub(super) idle_after: Option<Duration>,
     pub(super) memory: Option<u64>,
+    /// How long the set-up of a worker may take.
+    pub(super) init_limit: Option<Duration>,
 }
 
 impl PoolOptions {
@@ -52,14 +54,13 @@ impl PoolOptions {
         Self {
             workers,
             capacity: CAPACITY,
-            retries: 0,
-            limit: None,
-            deadline: None,
+            terms: CallTerms::default(),
             grace: GRACE,
             term: Term::default(),
             min: None,
             idle_after: None,
             memory: None,
+            init_limit: None,
         }
     }
 
@@ -76,7 +77,8 @@ impl PoolOptions {
     /// twice. It is begun again at once, then after pauses of 10 ms, 100 ms, and 1 s each time; what came of each attempt is in
     /// [`TaskFailed::earlier_attempts`](super::TaskFailed::earlier_attempts).
     ///
-    /// An error or a panic is an answer, and is not tried again; nor is a task in whose arguments there is something that only one process
+    /// An error or a panic is an answer, and is not tried again; nor is what [`Pool::with_retry_if`](super::Pool::with_retry_if) refuses, nor
+    /// a task in whose arguments there is something that only one process
     /// can have, a [`Shard`](crate::Shard) or a [`Connection`](crate::Connection): the failure says so. With this the process of the pool keeps
     /// the arguments of each task that has not ended, with the tensors in them.
     ///
@@ -101,8 +103,9 @@ impl PoolOptions {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn retries(self, most: u32) -> Self {
-        Self { retries: most, ..self }
+    pub fn retries(mut self, most: u32) -> Self {
+        self.terms.retries = most;
+        self
     }
 
     /// How long a function may run, from its begin. After that it is ended as by [`Task::kill`](super::Task::kill), and fails with
@@ -132,8 +135,9 @@ impl PoolOptions {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn timeout(self, limit: Duration) -> Self {
-        Self { limit: Some(limit), ..self }
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.terms.limit = Some(limit);
+        self
     }
 
     /// How long after it was given to the pool a task may still begin, and run: what a server needs whose callers have gone by then. A
@@ -160,8 +164,9 @@ impl PoolOptions {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn deadline(self, after: Duration) -> Self {
-        Self { deadline: Some(after), ..self }
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.terms.deadline = Some(after);
+        self
     }
 
     /// How long a task that was asked to end has to do so before its worker is killed; 5 s without it.

@@ -94,8 +94,8 @@ pub(super) fn serve(rank: usize, place: Place, state: Option<Box<dyn State>>) ->
     let (known, errands) = (Slot::new(None), Slot::new(0));
     let worker = Server { seat, place, full, image, known, beside, errands, service };
     worker.restore_state()?;
-    let _place = waits.then(|| leaving::take_place(&ledger, rank)).transpose()?;
     worker.desk().set_stage(Stage::Serving);
+    let _place = waits.then(|| leaving::take_place(&ledger, rank)).transpose()?;
     while worker.serve_one()? {}
     worker.desk().set_stage(Stage::Retiring);
     let state = worker.beside.into_inner().into_state();

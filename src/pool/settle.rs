@@ -5,6 +5,8 @@
 //! here names the word that was read ([`ledger::take_back`]), and does nothing where another has come first. Between the reading and the
 //! telling may lie the time that the worker's last lines take to be written.
 
+use std::panic;
+
 use super::alarm::{Alarm, Purpose};
 use super::chunk;
 use super::delivery::{Delivery, Results};
@@ -22,7 +24,7 @@ use crate::sys::clock::Moment;
 impl Hub {
     /// The tasks that a worker has in its hands, which change no more until they are settled.
     ///
-    /// Called for a worker that is reaped, after its results in the queue and in its tray have been taken in.
+    /// Called for a worker that is reaped, or that no signal ends, after its results in the queue and in its tray have been taken in.
     pub(super) fn seize_from(&self, worker: u16) -> Vec<(Ticket, Standing)> {
         let state = self.lock();
         for (ticket, _) in Self::held(&self.ledger, &state, worker) {
@@ -35,7 +37,7 @@ impl Hub {
 
     /// The tasks that a worker has in its hands, for a caller that has the lock. It looks at all cells that are occupied: the ledger has no list by worker, which would be
     /// one more thing to be right after a death.
-    pub(super) fn held(ledger: &Ledger, state: &State, worker: u16) -> Vec<(Ticket, Standing)> {
+    fn held(ledger: &Ledger, state: &State, worker: u16) -> Vec<(Ticket, Standing)> {
         let tickets = state.occupants.iter().flatten().map(|occupant| occupant.ticket);
         let standings = tickets.map(|ticket| (ticket, ledger.cells()[ticket.cell as usize].standing()));
         let is_held = |(ticket, standing): &(Ticket, Standing)| {
@@ -44,12 +46,28 @@ impl Hub {
         standings.filter(is_held).collect()
     }
 
+    /// Whether an item that a dead worker had begun may be begun again, by its terms and by what the program says of its failure.
+    ///
+    /// Without the lock: what is asked is the program's code. A panic of it is a no.
+    fn may_retry(&self, ticket: Ticket, outcome: &Outcome) -> bool {
+        let asked = {
+            let mut state = self.lock();
+            let Some(occupant) = state.occupant(ticket).filter(|occupant| occupant.may_retry()) else {
+                return false;
+            };
+            occupant.retry_if.map(|may| (may, occupant.failure_of(outcome.clone())))
+        };
+        asked.is_none_or(|(may, failure)| panic::catch_unwind(|| may(&failure)).unwrap_or(false))
+    }
+
     /// Decides what becomes of a task whose worker is dead, and does it.
     ///
-    /// `standing` is what the cell said when the worker was reaped. Called with the lock held: that the word is taken back and that the
-    /// occupant changes is one step for all who look for the task by its inbox.
-    pub(super) fn settle(&self, state: &mut State, ticket: Ticket, standing: Standing, outcome: &Outcome) {
-        let cell = self.cell(ticket);
+    /// `standing` is what the cell said when the worker was reaped. Under the lock: that the word is taken back and that the occupant
+    /// changes is one step for all who look for the task by its inbox. Why the task was to end does not change any more by then
+    /// ([`seize_from`](Self::seize_from)), so whether it may be retried can be decided before.
+    pub(super) fn settle(&self, ticket: Ticket, standing: Standing, outcome: &Outcome) {
+        let may_retry = self.may_retry(ticket, outcome);
+        let (cell, state) = (self.cell(ticket), &mut *self.lock());
         let Some(occupant) = state.occupants[ticket.cell as usize].as_mut() else { return };
         let taken = self.tasks.core().taken_count();
         let left = Left {
@@ -60,7 +78,7 @@ impl Hub {
             is_kept: occupant.kept.is_some(),
             // Both count the messages of the queue, modulo 2^32: one whose number is not below the count of those taken out is still in it.
             is_queued: !occupant.is_errand && cell.number().wrapping_sub(taken).cast_signed() >= 0,
-            may_retry: occupant.may_retry(),
+            may_retry,
         };
         let (failed, from, is_retry) = match occupant::after_death(&left) {
             Fate::Queued => return,

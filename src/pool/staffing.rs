@@ -48,6 +48,8 @@ impl Keeper {
             // The slot first: if the child cannot be watched, its drop reaps it while the slot still exists.
             worker.slot = Some(slot);
             worker.begun = desk.begun.load(Relaxed);
+            worker.set_up_until = hub.init_limit.and_then(|limit| Moment::now().checked_add(limit));
+            worker.is_late = false;
             match worker.child {
                 Some(number) => children.replace(number, child)?,
                 None => {

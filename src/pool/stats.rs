@@ -18,7 +18,7 @@ use crate::sys::process;
 /// What a [`Pool`](super::Pool) has done and has to do.
 ///
 /// The numbers belong together: they are read at one moment, under the pool's lock. [`Summary`](super::Summary) has them at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// How many calls and chunks have not ended: they wait for a worker, or one runs them.

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 
 use super::alarm::Times;
-use super::error::PoolError;
+use super::error::{PoolError, TaskFailure};
 use super::hub::{Hub, Phase, State};
 use super::inbox::Inbox;
 use super::label::{TaskLabel, Ticket};
@@ -45,6 +45,8 @@ pub(super) struct Order {
     pub(super) items: u32,
     /// How often an item may be begun again.
     pub(super) retries: u32,
+    /// After which failures; `None`: after all.
+    pub(super) retry_if: Option<fn(&TaskFailure) -> bool>,
     /// A deadline counts from when the order was made, before a wait for room.
     pub(super) times: Times,
     /// The worker that is to make the call; `None`: whichever takes it first.
@@ -104,7 +106,8 @@ impl Hub {
     /// All under the lock: that the pool is open, the cell, its word, the label with the new ticket, and the occupant. With a worker missing, or an
     /// alarm that is the next one, the pool's thread is called.
     fn occupy(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
-        let &mut Order { entry, function, first, items, retries, times, seat, environment, .. } = order;
+        let &mut Order { entry, function, first, items, retries, retry_if, times, seat, environment, .. } =
+            order;
         let mut state = self.lock();
         match &state.phase {
             Phase::Open => {}
@@ -134,6 +137,7 @@ impl Hub {
             delivered,
             earlier,
             retries,
+            retry_if,
             times,
             kept,
             exclusive,
