@@ -59,6 +59,7 @@
 //
 // - `handle`, `options`, `task`: the public handles
 // - `terms`: retries, time limits and deadlines of the calls of one handle
+// - `with_terms`: handles that have others
 // - `build`: a pool is made
 // - `state`, `state_options`: a pool whose workers have a state
 // - `hub`: what they share in the process that made the pool
@@ -140,6 +141,7 @@ mod times;
 mod tray;
 mod unordered;
 mod waiting;
+mod with_terms;
 mod word;
 
 pub use error::{PoolError, TaskFailed, TaskFailure};
