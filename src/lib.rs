@@ -170,6 +170,11 @@
 //! # }
 //! ```
 //!
+//! # Faults on purpose
+//!
+//! [`fault`] kills, stops and fails workers at named points of the program, and checks what the program says of it
+//! ([how](guide::faults)).
+//!
 //! # Features
 //!
 //! All off by default: `ndarray` (views as arrays), `safetensors` (files of tensors), `dlpack` (tensors of other
@@ -192,11 +197,14 @@ mod context;
 mod dtype;
 mod encoding;
 mod error;
+pub mod fault;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod init;
+mod injection;
 pub mod launch;
 mod memory;
+mod point;
 pub mod pool;
 mod queue;
 mod reactor;

@@ -5,32 +5,36 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and the rooms that it may use. Imports only point down. The name of a room is that of a folder or a file of `src`.
-const ALLOWED: [(&str, &[&str]); 23] = [
+const ALLOWED: [(&str, &[&str]); 26] = [
     ("guide", &[]),
     ("dtype", &[]),
     ("cluster", &[]),
-    ("sys", &[]),
+    ("point", &[]),
+    ("sys", &["point"]),
     ("encoding", &[]),
     ("error", &["sys", "dtype"]),
     ("reactor", &["sys"]),
     ("memory", &["sys", "error"]),
+    ("injection", &["point", "memory", "sys", "error"]),
+    ("fault", &["injection", "point", "sys", "error"]),
     ("transfer", &["memory", "sys", "error", "dtype"]),
     ("tensor", &["transfer", "memory", "sys", "error", "dtype"]),
     ("shm", &["tensor", "memory", "dtype"]),
     ("wire", &["encoding", "transfer", "memory", "sys", "error"]),
-    ("sync", &["wire", "transfer", "memory", "sys", "error"]),
+    ("sync", &["point", "wire", "transfer", "memory", "sys", "error"]),
     ("collective", &["sync", "tensor", "wire", "transfer", "memory", "sys", "error", "dtype"]),
     ("supervise", &["wire", "transfer", "memory", "sys", "error"]),
-    ("worker", &["wire", "transfer", "memory", "sys", "error"]),
+    ("worker", &["injection", "point", "wire", "transfer", "memory", "sys", "error"]),
     ("launch", &["start", "worker", "supervise", "wire", "tensor", "memory", "sys", "error", "dtype"]),
     // A crate of its own, which sees what every user of the library sees.
     ("bin", &[]),
     ("start", &["supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),
-    ("queue", &["reactor", "sync", "wire", "transfer", "memory", "sys", "error"]),
+    ("queue", &["point", "reactor", "sync", "wire", "transfer", "memory", "sys", "error"]),
     (
         "pool",
         &[
             "context",
+            "point",
             "queue",
             "reactor",
             "sync",
@@ -46,7 +50,19 @@ const ALLOWED: [(&str, &[&str]); 23] = [
     ),
     (
         "context",
-        &["queue", "reactor", "start", "supervise", "worker", "wire", "transfer", "memory", "sys", "error"],
+        &[
+            "injection",
+            "queue",
+            "reactor",
+            "start",
+            "supervise",
+            "worker",
+            "wire",
+            "transfer",
+            "memory",
+            "sys",
+            "error",
+        ],
     ),
     ("init", &["launch", "start", "supervise", "worker", "wire", "transfer", "memory", "sys", "error"]),
 ];
@@ -60,8 +76,10 @@ const EXCEPTIONS: [(&str, &str); 2] = [
 ];
 
 /// Where `unsafe` may stand outside of `sys`.
-const UNSAFE_OUTSIDE_SYS: [&str; 9] = [
+const UNSAFE_OUTSIDE_SYS: [&str; 10] = [
     "worker/entry.rs",
+    // The linker's list of fault points. `sys` has points itself, so they lie below it.
+    "point.rs",
     "tensor/access.rs",
     // The one line that says of a cell that it is an atomic.
     "tensor/cells.rs",
@@ -74,8 +92,12 @@ const UNSAFE_OUTSIDE_SYS: [&str; 9] = [
 ];
 
 /// Where the process may be ended.
-const MAY_EXIT: [&str; 6] = [
+const MAY_EXIT: [&str; 8] = [
     "worker/run.rs",
+    // Where a plan of faults asks for it.
+    "injection/act.rs",
+    // Where a trial's own process hangs.
+    "fault/hang.rs",
     "start/server.rs",
     // A process that waits for its work ends where there is none.
     "start/spares.rs",
@@ -324,6 +346,19 @@ fn only_a_few_places_end_the_process() {
             ["process::exit(", "exit_at_once(", "libc::_exit("].iter().any(|call| source.text.contains(call));
         let fine = !ends || MAY_EXIT.contains(&source.path.as_str()) || source.path == "sys/signal.rs";
         assert!(fine, "{} ends the process", source.path);
+    }
+}
+
+/// What finds out how a worker has ended cannot know what was done to it: it carries a plan to the workers, and asks nothing of it.
+#[test]
+fn diagnosis_cannot_read_which_faults_have_happened() {
+    for source in sources().iter().filter(|source| ["error", "supervise", "context"].contains(&&*source.room))
+    {
+        let of_injection = |path: &Vec<String>| path.first().is_some_and(|room| room == "injection");
+        for path in paths_of(source).into_iter().filter(of_injection) {
+            assert_eq!(path, ["injection", "Faults"], "{}", source.path);
+        }
+        assert!(!source.text.contains(".fired()"), "{} asks which faults have happened", source.path);
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::output::Wanted;
 use super::rank::{RankOptions, check_environment};
 use crate::error::{Error, WorkerError};
+use crate::injection::Faults;
 use crate::start::StartMethod;
 use crate::supervise::prefix::Prefix;
 use crate::sys::limits;
@@ -41,6 +42,7 @@ pub struct Options {
     /// By rank; empty: no rank has anything of its own.
     pub(super) ranks: Vec<RankOptions>,
     pub(super) output: Wanted,
+    pub(super) faults: Option<Faults>,
 }
 
 /// What runs in each worker before its function.
@@ -71,6 +73,7 @@ impl Options {
             hook: None,
             ranks: Vec::new(),
             output: Wanted::default(),
+            faults: None,
         }
     }
 
@@ -300,6 +303,30 @@ impl Options {
         self
     }
 
+    /// Puts a plan of faults in force in the workers: at the points that it names they are killed, stopped, delayed, panic or fail
+    /// ([`fault`](crate::fault)). For tests; no environment variable and nothing else puts one in force.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use phalanx::fault::Faults;
+    /// use phalanx::{Options, start_processes};
+    ///
+    /// fn work(_rank: usize, _: ()) -> anyhow::Result<()> {
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let faults = Faults::new("kill@end:rank=1")?;
+    /// let failed = start_processes(work, (), Options::new(2).faults(&faults))?.join().unwrap_err();
+    /// assert!(failed.to_string().contains("SIGKILL"), "{failed}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn faults(mut self, faults: &Faults) -> Self {
+        self.faults = Some(faults.clone());
+        self
+    }
+
     pub(crate) fn nprocs(&self) -> usize {
         self.nprocs
     }
@@ -311,6 +338,8 @@ impl Options {
     pub(super) fn check(&self) -> Result<(), Error> {
         check_environment(&self.environment).map_err(Error::InvalidOption)?;
         self.ranks.iter().enumerate().try_for_each(|(rank, options)| options.check(rank))?;
+        let faults = self.faults.iter().try_for_each(|faults| faults.plan().check_ranks(self.nprocs));
+        faults.map_err(|error| Error::InvalidOption(format!("faults: {error}")))?;
         match &self.name {
             Some(name) if name.contains('\0') => {
                 Err(Error::InvalidOption(format!("name({name:?}): a name must not have NUL in it")))

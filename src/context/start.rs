@@ -12,6 +12,7 @@ use super::options::{Hook, Options};
 use super::output::{Output, StderrFile};
 use super::rank;
 use crate::error::{Callee, Error, WorkerError, limit_met};
+use crate::injection::Faults;
 use crate::memory::named::{self, ProcessDir};
 use crate::memory::strategy::Choice;
 use crate::memory::strategy::{SharingStrategy, get_sharing_strategy};
@@ -178,6 +179,7 @@ struct JobBuilder {
     process_dir: Option<Arc<ProcessDir>>,
     stop: StopWord,
     roster: Arc<Roster>,
+    faults: Option<Faults>,
 }
 
 impl JobBuilder {
@@ -231,11 +233,13 @@ impl JobBuilder {
                 stop: stop.number(),
                 aborts: options.abort,
                 roster: roster.number(),
+                faults: options.faults.as_ref().map(Faults::orders),
             }),
             manifest: Manifest::default(),
         };
         let callee = entry.callee(options.hook.map(|Hook(hook)| hook));
-        Ok(Self { nprocs, callee, job, result_channel, guards, process_dir, stop, roster })
+        let faults = options.faults.clone();
+        Ok(Self { nprocs, callee, job, result_channel, guards, process_dir, stop, roster, faults })
     }
 
     /// One job for all ranks.
@@ -262,7 +266,8 @@ impl JobBuilder {
 
     fn build<A: Serialize>(&self, job: &Job, rank: usize, args: &A) -> Result<JobFile, Error> {
         let encoded = codec::encode(args).map_err(|reason| Error::Arguments { rank, reason })?;
-        let file = JobFile::new(job, encoded).map(|file| file.with_group(&self.roster, &self.stop));
+        let faults = self.faults.as_ref().map(Faults::descriptor);
+        let file = JobFile::new(job, encoded).map(|file| file.with_group(&self.roster, &self.stop, faults));
         file.map_err(|os| Error::Start {
             rank,
             nprocs: self.nprocs,

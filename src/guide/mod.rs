@@ -33,6 +33,9 @@ pub mod collective {}
 #[doc = include_str!("../../docs/differences.md")]
 pub mod differences {}
 #[doc = include_str!("links.md")]
+#[doc = include_str!("../../docs/faults.md")]
+pub mod faults {}
+#[doc = include_str!("links.md")]
 #[doc = include_str!("../../docs/launcher.md")]
 pub mod launcher {}
 #[doc = include_str!("links.md")]

@@ -34,6 +34,7 @@ use super::leaving::{self, Service};
 use super::ledger::{self, Cell, Ledger};
 use super::seats::Term;
 use crate::memory::descriptor::Descriptor;
+use crate::point::point;
 use crate::queue::{Incoming, Outgoing, Queue, QueueError, message_buffer};
 use crate::sync::AbortedBy;
 use crate::sync::wait_policy::WaitPolicy;
@@ -166,6 +167,7 @@ impl Server {
         if !ledger::begin(&cell.word, label.ticket.generation, self.seat) {
             return Ok(true);
         }
+        point!("pool.begun", deaths);
         let is_last = self.service.begin(u64::from(label.items.max(1)));
         if is_last {
             self.leave();
@@ -318,6 +320,7 @@ impl Server {
                 await_end();
             }
             write_busy(&mut message, busy);
+            point!("pool.finished", deaths);
         }
         let results = self.place.results.core();
         match results.put_undelivered(&mut message, &WaitPolicy::of(UNTAKEN)) {

@@ -6,6 +6,7 @@ use super::core::Core;
 use super::error::QueueError;
 use super::message::Incoming;
 use super::ring::{self, Place, Position};
+use crate::point::point;
 use crate::sync::wait_policy::WaitPolicy;
 
 /// Why a wait for a message has timed out.
@@ -32,6 +33,7 @@ impl Core {
         let consumer =
             || fields.get.awaited(!is_empty(), "there are values, but the consumers' side is", NOT_PUT);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Empty, consumer))?;
+        point!("queue.get.entered", deaths);
         let (head, tail) = self.await_message(policy)?;
         let header = self.ring().header(head, tail)?;
         // Before the message is out of the ring. Without this mutex a producer that cleans the full socket (`drop_orphans`) could
@@ -47,11 +49,13 @@ impl Core {
         // Before the swap, so that `join` at the worst counts one held task too many for a moment. In the other order it could look
         // between the two, find a task that is out of the queue and in nobody's hands, and report a loss that there is none of.
         taking(&bytes, head.messages);
+        point!("queue.get.copied", deaths);
         let end = head.after(header).to_word();
         // The one step by which the message is out. Before it a consumer may die, and the next one finds the message; after it
         // the message dies with its consumer, and comes twice to nobody. The Release half pairs with the Acquire load in
         // `await_room`.
         fields.no_room.publish(|| fields.get.position.swap(end, AcqRel));
+        point!("queue.get.taken", deaths);
         // A consumer that is killed here leaves descriptors in the socket whose ticket is older than all in the ring: the next
         // `take` drops them.
         let descriptors = match header.place {

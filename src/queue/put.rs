@@ -6,6 +6,7 @@ use super::core::Core;
 use super::error::QueueError;
 use super::message::Outgoing;
 use super::ring::{Header, Position};
+use crate::point::point;
 use crate::sync::wait_policy::WaitPolicy;
 
 /// Why a wait for room has timed out.
@@ -40,6 +41,7 @@ impl Core {
         let producer =
             || fields.put.awaited(has_room(), "there is room, but the producers' side is", NOT_TAKEN);
         let inside = inside.map_err(|stop| QueueError::stopped(stop, QueueError::Full, producer))?;
+        point!("queue.put.entered", deaths);
         let tail = self.await_room(header, policy)?;
         // Descriptors go before the message. After it, a producer that is killed between the two would leave a message in the
         // ring whose descriptors never come. In this order it leaves an orphan in the socket: a ticket that no message in the
@@ -49,13 +51,16 @@ impl Core {
         }
         // `message.header()`, not `header`: sending has written the ticket into it. The length, by which there is room, is the same.
         // What is written behind `tail` is not in the queue yet. The next producer overwrites it if this one is killed here.
+        point!("queue.put.sent-beside", deaths);
         self.ring().write(tail, message.header(), message.bytes());
+        point!("queue.put.written", deaths);
         let end = tail.after(header).to_word();
         // One swap of messages and bytes together puts the message in. Its Release half orders the bytes of the message before
         // it, for the consumer's Acquire load of `put.position` (`await_message`). It is a swap, since `publish` has its barrier after
         // an operation that reads and writes: on x86-64 such an instruction is the barrier (`barrier_after_change`). If this
         // thread dies between the swap and the wake, the kernel wakes the consumer, because the parker's word is pending.
         fields.no_message.publish(|| fields.put.position.swap(end, AcqRel));
+        point!("queue.put.published", deaths);
         drop(inside);
         self.ring_event(false);
         Ok(())

@@ -32,6 +32,7 @@ fn plan(jobs: usize, death_signal: Option<Signal>) -> Plan {
             stop: 0,
             aborts: false,
             roster: 0,
+            faults: None,
         }),
         ..Job::default()
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::futex_lock::{self, Taken};
 use super::wait_policy::{Interrupted, WaitPolicy};
+use crate::point::point;
 use crate::sys::robust::{self, MapPin, OWNER, RobustWord};
 
 /// How long a call that must not block waits for an owner that is in the middle of something. An owner needs
@@ -58,6 +59,7 @@ pub(crate) fn lock(
         // From here on a death leaves something behind. This thread is on no list yet, but has the word pending.
         mutex.owner_pid.store(me.pid, Relaxed);
         mutex.owner_nonce.store(me.nonce, Relaxed);
+        point!("lock.taken", deaths);
         Ok(acquired)
     })
 }
@@ -70,6 +72,7 @@ pub(super) fn unlock(mutex: &RobustWord) {
         // 0, so that the next owner takes the mutex from the dead as from one that had finished.
         mutex.owner_nonce.store(0, Relaxed);
         mutex.owner_pid.store(0, Relaxed);
+        point!("lock.freed", deaths);
         futex_lock::free(&mutex.word, &WaitPolicy::Never);
     });
 }

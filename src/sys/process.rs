@@ -18,6 +18,54 @@ pub(crate) fn look(pid: u32) -> Option<ProcessNow> {
     parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, ticks_per_second(), page())
 }
 
+/// When a process was started, in ticks since the boot: with its pid it names one process for ever. `None`: it is gone.
+pub(crate) fn born(pid: u32) -> Option<u64> {
+    field(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)?.parse().ok()
+}
+
+/// All processes that have not ended, with their process groups.
+pub(crate) fn groups() -> Vec<(u32, u32)> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| Some((pid, group(pid)?))).collect()
+}
+
+/// The process group of a process; `None`: it has ended.
+pub(crate) fn group(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    field(&stat, 5).filter(|_| field(&stat, 3) != Some("Z"))?.parse().ok()
+}
+
+/// A field of /proc/pid/stat, by its number in the manual, from the state (3) on. The name before it may have any characters.
+fn field(stat: &str, number: usize) -> Option<&str> {
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(number.checked_sub(3)?)
+}
+
+/// Where the threads of a process stand: state, name, system call, and what the kernel waits for there. What this process may not read is
+/// left out.
+pub(crate) fn threads(pid: u32) -> Vec<String> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut told: Vec<_> = threads.filter_map(|thread| Some(stands(&thread.ok()?.path()))).collect();
+    told.sort();
+    told
+}
+
+fn stands(thread: &std::path::Path) -> String {
+    let read = |name| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+    let (stat, call, wchan, stack) = (read("stat"), read("syscall"), read("wchan"), read("stack"));
+    let state = field(&stat, 3).unwrap_or("?");
+    let call = call
+        .split_ascii_whitespace()
+        .next()
+        .map_or(String::new(), |number| format!(", system call {number}"));
+    let wchan =
+        if matches!(wchan.trim(), "" | "0") { String::new() } else { format!(", in {}", wchan.trim()) };
+    let kernel: Vec<_> =
+        stack.lines().filter_map(|line| line.split_ascii_whitespace().nth(1)).take(4).collect();
+    let kernel = if kernel.is_empty() { String::new() } else { format!(" ({})", kernel.join(" < ")) };
+    format!("{} {state}{call}{wchan}{kernel}", read("comm").trim())
+}
+
 /// What a process has resident of its own, without what it shares or has from files, in bytes; `None`: it is gone.
 pub(crate) fn anonymous_memory(pid: u32) -> Option<u64> {
     rss_anon(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
@@ -75,6 +123,17 @@ mod tests {
         assert_eq!(rss_anon(status), Some(300 << 10));
         assert_eq!(rss_anon("Name:\tkthreadd\n"), None, "a thread of the kernel has none");
         assert!(anonymous_memory(std::process::id()).unwrap() > 0);
+    }
+
+    #[test]
+    fn process_is_known_by_its_birth_and_its_group() {
+        let stat = "7 (a) S 1 2) T 1 77 7 0 -1 4194304 99 0 0 0 150 50 0 0 20 0 1 0 12345 22000000 300 18446744073709551615 1";
+        assert_eq!([3, 5, 22].map(|number| field(stat, number)), [Some("T"), Some("77"), Some("12345")]);
+        let own = std::process::id();
+        assert!(born(own).unwrap() > 0 && born(u32::MAX).is_none());
+        assert!(groups().contains(&(own, super::super::fork::group_id())));
+        assert_eq!((group(own), group(u32::MAX)), (Some(super::super::fork::group_id()), None));
+        assert!(threads(own).iter().any(|thread| thread.contains(" R")), "{:?}", threads(own));
     }
 
     #[test]

@@ -34,6 +34,8 @@ impl Signal {
     pub const USR1: Self = Self(libc::SIGUSR1);
     /// SIGSEGV.
     pub const SEGV: Self = Self(libc::SIGSEGV);
+    /// An access to memory whose file is not there, or is cut off.
+    pub const BUS: Self = Self(libc::SIGBUS);
     /// SIGPIPE.
     pub const PIPE: Self = Self(libc::SIGPIPE);
     /// SIGUSR2.

@@ -49,9 +49,14 @@ impl JobFile {
         Ok(Self { fd, attachments, beside })
     }
 
-    /// Adds the roster, in which the worker enters its pid, and the event of the stop word.
-    pub(crate) fn with_group(mut self, roster: &Roster, stop: &StopWord) -> Self {
-        self.beside.extend([stop.descriptor(), roster.descriptor()].map(Descriptor::clone));
+    /// Adds the roster, in which the worker enters its pid, the event of the stop word, and the page of a plan of faults.
+    pub(crate) fn with_group(
+        mut self,
+        roster: &Roster,
+        stop: &StopWord,
+        faults: Option<&Descriptor>,
+    ) -> Self {
+        self.beside.extend([stop.descriptor(), roster.descriptor()].into_iter().chain(faults).cloned());
         self
     }
 
@@ -152,6 +157,7 @@ mod tests {
                 stop: 5,
                 aborts: true,
                 roster: 4,
+                faults: Some((6, "kill@a".into())),
             }),
             manifest: Manifest::default(),
         }
@@ -166,7 +172,7 @@ mod tests {
         let file = JobFile::new(&job(), arguments).unwrap();
         let open = OpenJob::read(file.as_fd()).unwrap();
         let inherited: Vec<_> = file.descriptors().skip(1).map(|fd| fd.as_raw_fd()).collect();
-        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 8, 4, 7]].concat());
+        assert_eq!(open.descriptors().collect::<Vec<_>>(), [&inherited[..], &[9, 5, 8, 4, 7, 6]].concat());
         assert_eq!(open.job.manifest.grants.len(), 1);
         assert_eq!(open.job.manifest.descriptors, [given.as_fd().as_raw_fd()]);
         assert_eq!(

@@ -47,12 +47,19 @@ pub(crate) struct Shared {
     pub(crate) aborts: bool,
     /// The memory of a `Roster`, inherited.
     pub(crate) roster: RawFd,
+    /// The page in which faults are noted, inherited, and the plan of those that are to happen.
+    pub(crate) faults: Option<(RawFd, String)>,
 }
 
 impl Shared {
     /// The numbers of all that is inherited.
     pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let of_place = self.process_dir.iter().map(|(raw, _)| *raw);
-        of_place.chain([self.stop]).chain(self.guards).chain([self.roster, self.result_channel])
+        let of_faults = self.faults.iter().map(|(page, _)| *page);
+        of_place
+            .chain([self.stop])
+            .chain(self.guards)
+            .chain([self.roster, self.result_channel])
+            .chain(of_faults)
     }
 }

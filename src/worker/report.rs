@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Captured, Raised, consequence, with_limit};
+use crate::point::point;
 use crate::sys::clock::Moment;
 use crate::sys::global::Global;
 use crate::sys::signal::Signal;
@@ -145,10 +146,13 @@ pub(super) fn call_and_report(
     IN_FUNCTION.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(function));
     IN_FUNCTION.set(false);
+    point!("report.begin", deaths);
     slot.advance(State::Reporting);
     // A teardown must not cut the report short. SIGKILL can.
     signal::ignore(Signal::TERM)?;
+    point!("report.protected", deaths);
     let written = write_report(slot, peak(), outcome);
+    point!("report.written", deaths);
     // Only the report is protected, so that an exit handler that hangs can be ended. A handler of the user's is not restored: it was
     // there to end the function, which has ended.
     signal::reset(Signal::TERM)?;

@@ -9,8 +9,10 @@ use super::entry::Called;
 use super::info::WorkerInfo;
 use super::{crash, entry, hooks, info, late_init, report, setup};
 use crate::error::with_limit;
+use crate::injection;
 use crate::memory::named;
 use crate::memory::segment;
+use crate::point::point;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
 use crate::sys::fd::{self, Inherited};
@@ -111,6 +113,7 @@ pub(crate) fn run(marker: &Marker, origin: &Origin<'_>) -> ! {
             .map_or_else(|error| report_on_stderr(marker, &error), |slot| work(marker, origin, slot)),
         Err(error) => report_on_stderr(marker, &error),
     };
+    point!("worker.exit", deaths);
     exit(code, origin)
 }
 
@@ -144,6 +147,7 @@ fn work(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i32 
         Ok(ready) => ready,
         Err(error) => return refuse(slot, &error),
     };
+    point!("worker.ready", deaths);
     slot.advance(State::Running);
     match report::call_and_report(slot, origin.peak(), || context.call(marker.rank, called)) {
         Ok(true) => 0,
@@ -169,10 +173,12 @@ impl CallContext {
         // Leaked, and so never closed. If the function has closed such a descriptor already, std's debug builds would abort the
         // process at a second close, and what the function has returned would be lost.
         let (open, sender) = (report::keep(open), report::keep(sender));
+        point!("start", |injected| return Err(injected.into()));
         if let Some(hook) = hook {
             hook.call(&mut (), &[], Received::default(), Vec::new())?;
         }
         let result = entry.call(&mut rank, open.arguments(), received, Vec::new())?;
+        point!("end", |injected| return Err(injected.into()));
         // Asked for after the function: meanwhile the directory may have been removed, and a new one made.
         let process_dir = named::process_dir_in_use();
         result_channel::send(rank, result, sender, process_dir.as_deref()).map_err(anyhow::Error::msg)
@@ -247,7 +253,8 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     let adopt = |number| fd::adopt(origin.local(number));
     let shared =
         open.job.shared.as_ref().ok_or_else(|| io::Error::other("its job is that of a launched function"))?;
-    let sender = share(shared, marker, adopt)?;
+    let sender = share(shared, (marker, open.job.setup.nprocs), adopt)?;
+    point!("worker.set-up", deaths);
     let process_dir = named::process_dir_in_use();
     let received = open.received(process_dir.as_deref(), adopt)?;
     Ok(CallContext { open, received, sender })
@@ -256,9 +263,12 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
 /// Takes over what the workers of the context share; returns the socket for what goes beside the result.
 fn share(
     shared: &Shared,
-    marker: &Marker,
+    (marker, nprocs): (&Marker, usize),
     adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
 ) -> io::Result<Socket> {
+    if let Some((page, plan)) = &shared.faults {
+        injection::arm(plan, adopt(*page)?, (marker.rank, nprocs))?;
+    }
     shared.sharing.clone().apply();
     if let (Some((tree, launchers)), Some(worker_dir)) = (&shared.process_dir, marker.worker_dir) {
         named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
@@ -284,6 +294,7 @@ fn clean_up_after_fork(own: &[RawFd], output: Output<'_>) -> io::Result<()> {
     stop_word::forget();
     running_task::forget();
     roster::forget();
+    injection::disarm();
     Ok(())
 }
 

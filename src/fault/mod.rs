@@ -1,0 +1,78 @@
+//! Faults on purpose: a program's workers are killed, stopped or made to fail at named points, and what it says of that is compared with
+//! what has happened.
+//!
+//! A CI suite that kills workers wants four things: that the kill comes at a known place, that it has come at all, that the same run can be had
+//! again, and that the message which a person would read at three in the morning is right. This is what the module gives:
+//!
+//! - [`point!`] is a place in the program at which a fault can happen. It stays in production code, and costs a load and a branch.
+//! - A [`Plan`] is a line of text that says what is to happen where: `kill@train.step:rank=1:hit=3`.
+//! - [`Options::faults`](crate::Options::faults) puts it in force in the workers of one context, or of a pool, and nowhere else.
+//! - [`trial`] runs something under a plan: it fails if the fault did not happen, if the error names another rank or another cause than the
+//!   fault's, if the run hangs, or if it leaves a process behind. Its last line is a command that repeats it.
+//! - [`sweep`] does so for each point and each of its hits, until none is left.
+//!
+//! ```
+//! # phalanx::auto_init!();
+//! use phalanx::{Error, Options, Queue, fault, start_processes};
+//!
+//! fn train(_rank: usize, losses: Queue<f64>) -> anyhow::Result<()> {
+//!     for step in 1..=3 {
+//!         fault::point!("train.step");
+//!         losses.put(1.0 / f64::from(step))?;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! fn job(faults: &fault::Faults) -> Result<(), Error> {
+//!     let losses = Queue::bounded(64).expect("there is memory");
+//!     start_processes(train, losses, Options::new(2).faults(faults))?.join().map(drop)
+//! }
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! // At its first step, its second, its third; there is no fourth.
+//! let sweep = fault::sweep("kill@train.:rank=1", job)?;
+//! assert_eq!(sweep.trials(), 3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The faults are noted in shared memory before they happen. What finds out how a worker has ended never reads it, so it cannot know the
+//! answer.
+
+// - `trial`: one run under a plan
+// - `sweep`: one for each point and hit
+// - `verdict`: pure: what was told, against what has happened
+// - `hang`: a run that does not end, and what it leaves behind
+
+mod hang;
+mod sweep;
+mod trial;
+mod verdict;
+
+pub use sweep::{Sweep, Swept, sweep};
+pub use trial::{Trial, TrialError, Wrong, observe, trial};
+pub use verdict::Misdiagnosed;
+
+pub use crate::__fault_point as point;
+pub use crate::injection::{Action, Faults, Fired, Plan, PlanError, Rule};
+pub use crate::point::{Admits, Injected, Point};
+#[doc(hidden)]
+pub use crate::point::{checked_name, is_armed};
+
+/// All points of this executable, the library's own among them, in no order that means something.
+///
+/// ```
+/// use phalanx::fault;
+///
+/// fn step() {
+///     fault::point!("train.step");
+/// }
+///
+/// # step();
+/// assert!(fault::points().iter().any(|point| point.name() == "train.step"));
+/// assert!(fault::points().iter().any(|point| point.name() == "queue.put.written"));
+/// ```
+#[must_use]
+pub fn points() -> &'static [Point] {
+    crate::point::all()
+}

@@ -1,0 +1,143 @@
+//! What happens at a point.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::text;
+use crate::point::Admits;
+use crate::sys::errno;
+
+/// What a rule of a plan does.
+///
+/// | in a plan | what the process does |
+/// |---|---|
+/// | `kill`, `term`, `int`, `abort` | sends itself SIGKILL, SIGTERM, SIGINT; aborts |
+/// | `segv`, `bus`, `overflow` | uses memory that is not there; the part of a mapped file that was cut off; all of its stack |
+/// | `exit=3` | calls `exit` |
+/// | `panic` | panics, at the point |
+/// | `error`, `error=ENOSPC` | the point fails, with EIO or the errno of that name |
+/// | `stop` | sends itself SIGSTOP |
+/// | `hang`, `deaf`, `spin` | the thread sleeps, without end or for the time of `for=`; so does it, and the process ignores SIGTERM; it works for nothing |
+/// | `slow=200ms` | the thread sleeps for so long, and goes on |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Action {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Term,
+    /// SIGINT.
+    Int,
+    /// An access to memory that is not there.
+    Segv,
+    /// An access to a part of a mapped file that is not there.
+    Bus,
+    /// SIGABRT, by abort(3).
+    Abort,
+    /// A recursion without end.
+    Overflow,
+    /// An exit with this code.
+    Exit(i32),
+    /// A panic.
+    Panic,
+    /// The point fails with this errno.
+    Error(i32),
+    /// SIGSTOP.
+    Stop,
+    /// The thread sleeps.
+    Hang,
+    /// The thread sleeps, and the process ignores SIGTERM.
+    Deaf,
+    /// The thread uses its processor for nothing.
+    Spin,
+    /// The thread sleeps for so long.
+    Slow(Duration),
+}
+
+/// Those without an argument.
+const PLAIN: [(&str, Action); 13] = [
+    ("kill", Action::Kill),
+    ("term", Action::Term),
+    ("int", Action::Int),
+    ("segv", Action::Segv),
+    ("bus", Action::Bus),
+    ("abort", Action::Abort),
+    ("overflow", Action::Overflow),
+    ("panic", Action::Panic),
+    ("error", Action::Error(errno::EIO)),
+    ("stop", Action::Stop),
+    ("hang", Action::Hang),
+    ("deaf", Action::Deaf),
+    ("spin", Action::Spin),
+];
+
+impl Action {
+    /// Whether the process ends by it.
+    #[must_use]
+    pub fn is_death(self) -> bool {
+        !matches!(self, Self::Panic | Self::Error(_)) && !self.is_delay()
+    }
+
+    /// Whether the process neither ends nor fails by it, but does not go on for a while, or for ever.
+    #[must_use]
+    pub fn is_delay(self) -> bool {
+        matches!(self, Self::Stop | Self::Slow(_)) || self.takes_time()
+    }
+
+    /// Whether it may end by itself after the time of `for=`.
+    pub(super) fn takes_time(self) -> bool {
+        matches!(self, Self::Hang | Self::Deaf | Self::Spin)
+    }
+
+    /// What a point must admit for it.
+    pub(super) fn needs(self) -> Admits {
+        match self {
+            Self::Error(_) => Admits::Errors,
+            Self::Panic => Admits::Panics,
+            _ => Admits::Deaths,
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let (name, argument) =
+            text.split_once('=').map_or((text, None), |(name, argument)| (name, Some(argument)));
+        match (name, argument) {
+            ("exit", Some(code)) => Ok(Self::Exit(text::number::<u8>(code, "exit code (0 to 255)")?.into())),
+            ("error", Some(name)) => Ok(Self::Error(text::errno(name)?)),
+            ("slow", Some(time)) => Ok(Self::Slow(text::duration(time)?)),
+            ("exit" | "slow", None) => Err(format!("`{name}` needs a value: exit=3, slow=200ms")),
+            (name, argument) => {
+                let known = PLAIN.iter().find(|(known, _)| *known == name);
+                match (known, argument) {
+                    (Some((_, action)), None) => Ok(*action),
+                    (Some(_), Some(_)) => Err(format!("`{name}` takes no value")),
+                    (None, _) => Err(unknown(name)),
+                }
+            }
+        }
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let names = || PLAIN.iter().map(|(name, _)| *name).chain(["exit", "slow"]);
+    match text::nearest(name, names()) {
+        Some(nearest) => format!("there is no action `{name}`: did you mean `{nearest}`?"),
+        None => format!("there is no action `{name}`; there are {}", names().collect::<Vec<_>>().join(" ")),
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit={code}"),
+            Self::Error(number) => write!(f, "error={}", errno::name(*number).unwrap_or("EIO")),
+            Self::Slow(time) => write!(f, "slow={}", text::of_duration(*time)),
+            plain => {
+                let name = PLAIN.iter().find(|(_, action)| action == plain).map(|(name, _)| *name);
+                f.write_str(name.unwrap_or_default())
+            }
+        }
+    }
+}

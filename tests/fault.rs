@@ -1,0 +1,364 @@
+//! Faults on purpose: each action, in each kind of worker; what a trial says when something is wrong.
+
+#[path = "common/calls.rs"]
+mod calls;
+mod common;
+
+use std::process::Command;
+use std::time::Duration;
+
+use calls::double;
+use common::watched;
+use phalanx::fault::{self, Faults, Misdiagnosed, TrialError, Wrong};
+use phalanx::pool::{Pool, TaskFailure};
+use phalanx::{Error, Options, Signal, StartMethod, Status, start_processes};
+
+phalanx::auto_init!();
+
+/// Three steps, each with a point.
+fn steps(_rank: usize, _: ()) -> anyhow::Result<u64> {
+    for _ in 0..3 {
+        fault::point!("test.step");
+        fault::point!("test.save", |injected| return Err(injected.into()));
+    }
+    Ok(3)
+}
+
+fn run(method: StartMethod) -> impl Fn(&Faults) -> Result<Vec<u64>, Error> {
+    move |faults| start_processes(steps, (), Options::new(3).start_method(method).faults(faults))?.join()
+}
+
+/// As [`watched`], with a fork server, which stays.
+fn served(test: impl FnOnce()) {
+    let nothing = |_, ()| anyhow::Ok(());
+    common::alone(|| start_processes(nothing, (), common::served(1)).unwrap().join().unwrap());
+    watched(test);
+}
+
+/// Its workers are forks of this process, which has one thread, as that of a trial would not be.
+fn fork_under_plans(_rank: usize, _: ()) -> anyhow::Result<()> {
+    for action in ["kill", "segv", "panic", "exit=3"] {
+        let faults = Faults::new(&format!("{action}@test.step:rank=2:hit=3"))?;
+        let failed = run(StartMethod::Fork)(&faults).unwrap_err();
+        let reported = match &failed {
+            Error::ProcessRaised(exception) => exception.error_index(),
+            Error::ProcessExited(exception) => exception.error_index(),
+            _ => anyhow::bail!(failed),
+        };
+        let fired: Vec<_> = faults.fired().iter().map(|fired| (fired.rank, fired.hit)).collect();
+        anyhow::ensure!(reported == 2 && fired == [(2, 3)], "{failed}; {fired:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn each_end_is_told_as_what_it_was() {
+    watched(|| {
+        for action in ["kill", "term", "int", "segv", "bus", "abort", "overflow", "exit=0", "exit=7", "panic"]
+        {
+            let plan = format!("{action}@test.step:rank=1:hit=2");
+            let trial =
+                fault::trial(&plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
+            let fired = trial.fired();
+            assert_eq!(fired.len(), 1, "{fired:?}");
+            assert_eq!((fired[0].rank, fired[0].hit, fired[0].point), (1, 2, "test.step"));
+        }
+    });
+}
+
+#[test]
+fn workers_of_all_methods_are_under_the_plan() {
+    served(|| {
+        for action in ["kill", "segv", "panic", "exit=3"] {
+            let plan = format!("{action}@test.step:rank=2:hit=3");
+            fault::trial(&plan, run(StartMethod::ForkServer)).unwrap_or_else(|error| panic!("{error}"));
+        }
+        phalanx::spawn(fork_under_plans, (), 1).unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+#[test]
+fn point_that_fails_gives_the_error_that_the_plan_has() {
+    watched(|| {
+        let trial = fault::trial("error=ENOSPC@test.save:rank=0:hit=2", run(StartMethod::Spawn)).unwrap();
+        let Err(Error::ProcessRaised(exception)) = trial.result() else { panic!("{:?}", trial.result()) };
+        let text = "fault injected at test.save: No space left on device (os error 28)";
+        assert_eq!(exception.chain(), [text]);
+    });
+}
+
+#[test]
+fn panic_has_the_place_of_the_point() {
+    watched(|| {
+        let trial = fault::trial("panic@test.step:rank=0", run(StartMethod::Spawn)).unwrap();
+        let Err(Error::ProcessRaised(exception)) = trial.result() else { panic!("{:?}", trial.result()) };
+        let place = exception.panic_location().unwrap();
+        assert!(place.starts_with(file!()) && !place.contains("point.rs"), "{place}");
+    });
+}
+
+#[test]
+fn what_only_takes_time_is_no_failure() {
+    watched(|| {
+        for plan in [
+            "slow=20ms@test.step:rank=all:hit=1..3",
+            "hang@test.step:rank=1:for=20ms",
+            "spin@test.step:rank=1:for=20ms",
+            "deaf@test.step:rank=1:for=20ms",
+        ] {
+            let trial = fault::trial(plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(trial.result().unwrap(), &[3, 3, 3]);
+        }
+    });
+}
+
+#[test]
+fn worker_that_is_stopped_goes_on_when_it_is_continued() {
+    watched(|| {
+        let trial = fault::trial("stop@test.step:rank=1:hit=2", |faults| {
+            let mut context = start_processes(steps, (), Options::new(3).faults(faults))?;
+            while faults.fired().is_empty() {
+                assert!(!context.join_timeout(Duration::from_millis(5))?);
+            }
+            // It is about to stop, and a signal to go on that came before the stop would be lost.
+            while !context.join_timeout(Duration::from_millis(20))? {
+                context.signal(1, Signal::CONT)?;
+            }
+            context.into_results()
+        });
+        assert_eq!(trial.unwrap_or_else(|error| panic!("{error}")).result().unwrap(), &[3, 3, 3]);
+    });
+}
+
+#[test]
+fn deaf_worker_outlives_the_signal_that_is_to_end_it() {
+    watched(|| {
+        let plan = "deaf@test.step:rank=0,kill@test.step:rank=1:hit=2";
+        let trial = fault::trial(plan, |faults| {
+            let options = Options::new(2).faults(faults).grace_period(Duration::from_millis(50));
+            let mut context = start_processes(steps, (), options)?;
+            // Only when it is deaf may the teardown begin.
+            while !faults.fired().iter().any(|fired| fired.rank == 0) {
+                std::thread::yield_now();
+            }
+            context.join_timeout(Duration::MAX)?;
+            Ok(())
+        });
+        let trial = trial.unwrap_or_else(|error| panic!("{error}"));
+        let Err(Error::ProcessExited(exception)) = trial.result() else { panic!("{:?}", trial.result()) };
+        let deaf = &exception.outcomes()[0];
+        assert!(deaf.is_victim());
+        assert!(matches!(deaf.status(), Status::Signaled { signal: Signal::KILL, .. }), "{deaf}");
+    });
+}
+
+#[test]
+fn fault_happens_once_in_whichever_rank_comes_first_or_once_in_each() {
+    watched(|| {
+        let count = |plan: &str| {
+            let trial = fault::trial(plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
+            trial.fired().len()
+        };
+        assert_eq!(count("slow=1ms@test.step"), 1);
+        assert_eq!(count("slow=1ms@test.step:rank=all"), 3);
+        assert_eq!(count("slow=1ms@test.step:rank=all:hit=2..:max=5"), 5);
+        // A prefix is one rule, and counts for all of its points.
+        assert_eq!(count("slow=1ms@test.:rank=1..2:hit=1..3"), 6);
+    });
+}
+
+#[test]
+fn contexts_of_one_process_do_not_see_each_others_plans() {
+    watched(|| {
+        let faults =
+            [0, 1].map(|rank| Faults::new(&format!("exit={rank}@test.step:rank={rank}:hit=2")).unwrap());
+        let start = |faults: &Faults| start_processes(steps, (), Options::new(2).faults(faults)).unwrap();
+        let contexts = faults.each_ref().map(start);
+        let without = start_processes(steps, (), Options::new(2)).unwrap();
+        for (rank, context) in contexts.into_iter().enumerate() {
+            let Err(Error::ProcessExited(exception)) = context.join() else { panic!("rank {rank} exits") };
+            assert_eq!((exception.error_index(), exception.exit_code()), (rank, Some(rank as i32)));
+            assert_eq!(faults[rank].fired().len(), 1);
+        }
+        assert_eq!(without.join().unwrap(), [3, 3]);
+    });
+}
+
+fn nested(_rank: usize, _: ()) -> anyhow::Result<u64> {
+    let inner = start_processes(steps, (), Options::new(2).start_method(StartMethod::Fork))?.join()?;
+    fault::point!("test.outer");
+    Ok(inner.iter().sum())
+}
+
+#[test]
+fn workers_of_a_worker_and_its_forks_are_under_no_plan() {
+    watched(|| {
+        let faults = Faults::new("kill@test.step:rank=all:hit=1..,slow=1ms@test.outer").unwrap();
+        let sums = start_processes(nested, (), Options::new(1).faults(&faults)).unwrap().join().unwrap();
+        assert_eq!((sums, faults.fired().len()), (vec![6], 1));
+    });
+}
+
+#[test]
+fn workers_of_a_pool_are_under_the_plan_and_their_successors_meet_the_fault_no_more() {
+    watched(|| {
+        let faults = Faults::new("kill@pool.begun:hit=3").unwrap();
+        let pool = Pool::options(Options::new(1).faults(&faults)).build().unwrap();
+        let ends: Vec<_> = (0..9).map(|x| pool.submit(double, x).unwrap().join()).collect();
+        let failed: Vec<_> =
+            ends.iter().enumerate().filter_map(|(n, end)| Some((n, end.as_ref().err()?))).collect();
+        let [(2, failed)] = failed[..] else { panic!("{ends:?}") };
+        assert!(
+            matches!(failed.failure(), TaskFailure::WorkerEnded(outcome) if outcome.pid() == faults.fired()[0].pid)
+        );
+        pool.join().unwrap();
+    });
+}
+
+#[test]
+fn fault_that_does_not_happen_fails_the_trial() {
+    watched(|| {
+        for plan in ["kill@test.step:rank=1:hit=4", "slow=1ms@test.step,kill@start:rank=0:hit=2"] {
+            let error = fault::trial(plan, run(StartMethod::Spawn)).unwrap_err();
+            let TrialError::Wrong { what: Wrong::Unfired { rule, .. }, .. } = &error else {
+                panic!("{error}")
+            };
+            assert!(
+                plan.ends_with(rule) && error.to_string().contains("the run was told: the run succeeded"),
+                "{error}"
+            );
+        }
+    });
+}
+
+#[test]
+fn run_that_tells_something_else_fails_the_trial_and_both_are_shown() {
+    watched(|| {
+        let error = fault::trial("kill@test.step:rank=1", |faults| {
+            // An error of another run, in which rank 0 has ended by an exit.
+            let other = Faults::new("exit=1@test.step:rank=0").expect("the same point");
+            let _ = run(StartMethod::Spawn)(faults);
+            run(StartMethod::Spawn)(&other)
+        });
+        let error = error.unwrap_err();
+        let TrialError::Wrong { what: Wrong::Misdiagnosed(Misdiagnosed { told, truth, .. }), .. } = &error
+        else {
+            panic!("{error}")
+        };
+        assert!(told.starts_with("rank 0 (pid ") && told.contains("exit code 1"), "{told}");
+        assert!(truth.starts_with("kill at test.step, hit 1, in rank 1 (pid "), "{truth}");
+        let last = error.to_string().lines().last().unwrap().to_owned();
+        let test = "run_that_tells_something_else_fails_the_trial_and_both_are_shown";
+        assert_eq!(last, format!("again: PHALANX_FAULTS=kill@test.step:rank=1 cargo test {test} -- --exact"));
+    });
+}
+
+#[test]
+fn plan_that_does_not_fit_is_refused_at_the_start() {
+    watched(|| {
+        let error = Faults::new("kill@test.setp").unwrap_err().to_string();
+        assert_eq!(error, "this program has no fault point `test.setp`: did you mean `test.step`?");
+        let error = Faults::new("error@test.step").unwrap_err().to_string();
+        assert!(error.contains("admits deaths, delays and panics, but no errors"), "{error}");
+        let faults = Faults::new("kill@test.step:rank=3").unwrap();
+        let error = start_processes(steps, (), Options::new(3).faults(&faults)).err().unwrap();
+        assert!(matches!(&error, Error::InvalidOption(reason) if reason.contains("names rank 3")), "{error}");
+    });
+}
+
+#[test]
+fn worker_that_is_left_behind_fails_the_trial_and_is_ended() {
+    watched(|| {
+        let error = fault::trial("hang@test.step:rank=0", |faults| {
+            let context = start_processes(steps, (), Options::new(1).faults(faults))?;
+            while faults.fired().is_empty() {
+                std::thread::yield_now();
+            }
+            context.detach()?;
+            Ok(())
+        });
+        let error = error.unwrap_err();
+        let TrialError::Wrong { what: Wrong::Left(left), .. } = &error else { panic!("{error}") };
+        assert!(left.len() == 1 && left[0].contains("of rank 0's group"), "{error}");
+    });
+}
+
+/// Runs a test of this file again as a process of its own, with this in the environment; what it prints.
+fn again(test: &str, environment: &[(&str, &str)]) -> (bool, String) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env("PHALANX_TEST_INNER", "1");
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (output.status.success(), text)
+}
+
+#[expect(clippy::print_stdout, reason = "the test that has started this process reads it")]
+fn tell(text: String) {
+    println!("{text}");
+}
+
+fn is_inner() -> bool {
+    std::env::var_os("PHALANX_TEST_INNER").is_some()
+}
+
+#[test]
+fn run_that_hangs_is_ended_and_the_trial_tells_where_all_stood() {
+    if is_inner() {
+        let error = fault::trial("hang@test.step:rank=1", run(StartMethod::Spawn)).unwrap_err();
+        return tell(error.to_string());
+    }
+    watched(|| {
+        let test = "run_that_hangs_is_ended_and_the_trial_tells_where_all_stood";
+        let (_, text) = again(test, &[("PHALANX_FAULTS_SECONDS", "1")]);
+        assert!(text.contains("the run hung, and its workers were killed; before that:"), "{text}");
+        assert!(text.contains("rank 1 (pid ") && text.contains("this process (pid "), "{text}");
+        assert!(text.contains("happened: hang at test.step, hit 1, in rank 1"), "{text}");
+    });
+}
+
+#[test]
+fn plan_of_the_environment_is_run_instead() {
+    if is_inner() {
+        let trial = fault::trial("kill@test.step:rank=1", run(StartMethod::Spawn)).unwrap();
+        tell(format!("plan: {}; {}", trial.plan(), trial.fired()[0]));
+        let sweep = fault::sweep("kill@test.step:rank=1", run(StartMethod::Spawn)).unwrap();
+        return tell(format!("swept: {}", sweep.trials()));
+    }
+    watched(|| {
+        let plan = "abort@test.step:rank=2:hit=3";
+        let (passed, text) = again("plan_of_the_environment_is_run_instead", &[("PHALANX_FAULTS", plan)]);
+        assert!(
+            passed && text.contains(&format!("plan: {plan}; abort at test.step, hit 3, in rank 2")),
+            "{text}"
+        );
+        assert!(text.contains("swept: 0"), "{text}");
+    });
+}
+
+#[test]
+fn sweep_meets_each_hit_of_each_point_and_then_none() {
+    served(|| {
+        let sweep = fault::sweep("kill@test.:rank=0", run(StartMethod::ForkServer));
+        let sweep = sweep.unwrap_or_else(|error| panic!("{error}"));
+        // `test.outer` is in another function.
+        assert_eq!(sweep.to_string(), "test.outer       0\ntest.save        3\ntest.step        3\n");
+        assert_eq!((sweep.trials(), sweep.unreached()), (6, vec!["test.outer"]));
+        let sweep = fault::sweep("error=EIO@test.:rank=0:hit=2..", run(StartMethod::ForkServer)).unwrap();
+        assert_eq!(sweep.to_string(), "test.save       2\n");
+        let sweep = fault::sweep("panic@test.step:rank=2:hit=1..2", run(StartMethod::ForkServer)).unwrap();
+        assert_eq!(sweep.trials(), 2);
+    });
+}
+
+#[test]
+fn sweep_whose_run_fails_without_faults_says_so() {
+    watched(|| {
+        let error = fault::sweep("kill@test.outer", |faults| {
+            run(StartMethod::Spawn)(faults)?;
+            Err::<(), _>(Error::InvalidOption("something else".to_owned()))
+        });
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("something else"), "{text}");
+    });
+}
