@@ -1,7 +1,6 @@
 //! One run under a plan, and what is asked of it afterwards.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,9 +15,6 @@ const VARIABLE: &str = "PHALANX_FAULTS";
 /// How long a run may take, in seconds, unless the variable says it.
 const PATIENCE: u64 = 60;
 const PATIENCE_VARIABLE: &str = "PHALANX_FAULTS_SECONDS";
-
-/// Trials of one process run one after the other: what one leaves behind is not another's.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A run under a plan that has ended: [`observe`], [`trial`].
 #[derive(Debug)]
@@ -242,7 +238,6 @@ pub(super) fn of_plan<T>(
     plan: Plan,
     run: impl FnOnce(&Faults) -> Result<T, Error>,
 ) -> Result<Trial<T>, PlanError> {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let faults = Faults::of(plan)?;
     let watch = Watch::begin(&faults, patience());
     let result = run(&faults);
