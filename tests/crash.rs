@@ -34,6 +34,34 @@ fn signals_are_named_and_numbers_without_a_name_are_numbers() {
     });
 }
 
+/// The signals that wait while a fatal one is recorded.
+fn waiting_meanwhile(_: usize, fatal: i32) -> anyhow::Result<Vec<i32>> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: reads the disposition of a signal into a struct of that type.
+    let asked = unsafe { libc::sigaction(fatal, std::ptr::null(), action.as_mut_ptr()) };
+    anyhow::ensure!(asked == 0, std::io::Error::last_os_error());
+    // SAFETY: sigaction(2) has filled it.
+    let action = unsafe { action.assume_init() };
+    // SAFETY: asks for one signal of a set.
+    Ok((1..32)
+        .filter(|&signal| unsafe { libc::sigismember(&raw const action.sa_mask, signal) } == 1)
+        .collect())
+}
+
+/// Else the teardown of another rank would end a worker that is just writing down what has met it, and that would be told of nothing.
+#[test]
+fn signals_of_the_teardown_wait_until_a_fatal_one_is_recorded() {
+    watched(|| {
+        for fatal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
+            let waiting = spawn(waiting_meanwhile, fatal, 1).unwrap().remove(0);
+            assert!(
+                [libc::SIGTERM, libc::SIGINT, fatal].iter().all(|signal| waiting.contains(signal)),
+                "{waiting:?}"
+            );
+        }
+    });
+}
+
 #[test]
 fn segmentation_fault_has_a_traceback_and_keeps_its_status() {
     watched(|| {

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use calls::double;
-use common::watched;
+use common::{await_that, children, watched};
 use phalanx::fault::{self, Faults, Misdiagnosed, TrialError, Wrong};
 use phalanx::pool::{Pool, TaskFailure};
 use phalanx::{Error, Options, Signal, StartMethod, Status, start_processes};
@@ -269,6 +269,7 @@ fn plan_that_does_not_fit_is_refused_at_the_start() {
 #[test]
 fn worker_that_is_left_behind_fails_the_trial_and_is_ended() {
     watched(|| {
+        let before = children();
         let error = fault::trial("hang@test.step:rank=0", |faults| {
             let context = start_processes(steps, (), Options::new(1).faults(faults))?;
             while faults.fired().is_empty() {
@@ -280,6 +281,8 @@ fn worker_that_is_left_behind_fails_the_trial_and_is_ended() {
         let error = error.unwrap_err();
         let TrialError::Wrong { what: Wrong::Left(left), .. } = &error else { panic!("{error}") };
         assert!(left.len() == 1 && left[0].contains("of rank 0's group"), "{error}");
+        // The thread of the detached context reaps it.
+        await_that(|| children().is_subset(&before));
     });
 }
 

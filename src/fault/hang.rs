@@ -103,6 +103,7 @@ fn left_by(faults: &Faults) -> Vec<String> {
         is_left.then(|| {
             let stands = process::threads(pid).join("; ");
             let _ = pidfd::send_signal(pidfd.as_fd(), pid, Signal::KILL);
+            let _ = wait_readable(pidfd.as_fd(), Moment::now().checked_add(DYING));
             format!("process {pid}, of rank {}'s group: {stands}", worker.rank)
         })
     };

@@ -168,6 +168,16 @@ pub(super) fn condemn(word: &impl Word, generation: u32) -> Option<u16> {
     change(word, generation, next).map(|before| before.worker)
 }
 
+/// What a dead worker had begun cannot be asked to end any more. Another worker may claim what it had only claimed, and begin it, at this
+/// moment: that one is not touched.
+pub(super) fn seize(word: &impl Word, generation: u32, dead: u16) {
+    let next = |standing: Standing| match standing.state {
+        State::Running | State::Asked if standing.worker == dead => Some(standing.now(State::Condemned)),
+        _ => None,
+    };
+    change(word, generation, next);
+}
+
 /// The pool takes a task back, whose worker is dead or has handed it in. `queued`: it is to be given out anew. False: it is another
 /// task by now, or another worker has claimed it.
 pub(super) fn take_back(word: &impl Word, before: Standing, queued: bool) -> bool {

@@ -30,7 +30,7 @@ impl Hub {
         for (ticket, _) in Self::held(&self.ledger, &state, worker) {
             // They are settled when all that the worker has printed is written. Asked to end in between, a task would not be what
             // `settle` compares with, and the kill that follows would meet the next worker of that seat.
-            ledger::condemn(&self.cell(ticket).word, ticket.generation);
+            ledger::seize(&self.cell(ticket).word, ticket.generation, worker);
         }
         Self::held(&self.ledger, &state, worker)
     }

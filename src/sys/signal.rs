@@ -298,9 +298,9 @@ pub(crate) fn on_fault(record: fn(&Fault)) -> io::Result<()> {
     ON_FAULT.get_or_init(|| record);
     use_alternate_stack()?;
     let handler = SigHandler::SigAction(handle_fault);
-    // While one is handled the others are blocked: a fault in the handler ends the process instead of entering it
-    // once more.
-    let mask = SigSet::from_iter(FATAL);
+    // While one is handled the others are blocked: a fault in the handler ends the process instead of entering it once more, and a
+    // SIGTERM does not end it before it has said what has met it.
+    let mask = SigSet::all();
     let action = SigAction::new(handler, SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK, mask);
     for signal in FATAL {
         // SAFETY: handle_fault is async-signal-safe if `record` is, which the caller vouches for.

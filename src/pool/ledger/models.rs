@@ -68,6 +68,21 @@ fn loom_task_whose_worker_died_before_it_took_it_out_has_one_next_owner() {
 }
 
 #[test]
+fn loom_worker_that_takes_over_the_claim_of_a_dead_one_is_not_condemned_with_it() {
+    loom::model(|| {
+        // Worker 7 has claimed it and died; the message is still in the queue.
+        let word = word(State::Claimed, 7);
+        let next = thread::spawn({
+            let word = word.clone();
+            move || claim(&*word, 1, 8) && begin(&*word, 1, 8) && finish(&*word, 1)
+        });
+        // The pool found the dead one's claim a moment ago.
+        seize(&*word, 1, 7);
+        assert!(next.join().unwrap());
+    });
+}
+
+#[test]
 fn loom_late_result_and_kill_have_one_winner_that_both_see() {
     loom::model(|| {
         let word = word(State::Running, 7);
