@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use calls::double;
 use common::{await_that, children, watched};
-use phalanx::fault::{self, Faults, Misdiagnosed, TrialError, Wrong};
+use phalanx::fault::{self, Faults, Menu, Misdiagnosed, TrialError, Wrong};
 use phalanx::pool::{Pool, TaskFailure};
 use phalanx::{Error, Options, Signal, StartMethod, Status, start_processes};
 
@@ -363,5 +363,82 @@ fn sweep_whose_run_fails_without_faults_says_so() {
         });
         let text = error.unwrap_err().to_string();
         assert!(text.contains("something else"), "{text}");
+    });
+}
+
+/// A program that tells nothing of rank 1 where that ends later than at its first step.
+fn silent_of_rank_1(faults: &Faults) -> Result<Vec<u64>, Error> {
+    let result = run(StartMethod::ForkServer)(faults);
+    let is_hidden = faults.fired().iter().any(|fired| fired.rank == 1 && fired.hit >= 2);
+    if is_hidden { Ok(Vec::new()) } else { result }
+}
+
+#[test]
+fn plan_that_fails_is_made_smaller_and_kept_and_run_first_the_next_time() {
+    served(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let menu =
+            Menu::new(3).sites(["test.step", "test.save"]).actions(["kill", "abort", "exit=5"]).unwrap();
+        let menu = menu.faults(2..=3).hits(3).trials(200).regressions(directory.path()).seed(7);
+        let failed = fault::chaos(&menu, silent_of_rank_1).unwrap_err();
+        let TrialError::Wrong { what: Wrong::Misdiagnosed(_), plan, .. } = &*failed.error else {
+            panic!("{failed}")
+        };
+        let smallest = plan.to_string();
+        let expected = ["test.step", "test.save"].map(|point| format!("kill@{point}:rank=1:hit=2"));
+        assert!(expected.contains(&smallest), "{failed}");
+        assert!(failed.drawn.rules().len() >= 2 && failed.failed == 3, "{failed}");
+        let text = failed.to_string();
+        assert!(
+            text.starts_with(&format!("plan {} of seed 7 has failed: {}", failed.number, failed.drawn)),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .last()
+                .unwrap()
+                .starts_with(&format!("again: PHALANX_FAULTS={smallest} cargo test ")),
+            "{text}"
+        );
+        let file = directory
+            .path()
+            .join("plan_that_fails_is_made_smaller_and_kept_and_run_first_the_next_time.plan");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{smallest}\n"));
+        // Without a single plan drawn.
+        let again = fault::chaos(&menu.clone().trials(0), silent_of_rank_1).unwrap_err();
+        assert_eq!((again.number, again.drawn.to_string()), (0, smallest.clone()));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{smallest}\n"), "it is kept once");
+        // Mended.
+        let chaos = fault::chaos(&menu.trials(2), run(StartMethod::ForkServer))
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(chaos.trials, 3);
+        assert!(
+            chaos
+                .happened()
+                .any(|(point, action, times)| smallest.contains(point) && action == "kill" && times > 0)
+        );
+    });
+}
+
+#[test]
+fn failure_that_does_not_come_each_time_is_told_as_that_and_not_made_smaller() {
+    served(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let menu =
+            Menu::new(3).sites(["test.step"]).actions(["kill"]).unwrap().faults(3..=3).hits(1).trials(9);
+        let mut runs = 0;
+        let failed = fault::chaos(&menu.regressions(directory.path()), |faults| {
+            runs += 1;
+            let result = run(StartMethod::ForkServer)(faults);
+            if runs == 1 { Ok(Vec::new()) } else { result }
+        });
+        let failed = failed.unwrap_err();
+        assert_eq!((failed.failed, failed.number, runs), (0, 0, 4), "{failed}");
+        assert!(
+            failed.to_string().contains("it failed 0 times of 3: it depends on the order of things too"),
+            "{failed}"
+        );
+        let TrialError::Wrong { plan, .. } = &*failed.error else { panic!("{failed}") };
+        assert_eq!(*plan, failed.drawn);
     });
 }

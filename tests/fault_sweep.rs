@@ -215,3 +215,16 @@ fn run_pool(plan: &str) -> u64 {
     pool.join().unwrap();
     faults.count()
 }
+
+#[test]
+fn faults_that_are_drawn_are_told_as_what_they_were() {
+    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+    watched(|| {
+        for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+            let menu = fault::Menu::new(RANKS).sites(SITES).time(common::race_time());
+            let chaos =
+                fault::chaos(&menu, job(method)).unwrap_or_else(|error| panic!("{method:?}: {error}"));
+            print(&format!("{method:?}: {chaos}"));
+        }
+    });
+}

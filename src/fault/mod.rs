@@ -10,6 +10,7 @@
 //! - [`trial`] runs something under a plan: it fails if the fault did not happen, if the error names another rank or another cause than the
 //!   fault's, if the run hangs, or if it leaves a process behind. Its last line is a command that repeats it.
 //! - [`sweep`] does so for each point and each of its hits, until none is left.
+//! - [`chaos`] does so with plans that are drawn at random, and makes one smaller that fails.
 //!
 //! ```
 //! # phalanx::auto_init!();
@@ -41,14 +42,20 @@
 
 // - `trial`: one run under a plan
 // - `sweep`: one for each point and hit
+// - `menu`: what plans are drawn from
+// - `chaos`: plans that are drawn, and made smaller when one fails
 // - `verdict`: pure: what was told, against what has happened
 // - `hang`: a run that does not end, and what it leaves behind
 
+mod chaos;
 mod hang;
+mod menu;
 mod sweep;
 mod trial;
 mod verdict;
 
+pub use chaos::{Chaos, ChaosError, chaos};
+pub use menu::Menu;
 pub use sweep::{Sweep, Swept, sweep};
 pub use trial::{Trial, TrialError, Wrong, observe, trial};
 pub use verdict::Misdiagnosed;

@@ -91,7 +91,7 @@ pub fn sweep<T>(plan: &str, mut run: impl FnMut(&Faults) -> Result<T, Error>) ->
     let plan: Plan = plan.parse()?;
     plan.check_points()?;
     let rule = plan.one_rule()?;
-    let points = point::all().iter().filter(|point| rule.is_at(point.name()) && admits(point, rule));
+    let points = point::all().iter().filter(|point| rule.is_at(point.name()) && admits(point, rule.action()));
     let names: BTreeSet<_> = points.map(point::Point::name).collect();
     let swept = names.into_iter().map(|point| {
         let hits = sweep_point(&plan, (rule, point), &mut run)?;
@@ -110,7 +110,7 @@ fn sweep_point<T>(
     for hit in rule.swept_hits().take(MOST) {
         let trial = trial::of_plan(plan.with(rule.at(point, hit)), &mut *run)?;
         if trial.fired().is_empty() {
-            trial.check_without_faults()?;
+            trial.check_what_has_happened()?;
             break;
         }
         trial.check()?;

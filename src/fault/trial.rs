@@ -74,15 +74,17 @@ impl<T> Trial<T> {
         }
     }
 
-    /// As [`check`](Self::check), of a run that came to its end before the fault: it must have succeeded.
-    pub(super) fn check_without_faults(&self) -> Result<(), TrialError> {
+    /// As [`check`](Self::check), of a run in which not all faults may have happened. One without any must have succeeded.
+    pub(super) fn check_what_has_happened(&self) -> Result<(), TrialError> {
         let wrong = |what| Err(self.wrong(what));
         match (&self.hung, self.verdict(), &self.result) {
             (Some(stood), ..) => wrong(Wrong::Hung(stood.clone())),
             (None, Err(misdiagnosed), _) => wrong(Wrong::Misdiagnosed(misdiagnosed)),
-            (None, Ok(()), Err(error)) => wrong(Wrong::FailedWithoutFaults(error.to_string())),
-            (None, Ok(()), Ok(_)) if !self.left.is_empty() => wrong(Wrong::Left(self.left.clone())),
-            (None, Ok(()), Ok(_)) => Ok(()),
+            (None, Ok(()), Err(error)) if self.fired().is_empty() => {
+                wrong(Wrong::FailedWithoutFaults(error.to_string()))
+            }
+            (None, Ok(()), _) if !self.left.is_empty() => wrong(Wrong::Left(self.left.clone())),
+            (None, Ok(()), _) => Ok(()),
         }
     }
 
@@ -110,6 +112,18 @@ pub enum TrialError {
         /// The faults that have happened.
         fired: Vec<Fired>,
     },
+}
+
+impl TrialError {
+    /// Whether another one is of the same kind.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Wrong { what, .. }, Self::Wrong { what: other, .. }) => {
+                std::mem::discriminant(what) == std::mem::discriminant(other)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What was wrong with a run.

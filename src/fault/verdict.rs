@@ -11,7 +11,8 @@
 //! | `stop`, `hang`, `deaf`, `spin`, `slow` | not that it failed by itself |
 //! | nothing | not that it failed by itself |
 //!
-//! Of several ranks that end the one whose fault came first is the one that is reported; where two came within [`AT_ONCE`], either is.
+//! Of several ranks that end the one whose fault came first is the one that is reported; where two came within [`AT_ONCE`], either is. The
+//! others may have been ended by the teardown's SIGTERM or SIGKILL instead.
 
 use std::fmt;
 use std::time::Duration;
@@ -112,9 +113,12 @@ pub(super) fn judge(fired: &[Fired], told: Told<'_>) -> Result<(), Misdiagnosed>
             wrong(format!("{first}, before anything else"))
         }
         (None, Told::Other(_)) => wrong("no fault that could be the reason".to_owned()),
-        (_, Told::Failure(_, outcomes)) => outcomes.iter().try_for_each(|outcome| {
+        (_, Told::Failure(reported, outcomes)) => outcomes.iter().try_for_each(|outcome| {
             let of_rank: Vec<_> = fired.iter().filter(|fired| fired.rank == outcome.rank()).collect();
-            of_outcome(&of_rank, outcome).map_err(|truth| Misdiagnosed { told: outcome.to_string(), truth })
+            // The teardown of the one that is reported may have met it in the middle of its end, as in its exit handlers.
+            let is_cut_short = outcome.rank() != reported && is_by_teardown(outcome.status());
+            of_outcome(&of_rank, outcome, is_cut_short)
+                .map_err(|truth| Misdiagnosed { told: outcome.to_string(), truth })
         }),
         (None, Told::Success) => Ok(()),
     }
@@ -132,14 +136,18 @@ fn must_fail(fired: &Fired) -> bool {
     }
 }
 
+/// Whether it is by a signal that a teardown sends.
+fn is_by_teardown(status: Status) -> bool {
+    matches!(status, Status::Signaled { signal: Signal::TERM | Signal::KILL, .. })
+}
+
 /// What is said of one rank. The error is what happened to it.
-fn of_outcome(fired: &[&Fired], outcome: &Outcome) -> Result<(), String> {
+fn of_outcome(fired: &[&Fired], outcome: &Outcome, is_cut_short: bool) -> Result<(), String> {
     let end = fired.iter().find(|fired| must_fail(fired));
     let is_own = outcome.failure_kind() == Some(&FailureKind::Own);
     let may_fail = || fired.iter().any(|fired| matches!(fired.action, Action::Error(_)));
     match end {
-        // The teardown may come first: the fault then met a process that was being ended anyway.
-        Some(end) if !outcome.is_victim() && !fits(end, outcome) => Err(end.to_string()),
+        Some(end) if !is_cut_short && !fits(end, outcome) => Err(end.to_string()),
         None if is_own && !may_fail() => Err(fired.first().map_or_else(
             || format!("nothing in rank {}", outcome.rank()),
             |fired| format!("{fired}, of which no process ends"),
@@ -316,5 +324,10 @@ mod tests {
         let deaths = [fired(Action::Kill, 1, 5), fired(Action::Abort, 0, 200)];
         let told = [victim(0), own(1, by(Signal::KILL), None)];
         assert!(judge(&deaths, Told::Failure(1, &told)).is_ok());
+        // It had begun to exit by itself, and SIGTERM has met its exit handlers.
+        let told = [own(0, by(Signal::TERM), None), own(1, by(Signal::KILL), None)];
+        assert!(judge(&deaths, Told::Failure(1, &told)).is_ok());
+        let told = [own(0, by(Signal::HUP), None), own(1, by(Signal::KILL), None)];
+        assert!(judge(&deaths, Told::Failure(1, &told)).is_err());
     }
 }

@@ -66,7 +66,7 @@ impl Armed {
         let hit = hits.fetch_add(1, Relaxed) + 1;
         let reached = Reached { point: point.name(), rank: self.rank, nprocs: self.nprocs, hit };
         for (number, rule) in self.plan.met(reached) {
-            if !admits(point, rule) || !self.page.claim(number, rule.most(self.nprocs)) {
+            if !admits(point, rule.action()) || !self.page.claim(number, rule.most(self.nprocs)) {
                 continue;
             }
             // Before it happens: a process that is killed tells nothing any more.

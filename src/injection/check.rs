@@ -1,5 +1,6 @@
 //! A plan against the points of this executable, and the ranks of a context.
 
+use super::action::Action;
 use super::error::PlanError;
 use super::plan::{Plan, Rule};
 use super::text;
@@ -36,7 +37,7 @@ fn check_points(rule: &Rule, points: &[Point]) -> Result<(), PlanError> {
         let nearest = text::nearest(&rule.site, points.iter().map(Point::name)).map(str::to_owned);
         return Err(PlanError::UnknownPoint { site: rule.site.clone(), nearest });
     };
-    if named.any(|point| admits(point, rule)) {
+    if named.any(|point| admits(point, rule.action)) {
         return Ok(());
     }
     let (file, line) = first.location();
@@ -53,9 +54,9 @@ fn check_points(rule: &Rule, points: &[Point]) -> Result<(), PlanError> {
     })
 }
 
-/// Whether a point admits what a rule does.
-pub(crate) fn admits(point: &Point, rule: &Rule) -> bool {
-    point.admits() >= rule.action.needs()
+/// Whether a point admits an action.
+pub(crate) fn admits(point: &Point, action: Action) -> bool {
+    point.admits() >= action.needs()
 }
 
 #[cfg(test)]

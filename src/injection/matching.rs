@@ -32,7 +32,7 @@ impl Plan {
 }
 
 /// A number that depends on these alone: FNV-1a, and splitmix64's last steps, which spread what is alike.
-fn drawn(numbers: [u64; 4], name: &str) -> u64 {
+pub(crate) fn drawn(numbers: [u64; 4], name: &str) -> u64 {
     let bytes = numbers.into_iter().flat_map(u64::to_le_bytes).chain(name.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -7,6 +7,7 @@
 //! - `text`: numbers, times and names in plans
 //! - `check`: a plan against the points of this executable and the ranks of a context
 //! - `matching`: pure: which rule a point meets
+//! - `simpler`: pure: simpler plans than another one
 //! - `page`: what has fired
 //! - `faults`: a plan with its page
 //! - `armed`: a worker under a plan
@@ -22,6 +23,7 @@ mod matching;
 mod page;
 mod plan;
 mod set;
+mod simpler;
 mod text;
 
 pub use action::Action;
@@ -29,6 +31,7 @@ pub(crate) use armed::{arm, disarm};
 pub(crate) use check::admits;
 pub use error::PlanError;
 pub use faults::Faults;
+pub(crate) use matching::drawn;
 pub use page::Fired;
 pub(crate) use page::UnderPlan;
 pub use plan::{Plan, Rule};
