@@ -147,6 +147,7 @@ impl WorkerGroup {
         if all && matches!(self.state, State::Failing) {
             self.begin_teardown();
         }
+        self.hurry_teardown();
         self.watch_exits();
         for (rank, why) in self.children.carry_on() {
             self.give_up_on(rank, &why);
@@ -174,8 +175,21 @@ impl WorkerGroup {
         let waited = first.is_some_and(|first| first.weight == Weight::Consequence);
         let standings = if waited { self.workers.iter().map(Worker::standing).collect() } else { Vec::new() };
         self.config.stop.raise(first.map(|first| first.rank));
-        self.children.stop(Some(Stop::after_failure(self.config.grace, Moment::now())));
+        let after = if waited { Stop::after_consequence } else { Stop::after_failure };
+        self.children.stop(Some(after(self.config.grace, Moment::now())));
         self.state = State::Stopping(standings);
+    }
+
+    /// Goes on at once when a worker has failed by itself of which, so far, only the consequences for others were known. A grace period that
+    /// the program has set stays.
+    fn hurry_teardown(&mut self) {
+        let is_known = || self.first_failure().is_some_and(|first| first.weight == Weight::Own);
+        let is_waiting = matches!(&self.state, State::Stopping(standings) if !standings.is_empty());
+        if let Some(stop) =
+            self.children.stopping().filter(|_| self.config.grace.is_none() && is_waiting && is_known())
+        {
+            self.children.stop(Some(stop.hurry(Moment::now())));
+        }
     }
 
     /// Reaps the workers that have ended, and ends none. A caller that polls the descriptor is woken if there is something to do.

@@ -11,6 +11,10 @@ pub(super) const DEATH_THROES: Duration = Duration::from_secs(10);
 /// The time between SIGTERM and SIGKILL when no grace period was set.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long those for whom a failed child had waited have to fail by themselves. One that panics tells the others so while it unwinds, and
+/// reports after that: a few milliseconds.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// How far the ending has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -50,6 +54,13 @@ impl Stop {
     /// After a failure: during the grace period the other children may end by themselves; then SIGTERM, the same time again, SIGKILL.
     pub(crate) fn after_failure(grace: Option<Duration>, now: Moment) -> Self {
         let wait = grace.unwrap_or(Duration::ZERO);
+        Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
+    }
+
+    /// After a failure that others have brought about, who have not ended: these have a moment to end by themselves before SIGTERM, and to
+    /// say why, unless the grace period is a longer one. [`hurry`](Self::hurry) ends it.
+    pub(crate) fn after_consequence(grace: Option<Duration>, now: Moment) -> Self {
+        let wait = grace.unwrap_or(LAST_WORDS);
         Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
     }
 
@@ -129,6 +140,21 @@ mod tests {
     fn without_grace_term_comes_at_once_and_kill_after_thirty_seconds() {
         let done = play(Stop::after_failure(None, at(5)), 5);
         assert_eq!(done, [(5, Action::Terminate), (30_005, Action::Kill), (40_005, Action::GiveUp)]);
+    }
+
+    #[test]
+    fn after_a_consequence_there_is_a_moment_before_term_which_can_be_ended() {
+        let done = play(Stop::after_consequence(None, at(5)), 5);
+        assert_eq!(done, [(105, Action::Terminate), (30_105, Action::Kill), (40_105, Action::GiveUp)]);
+        let done = play(Stop::after_consequence(None, at(5)).hurry(at(9)), 9);
+        assert_eq!(done[..2], [(9, Action::Terminate), (30_009, Action::Kill)]);
+        for grace in [0, 700] {
+            let grace = Some(Duration::from_millis(grace));
+            assert_eq!(
+                play(Stop::after_consequence(grace, at(5)), 5),
+                play(Stop::after_failure(grace, at(5)), 5)
+            );
+        }
     }
 
     #[test]
