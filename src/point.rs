@@ -1,7 +1,9 @@
 //! Fault points: places of a program at which a fault can be made to happen. This room imports nothing, so that every other may have points.
 //!
-//! A point is a static record in a section of its own, so that all points of an executable can be listed without having been reached. While
-//! no plan is in force in this process a point is one load of a byte and one branch. Otherwise it calls a hook, which knows the plan.
+//! A point is a static record in a section of its own, so that all points of an executable can be listed without having been reached. It has
+//! a byte that says whether a plan in force in this process names it: otherwise it is the load of that byte and a branch. A byte each, and not
+//! one for all: its address is known to the linker, where that of another crate's would first be loaded. A point that is named calls a
+//! hook, which knows the plan.
 
 use std::fmt;
 use std::io;
@@ -9,10 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Whether a plan is in force in this process.
-static ARMED: AtomicBool = AtomicBool::new(false);
-
-/// What is done at a point while one is.
+/// What is done at a point that a plan names.
 static HOOK: OnceLock<fn(&Point) -> Reaction> = OnceLock::new();
 
 /// A place at which a fault can be made to happen: [`points`](crate::fault::points).
@@ -24,6 +23,8 @@ pub struct Point {
     file: &'static str,
     line: u32,
     admits: Admits,
+    /// Whether a plan in force names it.
+    is_named: AtomicBool,
 }
 
 /// Which faults a point admits.
@@ -70,7 +71,7 @@ impl Point {
     #[doc(hidden)]
     #[must_use]
     pub const fn new(name: &'static str, file: &'static str, line: u32, admits: Admits) -> Self {
-        Self { name, file, line, admits }
+        Self { name, file, line, admits, is_named: AtomicBool::new(false) }
     }
 
     /// Its name, by which plans refer to it. Several points may have the same one.
@@ -89,6 +90,15 @@ impl Point {
     #[must_use]
     pub fn admits(&self) -> Admits {
         self.admits
+    }
+
+    /// Whether a plan in force in this process names it.
+    #[doc(hidden)]
+    #[inline(always)]
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        // Relaxed: a thread that finds it later does so at its next point. The plan is published by what the hook reads.
+        self.is_named.load(Relaxed)
     }
 
     /// Does what the plan says; `Some`: the point is to fail.
@@ -138,21 +148,15 @@ impl From<Injected> for io::Error {
     }
 }
 
-/// Whether a plan is in force in this process.
-#[doc(hidden)]
-#[inline(always)]
-#[must_use]
-pub fn is_armed() -> bool {
-    // Relaxed: a thread that finds it later does so at its next point. The plan is published by what the hook reads.
-    ARMED.load(Relaxed)
+/// Has the points that are named call a hook from now on, and the others do nothing. A process has one hook in all its life.
+pub(crate) fn arm(hook: fn(&Point) -> Reaction, is_named: impl Fn(&Point) -> bool) {
+    HOOK.get_or_init(|| hook);
+    all().iter().for_each(|point| point.is_named.store(is_named(point), Relaxed));
 }
 
-/// Has points call a hook from now on, or not any more. A process has one hook in all its life.
-pub(crate) fn arm(hook: Option<fn(&Point) -> Reaction>) {
-    if let Some(hook) = hook {
-        HOOK.get_or_init(|| hook);
-    }
-    ARMED.store(hook.is_some(), Relaxed);
+/// Has no point do anything.
+pub(crate) fn disarm() {
+    all().iter().for_each(|point| point.is_named.store(false, Relaxed));
 }
 
 /// All points of this executable or shared object, in the order in which the linker has put them.
@@ -169,7 +173,7 @@ pub(crate) fn all() -> &'static [Point] {
     let (start, stop): (*const Point, *const Point) = ((&raw const START).cast(), (&raw const STOP).cast());
     let count = (stop.addr() - start.addr()) / size_of::<Point>();
     #[expect(unsafe_code, reason = "the section has nothing but points")]
-    // SAFETY: `point!` puts nothing into the section but `Point`s, which are never written to and lie side by side, since their size is a
+    // SAFETY: `point!` puts nothing into the section but `Point`s, which change by atomics alone and lie side by side, since their size is a
     // multiple of their alignment.
     unsafe {
         std::slice::from_raw_parts(start, count)
@@ -184,7 +188,7 @@ pub(crate) fn all() -> &'static [Point] {
 /// | `point!("train.step", deaths);` | all but panics: for `Drop`, `extern "C"`, and wherever a panic would leave something half done |
 /// | `point!("ckpt.write", \|injected\| return Err(injected.into()));` | errors too: what follows the bars is done then, with an [`Injected`](crate::fault::Injected). It is no closure: `return`, `break` and `?` leave what is around the point |
 ///
-/// It stays in production code. While no plan is in force in the process it is one load of a byte and one branch, without any call. A plan is
+/// It stays in production code. While no plan in force in the process names it, it is one load of a byte and one branch, without any call. A plan is
 /// in force only in the workers of a context whose [`Options::faults`](crate::Options::faults) has one.
 ///
 /// ```
@@ -222,7 +226,7 @@ macro_rules! __fault_point {
             ::core::line!(),
             $crate::fault::Admits::$admits,
         );
-        if $crate::fault::is_armed() { POINT.reach() } else { ::core::option::Option::None }
+        if POINT.is_named() { POINT.reach() } else { ::core::option::Option::None }
     }};
     ($name:literal) => {{
         let _ = $crate::__fault_point!(@reach $name, Panics);

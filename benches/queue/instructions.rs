@@ -7,7 +7,7 @@
 use std::process::{Command, Stdio};
 
 use phalanx::sync::{Event, Lock, Semaphore};
-use phalanx::{Queue, Tensor, pipe};
+use phalanx::{Queue, Tensor, fault, pipe};
 
 use crate::bare::Words;
 use crate::figures::{Extent, row, table};
@@ -21,7 +21,7 @@ const MANY: u64 = 11_000;
 /// Does an operation as often as it is told.
 type Operation = fn(u64) -> anyhow::Result<()>;
 
-const OPERATIONS: [(&str, Operation); 9] = [
+const OPERATIONS: [(&str, Operation); 10] = [
     ("a robust pthread mutex, taken and given back", pthread_mutex),
     ("`Lock`, taken and given back", lock),
     ("`Semaphore`, acquired and released", semaphore),
@@ -31,6 +31,7 @@ const OPERATIONS: [(&str, Operation); 9] = [
     ("`Connection<u64>`, sent and received", connection),
     ("`Tensor::set` and `get` of an element", tensor),
     ("the same through `Tensor::cells`", cells),
+    ("ten `fault::point!` that no plan names, and a turn of a loop", points),
 ];
 
 /// Does an operation, where the command line asks for one. False: it does not.
@@ -141,6 +142,16 @@ fn cells(count: u64) -> anyhow::Result<()> {
         let cell = &cells[(x % 64) as usize];
         cell.set(x);
         anyhow::ensure!(cell.get() == x, "another value");
+        Ok(())
+    })
+}
+
+fn points(count: u64) -> anyhow::Result<()> {
+    macro_rules! ten {
+        ($($name:literal)*) => { $(fault::point!($name);)* };
+    }
+    times(count, |_| {
+        ten!("p.0" "p.1" "p.2" "p.3" "p.4" "p.5" "p.6" "p.7" "p.8" "p.9");
         Ok(())
     })
 }

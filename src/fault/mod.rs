@@ -60,11 +60,12 @@ pub use sweep::{Sweep, Swept, sweep};
 pub use trial::{Trial, TrialError, Wrong, observe, trial};
 pub use verdict::Misdiagnosed;
 
+#[doc(inline)]
 pub use crate::__fault_point as point;
 pub use crate::injection::{Action, Faults, Fired, Plan, PlanError, Rule};
-pub use crate::point::{Admits, Injected, Point};
 #[doc(hidden)]
-pub use crate::point::{checked_name, is_armed};
+pub use crate::point::checked_name;
+pub use crate::point::{Admits, Injected, Point};
 
 /// All points of this executable, the library's own among them, in no order that means something.
 ///

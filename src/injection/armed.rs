@@ -22,7 +22,7 @@ struct Armed {
     page: Page,
     rank: usize,
     nprocs: usize,
-    /// How often this process has reached a point of each name. Counted here and not in the page: a process that follows begins anew.
+    /// How often this process has reached a point of each name that the plan has. Counted here and not in the page: a process that follows begins anew.
     hits: HashMap<&'static str, AtomicU64>,
     /// A process that the worker forks is no worker.
     owner: Here,
@@ -35,20 +35,24 @@ static ARMED: Global<Armed> = Global::new();
 /// # Errors
 /// When the text is no plan, or the page cannot be mapped.
 pub(crate) fn arm(plan: &str, page: OwnedFd, (rank, nprocs): (usize, usize)) -> io::Result<()> {
-    let plan = plan.parse().map_err(io::Error::other)?;
+    let plan: Plan = plan.parse().map_err(io::Error::other)?;
     let page = Page::open(page.as_fd())?;
-    let hits = point::all().iter().map(|point| (point.name(), AtomicU64::new(0))).collect();
-    let armed = Armed { plan, page, rank, nprocs, hits, owner: Here::now() };
+    let named = point::all().iter().filter(|point| plan.rules().iter().any(|rule| rule.is_at(point.name())));
+    let hits = named.map(|point| (point.name(), AtomicU64::new(0))).collect();
+    let armed: &'static Armed =
+        Box::leak(Box::new(Armed { plan, page, rank, nprocs, hits, owner: Here::now() }));
     armed.page.enter(rank);
-    ARMED.set(Box::leak(Box::new(armed)));
-    point::arm(Some(reach));
+    ARMED.set(armed);
+    point::arm(reach, |point| armed.hits.contains_key(point.name()));
     Ok(())
 }
 
 /// A forked worker has the plan of its parent in memory, if that is a worker too: it is not its own.
 pub(crate) fn disarm() {
-    point::arm(None);
-    ARMED.clear();
+    if ARMED.get().is_some() {
+        point::disarm();
+        ARMED.clear();
+    }
 }
 
 /// What happens at a point.
@@ -61,7 +65,7 @@ fn reach(point: &Point) -> Reaction {
 
 impl Armed {
     fn reach(&self, point: &Point) -> Reaction {
-        // A point of a shared object is in no list of this executable's.
+        // Another thread may have found the byte before the plan was in force.
         let Some(hits) = self.hits.get(point.name()) else { return Reaction::GoOn };
         let hit = hits.fetch_add(1, Relaxed) + 1;
         let reached = Reached { point: point.name(), rank: self.rank, nprocs: self.nprocs, hit };
