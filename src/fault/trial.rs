@@ -60,17 +60,15 @@ impl<T> Trial<T> {
     /// The first of these that does not hold.
     pub fn check(&self) -> Result<(), TrialError> {
         let fired = self.fired();
-        let unfired = |(number, _): &(usize, _)| fired.iter().all(|fired| fired.rule != *number);
-        let unfired = self.plan().rules().iter().enumerate().find(unfired);
-        let wrong = |what| Err(self.wrong(what));
-        match (&self.hung, unfired, self.verdict()) {
-            (Some(stood), _, _) => wrong(Wrong::Hung(stood.clone())),
-            (None, Some((_, rule)), _) => {
-                wrong(Wrong::Unfired { rule: rule.to_string(), told: Told::by(&self.result).to_string() })
+        let is_unfired = |number: usize| fired.iter().all(|fired| fired.rule != number);
+        let mut rules = self.plan().rules().iter().enumerate();
+        match rules.find(|(number, _)| is_unfired(*number)) {
+            // A hang says more than that what comes behind it has not happened.
+            Some((_, rule)) if self.hung.is_none() => {
+                let told = Told::by(&self.result).to_string();
+                Err(self.wrong(Wrong::Unfired { rule: rule.to_string(), told }))
             }
-            (None, None, Err(misdiagnosed)) => wrong(Wrong::Misdiagnosed(misdiagnosed)),
-            (None, None, Ok(())) if !self.left.is_empty() => wrong(Wrong::Left(self.left.clone())),
-            (None, None, Ok(())) => Ok(()),
+            _ => self.check_what_has_happened(),
         }
     }
 
