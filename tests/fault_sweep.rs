@@ -29,7 +29,8 @@ struct Shared {
 impl Shared {
     fn new() -> Self {
         Self {
-            plain: Queue::bounded(RANKS).unwrap(),
+            // Of one: producers wait for room.
+            plain: Queue::bounded(1).unwrap(),
             tensors: Queue::bounded(RANKS).unwrap(),
             sum: Lock::new(0).unwrap(),
             barrier: Barrier::new(RANKS).unwrap(),
@@ -98,6 +99,7 @@ fn deaths_at_all_points_are_told_by_rank_and_kind() {
         table.sweep(StartMethod::Spawn, "kill", &SITES, "rank=1:hit=1..2");
         table.sweep(StartMethod::Spawn, "segv", &SITES, "rank=0:hit=1..1");
         table.sweep(StartMethod::Spawn, "exit=7", &SITES, "rank=3:hit=1..1");
+        table.sweep(StartMethod::Spawn, "overflow", &["start", "lock.", "end"], "rank=2:hit=1..1");
         table.assert_complete(&SITES);
     });
 }
@@ -152,8 +154,11 @@ fn of_two_deaths_at_once_one_is_told_first_and_both_are_told() {
 #[test]
 fn death_during_the_teardown_of_another_is_told_as_what_it_was() {
     watched(|| {
-        for point in ["report.begin", "report.protected", "report.written", "worker.exit"] {
-            let plan = format!("exit=9@start:rank=0,kill@{point}:rank=2");
+        let points = ["report.begin", "report.protected", "report.written", "worker.exit"];
+        for (action, point) in
+            ["kill", "abort"].into_iter().flat_map(|action| points.map(|point| (action, point)))
+        {
+            let plan = format!("exit=9@start:rank=0,{action}@{point}:rank=2");
             let trial = fault::observe(&plan, |faults| {
                 let options = Options::new(RANKS).faults(faults).abort_on_failure(true);
                 let grace = options.grace_period(std::time::Duration::from_secs(60));
