@@ -2,8 +2,8 @@
 //!
 //! A point is a static record in a section of its own, so that all points of an executable can be listed without having been reached. It has
 //! a byte that says whether a plan in force in this process names it: otherwise it is the load of that byte and a branch. A byte each, and not
-//! one for all: its address is known to the linker, where that of another crate's would first be loaded. A point that is named calls a
-//! hook, which knows the plan.
+//! one for all: where a plan is in force the points that it does not name cost no more. A point that is named calls a hook, which knows the
+//! plan.
 
 use std::fmt;
 use std::io;
