@@ -11,6 +11,7 @@ use common::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal as NixSignal;
+use phalanx::sync::{Barrier, Event, Lock};
 use phalanx::{Cause, Error, Options, ProcessContext, Signal, Status, Tensor, start_processes};
 
 phalanx::auto_init!();
@@ -267,5 +268,44 @@ fn later_failures_are_told_by_their_distance_to_the_first() {
         let text = exception.to_string();
         let later: Vec<_> = text.lines().filter(|line| line.contains(" s later, rank ")).collect();
         assert_eq!((exception.error_index(), later.len()), (1, 2), "{text}");
+    });
+}
+
+/// Takes its time when it is dropped, as a file that is written out.
+struct Slow;
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        // Nobody sets it.
+        if std::thread::panicking() {
+            let _ = Event::new().unwrap().wait_timeout(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Rank 1 panics as the owner of a lock for which the others wait.
+fn panic_as_owner(rank: usize, (barrier, lock): (Barrier, Lock<u64>)) -> anyhow::Result<()> {
+    let _slow = Slow;
+    let owned = if rank == 1 { Some(lock.lock()?) } else { None };
+    barrier.wait()?;
+    assert!(owned.is_none(), "weights became NaN");
+    drop(lock.lock()?);
+    Ok(())
+}
+
+/// The others learn of it while the panic still unwinds, and have reported what it means for them before the panic is.
+#[test]
+fn panic_is_reported_and_not_what_it_means_for_those_who_learn_of_it_first() {
+    watched(|| {
+        for _ in 0..5 {
+            let error = phalanx::spawn(panic_as_owner, (Barrier::new(3).unwrap(), Lock::new(0).unwrap()), 3)
+                .unwrap_err();
+            let Error::ProcessRaised(exception) = &error else { panic!("{error}") };
+            assert_eq!(
+                (exception.error_index(), exception.chain()[0].as_str()),
+                (1, "weights became NaN"),
+                "{error}"
+            );
+        }
     });
 }

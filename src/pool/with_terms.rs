@@ -76,18 +76,20 @@ impl Pool {
     /// use phalanx::Options;
     /// use phalanx::pool::{Pool, TaskFailure};
     ///
-    /// fn nap(time: Duration) -> anyhow::Result<()> {
-    ///     std::thread::sleep(time);
-    ///     Ok(())
+    /// fn answer(request: u64) -> anyhow::Result<u64> {
+    ///     while request == 0 {
+    ///         std::thread::park(); // nobody answers that
+    ///     }
+    ///     Ok(2 * request)
     /// }
     ///
     /// # fn main() -> anyhow::Result<()> {
     /// let pool = Pool::options(Options::new(1)).grace(Duration::ZERO).build()?;
     /// let impatient = pool.with_timeout(Duration::from_millis(10));
-    /// let failed = impatient.submit(nap, Duration::from_secs(600))?.join().unwrap_err();
+    /// let failed = impatient.submit(answer, 0)?.join().unwrap_err();
     /// assert!(matches!(failed.failure(), TaskFailure::TimedOut { .. }), "{failed}");
-    /// pool.submit(nap, Duration::from_millis(20))?.join()?;
-    /// impatient.with_timeout(None).submit(nap, Duration::from_millis(20))?.join()?;
+    /// assert_eq!(pool.submit(answer, 7)?.join()?, 14);
+    /// assert_eq!(impatient.with_timeout(None).submit(answer, 8)?.join()?, 16);
     /// # Ok(())
     /// # }
     /// ```

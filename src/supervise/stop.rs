@@ -53,15 +53,19 @@ pub(crate) struct Stop {
 impl Stop {
     /// After a failure: during the grace period the other children may end by themselves; then SIGTERM, the same time again, SIGKILL.
     pub(crate) fn after_failure(grace: Option<Duration>, now: Moment) -> Self {
-        let wait = grace.unwrap_or(Duration::ZERO);
-        Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
+        Self::of(grace, Duration::ZERO, now)
     }
 
     /// After a failure that others have brought about, who have not ended: these have a moment to end by themselves before SIGTERM, and to
     /// say why, unless the grace period is a longer one. [`hurry`](Self::hurry) ends it.
     pub(crate) fn after_consequence(grace: Option<Duration>, now: Moment) -> Self {
-        let wait = grace.unwrap_or(LAST_WORDS);
-        Self { phase: Phase::Grace, until: now.checked_add(wait), patience: grace.unwrap_or(PATIENCE) }
+        Self::of(grace, LAST_WORDS, now)
+    }
+
+    /// `wait`: how long SIGTERM is put off where there is no grace period.
+    fn of(grace: Option<Duration>, wait: Duration, now: Moment) -> Self {
+        let until = now.checked_add(grace.unwrap_or(wait));
+        Self { phase: Phase::Grace, until, patience: grace.unwrap_or(PATIENCE) }
     }
 
     /// SIGTERM at once, as when the context is dropped.
