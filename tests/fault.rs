@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use calls::double;
 use common::{await_that, children, watched};
-use phalanx::fault::{self, Faults, Menu, Misdiagnosed, TrialError, Wrong};
+use phalanx::fault::{self, ChaosError, ChaosFailure, Faults, Menu, Misdiagnosed, TrialError, Wrong};
 use phalanx::pool::{Pool, TaskFailure};
 use phalanx::{Error, Options, Signal, StartMethod, Status, start_processes};
 
@@ -326,7 +326,12 @@ fn plan_of_the_environment_is_run_instead() {
         let trial = fault::trial("kill@test.step:rank=1", run(StartMethod::Spawn)).unwrap();
         tell(format!("plan: {}; {}", trial.plan(), trial.fired()[0]));
         let sweep = fault::sweep("kill@test.step:rank=1", run(StartMethod::Spawn)).unwrap();
-        return tell(format!("swept: {}", sweep.trials()));
+        let chaos = fault::chaos(&Menu::new(3), run(StartMethod::Spawn)).unwrap();
+        tell(format!("swept: {}; drawn: {chaos}", sweep.trials()));
+        let Err(ChaosError::Asked(error)) = fault::chaos(&Menu::new(3), |_| Ok(())) else {
+            panic!("it is not met")
+        };
+        return tell(error.to_string());
     }
     watched(|| {
         let plan = "abort@test.step:rank=2:hit=3";
@@ -335,7 +340,12 @@ fn plan_of_the_environment_is_run_instead() {
             passed && text.contains(&format!("plan: {plan}; abort at test.step, hit 3, in rank 2")),
             "{text}"
         );
-        assert!(text.contains("swept: 0"), "{text}");
+        assert!(
+            text.contains("swept: 0; drawn: 1 plans of seed")
+                && text.contains("test.step  abort           1"),
+            "{text}"
+        );
+        assert!(text.contains("`abort@test.step:rank=2:hit=3` has not happened"), "{text}");
     });
 }
 
@@ -373,6 +383,14 @@ fn silent_of_rank_1(faults: &Faults) -> Result<Vec<u64>, Error> {
     if is_hidden { Ok(Vec::new()) } else { result }
 }
 
+/// The failure of a plan that was drawn or kept.
+fn failure(menu: &Menu, run: impl FnMut(&Faults) -> Result<Vec<u64>, Error>) -> Box<ChaosFailure> {
+    match fault::chaos(menu, run) {
+        Err(ChaosError::Failed(failed)) => failed,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn plan_that_fails_is_made_smaller_and_kept_and_run_first_the_next_time() {
     served(|| {
@@ -380,43 +398,37 @@ fn plan_that_fails_is_made_smaller_and_kept_and_run_first_the_next_time() {
         let menu =
             Menu::new(3).sites(["test.step", "test.save"]).actions(["kill", "abort", "exit=5"]).unwrap();
         let menu = menu.faults(2..=3).hits(3).trials(200).regressions(directory.path()).seed(7);
-        let failed = fault::chaos(&menu, silent_of_rank_1).unwrap_err();
-        let TrialError::Wrong { what: Wrong::Misdiagnosed(_), plan, .. } = &*failed.error else {
+        let failed = failure(&menu, silent_of_rank_1);
+        let TrialError::Wrong { what: Wrong::Misdiagnosed(_), plan, .. } = &failed.error else {
             panic!("{failed}")
         };
         let smallest = plan.to_string();
         let expected = ["test.step", "test.save"].map(|point| format!("kill@{point}:rank=1:hit=2"));
         assert!(expected.contains(&smallest), "{failed}");
         assert!(failed.drawn.rules().len() >= 2 && failed.failed == 3, "{failed}");
-        let text = failed.to_string();
-        assert!(
-            text.starts_with(&format!("plan {} of seed 7 has failed: {}", failed.number, failed.drawn)),
-            "{text}"
-        );
-        assert!(
-            text.lines()
-                .last()
-                .unwrap()
-                .starts_with(&format!("again: PHALANX_FAULTS={smallest} cargo test ")),
-            "{text}"
-        );
         let file = directory
             .path()
             .join("plan_that_fails_is_made_smaller_and_kept_and_run_first_the_next_time.plan");
+        let text = failed.to_string();
+        assert!(failed.origin.starts_with("plan ") && failed.origin.ends_with(" of seed 7"), "{text}");
+        assert!(text.starts_with(&format!("{} has failed: {}\n", failed.origin, failed.drawn)), "{text}");
+        assert!(text.contains(&format!("the plan is kept in {}", file.display())), "{text}");
+        let again = format!("again: PHALANX_FAULTS={smallest} cargo test ");
+        assert!(text.lines().last().unwrap().starts_with(&again), "{text}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{smallest}\n"));
         // Without a single plan drawn.
-        let again = fault::chaos(&menu.clone().trials(0), silent_of_rank_1).unwrap_err();
-        assert_eq!((again.number, again.drawn.to_string()), (0, smallest.clone()));
+        let again = failure(&menu.clone().trials(0), silent_of_rank_1);
+        assert_eq!(again.origin, format!("the plan of line 1 in {}", file.display()));
+        assert_eq!(again.drawn.to_string(), smallest);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{smallest}\n"), "it is kept once");
         // Mended.
-        let chaos = fault::chaos(&menu.trials(2), run(StartMethod::ForkServer))
-            .unwrap_or_else(|error| panic!("{error}"));
+        let chaos = fault::chaos(&menu.trials(2), run(StartMethod::ForkServer));
+        let chaos = chaos.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(chaos.trials, 3);
-        assert!(
-            chaos
-                .happened()
-                .any(|(point, action, times)| smallest.contains(point) && action == "kill" && times > 0)
-        );
+        let is_kept = |(point, action, times): (&str, &str, u64)| {
+            smallest.contains(point) && action == "kill" && times > 0
+        };
+        assert!(chaos.happened().any(is_kept));
     });
 }
 
@@ -427,18 +439,71 @@ fn failure_that_does_not_come_each_time_is_told_as_that_and_not_made_smaller() {
         let menu =
             Menu::new(3).sites(["test.step"]).actions(["kill"]).unwrap().faults(3..=3).hits(1).trials(9);
         let mut runs = 0;
-        let failed = fault::chaos(&menu.regressions(directory.path()), |faults| {
+        // It leads to no directory, and keeps one from being made there.
+        let taken = directory.path().join("taken");
+        std::os::unix::fs::symlink("/nowhere/at/all", &taken).unwrap();
+        let failed = failure(&menu.regressions(taken), |faults| {
             runs += 1;
             let result = run(StartMethod::ForkServer)(faults);
             if runs == 1 { Ok(Vec::new()) } else { result }
         });
-        let failed = failed.unwrap_err();
-        assert_eq!((failed.failed, failed.number, runs), (0, 0, 4), "{failed}");
-        assert!(
-            failed.to_string().contains("it failed 0 times of 3: it depends on the order of things too"),
-            "{failed}"
-        );
-        let TrialError::Wrong { plan, .. } = &*failed.error else { panic!("{failed}") };
-        assert_eq!(*plan, failed.drawn);
+        assert_eq!((failed.failed, runs), (0, 4), "{failed}");
+        let text = failed.to_string();
+        assert!(text.contains("it failed 0 times of 3: it depends on the order of things too"), "{text}");
+        assert!(text.contains("the plan could not be kept in ") && text.contains("File exists"), "{text}");
+        let TrialError::Wrong { plan, .. } = &failed.error else { panic!("{failed}") };
+        assert_eq!(**plan, failed.drawn);
+    });
+}
+
+#[test]
+fn plan_that_was_kept_for_another_program_is_an_error_that_names_the_file() {
+    watched(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory
+            .path()
+            .join("plan_that_was_kept_for_another_program_is_an_error_that_names_the_file.plan");
+        std::fs::write(&file, "# A point that there was once.\nkill@test.begin\n").unwrap();
+        let error =
+            fault::chaos(&Menu::new(3).regressions(directory.path()), run(StartMethod::Spawn)).unwrap_err();
+        let expected =
+            format!("the plan of line 2 in {}: this program has no fault point `test.begin`", file.display());
+        assert!(error.to_string().starts_with(&expected), "{error}");
+    });
+}
+
+#[test]
+fn variable_that_is_no_number_is_an_error() {
+    if is_inner() {
+        let error = fault::chaos(&Menu::new(3), run(StartMethod::Spawn)).unwrap_err();
+        return tell(error.to_string());
+    }
+    watched(|| {
+        for variable in ["PHALANX_FAULTS_SEED", "PHALANX_FAULTS_SECONDS"] {
+            let (_, text) = again("variable_that_is_no_number_is_an_error", &[(variable, "7x")]);
+            assert!(text.contains(&format!("{variable}=7x: it is to be a whole number")), "{text}");
+        }
+    });
+}
+
+/// More delays than are noted, and then an end.
+fn many_steps(rank: usize, _: ()) -> anyhow::Result<()> {
+    for _ in 0..if rank == 0 { 2000 } else { 0 } {
+        fault::point!("many.step");
+    }
+    fault::point!("many.after");
+    Ok(())
+}
+
+#[test]
+fn end_is_noted_though_very_many_delays_have_happened_before() {
+    watched(|| {
+        let plan = "slow=1us@many.step:rank=0:hit=1..,kill@many.after:rank=0";
+        let run = |faults: &Faults| start_processes(many_steps, (), Options::new(2).faults(faults))?.join();
+        let faults = Faults::new(plan).unwrap();
+        run(&faults).unwrap_err();
+        assert_eq!((faults.times(0), faults.times(1), faults.count()), (2000, 1, 2001));
+        assert_eq!(faults.fired().len(), 513);
+        fault::trial(plan, run).unwrap_or_else(|error| panic!("{error}"));
     });
 }

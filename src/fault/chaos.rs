@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::menu::Menu;
+use super::regressions::Regressions;
 use super::trial::{self, Trial, TrialError};
-use super::{Faults, Plan};
+use super::variable::{self, SEED};
+use super::{Faults, Plan, PlanError};
 use crate::error::Error;
 use crate::sys::clock::Moment;
 
-/// The variable that has the seed.
-const SEED: &str = "PHALANX_FAULTS_SEED";
 /// How often a plan that has failed is run again, to see whether it fails each time.
 const AGAIN: u64 = 3;
 /// How many runs, and how much time, a plan may be made smaller for.
@@ -57,31 +55,53 @@ impl fmt::Display for Chaos {
 
 /// Why [`chaos`] has failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChaosError {
+    /// A plan is none, or does not fit the program: that of the menu, of `PHALANX_FAULTS`, or one that was kept.
+    #[error("{origin}: {error}")]
+    #[non_exhaustive]
+    Plan {
+        /// Where the plan is from, in words.
+        origin: String,
+        /// What is wrong with it.
+        #[source]
+        error: PlanError,
+    },
+    /// The plan of `PHALANX_FAULTS` has failed.
+    #[error(transparent)]
+    Asked(Box<TrialError>),
+    /// A plan that was drawn, or kept from an earlier failure, has failed.
+    #[error(transparent)]
+    Failed(Box<ChaosFailure>),
+}
+
+/// A plan that has failed, and what was made of it.
+#[derive(Debug, thiserror::Error)]
 #[error(
-    "plan {number} of seed {seed} has failed: {drawn}\nrun again it failed {failed} times of {AGAIN}{}\n{error}",
+    "{origin} has failed: {drawn}\nrun again it failed {failed} times of {AGAIN}{}; {kept}\n{error}",
     if *failed == AGAIN { ", and was made smaller" } else { ": it depends on the order of things too" }
 )]
 #[non_exhaustive]
-pub struct ChaosError {
-    /// The seed.
-    pub seed: u64,
-    /// The number of the plan, from 0; of one that was kept from an earlier failure, that in its file.
-    pub number: u64,
+pub struct ChaosFailure {
+    /// Where the plan is from, in words: its number and the seed, or the file in which it was kept.
+    pub origin: String,
     /// The plan as it was drawn.
-    pub drawn: Box<Plan>,
+    pub drawn: Plan,
     /// How often it has failed of three more runs.
     pub failed: u64,
+    /// Where the smallest plan is kept, in words, or why it is not.
+    pub kept: String,
     /// The failure of the smallest plan that fails in the same way; its text ends with a command that repeats it.
     #[source]
-    pub error: Box<TrialError>,
+    pub error: TrialError,
 }
 
 /// Runs something under plans that are drawn at random, and checks each run as [`trial`](super::trial()) does, but for faults that do not happen:
 /// a drawn hit need not be reached.
 ///
 /// The seed is printed to stderr before the first run. A plan that fails is run again three times. If it fails each time it is made smaller,
-/// as long as it fails in the same way, and kept in a file of [`Menu::regressions`], named after the test's thread, whose plans are run
-/// first the next time.
+/// as long as it fails in the same way. What is left is kept in a file of [`Menu::regressions`], named after the test's thread, whose plans
+/// are run first the next time. Where the variable `PHALANX_FAULTS` is set, its plan is run once instead.
 ///
 /// ```
 /// # phalanx::auto_init!();
@@ -102,48 +122,40 @@ pub struct ChaosError {
 /// ```
 ///
 /// # Errors
-/// [`ChaosError`], with the smallest plan that fails.
+/// [`ChaosError`], with the smallest plan that fails. A value of `PHALANX_FAULTS_SEED` that is no number is one, too.
 pub fn chaos<T>(menu: &Menu, mut run: impl FnMut(&Faults) -> Result<T, Error>) -> Result<Chaos, ChaosError> {
-    let seed = menu.seed.or_else(seed_of_environment).unwrap_or_else(|| Moment::now().as_nanos());
-    let _ = writeln!(std::io::stderr(), "phalanx: {SEED}={seed} draws the same plans again");
+    let of_environment = |error| ChaosError::Plan { origin: "the environment".to_owned(), error };
+    let seed = menu.seed.map_or_else(|| variable::number(SEED), |seed| Ok(Some(seed)));
+    let seed = seed.map_err(of_environment)?.unwrap_or_else(|| Moment::now().as_nanos());
     let mut chaos = Chaos { seed, trials: 0, happened: BTreeMap::new() };
+    if let Some(plan) = variable::plan().map_err(of_environment)? {
+        let trial = trial::of_plan(plan, &mut run).map_err(of_environment)?;
+        chaos.count(&trial);
+        return trial.check().map(|()| chaos).map_err(|error| ChaosError::Asked(Box::new(error)));
+    }
+    let _ = writeln!(std::io::stderr(), "phalanx: {SEED}={seed} draws the same plans again");
     let deadline = menu.time.and_then(|time| Moment::now().checked_add(time));
-    let kept = kept(menu).into_iter().map(|plan| plan.parse().map_err(TrialError::from));
-    let drawn = (0..menu.trials).map(|number| menu.draw(seed, number).map_err(TrialError::from));
-    let kept: Vec<_> = kept.collect();
-    let numbers = (0..kept.len() as u64).chain(0..);
-    for (number, plan) in numbers.zip(kept.into_iter().chain(drawn)) {
+    let regressions = Regressions::of(menu);
+    let drawn =
+        (0..menu.trials).map(|number| (format!("plan {number} of seed {seed}"), menu.draw(seed, number)));
+    for (origin, plan) in regressions.plans().into_iter().chain(drawn) {
         if deadline.is_some_and(|deadline| Moment::now() >= deadline) {
             break;
         }
-        let failed = |drawn: &Plan, failed, error| ChaosError {
-            seed,
-            number,
-            drawn: Box::new(drawn.clone()),
-            failed,
-            error: Box::new(error),
+        let trial = plan.and_then(|plan| trial::of_plan(plan, &mut run));
+        let trial = match trial {
+            Ok(trial) => trial,
+            Err(error) => return Err(ChaosError::Plan { origin, error }),
         };
-        let plan: Plan = plan.map_err(|error| failed(&nothing(), 0, error))?;
-        let trial = trial::of_plan(plan.clone(), &mut run).map_err(|error| failed(&plan, 0, error.into()))?;
         chaos.count(&trial);
         if let Err(error) = trial.check_what_has_happened() {
-            let (times, error) = pursue(&plan, error, &mut run);
-            if let TrialError::Wrong { plan, .. } = &error {
-                keep(menu, plan);
-            }
-            return Err(failed(&plan, times, error));
+            let (failed, error) = pursue(trial.plan(), error, &mut run);
+            let kept = regressions.keep(&error);
+            let drawn = trial.plan().clone();
+            return Err(ChaosError::Failed(Box::new(ChaosFailure { origin, drawn, failed, kept, error })));
         }
     }
     Ok(chaos)
-}
-
-fn seed_of_environment() -> Option<u64> {
-    std::env::var(SEED).ok()?.parse().ok()
-}
-
-/// Stands for a plan that is none.
-fn nothing() -> Plan {
-    "kill@a".parse().expect("it is a plan")
 }
 
 /// Runs a plan that has failed again; makes it smaller, if it fails each time. Returns how often it has failed, and how the smallest fails.
@@ -175,25 +187,4 @@ fn pursue<T>(
         break;
     }
     (failed, error)
-}
-
-/// Where the plans of this test are kept; `None`: its thread has no name.
-fn file(menu: &Menu) -> Option<PathBuf> {
-    let thread = std::thread::current();
-    let name = thread.name().filter(|&name| name != "main")?.replace("::", "-");
-    Some(menu.regressions.join(name + ".plan"))
-}
-
-/// The plans that were kept. A line that begins with # is a remark.
-fn kept(menu: &Menu) -> Vec<String> {
-    let text = file(menu).and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-    text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
-}
-
-/// Keeps a plan. Where that cannot be written it is in the failure's text alone.
-fn keep(menu: &Menu, plan: &Plan) {
-    let Some(file) = file(menu).filter(|_| !kept(menu).contains(&plan.to_string())) else { return };
-    let _ = fs::create_dir_all(&menu.regressions);
-    let open = fs::OpenOptions::new().append(true).create(true).open(file);
-    let _ = open.and_then(|mut file| writeln!(file, "{plan}"));
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::PlanError;
 use crate::injection::{Faults, UnderPlan};
 use crate::sys::clock::Moment;
 use crate::sys::epoll::wait_readable;
@@ -22,13 +23,17 @@ const DYING: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Watch {
     faults: Faults,
-    /// `None`: the system gives no thread; a run that hangs is then ended by whoever waits for it.
-    thread: Option<(Sender<()>, JoinHandle<Option<String>>)>,
+    /// Dropped when the run has ended.
+    end: Sender<()>,
+    thread: JoinHandle<Option<String>>,
 }
 
 impl Watch {
     /// Begins to watch: a run that takes longer than `patience` has its workers killed.
-    pub(super) fn begin(faults: &Faults, patience: Duration) -> Self {
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn begin(faults: &Faults, patience: Duration) -> Result<Self, PlanError> {
         let (end, ended) = channel();
         let watched = faults.clone();
         let watch = move || match ended.recv_timeout(patience) {
@@ -42,16 +47,17 @@ impl Watch {
             }
             _ => None,
         };
-        let thread = thread::Builder::new().name("phalanx-trial".into()).spawn(watch).ok();
-        Self { faults: faults.clone(), thread: thread.map(|thread| (end, thread)) }
+        let thread = thread::Builder::new().name("phalanx-trial".into()).spawn(watch);
+        let doing = "start the thread that watches over a trial";
+        let thread = thread.map_err(|error| PlanError::System { doing, reason: error.to_string() })?;
+        Ok(Self { faults: faults.clone(), end, thread })
     }
 
     /// The run has ended: where all stood, if it hung; and the processes that are left, which are killed now.
     pub(super) fn end(self) -> (Option<String>, Vec<String>) {
-        let hung = self.thread.and_then(|(end, thread)| {
-            drop(end);
-            thread.join().ok().flatten()
-        });
+        drop(self.end);
+        // It panics nowhere; if it did, nothing has hung for it.
+        let hung = self.thread.join().unwrap_or_default();
         (hung, left_by(&self.faults))
     }
 }

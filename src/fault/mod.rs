@@ -44,17 +44,21 @@
 // - `sweep`: one for each point and hit
 // - `menu`: what plans are drawn from
 // - `chaos`: plans that are drawn, and made smaller when one fails
+// - `regressions`: plans that have failed, in files
+// - `variable`: the variables of the environment
 // - `verdict`: pure: what was told, against what has happened
 // - `hang`: a run that does not end, and what it leaves behind
 
 mod chaos;
 mod hang;
 mod menu;
+mod regressions;
 mod sweep;
 mod trial;
+mod variable;
 mod verdict;
 
-pub use chaos::{Chaos, ChaosError, chaos};
+pub use chaos::{Chaos, ChaosError, ChaosFailure, chaos};
 pub use menu::Menu;
 pub use sweep::{Sweep, Swept, sweep};
 pub use trial::{Trial, TrialError, Wrong, observe, trial};

@@ -4,13 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::trial::{self, TrialError};
+use super::variable;
 use super::{Faults, Plan, Rule};
 use crate::error::Error;
 use crate::injection::admits;
 use crate::point;
-
-/// How many hits of a point are met at most: more would be no sweep but a life's work.
-const MOST: usize = 10_000;
 
 /// What a sweep has done: how often each point was met.
 ///
@@ -84,7 +82,7 @@ impl fmt::Display for Sweep {
 /// # Errors
 /// The first run that goes wrong ([`TrialError`]).
 pub fn sweep<T>(plan: &str, mut run: impl FnMut(&Faults) -> Result<T, Error>) -> Result<Sweep, TrialError> {
-    if let Some(plan) = trial::asked_for()? {
+    if let Some(plan) = variable::plan()? {
         trial::of_plan(plan, &mut run)?.check()?;
         return Ok(Sweep(Vec::new()));
     }
@@ -107,7 +105,7 @@ fn sweep_point<T>(
     run: &mut impl FnMut(&Faults) -> Result<T, Error>,
 ) -> Result<u64, TrialError> {
     let mut met = 0;
-    for hit in rule.swept_hits().take(MOST) {
+    for hit in rule.swept_hits() {
         let trial = trial::of_plan(plan.with(rule.at(point, hit)), &mut *run)?;
         if trial.fired().is_empty() {
             trial.check_what_has_happened()?;

@@ -5,16 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::hang::Watch;
+use super::variable::{self, PLAN, SECONDS};
 use super::verdict::{self, Misdiagnosed, Told};
 use super::{Fired, Plan, PlanError};
 use crate::error::Error;
 use crate::injection::Faults;
 
-/// The variable whose plan is run instead of that of the program, to repeat a trial that has failed.
-const VARIABLE: &str = "PHALANX_FAULTS";
-/// How long a run may take, in seconds, unless the variable says it.
+/// How long a run may take, in seconds, unless a variable says it.
 const PATIENCE: u64 = 60;
-const PATIENCE_VARIABLE: &str = "PHALANX_FAULTS_SECONDS";
 
 /// A run under a plan that has ended: [`observe`], [`trial`].
 #[derive(Debug)]
@@ -59,10 +57,8 @@ impl<T> Trial<T> {
     /// # Errors
     /// The first of these that does not hold.
     pub fn check(&self) -> Result<(), TrialError> {
-        let fired = self.fired();
-        let is_unfired = |number: usize| fired.iter().all(|fired| fired.rule != number);
         let mut rules = self.plan().rules().iter().enumerate();
-        match rules.find(|(number, _)| is_unfired(*number)) {
+        match rules.find(|(number, _)| self.faults.times(*number) == 0) {
             // A hang says more than that what comes behind it has not happened.
             Some((_, rule)) if self.hung.is_none() => {
                 let told = Told::by(&self.result).to_string();
@@ -75,10 +71,11 @@ impl<T> Trial<T> {
     /// As [`check`](Self::check), of a run in which not all faults may have happened. One without any must have succeeded.
     pub(super) fn check_what_has_happened(&self) -> Result<(), TrialError> {
         let wrong = |what| Err(self.wrong(what));
+        let is_without_faults = self.faults.count() == 0;
         match (&self.hung, self.verdict(), &self.result) {
             (Some(stood), ..) => wrong(Wrong::Hung(stood.clone())),
             (None, Err(misdiagnosed), _) => wrong(Wrong::Misdiagnosed(misdiagnosed)),
-            (None, Ok(()), Err(error)) if self.fired().is_empty() => {
+            (None, Ok(()), Err(error)) if is_without_faults => {
                 wrong(Wrong::FailedWithoutFaults(error.to_string()))
             }
             (None, Ok(()), _) if !self.left.is_empty() => wrong(Wrong::Left(self.left.clone())),
@@ -165,8 +162,8 @@ impl fmt::Display for Again<'_> {
         let thread = thread::current();
         // The harness of tests names its threads after them.
         match thread.name().filter(|&name| name != "main") {
-            Some(test) => write!(f, "again: {VARIABLE}={} cargo test {test} -- --exact", self.0),
-            None => write!(f, "again, with this in the environment: {VARIABLE}={}", self.0),
+            Some(test) => write!(f, "again: {PLAN}={} cargo test {test} -- --exact", self.0),
+            None => write!(f, "again, with this in the environment: {PLAN}={}", self.0),
         }
     }
 }
@@ -232,18 +229,7 @@ pub fn trial<T>(plan: &str, run: impl FnOnce(&Faults) -> Result<T, Error>) -> Re
 /// # Errors
 /// [`PlanError`]: the plan is none, or does not fit the program.
 pub fn observe<T>(plan: &str, run: impl FnOnce(&Faults) -> Result<T, Error>) -> Result<Trial<T>, PlanError> {
-    let asked = std::env::var(VARIABLE).ok();
-    of_plan(asked.as_deref().unwrap_or(plan).parse()?, run)
-}
-
-/// The plan that is to be run instead of the program's, if there is one.
-pub(super) fn asked_for() -> Result<Option<Plan>, PlanError> {
-    std::env::var(VARIABLE).ok().map(|plan| plan.parse()).transpose()
-}
-
-fn patience() -> Duration {
-    let seconds = std::env::var(PATIENCE_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(PATIENCE))
+    of_plan(variable::plan()?.map_or_else(|| plan.parse(), Ok)?, run)
 }
 
 pub(super) fn of_plan<T>(
@@ -251,7 +237,8 @@ pub(super) fn of_plan<T>(
     run: impl FnOnce(&Faults) -> Result<T, Error>,
 ) -> Result<Trial<T>, PlanError> {
     let faults = Faults::of(plan)?;
-    let watch = Watch::begin(&faults, patience());
+    let patience = variable::number(SECONDS)?.unwrap_or(PATIENCE);
+    let watch = Watch::begin(&faults, Duration::from_secs(patience))?;
     let result = run(&faults);
     let (hung, left) = watch.end();
     Ok(Trial { faults, result, hung, left })

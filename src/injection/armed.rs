@@ -74,7 +74,7 @@ impl Armed {
                 continue;
             }
             // Before it happens: a process that is killed tells nothing any more.
-            self.page.note(number, self.rank, point, hit);
+            self.page.note((number, rule), self.rank, point, hit);
             match act::act(rule) {
                 Reaction::GoOn => {}
                 other => return other,

@@ -57,9 +57,23 @@ pub enum PlanError {
         nprocs: usize,
     },
 
-    /// The shared page cannot be made.
-    #[error("cannot make the page in which faults are noted (memfd_create): {0}")]
-    Page(String),
+    /// A variable of the environment is to be a whole number, and is none.
+    #[error("{name}={value}: it is to be a whole number")]
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+
+    /// The system refused something that a plan, or a trial of it, needs.
+    #[error("cannot {doing}: {reason}")]
+    System {
+        /// What was to be done.
+        doing: &'static str,
+        /// The system's error.
+        reason: String,
+    },
 }
 
 struct Nearest<'a>(&'a Option<String>);

@@ -59,7 +59,8 @@ impl Faults {
     pub fn of(plan: Plan) -> Result<Self, PlanError> {
         plan.check_points()?;
         let page = with_room(Page::memory).and_then(|memory| Ok((Page::open(memory.as_fd())?, memory)));
-        let (page, memory) = page.map_err(|error| PlanError::Page(error.to_string()))?;
+        let doing = "make the page in which faults are noted (memfd_create)";
+        let (page, memory) = page.map_err(|error| PlanError::System { doing, reason: error.to_string() })?;
         Ok(Self(Arc::new(Planned { plan, page, memory: memory.into() })))
     }
 
@@ -69,7 +70,7 @@ impl Faults {
         &self.0.plan
     }
 
-    /// What has happened so far, in the order of time. Of more than 1,024 faults the first ones.
+    /// What has happened so far, in the order of time. Of more than 1,024 faults the first ones, and of delays the first 512.
     #[must_use]
     pub fn fired(&self) -> Vec<Fired> {
         self.0.page.fired(self.plan())
@@ -78,7 +79,13 @@ impl Faults {
     /// How many faults have happened so far.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.page.count()
+        (0..self.plan().rules().len()).map(|rule| self.times(rule)).sum()
+    }
+
+    /// How often a rule has happened, by its number in the plan.
+    #[must_use]
+    pub fn times(&self, rule: usize) -> u64 {
+        self.0.page.times(rule)
     }
 
     /// The workers that were put under the plan, those that have ended among them; of more than 1,024 the first ones.

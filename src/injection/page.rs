@@ -17,14 +17,15 @@ use crate::sys::clock::Moment;
 use crate::sys::map::SharedMap;
 use crate::sys::{memfd, process};
 
-/// How many faults are noted; the others happen, and are counted.
+/// How many faults are noted; the others happen, and are counted. Delays take no more than the first half, so that what ends a process after
+/// very many of them is noted too.
 const RECORDS: usize = 1024;
 /// As many as a plan has rules at most.
 const CLAIMS: usize = 64;
 
 atomic_record! {
     struct Head {
-        /// How many faults have taken a record, or would have.
+        /// How many records were asked for.
         taken: AtomicU64,
         /// How many workers have entered themselves, or would have.
         entered: AtomicU64,
@@ -162,11 +163,14 @@ impl Page {
         claims.fetch_update(AcqRel, Acquire, |claimed| (claimed < most).then_some(claimed + 1)).is_ok()
     }
 
-    /// Notes a fault that is about to happen.
-    pub(super) fn note(&self, rule: usize, rank: usize, point: &point::Point, hit: u64) {
+    /// Notes a fault that is about to happen, of a rule with this number.
+    pub(super) fn note(&self, (number, rule): (usize, &Rule), rank: usize, point: &point::Point, hit: u64) {
+        if rule.action().is_delay() && self.head().taken.load(Relaxed) >= RECORDS as u64 / 2 {
+            return;
+        }
         let taken = self.head().taken.fetch_add(1, Relaxed) as usize;
         let Some(record) = self.records().get(taken) else { return };
-        record.rule.store(rule as u32, Relaxed);
+        record.rule.store(number as u32, Relaxed);
         record.rank.store(rank as u32, Relaxed);
         record.pid.store(std::process::id(), Relaxed);
         record.point.store(number_of(point) as u64, Relaxed);
@@ -197,9 +201,9 @@ impl Page {
         fired
     }
 
-    /// How many faults have happened, those beyond the last record among them.
-    pub(super) fn count(&self) -> u64 {
-        self.head().taken.load(Acquire)
+    /// How often a rule has happened, noted or not.
+    pub(super) fn times(&self, rule: usize) -> u64 {
+        self.head().claims.get(rule).map_or(0, |claims| claims.load(Acquire))
     }
 }
 

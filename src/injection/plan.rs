@@ -30,7 +30,7 @@ const MOST_RULES: usize = 64;
 /// |---|---|---|
 /// | `rank=` | `2`, `0+4..6`, `3..`, `all`, `last`, `minority`, `majority`; `any`: whoever comes first; `one`: drawn by the seed | `any` |
 /// | `hit=` | `3`, `2..`, `2..8`, `1..9/2` of the hits in each process, from 1 on | 1; with `one-in`, all |
-/// | `one-in=` | one in so many, drawn by the seed | each |
+/// | `one-in=` | `10`: one hit of ten on average, drawn by the seed | each hit |
 /// | `max=` | the first ones, in all processes together | as many as `rank` and `hit` name |
 /// | `for=` | how long `hang`, `deaf` and `spin` last | for ever |
 ///
@@ -61,7 +61,7 @@ pub struct Rule {
     pub(super) action: Action,
     pub(super) site: String,
     pub(super) ranks: Ranks,
-    /// `None`: the first one, or all where one in so many is drawn.
+    /// `None`: the first one, or all if `one_in` is there.
     pub(super) hits: Option<Hits>,
     pub(super) one_in: Option<u64>,
     pub(super) max: Option<u64>,
@@ -129,7 +129,7 @@ impl Rule {
         self.hits.unwrap_or(if self.one_in.is_some() { Hits::ALL } else { Hits::FIRST })
     }
 
-    /// How often it may happen in a context of so many ranks.
+    /// How often it may happen in a context of `nprocs` ranks.
     pub(super) fn most(&self, nprocs: usize) -> u64 {
         let named = || Some(self.hits().count()?.saturating_mul(self.ranks.count(nprocs) as u64));
         self.max.or_else(named).unwrap_or(u64::MAX)

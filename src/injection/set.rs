@@ -71,7 +71,7 @@ impl Ranks {
         }
     }
 
-    /// Whether a rank of so many is one of them; `drawn`: a number of the plan's seed.
+    /// Whether a rank of `nprocs` ranks is one of them; `drawn`: a number of the plan's seed.
     pub(super) fn has(&self, rank: usize, nprocs: usize, drawn: u64) -> bool {
         match self {
             Self::Any | Self::All => true,
@@ -85,7 +85,7 @@ impl Ranks {
         }
     }
 
-    /// How many of so many ranks a fault is for: one, where whichever comes first.
+    /// For how many of `nprocs` ranks a fault is; one, for `Any`.
     pub(super) fn count(&self, nprocs: usize) -> usize {
         match self {
             Self::Any | Self::One => 1,
