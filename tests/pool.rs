@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use calls::{double, end_by, ended, own_pid, tell_and_wait_politely};
 use common::{await_that, watched};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use phalanx::pool::{self, Pool, PoolError, TaskFailure};
 use phalanx::{Cause, Connection, Options, Queue, Shard, Signal, StartMethod, Status, Tensor, pipe};
 
@@ -201,6 +202,61 @@ fn pool_that_is_full_says_so_and_waits_for_room() {
             }
         });
         assert_eq!(pool.join().unwrap().succeeded, 3 + 2000);
+    });
+}
+
+/// Stops a worker that waits for a task, so that nobody takes messages out of the queue until the end of `meanwhile`.
+fn while_it_is_stopped(worker: u32, meanwhile: impl FnOnce()) {
+    common::await_asleep(worker);
+    common::send(worker, SIGSTOP);
+    await_that(|| common::state_of(worker) == Some('T'));
+    meanwhile();
+    common::send(worker, SIGCONT);
+}
+
+#[test]
+fn cancelled_tasks_that_fill_the_queue_make_room() {
+    watched(|| {
+        let pool = Pool::options(Options::new(1)).capacity(2).build().unwrap();
+        let worker = pool.submit(own_pid, ()).unwrap().join().unwrap();
+        let own_thread = || nix::unistd::gettid().as_raw().cast_unsigned();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            // The scope waits for it, and passes its panic on.
+            let wait_for_room = || {
+                tell.send(own_thread()).unwrap();
+                assert_eq!(pool.submit(double, 3).unwrap().join().unwrap(), 6);
+            };
+            while_it_is_stopped(worker, || {
+                for task in [1, 2].map(|x| pool.submit(double, x).unwrap()) {
+                    assert!(task.cancel());
+                }
+                assert!(matches!(pool.try_submit(double, &3), Err(PoolError::Full { queued: 0 })));
+                scope.spawn(wait_for_room);
+                common::await_asleep(told.recv().unwrap());
+            });
+        });
+    });
+}
+
+fn wait_for_the_last(_args: Vec<u8>, (is_last, told): (bool, Queue<()>)) -> anyhow::Result<()> {
+    if is_last {
+        (0..7).try_for_each(|_| told.put(()))?
+    } else {
+        told.get()?
+    }
+    Ok(())
+}
+
+#[test]
+fn long_arguments_fill_the_queue_until_workers_have_taken_them() {
+    watched(|| {
+        let (pool, told) = (Pool::new(8).unwrap(), Queue::bounded(8).unwrap());
+        // Four of them fill the ring; none ends before the last one runs.
+        let args = |n| (vec![0_u8; 16_000], (n == 7, told.clone()));
+        let tasks: Vec<_> =
+            (0..8).map(|n| pool.submit(|(a, b)| wait_for_the_last(a, b), args(n)).unwrap()).collect();
+        tasks.into_iter().for_each(|task| task.join().unwrap());
     });
 }
 

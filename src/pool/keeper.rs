@@ -32,6 +32,8 @@ const CALL: u32 = 0;
 const OUTPUT: u32 = 1;
 /// That of the socket at which workers ask for what the pool has for them alone.
 const REQUESTS: u32 = 2;
+/// That of the queue of tasks, whose event says that there is room for one again.
+const ROOM: u32 = 3;
 /// How long workers have to exit when there are no more tasks, unless the options say it.
 const EXIT: Duration = Duration::from_secs(30);
 /// When tasks are put again for which the queue had no room.
@@ -113,6 +115,7 @@ impl Keeper {
         let watched = Group::new().and_then(|children| {
             children.watch_too(hub.call.as_fd(), CALL)?;
             children.watch_too(hub.requests.as_fd(), REQUESTS)?;
+            children.watch_too(hub.tasks.core().event().map_err(io::Error::other)?, ROOM)?;
             if let Some(pump) = output.as_ref().and_then(Output::pump) {
                 children.watch_too(pump.as_fd(), OUTPUT)?;
             }
@@ -172,6 +175,10 @@ impl Keeper {
                 Step::Ended(number) => self.take_end(number)?,
                 Step::Readable(OUTPUT) => self.output.iter().for_each(Output::hear),
                 Step::Readable(REQUESTS) => self.hub.answer_requests(),
+                Step::Readable(ROOM) => {
+                    self.hub.tasks.core().clear_event();
+                    self.hub.nudge();
+                }
                 Step::Readable(_) => {
                     self.hub.call.clear();
                     self.hub.drain();

@@ -83,7 +83,7 @@ impl Hub {
     pub(super) fn try_submit(&self, order: &mut Order) -> Result<Option<Ticket>, PoolError> {
         let Some(ticket) = self.occupy(order)? else { return Ok(None) };
         let put = match order.seat {
-            None => self.tasks.core().put_undelivered(&mut order.message, &WaitPolicy::Never),
+            None => self.put_task(&mut order.message),
             Some(seat) => {
                 self.post_call(seat, ticket, order);
                 Ok(())
@@ -98,6 +98,23 @@ impl Hub {
             Err(QueueError::Full | QueueError::TimedOut { .. }) => Ok(None),
             Err(error) => Err(PoolError::Queue(error)),
             Ok(()) => Ok(Some(ticket)),
+        }
+    }
+
+    /// Puts a message into the queue of tasks, without waiting. Where there is no room for it, the pool's thread is called as soon as a worker
+    /// has made some, and wakes all that wait.
+    ///
+    /// The end of a task does not say that. Tasks that were cancelled have given up their cells, and their messages fill the queue until workers
+    /// drop them, of which nobody hears; and messages may be so long that few of them fill it.
+    fn put_task(&self, message: &mut Outgoing) -> Result<(), QueueError> {
+        let tasks = self.tasks.core();
+        match tasks.put_undelivered(message, &WaitPolicy::Never) {
+            Err(QueueError::Full | QueueError::TimedOut { .. }) => {
+                tasks.watch_room();
+                // Once more: what was taken out before the watch has called nobody.
+                tasks.put_undelivered(message, &WaitPolicy::Never)
+            }
+            put => put,
         }
     }
 

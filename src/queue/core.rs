@@ -207,10 +207,15 @@ impl Core {
     }
 
     /// Begins to wait for room by the event: the next message that is taken, or a close, rings it.
-    pub(super) fn watch_room(&self) {
+    pub(crate) fn watch_room(&self) {
         self.fields().room_watches.fetch_add(1, SeqCst);
         // As in `watch`.
         AtomicU32::barrier_after_change();
+    }
+
+    /// Forgets that the event was rung, for a waiter that has it to itself.
+    pub(crate) fn clear_event(&self) {
+        self.event.clear();
     }
 
     /// How many messages were put, modulo 2^32.
