@@ -103,6 +103,8 @@
 //! # }
 //! ```
 //!
+//! A [`TensorPool`] makes tensors of memory that no process has any more, for pipelines that make one after the other.
+//!
 //! [`SharingStrategy`] says how the memory is made: without a name (the default), or with names and one descriptor a process.
 //!
 //! # Queues, pipes and locks
@@ -246,6 +248,7 @@ pub use supervise::prefix::{Prefix, PrefixError};
 pub use sys::signal::Signal;
 pub use tensor::dyn_tensor::DynTensor;
 pub use tensor::frozen::FrozenTensor;
+pub use tensor::recycled::TensorPool;
 pub use tensor::shard::Shard;
 pub use tensor::typed::Tensor;
 pub use worker::{WorkerInfo, after_fork, seed, stop_fd, stopping, worker_info};

@@ -8,6 +8,7 @@
 // - `arena`: small storages, carved from shared segments
 // - `storage`: bytes without a shape
 // - `options`, `allocate`: how storages come to be
+// - `recycler`: storages whose memory is used again
 // - `stats`: what this process has mapped
 
 mod allocate;
@@ -16,6 +17,7 @@ pub(crate) mod create;
 pub(crate) mod descriptor;
 pub(crate) mod named;
 pub(crate) mod options;
+pub(crate) mod recycler;
 pub(crate) mod segment;
 pub(crate) mod stats;
 pub(crate) mod storage;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::descriptor::Descriptor;
@@ -11,7 +12,7 @@ use crate::error::MemoryError;
 use crate::sys::fd::Generation;
 use crate::sys::limits::with_room;
 use crate::sys::map::SharedMap;
-use crate::sys::memfd;
+use crate::sys::{memfd, opens};
 
 /// Device and inode: what tells a file from any other.
 pub(super) type Identity = (u64, u64);
@@ -32,7 +33,16 @@ pub(crate) struct Segment {
     identity: Identity,
     /// Whether a fork has closed its descriptor: see [`close_all`].
     generation: Generation,
+    /// Whether it is known who else has it: [`UNCOUNTED`], [`COUNTED`] or [`MISCOUNTED`].
+    count: AtomicU8,
 }
+
+/// Nobody asks.
+const UNCOUNTED: u8 = 0;
+/// Each process and each message that has it, but for this process, has an open file description that is seen ([`opens`]).
+const COUNTED: u8 = 1;
+/// One could not be made.
+const MISCOUNTED: u8 = 2;
 
 /// What this process keeps of a segment beside its map.
 #[derive(Debug)]
@@ -52,6 +62,8 @@ pub(crate) enum Transport<'a> {
     Descriptor(&'a Descriptor),
     /// By a name that is put where the other process looks for it.
     Name,
+    /// By a descriptor that is [opened](Segment::open) for it alone, so that the kernel tells how long it is held.
+    Opened,
 }
 
 /// The segments of this process, each found by what it is: one that arrives twice is mapped once.
@@ -85,6 +97,15 @@ pub(crate) fn registry() -> Registry {
 }
 
 impl Registry {
+    /// Whether only the caller has this handle in this process, and no other process and no message has the segment. Where that is not known,
+    /// it is not so.
+    ///
+    /// While the registry is locked no thread takes a segment over that has arrived: see [`Segment::map_known`]. So this process does not get
+    /// another handle between the two looks.
+    pub(super) fn has_nobody_else(&self, segment: &Arc<Segment>) -> bool {
+        Arc::strong_count(segment) == 1 && segment.count.load(Relaxed) == COUNTED && !segment.is_elsewhere()
+    }
+
     /// The segment of that file, if it is mapped here in that size. No other is even touched: the last handle of a
     /// segment must not be dropped while the table is locked.
     pub(crate) fn find(&self, identity: Identity, size: u64) -> Option<Arc<Segment>> {
@@ -177,7 +198,8 @@ impl Segment {
             Err(segment) => return Ok(segment),
         };
         let generation = Generation::current();
-        let segment = Arc::new(Self { map, len, identity, backing, generation });
+        let count = AtomicU8::new(UNCOUNTED);
+        let segment = Arc::new(Self { map, len, identity, backing, generation, count });
         known.insert(&segment);
         Ok(segment)
     }
@@ -211,6 +233,7 @@ impl Segment {
     /// How this segment travels to a process of the same tree.
     pub(crate) fn transport(&self) -> Transport<'_> {
         match &self.backing {
+            Backing::Descriptor(_) if self.is_counted() => Transport::Opened,
             Backing::Descriptor(fd) => Transport::Descriptor(fd),
             Backing::Name(_) | Backing::Closed => Transport::Name,
         }
@@ -224,13 +247,51 @@ impl Segment {
         }
     }
 
-    /// A descriptor of its own, for a process of another tree.
+    /// A descriptor of its own, for a process of another tree or for one that is to be counted.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
-        match &self.backing {
-            Backing::Name(name) => with_room(|| name.open()),
-            Backing::Descriptor(fd) => with_room(|| fd.as_fd().try_clone_to_owned()),
-            Backing::Closed => Err(closed()),
+        let is_counted = self.is_counted();
+        let opened = match &self.backing {
+            Backing::Name(name) => with_room(|| name.open())?,
+            Backing::Descriptor(fd) if is_counted => match with_room(|| opens::reopen(fd.as_fd())) {
+                Ok(opened) => opened,
+                // As without /proc. It can be sent all the same.
+                Err(_) => return self.share_uncounted(fd),
+            },
+            Backing::Descriptor(fd) => return with_room(|| fd.as_fd().try_clone_to_owned()),
+            Backing::Closed => return Err(closed()),
+        };
+        if is_counted && opens::show(opened.as_fd()).is_err() {
+            self.count.store(MISCOUNTED, Relaxed);
         }
+        Ok(opened)
+    }
+
+    fn share_uncounted(&self, fd: &Descriptor) -> io::Result<OwnedFd> {
+        self.count.store(MISCOUNTED, Relaxed);
+        with_room(|| fd.as_fd().try_clone_to_owned())
+    }
+
+    /// For tests: [`open`](Self::open) where the file cannot be opened once more.
+    #[cfg(test)]
+    pub(super) fn open_without_proc(&self) -> io::Result<OwnedFd> {
+        match &self.backing {
+            Backing::Descriptor(fd) => self.share_uncounted(fd),
+            Backing::Name(_) | Backing::Closed => Err(closed()),
+        }
+    }
+
+    /// Has all that get it from now on counted. Nobody but the caller has it yet.
+    pub(super) fn count_holders(&self) {
+        self.count.store(COUNTED, Relaxed);
+    }
+
+    fn is_counted(&self) -> bool {
+        self.count.load(Relaxed) != UNCOUNTED
+    }
+
+    /// Whether another process or a message has it that was counted, or it is not known.
+    fn is_elsewhere(&self) -> bool {
+        self.has_other_names() || self.backing.with_descriptor(opens::is_seen).unwrap_or(true)
     }
 
     /// Whether another process or a message holds it: each holder has a hard link of its own.
@@ -248,7 +309,9 @@ impl Segment {
 
     /// Whether [`seal`](Self::seal) can be tried: it is a memfd.
     pub(crate) fn is_sealable(&self) -> bool {
+        // One that is counted is to be used again.
         !self.is_cut_off()
+            && !self.is_counted()
             && matches!(&self.backing, Backing::Descriptor(fd) if memfd::is_sealable(fd.as_fd()))
             && self.map.as_ref().is_some_and(SharedMap::is_writable)
     }

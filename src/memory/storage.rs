@@ -68,6 +68,11 @@ pub(crate) fn expect_fork() {
     FORKS.fetch_add(1, Relaxed);
 }
 
+/// How many workers this process has forked, or has begun to.
+pub(super) fn forks() -> u32 {
+    FORKS.load(Relaxed)
+}
+
 /// A message that carries a storage. Until this is dropped the receivers may write to the storage.
 #[derive(Debug)]
 pub(crate) struct Loan(Arc<AtomicUsize>);

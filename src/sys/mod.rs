@@ -43,6 +43,7 @@ pub(crate) mod map;
 pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod namespace;
+pub(crate) mod opens;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod port;

@@ -9,6 +9,7 @@
 // - `cells`: the same in place, at the speed of memory
 // - `frozen`: tensors in sealed memory
 // - `shard`, `divide`: the exclusive parts of a tensor, and how it is divided
+// - `recycled`: tensors whose memory is used again
 // - `refused`: what could not be done, with what it was to be done to
 // - `formats`: other people's, each a feature that is off by default
 
@@ -21,6 +22,7 @@ pub(crate) mod element;
 pub(crate) mod formats;
 pub(crate) mod frozen;
 mod layout;
+pub(crate) mod recycled;
 pub(crate) mod refused;
 mod rows;
 pub(crate) mod shard;

@@ -45,7 +45,7 @@ impl Manifest {
     ) -> io::Result<Self> {
         let mut source = |(number, segment): (usize, &_)| match (Segment::transport(segment), link) {
             (Transport::Descriptor(fd), _) => carry(fd.clone()).map(|number| Source::Descriptor { number }),
-            (Transport::Name, None) => {
+            (Transport::Opened, _) | (Transport::Name, None) => {
                 carry(segment.open()?.into()).map(|number| Source::Descriptor { number })
             }
             (Transport::Name, Some(link)) => link(number, segment).map(|()| Source::Name),
