@@ -60,7 +60,7 @@ mod tests {
         assert!(is_seen());
         // Only a message has it.
         let (one, other) = socket::Socket::pair().unwrap();
-        one.try_send(&[1], &[opened.as_fd()]).unwrap();
+        assert_eq!(one.try_send(&[1], &[opened.as_fd()]).unwrap(), socket::Attempt::Sent);
         drop(opened);
         assert!(is_seen());
         let mut message = other.try_receive::<1>().unwrap().unwrap();
@@ -73,7 +73,7 @@ mod tests {
         // A message that nobody receives.
         let opened = reopen(file.as_fd()).unwrap();
         show(opened.as_fd()).unwrap();
-        one.try_send(&[1], &[opened.as_fd()]).unwrap();
+        assert_eq!(one.try_send(&[1], &[opened.as_fd()]).unwrap(), socket::Attempt::Sent);
         drop((opened, other));
         assert!(!is_seen());
     }
