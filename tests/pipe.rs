@@ -11,6 +11,7 @@ use common::{
     under_both_strategies, wait_for_ever, watched, with_worker,
 };
 use kept::Kept;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use phalanx::{
     Connection, Descriptor, Never, Options, QueueError, Shard, Tensor, one_way, pipe, start_processes,
 };
@@ -261,6 +262,83 @@ fn message_that_cannot_be_read_is_lost_and_the_next_one_is_not() {
         }
         assert!(matches!(receiver.recv(), Err(QueueError::Decode { .. })));
         assert_eq!(receiver.recv().unwrap().0.0, 2);
+    });
+}
+
+#[test]
+fn first_message_with_descriptors_is_told_of_when_it_is_there() {
+    watched(|| {
+        let (one, other) = pipe::<Vec<Tensor<u8>>, ()>().unwrap();
+        let tensor = Tensor::<u8>::zeros(&[LARGE]).unwrap();
+        for tensors in [vec![], vec![tensor.clone()], vec![], vec![tensor.clone(), tensor]] {
+            assert!(!other.poll(Duration::ZERO).unwrap());
+            one.send(&tensors).unwrap();
+            assert!(other.poll(Duration::ZERO).unwrap());
+            assert_eq!(other.recv().unwrap().len(), tensors.len());
+        }
+        // Whether messages may have descriptors goes with the end.
+        let (ours, theirs) = pipe::<_, ()>().unwrap();
+        ours.send(other).unwrap();
+        let other = theirs.recv().unwrap();
+        one.send(vec![Tensor::<u8>::zeros(&[LARGE]).unwrap()]).unwrap();
+        assert_eq!(other.recv().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn receiver_makes_room_for_descriptors_before_they_come() {
+    const COUNT: usize = 200;
+    fn work(_: usize, launcher: Connection<usize, Vec<Tensor<u8>>>) -> anyhow::Result<()> {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, 64, hard)?;
+        for _ in 0..2 {
+            launcher.send(launcher.recv()?.len())?;
+        }
+        Ok(())
+    }
+    watched(|| {
+        with_worker(work, |worker| {
+            for count in [0, COUNT] {
+                let tensors: Vec<_> = (0..count).map(|_| Tensor::<u8>::zeros(&[LARGE]).unwrap()).collect();
+                worker.send(tensors).unwrap();
+                assert_eq!(worker.recv().unwrap(), count);
+            }
+        });
+    });
+}
+
+#[test]
+fn threads_of_both_ends_mix_messages_with_and_without_descriptors() {
+    const EACH: usize = 200;
+    watched(|| {
+        for _ in 0..20 {
+            let (one, other) = pipe::<(usize, Option<Tensor<u64>>), ()>().unwrap();
+            let seen = std::sync::Mutex::new(vec![0; 3]);
+            std::thread::scope(|scope| {
+                for sender in 0..3 {
+                    let one = &one;
+                    scope.spawn(move || {
+                        for number in 0..EACH {
+                            // Only some, and the first ones of each thread at the same time.
+                            let tensor = (number % 7 == sender)
+                                .then(|| Tensor::from_slice(&[number as u64], &[1]).unwrap());
+                            one.send((sender, tensor)).unwrap();
+                        }
+                    });
+                }
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for _ in 0..EACH {
+                            let (sender, tensor) = other.recv().unwrap();
+                            assert!(tensor.is_none_or(|tensor| tensor.get(0).unwrap() % 7 == sender as u64));
+                            seen.lock().unwrap()[sender] += 1;
+                        }
+                    });
+                }
+            });
+            assert_eq!(*seen.lock().unwrap(), [EACH; 3]);
+            assert!(matches!(other.try_recv(), Err(QueueError::Empty)));
+        }
     });
 }
 

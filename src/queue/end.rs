@@ -7,12 +7,13 @@
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::error::{CUT_OFF, QueueError};
+use super::packet::Announced;
 use crate::memory::descriptor::Descriptor;
 use crate::sys::fd;
 use crate::sys::limits::with_room;
@@ -23,6 +24,9 @@ use crate::transfer::context::{self, Claim};
 #[derive(Debug)]
 pub(super) struct End {
     socket: Socket<Descriptor>,
+    announced: Announced,
+    /// Whether the last wait for a message was longer than [`SHORT`](crate::sync::parker::SHORT): the next one does not spin.
+    pub(super) skips_spin: AtomicBool,
     /// How many calls use it, or [`SENT`].
     uses: AtomicU32,
 }
@@ -35,8 +39,13 @@ const IN_USE: &str =
     "this connection is used by another thread, so it cannot be sent: end the call that waits first";
 
 impl End {
-    pub(super) fn new(descriptor: Descriptor) -> Self {
-        Self { socket: Socket::from_descriptor(descriptor), uses: AtomicU32::new(0) }
+    pub(super) fn new(descriptor: Descriptor, announced: Announced) -> Self {
+        let (socket, skips_spin) = (Socket::from_descriptor(descriptor), AtomicBool::new(false));
+        Self { socket, announced, skips_spin, uses: AtomicU32::new(0) }
+    }
+
+    pub(super) fn announced(&self) -> &Announced {
+        &self.announced
     }
 
     pub(super) fn socket(&self) -> &Socket<Descriptor> {
@@ -83,16 +92,18 @@ impl End {
     pub(super) fn serialize<Z: Serializer>(this: &Arc<Self>, serializer: Z) -> Result<Z::Ok, Z::Error> {
         let claim = Self::claim(this).map_err(ser::Error::custom)?;
         let sent = context::send_sole_descriptor(this.socket.descriptor(), claim);
-        Handle { descriptor: sent.map_err(ser::Error::custom)? }.serialize(serializer)
+        let descriptor = sent.map_err(ser::Error::custom)?;
+        Handle { descriptor, announced: &this.announced }.serialize(serializer)
     }
 
     /// Takes it out of the message that is being read.
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Asked first, so that the error says where a connection can be read, and not which field of the handle is wrong.
         context::check_receiving().map_err(D::Error::custom)?;
-        let Handle { descriptor } = Handle::deserialize(deserializer)?;
+        let Handle { descriptor, announced } = Handle::deserialize(deserializer)?;
         // Once only: a message that named one descriptor twice would else make two ends of the one.
-        context::receive_sole_descriptor(descriptor).map(Self::new).map_err(D::Error::custom)
+        let descriptor = context::receive_sole_descriptor(descriptor).map_err(D::Error::custom)?;
+        Ok(Self::new(descriptor, announced))
     }
 }
 
@@ -149,8 +160,9 @@ impl Drop for Claimed {
 
 /// What crosses to another process in the place of a connection.
 #[derive(Debug, Serialize, Deserialize)]
-struct Handle {
+struct Handle<A> {
     descriptor: u32,
+    announced: A,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! - `hostile`: for tests: what lies in a ring, read as a message whatever it is
 //! - `error`: what can go wrong
 //! - `pipe`: connections of two ends
+//! - `packet`: a value on its way through one
 //! - `end`: one of these, which one process has at a time
 
 mod asynchronous;
@@ -28,6 +29,7 @@ mod get;
 mod hostile;
 mod joinable;
 mod message;
+mod packet;
 mod pipe;
 mod put;
 mod ring;

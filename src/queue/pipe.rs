@@ -6,6 +6,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -13,13 +14,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::end::End;
 use super::error::QueueError;
+use super::packet::{self, Announced, Arrived, Packet};
+use crate::sync::parker::{self, SHORT};
 use crate::sync::wait_policy::{Interrupted, WaitPolicy};
+use crate::sys::clock::Moment;
 use crate::sys::epoll::{self, Readiness};
 use crate::sys::limits::with_room;
 use crate::sys::socket::{Attempt, CROWDED_RETRY, Socket};
 use crate::wire::codec;
 use crate::wire::framed::ReceiveFault;
-use crate::wire::value_message::{self, ReceivedMessage, ValueMessage};
 
 /// Makes a pipe of two ends: one sends `A` and receives `B`, the other sends `B` and receives `A`. Python's
 /// `multiprocessing.Pipe()`.
@@ -133,7 +136,7 @@ pub struct Connection<S, R> {
 
 impl<S, R> Connection<S, R> {
     fn over(socket: Socket) -> Self {
-        let end = Arc::new(End::new(socket.into_descriptor().into()));
+        let end = Arc::new(End::new(socket.into_descriptor().into(), Announced::default()));
         Self { end, values: PhantomData }
     }
 }
@@ -188,14 +191,14 @@ impl<S: Serialize, R> Connection<S, R> {
     fn send_by(&self, value: &S, policy: &WaitPolicy) -> Result<(), QueueError> {
         // Before the end is entered: `Serialize` is the user's code, and may send this very connection, which works only while no
         // call uses it.
-        let encoded = codec::encode(value).map_err(|reason| QueueError::Encode { reason })?;
-        let mut value_message =
-            ValueMessage::new(encoded).map_err(QueueError::system("make a message ready"))?;
+        let encoded = codec::encode_behind(value, Packet::buffer());
+        let encoded = encoded.map_err(|reason| QueueError::Encode { reason })?;
+        let mut packet = Packet::new(encoded).map_err(QueueError::system("make a message ready"))?;
         let end = self.end.enter()?;
         loop {
             // Never blocking in sendmsg itself: the wait has to end at the deadline and at an abort too, which are
             // other descriptors.
-            let waited = match value_message.try_send(end.socket()).map_err(not_sent)? {
+            let waited = match packet.try_send(end.socket(), end.announced()).map_err(not_sent)? {
                 Attempt::Sent => break,
                 Attempt::Full => policy.await_descriptor(end.socket().as_fd(), Readiness::Writable),
                 // ETOOMANYREFS: too many descriptors of this user are in sockets (unix(7)), maybe in those of another program. No
@@ -205,7 +208,7 @@ impl<S: Serialize, R> Connection<S, R> {
             waited.map_err(QueueError::not_put("the other end received nothing"))?;
         }
         // Only now do shards and connections in the value leave this process: after an error they are still here.
-        value_message.deliver();
+        packet.deliver();
         Ok(())
     }
 }
@@ -279,7 +282,11 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
             // Readable is not yet a message for this thread: another one may be faster. But EOF is readable too, and stays so.
             let ready = epoll::poll_now(&[(end.socket().as_fd(), Readiness::Readable)]);
             if ready.map_err(QueueError::system("ask whether there is a message (ppoll)"))?.contains(&true) {
-                return Ok(true);
+                match packet::take_announcement(end.socket(), end.announced()) {
+                    Ok(true) => continue,
+                    // An error is for `recv` to tell.
+                    Ok(false) | Err(_) => return Ok(true),
+                }
             }
             match policy.await_descriptor(end.socket().as_fd(), Readiness::Readable) {
                 Ok(()) => {}
@@ -295,17 +302,32 @@ impl<S, R: DeserializeOwned> Connection<S, R> {
         self.next(policy)?.decode().map_err(|reason| QueueError::Decode { reason })
     }
 
-    fn next(&self, policy: &WaitPolicy) -> Result<ReceivedMessage, QueueError> {
+    fn next(&self, policy: &WaitPolicy) -> Result<Arrived, QueueError> {
         let end = self.end.enter()?;
-        loop {
-            // A look before the wait, so that a call that does not wait receives what is there; and after it, since another
-            // thread may be faster.
-            if let Some(arrived) = value_message::try_receive(end.socket()).map_err(not_received)? {
-                return Ok(arrived);
-            }
-            let waited = policy.await_descriptor(end.socket().as_fd(), Readiness::Readable);
-            waited.map_err(QueueError::not_got("the other end sent nothing"))?;
+        let look = || packet::try_receive(end.socket(), end.announced()).map_err(not_received).transpose();
+        // A look before the wait, so that a call that does not wait receives what is there.
+        if let Some(found) = look() {
+            return found;
         }
+        let not_got = |stop| QueueError::not_got("the other end sent nothing")(stop);
+        policy.check().map_err(not_got)?;
+        // An answer that comes soon is not worth a sleep, from which the kernel would have to wake this thread.
+        let short = Moment::now().as_nanos() + SHORT;
+        if !end.skips_spin.load(Relaxed)
+            && let Some(found) = parker::spin(|| Moment::now().as_nanos(), short, look)
+        {
+            return found;
+        }
+        let found = loop {
+            let waited = policy.await_descriptor(end.socket().as_fd(), Readiness::Readable);
+            waited.map_err(not_got)?;
+            // Another thread may be faster.
+            if let Some(found) = look() {
+                break found;
+            }
+        };
+        end.skips_spin.store(Moment::now().as_nanos() > short, Relaxed);
+        found
     }
 }
 
@@ -320,6 +342,8 @@ fn not_received(fault: ReceiveFault) -> QueueError {
 
 impl<S, R> AsFd for Connection<S, R> {
     /// The socket: readable when [`recv`](Self::recv) has something to return, the end of the other process included.
+    ///
+    /// Before the first message with descriptors it may be readable a moment early, while that is being sent.
     ///
     /// It is for poll(2), epoll(7) and [`wait`](crate::wait()); bytes that are read from it are lost to `recv`. The descriptor of
     /// a connection that was sent away is /dev/null.
@@ -357,8 +381,18 @@ mod tests {
     #[test]
     fn what_is_no_message_is_told_and_the_next_one_is_received() {
         let (sender, receiver) = one_way::<String>().unwrap();
+        let send_garbage = |garbage: &[u8]| sender.end.socket().send(garbage, &[], None).unwrap();
         for garbage in [&[9_u8][..], &[0, 3, 0, 0, 0, 1], &vec![1; 100_000]] {
-            sender.end.socket().send(garbage, &[], None).unwrap();
+            send_garbage(garbage);
+            sender.send("well".to_owned()).unwrap();
+            assert!(matches!(receiver.recv(), Err(QueueError::Corrupt { .. })), "{:?}", garbage[0]);
+            assert_eq!(receiver.recv().unwrap(), "well");
+        }
+        // Behind an announcement, by which it is a message with descriptors.
+        let (sender, receiver) = one_way::<String>().unwrap();
+        let send_garbage = |garbage: &[u8]| sender.end.socket().send(garbage, &[], None).unwrap();
+        for garbage in [&[packet::ANNOUNCES][..], &[9], &[0, 3, 0, 0, 0, 1], &vec![1; 100_000]] {
+            send_garbage(garbage);
         }
         sender.send("well".to_owned()).unwrap();
         assert!(matches!(receiver.recv(), Err(QueueError::Corrupt { .. })));
@@ -369,9 +403,20 @@ mod tests {
     }
 
     #[test]
+    fn announcement_alone_is_nothing_to_receive() {
+        let (one, other) = pipe::<u8, ()>().unwrap();
+        one.end.socket().send(&[packet::ANNOUNCES], &[], None).unwrap();
+        assert!(!other.poll(Duration::ZERO).unwrap());
+        assert!(matches!(other.try_recv(), Err(QueueError::Empty)));
+        one.send(4).unwrap();
+        assert!(other.poll(Duration::ZERO).unwrap());
+        assert_eq!(other.recv().unwrap(), 4);
+    }
+
+    #[test]
     fn what_is_no_socket_is_an_error_of_the_system() {
         let file = Descriptor::from(tempfile::tempfile().unwrap());
-        let end = Arc::new(End::new(file));
+        let end = Arc::new(End::new(file, Announced::default()));
         let connection = Connection::<u8, u8> { end, values: PhantomData };
         assert!(matches!(connection.send(1), Err(QueueError::System { .. })));
         assert!(matches!(connection.recv(), Err(QueueError::System { .. })));

@@ -87,21 +87,17 @@ fn wake_sleeper<W: AtomicWord, P: Futex<W>>(word: &W, last_wake: &W, park: &P) {
 /// Nanoseconds for which a waiter spins before it parks: about the time of a wake and its answer. Where the last wait
 /// was longer, the spin gained nothing and kept a processor from the process that was waited for, so the next wait
 /// parks at once.
-const SHORT: u64 = 25_000;
+pub(crate) const SHORT: u64 = 25_000;
 
-/// Calls `look` until it finds something or the clock reads `until`.
-fn spin<W: AtomicWord, P: Futex<W>, T>(
-    park: &P,
-    until: u64,
-    mut look: impl FnMut() -> Option<T>,
-) -> Option<T> {
+/// Calls `look` until it finds something or the clock, in `nanos`, reads `until`.
+pub(crate) fn spin<T>(nanos: impl Fn() -> u64, until: u64, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let backoff = Backoff::new();
     loop {
         // Gives up the processor after some turns: on a single one the waker could not run otherwise.
         backoff.snooze();
         match look() {
             // The clock is read after the look, so there is one look at the least.
-            None if park.nanos() < until => {}
+            None if nanos() < until => {}
             found => return found,
         }
     }
@@ -123,7 +119,7 @@ fn wait<W: AtomicWord, P: Futex<W>, T>(
         // A hint about the other side, by the last waiter of any process. It may be wrong, which costs time and never a
         // wakeup.
         && skip_spin.load(Relaxed) == 0
-        && let Some(found) = spin(park, short, &mut look)
+        && let Some(found) = spin(|| park.nanos(), short, &mut look)
     {
         return Ok(found);
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, send, sendmsg, shutdown,
+    socketpair,
 };
 
 use super::clock::Moment;
@@ -115,6 +116,47 @@ impl<F: AsFd> Socket<F> {
                 other => Ok(other.map(|_| Attempt::Sent)?),
             };
         }
+    }
+
+    /// As [`try_send`](Self::try_send), without descriptors.
+    pub(crate) fn try_send_bytes(&self, bytes: &[u8]) -> io::Result<Attempt> {
+        loop {
+            return match send(self.raw(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(Attempt::Full),
+                other => Ok(other.map(|_| Attempt::Sent)?),
+            };
+        }
+    }
+
+    /// Fills `bytes` with the next message, if one is there that has at most `limit` bytes; says whether it has. It does not wait, and
+    /// drops the message's descriptors.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Self::try_receive).
+    pub(crate) fn try_receive_bytes(&self, bytes: &mut Vec<u8>, limit: usize) -> io::Result<bool> {
+        bytes.clear();
+        bytes.reserve(limit);
+        let length = loop {
+            // MSG_TRUNC: the length of the message, though there is less room.
+            let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+            // SAFETY: the vector has room for `limit` bytes.
+            let length = unsafe { libc::recv(self.raw(), bytes.as_mut_ptr().cast(), limit, flags) };
+            match usize::try_from(length) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) if length > limit => return Err(io::ErrorKind::InvalidData.into()),
+                Ok(length) => break length,
+                Err(_) => match Errno::last() {
+                    Errno::EAGAIN => return Ok(false),
+                    // As in `receive_raw`.
+                    Errno::ECONNRESET | Errno::EINTR => {}
+                    error => return Err(error.into()),
+                },
+            }
+        };
+        // SAFETY: the kernel has written that number of bytes.
+        unsafe { bytes.set_len(length) };
+        Ok(true)
     }
 
     /// The next message, if one is there. It does not wait. Descriptors for which this process has no room are lost:

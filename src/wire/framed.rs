@@ -19,7 +19,7 @@ use crate::sys::{limits, memfd};
 
 /// The most bytes of contents that are in the packet itself. The socket has room for some 200 KiB (net.core.wmem_default), which
 /// several senders share.
-pub(super) const INLINE: usize = 32 << 10;
+pub(crate) const INLINE: usize = 32 << 10;
 /// Bytes of the frame: the place of the contents, and the number of descriptors as a u32.
 pub(super) const FRAME: usize = 5;
 
