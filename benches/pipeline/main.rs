@@ -178,9 +178,11 @@ fn by_pooled_shards(work: &Work) -> anyhow::Result<f64> {
 }
 
 fn by_shards_in_turn(work: &Work) -> anyhow::Result<f64> {
-    let (ready, empty) = (Queue::bounded(READY)?, Queue::bounded(READY)?);
+    // As many as are in use where each batch has memory of its own: those that wait, and those that are being filled or added up.
+    let shards = READY + PRODUCERS + 1;
+    let (ready, empty) = (Queue::bounded(READY)?, Queue::bounded(shards)?);
     let batches = work.batches();
-    for shard in Tensor::<f32>::zeros(&[READY, BATCH * IMAGE])?.into_shards(READY)? {
+    for shard in Tensor::<f32>::zeros(&[shards, BATCH * IMAGE])?.into_shards(shards)? {
         empty.put(shard)?;
     }
     let job = (work.clone(), empty.clone(), ready.clone());
@@ -221,7 +223,7 @@ const WAYS: [(&str, Way); 5] = [
 fn pipeline(extent: Extent) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let files = images(directory.path(), IMAGES)?;
-    let (epochs, turns) = (extent.rounds(40), extent.rounds(11));
+    let (epochs, turns) = (extent.rounds(20), extent.rounds(9));
     // By turns; the first only warms up.
     let mut rates = vec![[0.0; WAYS.len()]; 0];
     for turn in 0..=turns {

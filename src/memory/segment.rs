@@ -152,8 +152,9 @@ impl Segment {
     /// # Errors
     /// When it is a memfd whose size is not sealed; when it is no file, or cannot be mapped.
     pub(crate) fn receive(fd: OwnedFd) -> io::Result<Arc<Self>> {
-        // The descriptor is asked, not its sender. Files have no seals: those of `Storage::from_file` and named memory.
-        if memfd::is_memfd(fd.as_fd()) && !memfd::is_size_sealed(fd.as_fd()) {
+        // The descriptor is asked, not its sender. Files have no seals: those of `Storage::from_file` and named memory. The seals first: whether it
+        // is a memfd takes ten times as long to find out.
+        if !memfd::is_size_sealed(fd.as_fd()) && memfd::is_memfd(fd.as_fd()) {
             return Err(io::Error::other("the descriptor is no storage: its size is not sealed"));
         }
         let map = if memfd::is_read_only(fd.as_fd())? {

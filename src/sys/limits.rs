@@ -223,9 +223,13 @@ pub(crate) fn file_size() -> io::Result<u64> {
 /// Whatever goes wrong here shows when the descriptors are made, with its numbers.
 pub(crate) fn make_room_for_descriptors(more: usize) {
     let Ok(limit) = descriptors() else { return };
+    // Counting takes longer than all the rest.
+    if limit.soft >= limit.hard {
+        return;
+    }
     // Without a descriptor left the open ones cannot even be counted.
     let open = super::fd::count_open().map_or(limit.soft, |open| open as u64);
-    if open.saturating_add(more as u64) > limit.soft && limit.soft < limit.hard {
+    if open.saturating_add(more as u64) > limit.soft {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard);
     }
 }
