@@ -5,6 +5,8 @@ mod common;
 mod seccomp;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -272,6 +274,27 @@ fn crash() -> anyhow::Result<()> {
 fn leave_a_thread() -> anyhow::Result<()> {
     std::thread::spawn(|| wait_for_ever());
     Ok(())
+}
+
+#[test]
+fn workers_have_their_standard_streams_though_the_preload_function_has_closed_them() {
+    fn close_them() -> anyhow::Result<()> {
+        (0..3).try_for_each(nix::unistd::close)?;
+        Ok(())
+    }
+    #[expect(clippy::print_stdout, reason = "it is what is tested")]
+    fn look(_: usize, (): ()) -> anyhow::Result<(usize, String)> {
+        let read = std::io::stdin().read_to_end(&mut Vec::new())?;
+        println!("stdout and stderr are those of the launcher");
+        Ok((read, fs::read_link("/proc/self/fd/0")?.display().to_string()))
+    }
+    launched(|_, ()| {
+        ForkServer::preload(close_them)?;
+        for looked in start(look, 2).join()? {
+            assert_eq!(looked, (0, "/dev/null".to_owned()));
+        }
+        Ok(())
+    });
 }
 
 #[test]
