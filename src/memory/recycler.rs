@@ -77,11 +77,13 @@ impl Recycler {
         if let Some(segment) = self.find(bytes) {
             return Ok(Storage::place(Some(segment), 0, bytes, false));
         }
+        // Before the memory is mapped: a worker that is forked after that has it too.
+        let forks = storage::forks();
         let size = bytes.next_multiple_of(8);
         let plan = Plan { strategy: get_sharing_strategy(), bytes: size, reserved: size, huge: false };
         let segment = create::create(plan)?;
         self.made.fetch_add(1, Relaxed);
-        self.keep(&segment);
+        self.keep(&segment, forks);
         Ok(Storage::place(Some(segment), 0, bytes, false))
     }
 
@@ -99,7 +101,7 @@ impl Recycler {
 
     /// Keeps a new piece, in the place of a free one if there is no other. Without a place it is memory like any other, which goes with
     /// its last holder.
-    fn keep(&self, segment: &Arc<Segment>) {
+    fn keep(&self, segment: &Arc<Segment>, forks: u32) {
         let mut kept = self.lock();
         if kept.len() >= self.most
             && let Some(unsuited) = kept.iter().position(Kept::is_free)
@@ -108,7 +110,7 @@ impl Recycler {
         }
         if kept.len() < self.most {
             segment.count_holders();
-            kept.push(Kept { segment: segment.clone(), owner: Here::now(), forks: storage::forks() });
+            kept.push(Kept { segment: segment.clone(), owner: Here::now(), forks });
         }
     }
 

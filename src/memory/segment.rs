@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Acquire, Ordering::Relaxed, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::descriptor::Descriptor;
@@ -103,7 +103,10 @@ impl Registry {
     /// While the registry is locked no thread takes a segment over that has arrived: see [`Segment::map_known`]. So this process does not get
     /// another handle between the two looks.
     pub(super) fn has_nobody_else(&self, segment: &Arc<Segment>) -> bool {
-        Arc::strong_count(segment) == 1 && segment.count.load(Relaxed) == COUNTED && !segment.is_elsewhere()
+        let is_alone = Arc::strong_count(segment) == 1;
+        // With the Release of the drops of the other handles: what their threads have done to the memory is over (`Arc::get_mut` does the same).
+        fence(Acquire);
+        is_alone && segment.count.load(Relaxed) == COUNTED && !segment.is_elsewhere()
     }
 
     /// The segment of that file, if it is mapped here in that size. No other is even touched: the last handle of a

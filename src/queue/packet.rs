@@ -66,8 +66,8 @@ impl Packet {
         if attachments.is_empty() && bytes.len() <= INLINE {
             return Ok(Self::Plain(bytes));
         }
-        let bytes = bytes.get(1..).unwrap_or_default().to_vec();
-        Ok(Self::Message(Box::new(ValueMessage::new(Encoded { bytes, attachments })?)))
+        let message = ValueMessage::new(bytes.get(1..).unwrap_or_default(), attachments)?;
+        Ok(Self::Message(Box::new(message)))
     }
 
     /// Sends it, if the socket has room for it now.

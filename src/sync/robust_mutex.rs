@@ -225,7 +225,8 @@ mod tests {
     #[test]
     fn barrier_that_arrives_is_reset_or_dropped_waits_no_longer_for_one_that_is_stopped() {
         let (members, (here, there)) = (Members::new(2).unwrap(), Socket::pair().unwrap());
-        let mut value_message = ValueMessage::new(codec::encode(&members).unwrap()).unwrap();
+        let encoded = codec::encode(&members).unwrap();
+        let mut value_message = ValueMessage::new(&encoded.bytes, encoded.attachments).unwrap();
         assert_eq!(value_message.try_send(&there).unwrap(), Attempt::Sent);
         let (barrier, own) = (Barrier::over(members.clone()), Barrier::over(members.clone()));
         std::thread::scope(|scope| _ = scope.spawn(|| assert!(own.wait_timeout(Duration::ZERO).is_err())));

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use serde::de::DeserializeOwned;
 
-use super::codec::{self, Encoded};
+use super::codec;
 use super::framed::{self, Frame, Framed, ReceiveFault};
 use super::manifest::{self, Manifest, OutgoingAttachments};
 use crate::memory::descriptor::Descriptor;
@@ -26,10 +26,10 @@ impl ValueMessage {
     ///
     /// # Errors
     /// When there is no memory for large contents, or no descriptor.
-    pub(crate) fn new(Encoded { bytes: value, attachments }: Encoded) -> io::Result<Self> {
+    pub(crate) fn new(value: &[u8], attachments: Attachments) -> io::Result<Self> {
         let (manifest, descriptors, attachments) = OutgoingAttachments::new(attachments)?.into_parts();
         let header = codec::with_header(&manifest).map_err(io::Error::other)?;
-        Ok(Self { message: Framed::new([&header, &value], descriptors)?, attachments })
+        Ok(Self { message: Framed::new([&header, value], descriptors)?, attachments })
     }
 
     /// Sends the message, if the socket has room for it now.
@@ -88,14 +88,20 @@ mod tests {
     use crate::sys::epoll::wait_readable;
     use crate::sys::socket::Message;
     use crate::sys::{limits, memfd};
+    use crate::wire::codec::Encoded;
     use crate::wire::framed::{FRAME, IN_MEMFD, IN_PACKET, INLINE};
     use crate::wire::manifest::{Manifest, Source};
     use crate::{Descriptor, Shard, SharingStrategy, Tensor};
 
     type Pair = (Socket, Socket);
 
+    fn made<T: serde::Serialize>(value: &T) -> ValueMessage {
+        let Encoded { bytes, attachments } = codec::encode(value).unwrap();
+        ValueMessage::new(&bytes, attachments).unwrap()
+    }
+
     fn send<T: serde::Serialize>(socket: &Socket, value: &T) {
-        let mut value_message = ValueMessage::new(codec::encode(value).unwrap()).unwrap();
+        let mut value_message = made(value);
         assert_eq!(value_message.try_send(socket).unwrap(), Attempt::Sent);
         value_message.deliver();
     }
@@ -189,7 +195,7 @@ mod tests {
     fn shard_is_gone_when_it_was_sent_and_comes_back_when_it_was_not() {
         let (here, there): Pair = Socket::pair().unwrap();
         let mut shard = Tensor::from_slice(&[1, 2], &[2]).unwrap().into_shards(1).unwrap().remove(0);
-        let value_message = ValueMessage::new(codec::encode(&shard).unwrap()).unwrap();
+        let value_message = made(&shard);
         assert!(shard.as_mut_slice().is_err());
         drop(value_message);
         assert_eq!(shard.as_mut_slice().unwrap(), [1, 2]);
