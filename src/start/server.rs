@@ -35,9 +35,6 @@ use crate::worker::{self, Origin, entry, report};
 /// How long a message may take, to come or to go.
 const MESSAGE: Duration = Duration::from_secs(10);
 
-/// How often the server looks for something else while it forks. A fork of a small process takes a tenth of that.
-const LOOK_AROUND: Duration = Duration::from_millis(1);
-
 // The tokens of the epoll; a guarded worker has one behind these.
 const REQUESTS: u64 = 0;
 const GUARDS: u64 = 1;
@@ -109,8 +106,6 @@ impl Server {
         limits::make_room_for_descriptors(usize::MAX);
         // For people who look at the process list; nothing depends on it.
         let _ = prctl::set_name("fork-server");
-        // Makes the buffer of stdout, which each worker would make for itself when it flushes at its end: 5 page faults.
-        let _ = io::stdout();
         let (epoll, ends) = (Epoll::new()?, prepare()?);
         epoll.add(requests.as_fd(), REQUESTS)?;
         epoll.add(guardian.as_fd(), GUARDS)?;
@@ -201,10 +196,7 @@ impl Server {
 
     fn preload(&mut self, image: &[u8], entry: u64, function: &str) -> Result<(), Trouble> {
         let done = preload(image, entry, function);
-        // Workers take over the standard streams, which the function may have closed.
-        let ends = fd::open_stdio_on_null()
-            .and_then(|()| prepare())
-            .and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
+        let ends = prepare().and_then(|ends| self.epoll.add(ends.as_fd(), CHILDREN).map(|()| ends));
         // The signalfd before is replaced, since the function may have changed the mask. A process that the function has forked may
         // have a copy of it, so it is taken out of the epoll first (epoll(7)).
         let _ = self.epoll.remove(self.ends.as_fd());
@@ -258,14 +250,13 @@ impl Server {
                 pids.push(pid);
             }
         }
-        let mut next_look = Moment::now();
         for (number, slot) in open.slots.iter().enumerate().skip(pids.len()) {
             // A fork of much memory takes milliseconds, and a batch is 64 of them: workers that end meanwhile are reaped in
             // between, and those that ask for the guard are answered.
-            let now = Moment::now();
-            if now >= next_look {
-                self.look_around()?;
-                next_look = now.checked_add(LOOK_AROUND).unwrap_or(now);
+            self.reap().map_err(|os| system(Step::Reap, &os))?;
+            self.guardian.take(&self.epoll);
+            if self.launcher.as_ref().is_some_and(is_readable) {
+                return Err(Trouble::Malformed("its launcher is gone".to_owned()));
             }
             let marker = open.marker(number, slot.as_raw_fd(), server);
             let pid =
@@ -283,16 +274,6 @@ impl Server {
             })?;
             pidfds.push(pidfd);
             pids.push(pid);
-        }
-        Ok(())
-    }
-
-    /// What cannot wait until a whole batch of workers is forked.
-    fn look_around(&mut self) -> Result<(), Trouble> {
-        self.reap().map_err(|os| system(Step::Reap, &os))?;
-        self.guardian.take(&self.epoll);
-        if self.launcher.as_ref().is_some_and(is_readable) {
-            return Err(Trouble::Malformed("its launcher is gone".to_owned()));
         }
         Ok(())
     }

@@ -115,15 +115,16 @@ pub(crate) fn adopt(raw: RawFd) -> io::Result<OwnedFd> {
     if raw <= libc::STDERR_FILENO {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // An `OwnedFd` over a closed descriptor would abort when it is dropped.
-    let flags = flags(raw)?;
-    // SAFETY: by the protocol of `wire` the descriptor was put here for this one taker, and it exists.
-    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-    // One that has come through a socket has the flag.
-    if !flags.contains(FdFlag::FD_CLOEXEC) {
-        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    }
+    // SAFETY: by the protocol of `wire` the descriptor was put here for this one taker; whether it exists
+    // is checked by the fcntl below, which fails without harm otherwise.
+    let fd = unsafe { OwnedFd::from_raw_fd(checked(raw)?) };
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)
+}
+
+/// `raw` when it is an open descriptor: an `OwnedFd` over a closed one would abort when it is dropped.
+fn checked(raw: RawFd) -> io::Result<RawFd> {
+    flags(raw).map(|_| raw)
 }
 
 fn flags(raw: RawFd) -> io::Result<FdFlag> {

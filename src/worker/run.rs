@@ -241,11 +241,7 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     if let Some(own) = open.job.setup.of_rank(marker.rank) {
         setup::apply(own, marker.rank)?;
     }
-    match origin {
-        Origin::Exec | Origin::Fork { .. } => fd::open_stdio_on_null()?,
-        // The server has done so.
-        Origin::Served(_) => {}
-    }
+    fd::open_stdio_on_null()?;
     info::set(info_of(&open.job, marker.rank));
     // The name is shown by `ps` and `top`. Nothing depends on it, so an error is ignored.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
