@@ -98,9 +98,9 @@ fn sums(extent: Extent) -> anyhow::Result<()> {
 fn sum_row(extent: Extent, ranks: usize, in_place: bool, gloo: Option<f64>) -> anyhow::Result<()> {
     let vecs = vec![vec![1.0_f32; LEN]; ranks];
     let mut sum = vec![0.0_f32; LEN];
-    let rounds = extent.rounds(60);
+    let rounds = extent.rounds(40);
     let mut turns = Vec::new();
-    for _ in 0..extent.rounds(100) {
+    for _ in 0..extent.rounds(20) {
         let threads = median((0..rounds).map(|_| by_threads(&vecs, &mut sum)));
         let all = Tensor::zeros(&[ranks, LEN])?;
         all.storage().prefault()?;
