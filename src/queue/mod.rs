@@ -14,11 +14,13 @@
 //! - `message`: a value on its way through
 //! - `hostile`: for tests: what lies in a ring, read as a message whatever it is
 //! - `error`: what can go wrong
-//! - `pipe`: connections of two ends
+//! - `pipe`: how the two ends of one are made
+//! - `connection`: an end, as programs use it
 //! - `packet`: a value on its way through one
 //! - `end`: one of these, which one process has at a time
 
 mod asynchronous;
+mod connection;
 mod core;
 mod end;
 mod error;
@@ -38,12 +40,13 @@ mod side;
 mod tasks;
 mod wait;
 
+pub use connection::Connection;
 pub use error::QueueError;
 pub use fifo::{Queue, QueueIter};
 #[cfg(fuzzing)]
 pub use hostile::fuzz_message;
 pub use joinable::{JoinableQueue, SimpleQueue, TaskIter};
 pub(crate) use message::{Incoming, Outgoing};
-pub use pipe::{Connection, Never, one_way, pipe};
+pub use pipe::{Never, one_way, pipe};
 pub(crate) use ring::message_buffer;
 pub use wait::{Waitable, wait};
