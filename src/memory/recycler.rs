@@ -1,7 +1,7 @@
 //! Storages whose memory is used again once no process has them any more.
 //!
-//! Who has them the kernel tells ([`opens`](crate::sys::opens)), and for named memory its links. No count in shared memory does, which a
-//! process that is killed would leave too high, or too low.
+//! The kernel tells whether another process has a storage: by open file descriptions ([`opens`](crate::sys::opens)), and by the links of
+//! named memory. A process that is killed would leave a count in shared memory wrong.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,24 +124,20 @@ impl Recycler {
 mod tests {
     use super::*;
 
-    fn id(storage: &Storage) -> impl PartialEq + std::fmt::Debug + use<> {
-        storage.id()
-    }
-
     #[test]
     fn memory_is_used_again_when_the_last_handle_has_gone_and_it_suits() {
         let recycler = Recycler::new(2);
         let (one, two) = (recycler.storage(100_000).unwrap(), recycler.storage(100_000).unwrap());
-        let (first, second) = (id(&one), id(&two));
+        let (first, second) = (one.id(), two.id());
         let view = two.clone();
         drop((one, two));
         let three = recycler.storage(99_999).unwrap();
-        assert_eq!((id(&three), recycler.made()), (first, 2));
+        assert_eq!((three.id(), recycler.made()), (first, 2));
         drop(view);
         // Too large for it; and too small, since most of it would be of no use.
         for bytes in [100_001, 40_000] {
             let other = recycler.storage(bytes).unwrap();
-            assert_ne!(id(&other), second);
+            assert_ne!(other.id(), second);
         }
         assert!(recycler.storage(0).unwrap().is_empty());
     }
@@ -154,9 +150,9 @@ mod tests {
         drop(held);
         // One that is free gives way to one that suits.
         let large = recycler.storage(50_000).unwrap();
-        let large_id = id(&large);
+        let large_id = large.id();
         drop(large);
-        assert_eq!((id(&recycler.storage(50_000).unwrap()), recycler.kept()), (large_id, 2));
+        assert_eq!((recycler.storage(50_000).unwrap().id(), recycler.kept()), (large_id, 2));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::memory::recycler::Recycler;
 ///
 /// New shared memory costs a descriptor, a map and a page fault for each 4 KiB, in which the kernel clears the page: a quarter of the
 /// time of a fast data pipeline. A loader that makes its batches by a pool pays for the first few only. Such a tensor is sent, received,
-/// divided and dropped like any other, and the receivers need to know nothing of the pool. (To [freeze](Tensor::freeze) it is to copy it.)
+/// divided and dropped like any other, and the receivers need to know nothing of the pool. ([Freezing](Tensor::freeze) it copies it.)
 ///
 /// The memory of a tensor can be used again when all that had it have dropped it or have ended, in this process and in all others,
 /// and no message has it. The kernel knows that, so nothing is lost, and nothing is waited for, when a process is killed: where no memory
