@@ -174,10 +174,12 @@ fn sweep_whose_run_fails_without_faults_says_so() {
     });
 }
 
-/// A program that tells nothing of rank 1 where that ends later than at its first step.
+/// A program that tells nothing where the plan has rank 1 end later than at its first step. It goes by the plan and not by what
+/// has happened, which depends on who comes first where two ranks are to end.
 fn silent_of_rank_1(faults: &Faults) -> Result<Vec<u64>, Error> {
     let result = run(StartMethod::ForkServer)(faults);
-    let is_hidden = faults.fired().iter().any(|fired| fired.rank == 1 && fired.hit >= 2);
+    let is_late = |rule: &str| rule.contains(":rank=1:") && !rule.contains(":hit=1");
+    let is_hidden = faults.plan().rules().iter().any(|rule| is_late(&rule.to_string()));
     if is_hidden { Ok(Vec::new()) } else { result }
 }
 

@@ -186,9 +186,11 @@ fn report_names_the_first_failure_and_its_evidence() {
     watched(|| {
         let place = Place::new();
         let summary = place.path("summary.json");
-        // Rank 2 fails; 0 is stopped and says so by another code, 1 succeeds before.
-        let script = "case $RANK in 1) exit 0;; 2) while [ ! -e ready ]; do :; done; echo 'the disk is full' >&2; exit 7;; esac; trap \
-                      'exit 3' TERM; touch ready; while :; do sleep 0.05; done";
+        // Rank 2 fails once the launcher has reaped rank 1, which has succeeded; rank 0 is stopped and says so by another code.
+        let script = "case $RANK in 1) echo $$ >one; exit 0;; \
+                      2) while [ ! -e ready -o ! -s one ] || [ -e /proc/$(cat one) ]; do :; done; \
+                      echo 'the disk is full' >&2; exit 7;; \
+                      esac; trap 'exit 3' TERM; touch ready; while :; do sleep 0.05; done";
         let ran =
             place.run(&["--nproc-per-node", "3", "--summary", summary.to_str().unwrap(), "sh", "-c", script]);
         assert_eq!(ran.code, 7, "{ran:?}");
