@@ -70,6 +70,7 @@ impl Place {
         }
         command.arg("run").args(arguments).stdin(Stdio::null()).env("TMPDIR", temporary);
         command.current_dir(self.dir.path());
+        running::with_default_signals(&mut command);
         command
     }
 

@@ -125,18 +125,37 @@ impl Terminal {
     }
 }
 
-/// The leader of a new session, whose terminal is stdin, and which Ctrl-C reaches: what a shell without job control starts in the
-/// background, as this test may have been, ignores SIGINT and SIGQUIT, and hands that on.
+/// The leader of a new session, whose terminal is stdin, and which Ctrl-C reaches.
 #[expect(unsafe_code, reason = "nix has no wrapper of TIOCSCTTY")]
 fn become_leader() -> std::io::Result<()> {
     nix::unistd::setsid()?;
-    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
-        // SAFETY: the default disposition runs no code of this process.
-        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
-    }
+    take_default_signals()?;
     // SAFETY: takes an integer.
     match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// What nohup starts ignores SIGHUP, and what a shell without job control starts in the background SIGINT and SIGQUIT. All that it
+/// starts inherits that (execve(2)), so that a launcher of a test under them would not hear of these signals.
+#[expect(unsafe_code, reason = "nix::sys::signal::signal is unsafe")]
+fn take_default_signals() -> std::io::Result<()> {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default disposition runs no code of this process.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
+/// Has the command begin with all signals in effect, wherever the tests run.
+pub(super) fn with_default_signals(command: &mut Command) {
+    // SAFETY: signal(2) is async-signal-safe.
+    #[expect(
+        unsafe_code,
+        reason = "a disposition is the process's, so it must be set between fork and exec"
+    )]
+    unsafe {
+        command.pre_exec(take_default_signals)
+    };
 }
