@@ -43,7 +43,7 @@ fn each_end_is_told_as_what_it_was() {
                 fault::trial(&plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
             let fired = trial.fired();
             assert_eq!(fired.len(), 1, "{fired:?}");
-            assert_eq!((fired[0].rank, fired[0].hit, fired[0].point), (1, 2, "test.step"));
+            assert_eq!((fired[0].rank, fired[0].hit, &*fired[0].site.to_string()), (1, 2, "test.step"));
         }
     });
 }

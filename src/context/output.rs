@@ -80,7 +80,7 @@ impl Output {
         let stderr = stderr.map(|pipe| {
             let console = file.is_none().then_some((Stream::Stderr, prefix));
             let channel = (self.wanted.tail > 0).then_some(number as u64);
-            pump.add(pipe, Route { file, console, channel, filter: None })
+            pump.add(pipe, Route { file, console, channel, ..Route::default() })
         });
         let sources = stdout.into_iter().chain(stderr).collect();
         if self.ranks.len() <= number {

@@ -27,19 +27,19 @@ pub struct Chaos {
     pub seed: u64,
     /// How many plans were run, those that were kept from earlier failures among them.
     pub trials: u64,
-    happened: BTreeMap<(&'static str, String), u64>,
+    happened: BTreeMap<(String, String), u64>,
 }
 
 impl Chaos {
     /// How often each action, as plans write it, has happened at each point.
-    pub fn happened(&self) -> impl Iterator<Item = (&'static str, &str, u64)> {
-        self.happened.iter().map(|((point, action), times)| (*point, action.as_str(), *times))
+    pub fn happened(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        self.happened.iter().map(|((point, action), times)| (point.as_str(), action.as_str(), *times))
     }
 
     fn count<T>(&mut self, trial: &Trial<T>) {
         self.trials += 1;
         for fired in trial.fired() {
-            *self.happened.entry((fired.point, fired.action.to_string())).or_default() += 1;
+            *self.happened.entry((fired.site.to_string(), fired.action.to_string())).or_default() += 1;
         }
     }
 }

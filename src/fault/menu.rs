@@ -207,9 +207,9 @@ mod tests {
         for trial in 0..200 {
             let plan = menu.draw(1, trial).unwrap();
             assert!((2..=3).contains(&plan.rules().len()), "{plan}");
-            assert!(plan.check_points().is_ok() && plan.check_ranks(3).is_ok(), "{plan}");
+            assert!(plan.check_for_functions().is_ok() && plan.check_ranks(3).is_ok(), "{plan}");
             for rule in plan.rules() {
-                assert!(rule.site().starts_with("queue."), "{plan}");
+                assert!(rule.site().to_string().starts_with("queue."), "{plan}");
                 assert!(matches!(rule.action(), Action::Kill | Action::Hang), "{plan}");
                 assert_eq!(rule.to_string().contains(":for=20ms"), rule.action() == Action::Hang, "{plan}");
             }

@@ -87,7 +87,7 @@ pub fn sweep<T>(plan: &str, mut run: impl FnMut(&Faults) -> Result<T, Error>) ->
         return Ok(Sweep(Vec::new()));
     }
     let plan: Plan = plan.parse()?;
-    plan.check_points()?;
+    plan.check_for_functions()?;
     let rule = plan.one_rule()?;
     let points = point::all().iter().filter(|point| rule.is_at(point.name()) && admits(point, rule.action()));
     let names: BTreeSet<_> = points.map(point::Point::name).collect();

@@ -129,9 +129,9 @@ fn must_fail(fired: &Fired) -> bool {
     match fired.action {
         Action::Error(_) => false,
         // The report is whole, and an exit with 0 is what follows anyway.
-        Action::Exit(0) if REPORTED.contains(&fired.point) => false,
+        Action::Exit(0) if REPORTED.contains(&fired.point()) => false,
         // While a report is written SIGTERM is ignored; after that it has its usual effect again.
-        Action::Term if fired.point == "report.protected" => false,
+        Action::Term if fired.point() == "report.protected" => false,
         action => action.is_death() || action == Action::Panic,
     }
 }
@@ -159,11 +159,11 @@ fn of_outcome(fired: &[&Fired], outcome: &Outcome, is_cut_short: bool) -> Result
 /// Whether a status is that of what happened.
 fn fits(fired: &Fired, outcome: &Outcome) -> bool {
     let by = |expected| matches!(outcome.status(), Status::Signaled { signal, .. } if signal == expected);
-    let has_reported = REPORTED.contains(&fired.point);
+    let has_reported = REPORTED.contains(&fired.point());
     if has_reported && outcome.status() == Status::Raised {
         return true;
     }
-    let is_reporting = has_reported || REPORTING.contains(&fired.point);
+    let is_reporting = has_reported || REPORTING.contains(&fired.point());
     let is_access = || is_reporting || matches!(outcome.cause(), Some(Cause::InvalidAccess { .. }));
     match fired.action {
         Action::Kill => by(Signal::KILL),
@@ -177,7 +177,8 @@ fn fits(fired: &Fired, outcome: &Outcome) -> bool {
         }
         Action::Exit(code) => outcome.status() == Status::Exited { code },
         Action::Panic => {
-            let is_of_point = |message: &str| message.contains(&format!("fault injected at {}", fired.point));
+            let is_of_point =
+                |message: &str| message.contains(&format!("fault injected at {}", fired.point()));
             outcome.error().is_some_and(|error| error.is_panic() && is_of_point(error.message()))
         }
         _ => true,
@@ -190,11 +191,20 @@ mod tests {
 
     use super::*;
     use crate::error::{Ended, ResourceUsage};
+    use crate::injection::Site;
     use crate::sys::clock::Moment;
 
     fn fired(action: Action, rank: usize, millis: u64) -> Fired {
         let at = Moment::from_nanos(millis * 1_000_000);
-        Fired { rule: 0, action, point: "test.step", rank, pid: 10 + rank as u32, hit: 1, at }
+        Fired {
+            rule: 0,
+            action,
+            site: Site::Point("test.step".to_owned()),
+            rank,
+            pid: 10 + rank as u32,
+            hit: 1,
+            at,
+        }
     }
 
     fn ended(rank: usize, status: Status, kind: Option<FailureKind>, cause: Option<Cause>) -> Outcome {
@@ -310,12 +320,12 @@ mod tests {
     #[test]
     fn report_that_is_whole_stands_whatever_ends_the_process_then() {
         let at = |point, status| {
-            let death = Fired { point, ..fired(Action::Kill, 1, 5) };
+            let death = Fired { site: Site::Point(str::to_owned(point)), ..fired(Action::Kill, 1, 5) };
             judge(&[death], Told::Failure(1, &[fine(0), own(1, status, None)])).is_ok()
         };
         assert!(at("report.written", Status::Raised) && at("worker.exit", Status::Raised));
         assert!(at("report.written", by(Signal::KILL)) && !at("report.begin", Status::Raised));
-        let exit = Fired { point: "worker.exit", ..fired(Action::Exit(0), 1, 5) };
+        let exit = Fired { site: Site::Point("worker.exit".to_owned()), ..fired(Action::Exit(0), 1, 5) };
         assert!(judge(&[exit], Told::Success).is_ok(), "it would have exited so anyway");
     }
 

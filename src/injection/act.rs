@@ -8,6 +8,7 @@ use crate::point::Reaction;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::pause;
 use crate::sys::fatal;
+use crate::sys::pidfd;
 use crate::sys::signal::{self, Signal};
 
 /// Does it. Returns where the process is to go on, or its point is to panic or fail.
@@ -40,6 +41,21 @@ pub(super) fn act(rule: &Rule) -> Reaction {
         }
     }
     Reaction::GoOn
+}
+
+/// Does it from a thread of its own, which takes no signals: those that a handler may take go to the process.
+pub(super) fn act_from_aside(rule: &Rule) {
+    let sent = match rule.action() {
+        Action::Term => pidfd::signal_own_process(Signal::TERM),
+        Action::Int => pidfd::signal_own_process(Signal::INT),
+        _ => {
+            // At such a site a rule neither panics nor fails.
+            act(rule);
+            Ok(())
+        }
+    };
+    // Refused only for what is no signal (kill(2)).
+    let _ = sent;
 }
 
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "the plan asks for it")]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::text;
 use crate::point::Admits;
 use crate::sys::errno;
+use crate::sys::signal::Signal;
 
 /// What a rule of a plan does.
 ///
@@ -84,6 +85,20 @@ impl Action {
     #[must_use]
     pub fn is_delay(self) -> bool {
         matches!(self, Self::Stop | Self::Slow(_)) || self.takes_time()
+    }
+
+    /// The signal that another process does it by.
+    pub(crate) fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Kill => Some(Signal::KILL),
+            Self::Term => Some(Signal::TERM),
+            Self::Int => Some(Signal::INT),
+            Self::Abort => Some(Signal::ABRT),
+            Self::Segv => Some(Signal::SEGV),
+            Self::Bus => Some(Signal::BUS),
+            Self::Stop => Some(Signal::STOP),
+            _ => None,
+        }
     }
 
     /// Whether it may end by itself after the time of `for=`.

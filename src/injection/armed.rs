@@ -7,11 +7,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::act;
+use super::aside;
 use super::check::admits;
 use super::matching::Reached;
 use super::page::Page;
-use super::plan::Plan;
+use super::plan::{Plan, Rule};
 use crate::point::{self, Point, Reaction};
+use crate::sys::clock::Moment;
 use crate::sys::forks::Here;
 use crate::sys::global::Global;
 
@@ -35,6 +37,7 @@ static ARMED: Global<Armed> = Global::new();
 /// # Errors
 /// When the text is no plan, or the page cannot be mapped.
 pub(crate) fn arm(plan: &str, page: OwnedFd, (rank, nprocs): (usize, usize)) -> io::Result<()> {
+    let begin = Moment::now();
     let plan: Plan = plan.parse().map_err(io::Error::other)?;
     let page = Page::open(page.as_fd())?;
     let named = point::all().iter().filter(|point| plan.rules().iter().any(|rule| rule.is_at(point.name())));
@@ -44,7 +47,9 @@ pub(crate) fn arm(plan: &str, page: OwnedFd, (rank, nprocs): (usize, usize)) -> 
     armed.page.enter(rank);
     ARMED.set(armed);
     point::arm(reach, |point| armed.hits.contains_key(point.name()));
-    Ok(())
+    aside::start(armed.plan.aside(rank, nprocs), begin, |number, rule, hit| {
+        armed.happen_aside((number, rule), hit)
+    })
 }
 
 /// A forked worker has the plan of its parent in memory, if that is a worker too: it is not its own.
@@ -74,12 +79,20 @@ impl Armed {
                 continue;
             }
             // Before it happens: a process that is killed tells nothing any more.
-            self.page.note((number, rule), self.rank, point, hit);
+            self.page.note((number, rule), self.rank, Some(point), hit);
             match act::act(rule) {
                 Reaction::GoOn => {}
                 other => return other,
             }
         }
         Reaction::GoOn
+    }
+
+    /// A rule whose site is no point happens, unless others have taken all its times.
+    fn happen_aside(&self, (number, rule): (usize, &Rule), hit: u64) {
+        if self.page.claim(number, rule.most(self.nprocs)) {
+            self.page.note((number, rule), self.rank, None, hit);
+            act::act_from_aside(rule);
+        }
     }
 }

@@ -46,6 +46,15 @@ pub enum PlanError {
         admitted: &'static str,
     },
 
+    /// The rule would never happen where the plan is to be in force.
+    #[error("`{rule}` would never happen: {why}")]
+    Never {
+        /// The rule.
+        rule: String,
+        /// Why not.
+        why: &'static str,
+    },
+
     /// The rule names a rank that there is not.
     #[error("`{rule}` names rank {rank}, but there are {nprocs} (0 to {})", .nprocs.saturating_sub(1))]
     UnknownRank {

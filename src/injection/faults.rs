@@ -57,7 +57,7 @@ impl Faults {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn of(plan: Plan) -> Result<Self, PlanError> {
-        plan.check_points()?;
+        plan.check_for_functions()?;
         let page = with_room(Page::memory).and_then(|memory| Ok((Page::open(memory.as_fd())?, memory)));
         let doing = "make the page in which faults are noted (memfd_create)";
         let (page, memory) = page.map_err(|error| PlanError::System { doing, reason: error.to_string() })?;

@@ -1,6 +1,7 @@
 //! Pure: which rule a point meets that a worker has reached.
 
 use super::plan::{Plan, Rule};
+use super::site::Site;
 
 /// A point that a worker has reached.
 #[derive(Clone, Copy, Debug)]
@@ -18,13 +19,25 @@ impl Plan {
         self.rules.iter().enumerate().filter(move |(number, rule)| self.is_met(*number, rule, reached))
     }
 
+    /// The rules of a rank whose sites are no points, by number.
+    pub(super) fn aside(&self, rank: usize, nprocs: usize) -> Vec<(usize, &Rule)> {
+        let is_meant = |(number, rule): &(usize, &Rule)| {
+            !matches!(rule.site, Site::Point(_)) && self.is_for(*number, rule, rank, nprocs)
+        };
+        self.rules.iter().enumerate().filter(is_meant).collect()
+    }
+
+    /// Whether a rule, which has this number, is for a rank.
+    pub(crate) fn is_for(&self, number: usize, rule: &Rule, rank: usize, nprocs: usize) -> bool {
+        // The rank is drawn for the rule, so that all processes draw the same.
+        rule.ranks.has(rank, nprocs, drawn([self.seed, number as u64, 0, 0], ""))
+    }
+
     fn is_met(&self, number: usize, rule: &Rule, reached: Reached<'_>) -> bool {
         let Reached { point, rank, nprocs, hit } = reached;
-        // The rank is drawn for the rule, so that all processes draw the same.
-        let of_rule = drawn([self.seed, number as u64, 0, 0], "");
         rule.is_at(point)
             && rule.hits().has(hit)
-            && rule.ranks.has(rank, nprocs, of_rule)
+            && self.is_for(number, rule, rank, nprocs)
             && rule.one_in.is_none_or(|one_in| {
                 drawn([self.seed, number as u64, rank as u64 + 1, hit], point).is_multiple_of(one_in)
             })
@@ -72,6 +85,13 @@ mod tests {
         assert_eq!(hits(7, 0), hits(7, 0));
         assert!(hits(7, 0) != hits(8, 0) && hits(7, 0) != hits(7, 1));
         assert!((800..1200).contains(&hits(7, 0).len()), "{}", hits(7, 0).len());
+    }
+
+    #[test]
+    fn rules_of_other_sites_are_the_ranks_that_they_name() {
+        let plan: Plan = "kill@time=1s:rank=last,kill@a,stop@file=b:rank=0+3,int@time=0s".parse().unwrap();
+        let aside = |rank| plan.aside(rank, 4).into_iter().map(|(number, _)| number).collect::<Vec<_>>();
+        assert_eq!([aside(0), aside(1), aside(3)], [vec![2, 3], vec![3], vec![0, 2, 3]]);
     }
 
     #[test]

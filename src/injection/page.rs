@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::action::Action;
 use super::plan::{Plan, Rule};
+use super::site::Site;
 use crate::point;
 use crate::sys::atomic_record::atomic_record;
 use crate::sys::clock::Moment;
@@ -42,7 +43,7 @@ atomic_record! {
         rule: AtomicU32,
         rank: AtomicU32,
         pid: AtomicU32,
-        /// The number of the point in this executable's list.
+        /// The number of the point in this executable's list, or `NO_POINT`.
         point: AtomicU64,
         hit: AtomicU64,
         /// CLOCK_MONOTONIC, in nanoseconds.
@@ -61,6 +62,9 @@ atomic_record! {
         born: AtomicU64,
     }
 }
+
+/// What is in no list.
+const NO_POINT: u64 = u64::MAX;
 
 /// How many workers are noted; a pool may have more in its life.
 const ENTRIES: usize = 1024;
@@ -82,13 +86,13 @@ pub struct Fired {
     pub rule: usize,
     /// What happened.
     pub action: Action,
-    /// The name of the point.
-    pub point: &'static str,
+    /// Where: the point that was met, or the time, or the file.
+    pub site: Site,
     /// The rank of the worker.
     pub rank: usize,
     /// The worker's pid.
     pub pid: u32,
-    /// The how-manieth time that this process reached a point of this name, from 1.
+    /// The how-manieth time that this process reached a point of this name, or that the file appeared, from 1.
     pub hit: u64,
     /// When, a moment before it happened.
     pub(crate) at: Moment,
@@ -96,8 +100,15 @@ pub struct Fired {
 
 impl fmt::Display for Fired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { action, point, rank, pid, hit, .. } = self;
-        write!(f, "{action} at {point}, hit {hit}, in rank {rank} (pid {pid})")
+        let Self { action, site, rank, pid, hit, .. } = self;
+        write!(f, "{action} at {site}, hit {hit}, in rank {rank} (pid {pid})")
+    }
+}
+
+impl Fired {
+    /// The name of the point; empty where it was none.
+    pub(crate) fn point(&self) -> &str {
+        if let Site::Point(name) = &self.site { name } else { "" }
     }
 }
 
@@ -163,8 +174,14 @@ impl Page {
         claims.fetch_update(AcqRel, Acquire, |claimed| (claimed < most).then_some(claimed + 1)).is_ok()
     }
 
-    /// Notes a fault that is about to happen, of a rule with this number.
-    pub(super) fn note(&self, (number, rule): (usize, &Rule), rank: usize, point: &point::Point, hit: u64) {
+    /// Notes a fault that is about to happen, of a rule with this number; `point`: unless its site is none.
+    pub(super) fn note(
+        &self,
+        (number, rule): (usize, &Rule),
+        rank: usize,
+        point: Option<&point::Point>,
+        hit: u64,
+    ) {
         if rule.action().is_delay() && self.head().taken.load(Relaxed) >= RECORDS as u64 / 2 {
             return;
         }
@@ -173,7 +190,7 @@ impl Page {
         record.rule.store(number as u32, Relaxed);
         record.rank.store(rank as u32, Relaxed);
         record.pid.store(std::process::id(), Relaxed);
-        record.point.store(number_of(point) as u64, Relaxed);
+        record.point.store(point.map_or(NO_POINT, number_of), Relaxed);
         record.hit.store(hit, Relaxed);
         record.at.store(Moment::now().as_nanos(), Relaxed);
         // Release: a reader that finds it whole finds the rest.
@@ -186,10 +203,16 @@ impl Page {
         let read = |record: &Record| {
             let whole = record.is_whole.load(Acquire) == 1;
             let rule = record.rule.load(Relaxed) as usize;
+            let planned = plan.rules().get(rule).filter(|_| whole)?;
+            let site = match (points.get(record.point.load(Relaxed) as usize), planned.site()) {
+                (Some(point), _) => Site::Point(point.name().to_owned()),
+                (None, Site::Point(_)) => return None,
+                (None, other) => other.clone(),
+            };
             Some(Fired {
                 rule,
-                action: plan.rules().get(rule).filter(|_| whole).map(Rule::action)?,
-                point: points.get(record.point.load(Relaxed) as usize)?.name(),
+                action: planned.action(),
+                site,
                 rank: record.rank.load(Relaxed) as usize,
                 pid: record.pid.load(Relaxed),
                 hit: record.hit.load(Relaxed),
@@ -208,6 +231,6 @@ impl Page {
 }
 
 /// The number of a point in the list of this executable's. A point of a shared object is in no list of it.
-fn number_of(point: &point::Point) -> usize {
-    point::all().iter().position(|known| std::ptr::eq(known, point)).unwrap_or(usize::MAX)
+fn number_of(point: &point::Point) -> u64 {
+    point::all().iter().position(|known| std::ptr::eq(known, point)).map_or(NO_POINT, |number| number as u64)
 }

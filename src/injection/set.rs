@@ -109,6 +109,30 @@ impl fmt::Display for Ranks {
     }
 }
 
+/// Which attempts of a job that is restarted, from 0 on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attempts(Ranks);
+
+impl Attempts {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match Ranks::parse(text) {
+            Ok(set @ (Ranks::All | Ranks::List { .. })) => Ok(Self(set)),
+            _ => Err(format!("`{text}` are no attempts: write 1, 0..2, 3.. or all")),
+        }
+    }
+
+    pub(super) fn has(&self, number: usize) -> bool {
+        // As of ranks: how many there are is asked only for sets that are none here.
+        self.0.has(number, 0, 0)
+    }
+}
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Which of the hits of a point in one process, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hits {

@@ -45,6 +45,15 @@ pub(super) fn of_duration(time: Duration) -> String {
     format!("{}{unit}", nanos / size)
 }
 
+/// What stands for a word, of those that there are.
+pub(super) fn one_of<T: Copy>(word: &str, known: [(&str, T); 2]) -> Result<T, String> {
+    let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+    found.ok_or_else(|| match nearest(word, known.map(|(name, _)| name)) {
+        Some(nearest) => format!("there is no `{word}`: did you mean `{nearest}`?"),
+        None => format!("there is no `{word}`; there are {} and {}", known[0].0, known[1].0),
+    })
+}
+
 /// The name that is most like another one; `None`: none is similar.
 pub(super) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distances = known.into_iter().map(|name| (distance(wanted, name), name));

@@ -5,7 +5,9 @@
 //! so the order of the failures is that of the moments at which they are noted. The attempt is over when all workers have ended, all
 //! that they had written is carried, and no descendant is left.
 
+mod injecting;
 mod orders;
+mod planned;
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -28,6 +30,7 @@ use crate::sys::inotify::FileWatch;
 use crate::sys::port::ReservedPort;
 use crate::sys::wait::ExitStatus;
 use crate::wire::stop_pipe::StopPipe;
+use planned::Planned;
 
 /// The tokens of what is watched beside the workers.
 const SIGNALS: u32 = 0;
@@ -35,6 +38,7 @@ const ERROR_FILES: u32 = 1;
 const OUTPUT: u32 = 2;
 const TIMERS: u32 = 3;
 const PEOPLE: u32 = 4;
+const FAULT_FILES: u32 = 5;
 
 /// How much of a log file's end is read for the report, in bytes.
 const TAIL: u64 = 64 * 1024;
@@ -67,6 +71,8 @@ struct Running<'a> {
     dir: AttemptDir,
     /// The inotify that tells of error files.
     error_files: FileWatch,
+    /// The faults that are to happen in this attempt.
+    planned: Planned,
     /// By it workers learn that they are being ended.
     stop_pipe: StopPipe,
     /// When the launcher was told to stop.
@@ -111,8 +117,15 @@ impl<'a> Running<'a> {
         for dir in dir.all(job.plan.nproc) {
             error_files.add(&dir).map_err(LaunchError::system("watching for error files"))?;
         }
+        let planned = Planned::new(job, number)?;
         // On an error the group is dropped, which ends those that run.
-        let start = Start::new(&job.plan, &job.logs, (&dir, &job.pump), number_and_port, &stop_pipe)?;
+        let start = Start::new(
+            &job.plan,
+            (&job.logs, &job.faults.lines()),
+            (&dir, &job.pump),
+            number_and_port,
+            &stop_pipe,
+        )?;
         let outputs = start.all(&mut group)?;
         let starting = Moment::now().since(started.0);
         let workers = outputs
@@ -125,6 +138,7 @@ impl<'a> Running<'a> {
             workers,
             dir,
             error_files,
+            planned,
             stop_pipe,
             stopped_at: None,
             _port: port,
@@ -132,6 +146,7 @@ impl<'a> Running<'a> {
             starting,
         };
         running.watch_too()?;
+        running.arrange_faults();
         running.job.control.give_terminal(&running.group);
         let (pids, log_dir) = (running.group.pids().collect(), running.log_dir());
         running.job.tell(&Event::Started { attempt: number, pids, log_dir });
@@ -148,6 +163,9 @@ impl<'a> Running<'a> {
                 self.group.watch_too(timers.as_fd(), TIMERS)?;
             }
             self.group.watch_too(self.job.people.as_fd(), PEOPLE)?;
+            if let Some(files) = self.planned.watch() {
+                self.group.watch_too(files, FAULT_FILES)?;
+            }
             self.group.watch_too(self.error_files.as_fd(), ERROR_FILES)?;
             self.group.watch_too(self.job.pump.as_fd(), OUTPUT)
         };
@@ -172,7 +190,11 @@ impl<'a> Running<'a> {
                 Step::Readable(ERROR_FILES) => self.read_error_files()?,
                 Step::Readable(TIMERS) => self.job.timers.as_mut().map_or(Ok(()), Timers::read)?,
                 Step::Readable(PEOPLE) => self.attend()?,
-                Step::Readable(_) => self.job.hear_pump(),
+                Step::Readable(FAULT_FILES) => self.inject_at_files()?,
+                Step::Readable(_) => {
+                    self.job.hear_pump();
+                    self.inject_at_lines();
+                }
                 Step::Idle => {
                     for (rank, left) in self.group.carry_on() {
                         self.leave_behind(rank, &left);
@@ -181,13 +203,15 @@ impl<'a> Running<'a> {
                         return Ok(());
                     }
                     self.end_expired();
+                    self.inject_due();
                     let people = self.job.people.next();
                     if people.is_some_and(|at| at <= Moment::now()) {
                         self.attend()?;
                         continue;
                     }
                     let timer = self.job.timers.as_ref().and_then(Timers::next);
-                    let next = [timer, people, self.output_deadline()].into_iter().flatten().min();
+                    let next = [timer, people, self.planned.next(), self.output_deadline()];
+                    let next = next.into_iter().flatten().min();
                     self.group.wait_until(next).map_err(failed())?;
                 }
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::{LaunchError, Result};
 use super::event::Event;
+use super::faults::Faults;
 use super::files::JobDir;
 use super::options::Launch;
 use super::people::People;
@@ -27,6 +28,8 @@ const DESCRIPTORS: usize = 8;
 /// What lives as long as the job.
 pub(super) struct Job {
     pub(super) plan: Plan,
+    /// What happens on purpose.
+    pub(super) faults: Faults,
     pub(super) logs: Logs,
     /// Whether any output goes to files.
     pub(super) has_logs: bool,
@@ -129,6 +132,7 @@ pub(super) fn start(launch: Launch, mut plan: Plan) -> Result<Job> {
     Ok(Job {
         pump: Pump::start(console).map_err(LaunchError::system("starting the thread that carries output"))?,
         timers,
+        faults: Faults::new(launch.faults, plan.nproc),
         plan,
         has_logs,
         dir,

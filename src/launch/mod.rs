@@ -13,6 +13,7 @@
 //! | bind workers to processors | [`NumaBinding`] |
 //! | know in a worker that it is to end | [`stopping`](crate::stopping); `PHALANX_STOP_FD` in other languages |
 //! | hear what happens | [`Event`], by [`Launch::on_event`] |
+//! | have workers end on purpose | [`Launch::faults`], a plan of which [`PlannedFault`] tells what has come |
 //! | know what became of it | [`Summary`], of [`Attempt`]s of [`WorkerSummary`]s; [`LaunchError`] if it could not be run |
 //! | tell the launcher why a Rust program fails | [`record`] |
 //! | end like the job that a signal has stopped | [`die_of`] |
@@ -34,6 +35,7 @@
 // From a job's options to its end:
 //
 // - `options`: Launch: what a job is to be
+// - `failure_options`: what is done about failures and stops
 // - `stdio`, `stdio_options`: the standard streams of workers
 // - `reach`: how people see and reach the job
 // - `command`, `ranks`, `devices`, `numa`, `restart`: what options are made of
@@ -44,6 +46,7 @@
 // - `stopping`: this process's signals and terminal
 // - `guardian`: ends the job's descendants when this process is killed
 // - `attempt`: workers are started, watched, and ended together
+// - `faults`: pure: the plan of faults, and what has come of it
 // - `workers`: one worker, from descriptors to a running program
 // - `timers`: torch's file timer
 // - `people`: what people see of the job and ask of it
@@ -68,6 +71,8 @@ mod environment;
 mod error;
 mod error_file;
 mod event;
+mod failure_options;
+mod faults;
 mod files;
 mod function;
 mod guardian;
@@ -102,6 +107,7 @@ pub use devices::Nproc;
 pub use error::LaunchError;
 pub use error_file::ErrorReport;
 pub use event::Event;
+pub use faults::{HappenedFault, PlannedFault};
 pub(crate) use function::run as run_function;
 pub use numa::NumaBinding;
 pub use options::Launch;

@@ -59,6 +59,14 @@ impl Plan {
         launch.check()?;
         let mut base = launch.base_environment();
         let nproc = launch.nproc.resolve(root, &base)?;
+        if let Some(faults) = &launch.faults {
+            faults.check_for_programs(nproc).map_err(|error| {
+                LaunchError::invalid(
+                    format!("the plan of faults: {error}"),
+                    "docs/faults.md has all that there is",
+                )
+            })?;
+        }
         let allowed: BTreeSet<_> = Affinity::of_caller()
             .map_err(LaunchError::system("asking for this process's processors"))?
             .processors()

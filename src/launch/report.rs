@@ -21,7 +21,11 @@ impl Display for Summary {
 /// The whole report: the job, its last attempt, why there was no further one.
 fn write(summary: &Summary, f: &mut Formatter<'_>) -> Result {
     let attempts = summary.attempts.len();
-    let what = if summary.succeeded() { "succeeded" } else { "failed" };
+    let what = match (summary.succeeded(), summary.exit_code()) {
+        (true, 0) => "succeeded",
+        (true, _) => "succeeded, but not all faults of its plan have happened",
+        _ => "failed",
+    };
     write!(f, "job {} {what}", summary.run_id)?;
     if let Some(signal) = summary.stopped_by {
         write!(f, ": the launcher was told to stop by {signal}")?;
@@ -36,6 +40,7 @@ fn write(summary: &Summary, f: &mut Formatter<'_>) -> Result {
     if let Some(why) = &summary.no_restart {
         writeln!(f, "no further attempt: {why}")?;
     }
+    summary.faults.iter().try_for_each(|fault| writeln!(f, "{fault}"))?;
     for lost in &summary.lost_output {
         writeln!(f, "output was lost: {lost}")?;
     }
@@ -217,6 +222,7 @@ mod tests {
             no_restart: None,
             is_pointless: false,
             lost_output: Vec::new(),
+            faults: Vec::new(),
         }
     }
 

@@ -86,6 +86,9 @@ fn run(launch: Launch) -> Result<Summary> {
         );
         job.tell(&Event::Note(text));
     }
+    if let Some(plan) = job.faults.text() {
+        job.tell(&Event::Note(format!("faults are to happen on purpose: {plan}")));
+    }
     let mut summary = Summary {
         run_id: job.plan.run_id.clone(),
         hostname: hostname(),
@@ -95,6 +98,7 @@ fn run(launch: Launch) -> Result<Summary> {
         no_restart: None,
         is_pointless: false,
         lost_output: Vec::new(),
+        faults: Vec::new(),
     };
     attempts(&mut job, &policy, &mut summary)?;
     job::close(job, &summary);
@@ -108,6 +112,7 @@ fn attempts(job: &mut Job, policy: &Policy, summary: &mut Summary) -> Result<()>
         summary.stopped_by = job.stopped_by;
         let pause = pause_before_next(policy, summary);
         summary.lost_output.clone_from(&job.lost_output);
+        summary.faults = job.faults.summary();
         write(policy, summary)?;
         let Some(pause) = pause else { return Ok(()) };
         job.tell(&Event::Restarting { attempt: number + 1, pause });

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::error_file::ErrorReport;
+use super::faults::PlannedFault;
 use crate::error::{Cause, ResourceUsage};
 use crate::sys::signal::Signal;
 
@@ -271,6 +272,9 @@ pub struct Summary {
     /// The files and streams of the launcher that could not be written any more while the job ran (a full disk, a closed pipe), each
     /// with its error. Such a loss ends no job.
     pub lost_output: Vec<String>,
+    /// What has come of each fault that [`Launch::faults`](super::Launch::faults) has planned, in the plan's order.
+    #[serde(default)]
+    pub faults: Vec<PlannedFault>,
 }
 
 impl Summary {
@@ -285,6 +289,7 @@ impl Summary {
     /// - 128 + n, if it was told to stop by signal n (better: by [`die_of`](super::die_of), so that its parent sees the signal)
     /// - 93, if another attempt would fail too: see [`is_pointless`](Self::is_pointless)
     /// - the [root cause's](WorkerSummary::exit_code) of the last attempt
+    /// - 1, if that has succeeded, but a fault that was planned has not happened: what was to be tried was not
     /// - 0, if that has succeeded
     #[must_use]
     pub fn exit_code(&self) -> i32 {
@@ -295,6 +300,7 @@ impl Summary {
             return POINTLESS;
         }
         let root = self.attempts.last().and_then(Attempt::root_cause);
-        root.map_or(i32::from(!self.succeeded()), WorkerSummary::exit_code)
+        let is_in_vain = self.faults.iter().any(|fault| fault.happened.is_empty());
+        root.map_or(i32::from(!self.succeeded() || is_in_vain), WorkerSummary::exit_code)
     }
 }

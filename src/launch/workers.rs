@@ -97,6 +97,8 @@ pub(super) struct Start<'a> {
     pub(super) stop: &'a StopPipe,
     /// By stream: the filter that all ranks share, if there is one.
     filters: [Option<Arc<Filter>>; 2],
+    /// The texts at whose lines faults are to happen; `None`: there are none.
+    watched: Option<Arc<[String]>>,
     /// `/dev/null`.
     null: OwnedFd,
 }
@@ -117,7 +119,7 @@ impl<'a> Start<'a> {
     /// When a filter's file cannot be made, or there is no descriptor left.
     pub(super) fn new(
         plan: &'a Plan,
-        logs: &'a Logs,
+        (logs, watched): (&'a Logs, &[String]),
         (dir, pump): (&'a AttemptDir, &'a Pump),
         attempt: (usize, u16),
         stop: &'a StopPipe,
@@ -125,7 +127,8 @@ impl<'a> Start<'a> {
         let filters =
             [filter(dir, "stdout", &logs.stdout_needles)?, filter(dir, "stderr", &logs.stderr_needles)?];
         let null = fd::null().map_err(LaunchError::system("opening /dev/null"))?;
-        Ok(Self { plan, logs, dir, pump, attempt, stop, filters, null })
+        let watched = Some(watched.into()).filter(|watched: &Arc<[String]>| !watched.is_empty());
+        Ok(Self { plan, logs, dir, pump, attempt, stop, filters, watched, null })
     }
 
     /// Starts all workers, and adds them to the group.
@@ -212,7 +215,7 @@ impl<'a> Start<'a> {
     /// | no | yes | no | the file itself |
     /// | no | no | no | `/dev/null`; stderr to a pipe, whose end is kept for the report |
     /// | yes | no | no | the terminal, if the worker has it for itself |
-    /// | else | | | a pipe, from which the pump carries it |
+    /// | else, and where faults are to happen at lines | | | a pipe, from which the pump carries it |
     fn output(&self, rank: usize, stream: Stream) -> Result<Output> {
         let of = |streams: Streams| match stream {
             Stream::Stdout => streams.stdout,
@@ -228,7 +231,12 @@ impl<'a> Start<'a> {
         // The report has the end of stderr, and whoever asks for the logs reads those that are in no file.
         let is_kept = stream == Stream::Stderr || (file.is_none() && self.logs.keeps_hidden);
         let channel = is_kept.then(|| channel(rank, stream));
+        let watched = self.watched.clone();
         match (console, file, filter) {
+            // Each line is to be looked at.
+            (console, file, filter) if watched.is_some() => {
+                self.piped(Route { file, console, filter, watched, channel })
+            }
             // The program writes to the file itself: nothing is faster.
             (None, Some((file, path)), None) => {
                 Ok(Output { given: file.into(), source: None, file: Some(path) })
@@ -243,12 +251,15 @@ impl<'a> Start<'a> {
                 let given = self.null.as_fd().try_clone_to_owned().map_err(no_room)?;
                 Ok(Output { given, source: None, file: None })
             }
-            (console, file, filter) => {
-                let (reader, given) = pipe().map_err(no_room)?;
-                let source = self.pump.add(reader, Route { file, console, filter, channel });
-                Ok(Output { given, source: Some(source), file: None })
-            }
+            (console, file, filter) => self.piped(Route { file, console, filter, channel, watched: None }),
         }
+    }
+
+    /// A pipe, from which the pump carries what comes.
+    fn piped(&self, route: Route) -> Result<Output> {
+        let (reader, given) = pipe().map_err(no_room)?;
+        let source = self.pump.add(reader, route);
+        Ok(Output { given, source: Some(source), file: None })
     }
 }
 

@@ -110,6 +110,19 @@ impl Child {
         }
     }
 
+    /// As [`signal`](Self::signal), to this process alone, whatever its group; false if it has ended, though it was not reaped.
+    pub(super) fn strike(&self, signal: Signal) -> io::Result<bool> {
+        // A pidfd is readable when its process has ended (pidfd_open(2)).
+        if wait_readable(self.pidfd.as_fd(), Some(Moment::now()))? {
+            return Ok(false);
+        }
+        match pidfd::send_signal(self.pidfd.as_fd(), self.pid, signal) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(pidfd::NO_SUCH_PROCESS) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Has the kernel kill the child, where this process may not signal it; says whether the child has a lifeline for that.
     /// Only a fork of this process, which has the lifeline too, can keep the child alive.
     pub(super) fn cut_lifeline(&mut self) -> bool {

@@ -254,6 +254,12 @@ impl Group {
         self.members[number].send_by_program(signal)
     }
 
+    /// Sends a signal to the process of a child alone, as a stranger would: nothing of it is noted for the diagnosis of its end. Says
+    /// whether the process was there.
+    pub(crate) fn strike(&self, number: usize, signal: Signal) -> io::Result<bool> {
+        self.members[number].child.as_ref().map_or(Ok(false), |child| child.strike(signal))
+    }
+
     /// The signal by which a child has been stopped since the last time that this was asked.
     pub(crate) fn stopped_by(&self, number: usize) -> Option<Signal> {
         // An error means that it has ended, which `next` tells.

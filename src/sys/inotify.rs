@@ -31,6 +31,11 @@ impl FileWatch {
         self.watch(directory, AddWatchFlags::IN_MODIFY)
     }
 
+    /// Watches a directory, too, for files that are made or moved there.
+    pub(crate) fn add_new(&mut self, directory: &Path) -> io::Result<()> {
+        self.watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+    }
+
     fn watch(&mut self, directory: &Path, events: AddWatchFlags) -> io::Result<()> {
         let watch = self.inotify.add_watch(directory, events)?;
         self.directories.push((watch, directory.to_owned()));
@@ -76,6 +81,19 @@ mod tests {
         std::fs::write(dir.path().join("one"), "1").unwrap();
         std::fs::rename(dir.path().join("one"), dir.path().join("two")).unwrap();
         assert_eq!(watch.written().unwrap(), [dir.path().join("one"), dir.path().join("two")]);
+    }
+
+    #[test]
+    fn new_file_is_told_once_before_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = FileWatch::new().unwrap();
+        watch.add_new(dir.path()).unwrap();
+        // Of two files in one directory there is one watch.
+        watch.add_new(dir.path()).unwrap();
+        let _open = std::fs::File::create(dir.path().join("new")).unwrap();
+        assert_eq!(watch.written().unwrap(), [dir.path().join("new")]);
+        std::fs::rename(dir.path().join("new"), dir.path().join("moved")).unwrap();
+        assert_eq!(watch.written().unwrap(), [dir.path().join("moved")]);
     }
 
     #[test]

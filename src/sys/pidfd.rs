@@ -33,6 +33,14 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io
     }
 }
 
+/// Sends a signal to this process: a thread that does not block it takes it.
+///
+/// # Errors
+/// None for a signal that there is (kill(2)).
+pub(crate) fn signal_own_process(signal: Signal) -> io::Result<()> {
+    kill(std::process::id() as i32, signal)
+}
+
 fn send_by_number(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io::Result<()> {
     // A child that waitid(2) knows is not reaped, so its number is its own. ECHILD: it has been reaped, or is another
     // process's child, which is not reaped while it runs. (That one could end, be reaped and its number be given to a new

@@ -1,5 +1,7 @@
 //! A function with points in it, for the tests of faults.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this")]
+
 use phalanx::fault::{self, Faults};
 use phalanx::{Error, Options, StartMethod, start_processes};
 

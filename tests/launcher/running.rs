@@ -149,13 +149,8 @@ fn take_default_signals() -> std::io::Result<()> {
 }
 
 /// Has the command begin with all signals in effect, wherever the tests run.
+#[expect(unsafe_code, reason = "a disposition is the process's, so it must be set between fork and exec")]
 pub(super) fn with_default_signals(command: &mut Command) {
     // SAFETY: signal(2) is async-signal-safe.
-    #[expect(
-        unsafe_code,
-        reason = "a disposition is the process's, so it must be set between fork and exec"
-    )]
-    unsafe {
-        command.pre_exec(take_default_signals)
-    };
+    unsafe { command.pre_exec(take_default_signals) };
 }

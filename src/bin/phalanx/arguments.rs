@@ -45,6 +45,9 @@ const TORCHRUN: &str = "torchrun";
 /// Options for which torchrun has no variable.
 const WITHOUT_PET: [&str; 3] = ["numa-binding", "logs-specs", "print-completion"];
 
+/// Options without any variable: one that was left behind in an environment is to shoot at no job.
+const WITHOUT_VARIABLE: [&str; 1] = ["faults"];
+
 /// The whole command line, with an alias for each spelling.
 pub(crate) fn command() -> Command {
     let command = Command::new(PHALANX)
@@ -122,9 +125,9 @@ pub(crate) fn parse(
 /// What the environment says, as options before those of the command line, which therefore win.
 fn defaults(run: &Command, variable: &impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
     let mut found = Vec::new();
-    for (long, is_flag) in
-        run.get_arguments().filter_map(|arg| Some((arg.get_long()?, !arg.get_action().takes_values())))
-    {
+    let options =
+        run.get_arguments().filter_map(|arg| Some((arg.get_long()?, !arg.get_action().takes_values())));
+    for (long, is_flag) in options.filter(|(long, _)| !WITHOUT_VARIABLE.contains(long)) {
         let name = long.replace('-', "_").to_uppercase();
         let pet = || variable(&format!("PET_{name}")).filter(|_| !WITHOUT_PET.contains(&long));
         let Some(value) = variable(&format!("PHALANX_{name}")).or_else(pet) else { continue };

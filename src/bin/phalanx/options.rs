@@ -9,7 +9,7 @@ use clap::Args;
 #[derive(Args, Debug)]
 #[command(
     override_usage = "phalanx run [OPTIONS] PROGRAM [ARGUMENTS]...",
-    after_help = "Each option has a default in the environment: PHALANX_NPROC_PER_NODE, else torchrun's PET_NPROC_PER_NODE, and so on."
+    after_help = "Each option but --faults has a default in the environment: PHALANX_NPROC_PER_NODE, else torchrun's PET_NPROC_PER_NODE, and so on."
 )]
 pub(crate) struct RunOptions {
     /// Workers on this node: a number, or auto (GPUs, else CPUs), cpu, gpu, xpu
@@ -61,6 +61,9 @@ pub(crate) struct RunOptions {
     /// Signals that stop the job [default: TORCHELASTIC_SIGNALS_TO_HANDLE, or SIGTERM,SIGINT,SIGHUP,SIGQUIT]
     #[arg(long, value_name = "LIST", help_heading = "Failures")]
     pub(crate) signals_to_handle: Option<String>,
+    /// Have faults happen on purpose, as kill@time=5s:rank=1 or stop@line=step_100; no variable stands for it
+    #[arg(long, value_name = "PLAN", help_heading = "Failures")]
+    pub(crate) faults: Option<String>,
     /// Write what became of the job to a file, as JSON
     #[arg(long, value_name = "FILE", help_heading = "Failures")]
     pub(crate) summary: Option<PathBuf>,

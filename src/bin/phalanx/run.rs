@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use phalanx::Signal;
+use phalanx::fault::Plan;
 use phalanx::launch::{Command, Interpreter, Launch, LaunchError, RankStreams, Stdin, Summary};
 
 use crate::options::RunOptions;
@@ -37,7 +38,7 @@ pub(crate) fn run(options: RunOptions) -> ExitCode {
     let told = Rc::clone(&services);
     let launch = launch.announce(!quiet).on_event(move |event| told.borrow_mut().hear(event));
     match launch.run() {
-        Ok(summary) => finish(&summary, &services.borrow()),
+        Ok(summary) => finish(&summary, &services.borrow(), say),
         Err(error) => refuse(&error, exit_code(&error)),
     }
 }
@@ -68,8 +69,10 @@ fn describe(launch: &Launch) -> ExitCode {
 }
 
 /// Says what became of the job; one that was stopped by a signal dies of it, as its parent expects.
-fn finish(summary: &Summary, services: &Services) -> ExitCode {
-    if !summary.succeeded() {
+fn finish(summary: &Summary, services: &Services, say: impl Fn(&str)) -> ExitCode {
+    if summary.exit_code() == 0 {
+        summary.faults.iter().for_each(|fault| say(&fault.to_string()));
+    } else {
         let report = summary.to_string();
         services.record_failure(&report);
         print_report(report, summary.stopped_by.map(|_| LAST_OUTPUT));
@@ -144,6 +147,12 @@ fn optional(mut launch: Launch, options: &RunOptions) -> Result<Launch, LaunchEr
     }
     if let Some(failures) = &options.restart_on {
         launch = launch.restart_on(failures.parse()?);
+    }
+    if let Some(text) = &options.faults {
+        let plan: Plan = text
+            .parse()
+            .map_err(|error| invalid(format!("--faults: {error}"), "write it as kill@time=5s:rank=1"))?;
+        launch = launch.faults(plan);
     }
     if let Some(file) = &options.summary {
         launch = launch.summary_file(file);

@@ -17,6 +17,7 @@ impl Running<'_> {
         let orders = self.job.control.orders(&mut self.group)?;
         let suspended = self.job.control.take_suspended();
         self.job.timers.iter_mut().for_each(|timers| timers.put_off(suspended));
+        self.planned.put_off(suspended);
         self.carry_out(orders);
         Ok(())
     }

@@ -79,6 +79,8 @@ struct News {
     tails: BTreeMap<Channel, Tail>,
     /// The files and streams that could not be written any more, in sentences.
     broken: Vec<String>,
+    /// The texts that were watched for and have come, by source and number.
+    seen: Vec<(SourceId, usize)>,
 }
 
 /// The handle of the thread. Dropping it lets the thread carry what has come so far, and ends it.
@@ -87,7 +89,7 @@ pub(crate) struct Pump {
     commands: Sender<Command>,
     /// Signalled when there is a command for the thread.
     bell: Arc<EventFd>,
-    /// Signalled by the thread when a source is closed or an output has broken.
+    /// Signalled by the thread when a source is closed, an output has broken, or a text was seen.
     closed: Arc<EventFd>,
     news: Arc<Mutex<News>>,
     thread: Option<JoinHandle<()>>,
@@ -192,6 +194,11 @@ impl Pump {
         std::mem::take(&mut self.news().broken)
     }
 
+    /// The texts that were watched for and have come, each as often as a line has had it: by source and by number in its route.
+    pub(crate) fn take_seen(&self) -> Vec<(SourceId, usize)> {
+        std::mem::take(&mut self.news().seen)
+    }
+
     /// Makes [`as_fd`](Self::as_fd) unreadable until there is something new.
     pub(crate) fn clear(&self) {
         self.closed.clear();
@@ -204,7 +211,7 @@ impl Pump {
 }
 
 impl AsFd for Pump {
-    /// Readable when a source has been closed, or an output has broken.
+    /// Readable when a source has been closed, an output has broken, or a text was seen.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.closed.as_fd()
     }

@@ -42,6 +42,8 @@ pub(crate) struct Route {
     /// Whole lines, each behind a prefix.
     pub(crate) console: Option<(Stream, Vec<u8>)>,
     pub(crate) filter: Option<Arc<Filter>>,
+    /// Texts whose lines are told as they come, by [`Pump::take_seen`](super::Pump::take_seen).
+    pub(crate) watched: Option<Arc<[String]>>,
     /// Where the last bytes are kept; `None`: nowhere.
     pub(crate) channel: Option<Channel>,
 }
@@ -53,15 +55,18 @@ pub(super) struct Source {
     pipe: OwnedFd,
     route: Route,
     lines: Lines,
-    /// For the filter, which takes whole lines whatever the console was shown of them.
-    filtered: Lines,
+    /// For the filter and the texts that are watched for: whole lines, whatever the console was shown of them.
+    whole: Lines,
+    /// The texts that were seen, by number, each as often as a line has had it.
+    seen: Vec<usize>,
     /// Since when a part of a line waits.
     waiting_since: Option<Moment>,
 }
 
 impl Source {
     pub(super) fn new(id: SourceId, pipe: OwnedFd, route: Route) -> Self {
-        Self { id, pipe, route, lines: Lines::default(), filtered: Lines::default(), waiting_since: None }
+        let (lines, whole) = (Lines::default(), Lines::default());
+        Self { id, pipe, route, lines, whole, seen: Vec::new(), waiting_since: None }
     }
 
     pub(super) fn pipe(&self) -> BorrowedFd<'_> {
@@ -83,8 +88,13 @@ impl Source {
                 self.waiting_since.get_or_insert(now);
             }
         }
-        broken.extend(self.filter(bytes));
+        broken.extend(self.take_lines(|lines, tell| lines.push(bytes, tell)));
         broken
+    }
+
+    /// The texts that were watched for and have come since the last call, by number, in their order.
+    pub(super) fn take_seen(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.seen)
     }
 
     fn write_file(&mut self, bytes: &[u8]) -> Vec<String> {
@@ -95,11 +105,24 @@ impl Source {
         vec![text]
     }
 
-    fn filter(&mut self, bytes: &[u8]) -> Vec<String> {
-        let Some(filter) = self.route.filter.clone() else { return Vec::new() };
-        let mut found = Vec::new();
-        self.filtered.push(bytes, |piece| take_line(&filter, piece, &mut found));
-        self.write_filtered(&filter, &found)
+    /// Gives the whole lines that a step of the lines tells to the filter and to the watch; returns what could not be written any more.
+    fn take_lines(&mut self, step: impl FnOnce(&mut Lines, &mut dyn FnMut(Piece<'_>))) -> Vec<String> {
+        let (filter, watched) = (self.route.filter.clone(), self.route.watched.clone());
+        if filter.is_none() && watched.is_none() {
+            return Vec::new();
+        }
+        let (mut found, seen) = (Vec::new(), &mut self.seen);
+        step(&mut self.whole, &mut |piece| {
+            let (Piece::Line { rest: line, .. } | Piece::LastProgress(line)) = piece else { return };
+            if filter.as_ref().is_some_and(|filter| filter.takes(line)) {
+                found.extend_from_slice(line);
+                found.push(b'\n');
+            }
+            let texts = watched.iter().flat_map(|texts| texts.iter().enumerate());
+            let in_line = texts.filter(|(_, text)| memchr::memmem::find(line, text.as_bytes()).is_some());
+            seen.extend(in_line.map(|(number, _)| number));
+        });
+        filter.map_or(Vec::new(), |filter| self.write_filtered(&filter, &found))
     }
 
     fn write_filtered(&mut self, filter: &Filter, lines: &[u8]) -> Vec<String> {
@@ -138,10 +161,7 @@ impl Source {
         if let Some((stream, prefix)) = &self.route.console {
             self.lines.finish(|piece| console.tell(*stream, (self.id, prefix), piece, now));
         }
-        let Some(filter) = self.route.filter.clone() else { return Vec::new() };
-        let mut found = Vec::new();
-        self.filtered.finish(|piece| take_line(&filter, piece, &mut found));
-        self.write_filtered(&filter, &found)
+        self.take_lines(|lines, tell| lines.finish(tell))
     }
 }
 
@@ -163,14 +183,5 @@ pub(super) fn show_parts(sources: &mut BTreeMap<SourceId, Source>, console: &mut
         .min_by_key(|source| source.waiting_since)
     {
         source.show_part(console, now);
-    }
-}
-
-fn take_line(filter: &Filter, piece: Piece<'_>, found: &mut Vec<u8>) {
-    if let Piece::Line { rest: line, .. } | Piece::LastProgress(line) = piece
-        && filter.takes(line)
-    {
-        found.extend_from_slice(line);
-        found.push(b'\n');
     }
 }

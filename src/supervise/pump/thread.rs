@@ -88,6 +88,14 @@ impl Pumping {
         self.closed.ring();
     }
 
+    fn tell_seen(&self, id: SourceId, seen: &[usize]) {
+        if seen.is_empty() {
+            return;
+        }
+        self.news().seen.extend(seen.iter().map(|&number| (id, number)));
+        self.closed.ring();
+    }
+
     /// Reads a chunk of a source, if it is open; how many bytes.
     fn read(&mut self, id: SourceId) -> usize {
         let Some(source) = self.sources.get_mut(&id) else { return 0 };
@@ -95,6 +103,7 @@ impl Pumping {
             Ok(Read::Bytes(count)) => {
                 let (bytes, now) = (&self.chunk[..count], Moment::now());
                 let broken = source.carry(bytes, &mut self.console, now);
+                let seen = source.take_seen();
                 if let Some(channel) = source.channel() {
                     keep(&self.news, (&mut self.followers, &self.epoll), channel, bytes);
                 }
@@ -102,6 +111,7 @@ impl Pumping {
                     source.first.get_or_insert(now);
                 }
                 self.tell_broken(broken);
+                self.tell_seen(id, &seen);
                 if self.console.buffered() > BUFFERED {
                     self.flush();
                 }
@@ -134,12 +144,14 @@ impl Pumping {
     fn close(&mut self, id: SourceId) {
         let Some(mut source) = self.sources.remove(&id) else { return };
         let broken = source.finish(&mut self.console, Moment::now());
+        let seen = source.take_seen();
         // Closing the descriptor would not take it out of the epoll: a child that was just forked has a copy until its exec
         // (epoll(7)).
         let _ = self.epoll.remove(source.pipe());
         drop(source);
         self.flush();
         self.tell_broken(broken);
+        self.tell_seen(id, &seen);
         if let Some(source) = self.news().sources.get_mut(&id) {
             source.is_closed = true;
         }

@@ -1,0 +1,87 @@
+//! What is still to happen on purpose while an attempt runs, and where that has come.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::error::{LaunchError, Result};
+use super::super::job::Job;
+use crate::injection::{Rule, watch_for};
+use crate::sys::clock::Moment;
+use crate::sys::inotify::FileWatch;
+
+/// Something that is to be done at a moment.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// A rule of this number happens to a rank; `None`: to the launcher.
+    Fault(usize, Option<usize>),
+    /// A rank that was stopped goes on.
+    Continue(usize),
+}
+
+/// What is still to happen in an attempt.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) attempt: usize,
+    /// The rules in force, by number.
+    pub(super) rules: BTreeMap<usize, Rule>,
+    pub(super) due: Vec<(Moment, Due)>,
+    /// `None`: no rule has a file.
+    pub(super) files: Option<FileWatch>,
+    /// By rule, under the path that the watch tells.
+    pub(super) awaited: Vec<(usize, PathBuf)>,
+    /// How often a rule's file has appeared, or its line has come from a rank.
+    hits: BTreeMap<(usize, Option<usize>), u64>,
+}
+
+impl Planned {
+    /// Watches for the files of the rules. Before the workers are started: one may make its file at once.
+    ///
+    /// # Errors
+    /// When the directory of a file is not there, or the system has no watch left.
+    pub(super) fn new(job: &Job, attempt: usize) -> Result<Self> {
+        let failed = || LaunchError::system("preparing the plan of faults");
+        let (mut files, mut awaited) = (None, Vec::new());
+        for (number, path) in job.faults.files(attempt) {
+            let path = job.plan.directory.as_deref().map_or(path.clone(), |directory| directory.join(&path));
+            let watch = match &mut files {
+                Some(watch) => watch,
+                none => none.insert(FileWatch::new().map_err(failed())?),
+            };
+            awaited.push((number, watch_for(watch, &path).map_err(failed())?));
+        }
+        let rules = job.faults.in_force(attempt).into_iter().collect();
+        Ok(Self { attempt, rules, due: Vec::new(), files, awaited, hits: BTreeMap::new() })
+    }
+
+    /// Readable when a file has appeared; `None`: none is awaited.
+    pub(super) fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.files.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When something is to be done next.
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.due.iter().map(|(at, _)| *at).min()
+    }
+
+    /// Puts off what is to be done: no time has passed for a job that was stopped by Ctrl-Z.
+    pub(super) fn put_off(&mut self, by: Duration) {
+        self.due.iter_mut().for_each(|(at, _)| *at = at.checked_add(by).unwrap_or(*at));
+    }
+
+    /// Takes out what is due by now, in the order of the moments.
+    pub(super) fn take_due(&mut self, now: Moment) -> Vec<Due> {
+        let (mut due, later): (Vec<_>, Vec<_>) = self.due.drain(..).partition(|(at, _)| *at <= now);
+        self.due = later;
+        due.sort_by_key(|(at, _)| *at);
+        due.into_iter().map(|(_, due)| due).collect()
+    }
+
+    /// Counts a hit of a rule.
+    pub(super) fn hit(&mut self, number: usize, rank: Option<usize>) -> u64 {
+        let hits = self.hits.entry((number, rank)).or_default();
+        *hits += 1;
+        *hits
+    }
+}
