@@ -11,6 +11,7 @@
 //!   fault's, if the run hangs, or if it leaves a process behind. Its last line is a command that repeats it.
 //! - [`sweep`] does so for each point and each of its hits, until none is left.
 //! - [`chaos`] does so with plans that are drawn at random, and makes one smaller that fails.
+//! - A [`Cable`] is a TCP connection's way between a server and its clients, which can be pulled, slowed and cut.
 //!
 //! ```
 //! # phalanx::auto_init!();
@@ -48,7 +49,9 @@
 // - `variable`: the variables of the environment
 // - `verdict`: pure: what was told, against what has happened
 // - `hang`: a run that does not end, and what it leaves behind
+// - `cable`: a proxy for TCP connections, to which can be done what happens to networks
 
+mod cable;
 mod chaos;
 mod hang;
 mod menu;
@@ -58,6 +61,7 @@ mod trial;
 mod variable;
 mod verdict;
 
+pub use cable::{Cable, End};
 pub use chaos::{Chaos, ChaosError, ChaosFailure, chaos};
 pub use menu::Menu;
 pub use sweep::{Sweep, Swept, sweep};

@@ -60,6 +60,7 @@ pub(crate) mod spawn;
 pub(crate) mod standing;
 pub(crate) mod stdio;
 pub(crate) mod symbols;
+pub(crate) mod tcp;
 pub(crate) mod thread;
 pub(crate) mod thread_state;
 pub(crate) mod trace;
