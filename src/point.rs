@@ -257,6 +257,10 @@ macro_rules! point {
             $fail
         }
     };
+    // A system call, which fails as the kernel would have it: what follows is to take it for one of the kernel's own refusals.
+    ($name:literal, call) => {
+        $crate::point::point!($name, |injected| return Err(std::io::Error::from_raw_os_error(injected.errno())))
+    };
 }
 pub(crate) use point;
 

@@ -136,6 +136,42 @@ fn delays_at_all_points_are_no_failure() {
     });
 }
 
+/// What the kernel may refuse to a worker, by which error, and what is told then if that is not got over.
+const CALLS: [(&str, &str, &str); 5] = [
+    ("sys.memfd-create", "EMFILE", "memory"),
+    ("sys.fallocate", "ENOSPC", "cannot get 256.0 KiB"),
+    ("sys.mmap", "ENOMEM", "mapp"),
+    ("sys.sendmsg", "ENOMEM", "sen"),
+    ("sys.recvmsg", "ENOMEM", "received"),
+];
+
+#[test]
+fn system_call_that_fails_is_got_over_or_told_of_its_rank() {
+    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+    watched(|| {
+        for (method, (call, errno, expected)) in [StartMethod::Spawn, StartMethod::ForkServer]
+            .into_iter()
+            .flat_map(|method| CALLS.map(|call| (method, call)))
+        {
+            for hit in 1.. {
+                let plan = format!("error={errno}@{call}:rank=1:hit={hit}");
+                let trial = fault::observe(&plan, job(method)).unwrap();
+                if trial.fired().is_empty() {
+                    assert!(hit > 1 && trial.result().is_ok(), "{method:?} {call} is not reached");
+                    break;
+                }
+                trial.check().unwrap_or_else(|error| panic!("{method:?}: {error}"));
+                let text = trial.result().err().map(ToString::to_string);
+                assert!(
+                    text.is_none_or(|text| text.contains(expected)),
+                    "{method:?} {plan}: {:?}",
+                    trial.result()
+                );
+            }
+        }
+    });
+}
+
 /// Two at once: the kernel may end them in either order, and one of the two is told first, with what has ended it.
 #[test]
 fn of_two_deaths_at_once_one_is_told_first_and_both_are_told() {

@@ -13,6 +13,7 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 
 use super::fd::above_stdio;
+use crate::point::point;
 
 /// An open directory.
 #[derive(Debug)]
@@ -73,6 +74,7 @@ impl Dir {
     }
 
     fn open_with(&self, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
+        point!("sys.openat", call);
         above_stdio(openat(&self.0, path, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, PRIVATE_FILE)?)
     }
 

@@ -7,6 +7,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd as NixEventFd};
 use nix::unistd::{read, write};
 
 use super::fd::above_stdio;
+use crate::point::point;
 
 /// A counter whose descriptor is readable as long as it is not zero.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub(crate) struct EventFd<F = OwnedFd>(F);
 impl EventFd {
     /// One that is not readable yet.
     pub(crate) fn new() -> io::Result<Self> {
+        point!("sys.eventfd", call);
         let event = NixEventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self(above_stdio(event.into())?))
     }

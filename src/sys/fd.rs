@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 
 use super::signal::Signal;
+use crate::point::point;
 
 /// Which descriptors of other people a worker closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,6 +285,7 @@ pub(crate) fn copy_of_stdio(place: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// When nothing has it, or there is no room for one more.
 pub(crate) fn copy_of(raw: RawFd) -> io::Result<OwnedFd> {
+    point!("sys.dup", call);
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor; a number that is not open gives EBADF.
     let copy = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
     if copy < 0 {

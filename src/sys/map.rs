@@ -10,6 +10,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use super::atomic_record::AtomicRecord;
 use super::copy::{copy_between, copy_in, copy_out};
 use super::{limits, memfd};
+use crate::point::point;
 
 /// Memory that other processes may read and write too.
 #[derive(Debug)]
@@ -31,12 +32,14 @@ enum Access {
 impl SharedMap {
     /// Maps the first `len` bytes of `fd`, which must be that long and stay so (see `memfd`).
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        point!("sys.mmap", call);
         let raw = MmapOptions::new().len(len).map_raw(fd.as_raw_fd())?;
         Ok(Self { raw, access: Access::Writable, len })
     }
 
     /// As [`new`](Self::new), of a descriptor that may only be read.
     pub(crate) fn read_only(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        point!("sys.mmap", call);
         let raw = MmapOptions::new().len(len).map_raw_read_only(fd.as_raw_fd())?;
         Ok(Self { raw, access: Access::ReadOnly, len })
     }
@@ -47,6 +50,7 @@ impl SharedMap {
     /// When it is not sealed or not so long, or cannot be mapped.
     pub(crate) fn sealed(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         check_sealed(fd, len)?;
+        point!("sys.mmap", call);
         // SAFETY: nobody can change these bytes or cut them short, as was just asked of the kernel. The map is a
         // private one, which shares the pages as long as nobody writes: before Linux 6.7 a sealed memfd has no other.
         // No pages are to be reserved for it: of huge ones there may be no more.

@@ -14,6 +14,7 @@ use nix::unistd::ftruncate;
 
 use super::fd::above_stdio;
 use super::{cgroup, limits};
+use crate::point::point;
 
 /// A memfd of `size` bytes of zeros whose memory is reserved: using it later cannot fail with SIGBUS.
 pub(crate) fn create(name: &str, size: u64) -> io::Result<OwnedFd> {
@@ -37,6 +38,7 @@ pub(crate) fn create_empty(name: &str, size: u64) -> io::Result<OwnedFd> {
 }
 
 fn unnamed(name: &str, flags: MFdFlags) -> io::Result<OwnedFd> {
+    point!("sys.memfd-create", call);
     above_stdio(memfd_create(name, flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?)
 }
 
@@ -66,6 +68,7 @@ const CHUNK: u64 = 64 << 20;
 /// fail with SIGBUS. The file grows to hold them.
 pub(crate) fn reserve(fd: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
     check_file_size(to)?;
+    point!("sys.fallocate", call);
     let mut done = from;
     while done < to {
         let chunk = CHUNK.min(to - done);

@@ -10,12 +10,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::fd::above_stdio;
+use crate::point::point;
 
 /// The same file by an open file description of its own, for reading and writing.
 ///
 /// # Errors
 /// Where /proc is not mounted, and as open(2).
 pub(crate) fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    point!("sys.openat", call);
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let file = File::options().read(true).write(true).open(path)?;
     above_stdio(file.into())

@@ -11,6 +11,7 @@ use nix::unistd::{pipe2, read, write};
 
 use super::epoll::wait_writable;
 use super::fd::above_stdio;
+use crate::point::point;
 
 /// What fits into a pipe whose reader is slow. Where the user's share of pipe buffers is used up (pipe(7)), 64 KiB.
 const ROOM: i32 = 256 * 1024;
@@ -32,6 +33,7 @@ pub(crate) fn line() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 fn ends() -> io::Result<(OwnedFd, OwnedFd)> {
+    point!("sys.pipe", call);
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((above_stdio(reader)?, above_stdio(writer)?))
 }

@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use super::clock::Moment;
 use super::epoll::{pause, wait_writable};
 use super::fd::above_stdio;
+use crate::point::point;
 
 /// The most descriptors that the kernel takes in one message (SCM_MAX_FD).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
@@ -104,6 +105,7 @@ impl<F: AsFd> Socket<F> {
 
     /// Sends one message, if that can be done without waiting.
     pub(crate) fn try_send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<Attempt> {
+        point!("sys.sendmsg", call);
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let beside = if numbers.is_empty() { &rights[..0] } else { &rights };
@@ -216,6 +218,7 @@ impl<F: AsFd> Socket<F> {
         control: &mut [u64],
         flags: i32,
     ) -> io::Result<Option<Received>> {
+        point!("sys.recvmsg", call);
         loop {
             match self.receive_once(bytes, control, flags) {
                 // No process has the other end any more (or none has sent anything).

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::codec::{self, Encoded};
 use super::manifest::{Link, Manifest, OutgoingAttachments};
+use crate::error::with_hint;
 use crate::memory::named::{self, ProcessDir};
 use crate::memory::segment::{Segment, Transport};
 use crate::sys::clock::Moment;
@@ -87,7 +88,8 @@ pub(crate) fn send(
     process_dir: Option<&ProcessDir>,
 ) -> Result<Vec<u8>, String> {
     let Encoded { bytes, attachments } = result;
-    let failed = |error: io::Error| format!("its memory cannot be sent: {error}");
+    let failed =
+        |error: io::Error| format!("the memory of its tensors cannot be sent: {}", with_hint(&error));
     let named = attachments.segments.iter().any(|segment| matches!(segment.transport(), Transport::Name));
     let out = process_dir.filter(|_| named).map(ProcessDir::make_out).transpose().map_err(failed)?.flatten();
     let link = out.map(|out| move |number, segment: &Segment| segment.link(&named::result_in(&out, number)));

@@ -132,7 +132,7 @@ fn die_with_launcher(marker: &Marker) -> io::Result<bool> {
 }
 
 fn report_slot(marker: &Marker) -> io::Result<&'static SlotWriter> {
-    let slot = SlotWriter::new(fd::adopt(marker.report)?)?;
+    let slot = told("mapping the memory for its report", SlotWriter::new(fd::adopt(marker.report)?))?;
     slot.advance(State::Begun);
     Ok(Box::leak(Box::new(slot)))
 }
@@ -210,17 +210,22 @@ fn refuse(slot: &SlotWriter, error: &io::Error) -> i32 {
     EXIT_REFUSED
 }
 
+/// What a step of the set-up was to do, before the system's error and the limit that it means.
+fn told<T>(doing: &str, done: io::Result<T>) -> io::Result<T> {
+    done.map_err(|error| io::Error::other(format!("{doing}: {}", with_limit(&error))))
+}
+
 /// Sets the process up: descriptors, dispositions, the rank's options, name, crash handler, and what the worker shares with its
 /// launcher.
 fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> io::Result<CallContext> {
     let job = fd::adopt(marker.job)?;
-    let open = OpenJob::read(job.as_fd())?;
+    let open = told("reading its job", OpenJob::read(job.as_fd()))?;
     let named = open.descriptors().map(|number| origin.local(number));
     let own: Vec<_> = named.chain([job.as_raw_fd(), marker.report]).chain(marker.lifeline).collect();
     match origin {
         Origin::Exec => {
             late_init::refuse_inside_of_a_runtime()?;
-            fd::close_inherited(Inherited::ThroughExec, &own)?;
+            told("closing descriptors", fd::close_inherited(Inherited::ThroughExec, &own))?;
             // std ignores SIGPIPE before main; `auto_init!` runs earlier than that, from .init_array.
             signal::ignore(signal::Signal::PIPE)?;
         }
@@ -241,13 +246,13 @@ fn prepare(marker: &Marker, origin: &Origin<'_>, slot: &'static SlotWriter) -> i
     if let Some(own) = open.job.setup.of_rank(marker.rank) {
         setup::apply(own, marker.rank)?;
     }
-    fd::open_stdio_on_null()?;
+    told("opening /dev/null", fd::open_stdio_on_null())?;
     info::set(info_of(&open.job, marker.rank));
     // The name is shown by `ps` and `top`. Nothing depends on it, so an error is ignored.
     let _ = prctl::set_name(&comm(&open.job, marker.rank));
     match origin {
         Origin::Served(_) => crash::watch_prepared(slot),
-        Origin::Exec | Origin::Fork { .. } => crash::watch(slot)?,
+        Origin::Exec | Origin::Fork { .. } => told("handling fatal signals", crash::watch(slot))?,
     }
     watch_exit(slot)?;
     let adopt = |number| fd::adopt(origin.local(number));
@@ -267,19 +272,20 @@ fn share(
     adopt: impl Fn(RawFd) -> io::Result<OwnedFd>,
 ) -> io::Result<Socket> {
     if let Some((page, plan)) = &shared.faults {
-        injection::arm(plan, adopt(*page)?, (marker.rank, nprocs))?;
+        let armed = injection::arm(plan, adopt(*page)?, (marker.rank, nprocs));
+        told("putting the plan of faults in force", armed)?;
     }
     shared.sharing.clone().apply();
     if let (Some((tree, launchers)), Some(worker_dir)) = (&shared.process_dir, marker.worker_dir) {
-        named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir)?;
+        let adopted = named::adopt_process_dir(adopt(*tree)?, launchers, worker_dir);
+        told("taking over the directory of named tensors", adopted)?;
     }
-    roster::apply(adopt(shared.roster)?.as_fd(), marker.rank)?;
-    stop_word::apply(adopt(shared.stop)?, shared.aborts)?;
+    told("mapping the names of the ranks", roster::apply(adopt(shared.roster)?.as_fd(), marker.rank))?;
+    told("mapping the word that tells of a stop", stop_word::apply(adopt(shared.stop)?, shared.aborts))?;
     // A guard ends a worker's children when the launcher is killed. A worker that may outlive its launcher is not to be ended by it.
     if let Some(guards) = shared.guards.filter(|_| marker.death_signal == Some(signal::Signal::KILL)) {
         let asked = ask_for_guard(&Socket::from_descriptor(adopt(guards)?));
-        asked
-            .map_err(|error| io::Error::other(format!("asking for the guard of the fork server: {error}")))?;
+        told("asking for the guard of the fork server", asked)?;
     }
     Ok(Socket::from_descriptor(adopt(shared.result_channel)?))
 }
