@@ -43,6 +43,7 @@ fn each_end_is_told_as_what_it_was() {
                 fault::trial(&plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
             let fired = trial.fired();
             assert_eq!(fired.len(), 1, "{fired:?}");
+            assert!(trial.told_after().is_some_and(|time| !time.is_zero()), "{:?}", trial.told_after());
             assert_eq!((fired[0].rank, fired[0].hit, &*fired[0].site.to_string()), (1, 2, "test.step"));
         }
     });
@@ -89,7 +90,7 @@ fn what_only_takes_time_is_no_failure() {
             "deaf@test.step:rank=1:for=20ms",
         ] {
             let trial = fault::trial(plan, run(StartMethod::Spawn)).unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(trial.result().unwrap(), &[3, 3, 3]);
+            assert_eq!((trial.result().unwrap(), trial.told_after()), (&vec![3, 3, 3], None));
         }
     });
 }

@@ -23,6 +23,7 @@ mod idle;
 mod instructions;
 mod locks;
 mod many;
+mod points;
 mod python;
 mod robust;
 mod rows;
@@ -46,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         ("trip", trips::trips),
         ("tensor", handing::tensors),
         ("lock", locks::locks),
+        ("point", points::points),
         ("idle", idle::idle),
         ("instructions", instructions::instructions),
     ])

@@ -10,6 +10,7 @@ use super::verdict::{self, Misdiagnosed, Told};
 use super::{Fired, Plan, PlanError};
 use crate::error::Error;
 use crate::injection::Faults;
+use crate::sys::clock::Moment;
 
 /// How long a run may take, in seconds, unless a variable says it.
 const PATIENCE: u64 = 60;
@@ -19,6 +20,8 @@ const PATIENCE: u64 = 60;
 pub struct Trial<T> {
     faults: Faults,
     result: Result<T, Error>,
+    /// When it returned.
+    ended: Moment,
     hung: Option<String>,
     left: Vec<String>,
 }
@@ -42,6 +45,34 @@ impl<T> Trial<T> {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         self.faults.plan()
+    }
+
+    /// The time from the first fault that ends a process, or fails it, until the run had returned: until the fault was found, and, where the run waits
+    /// for that, the others were ended. `None`: no such fault has happened.
+    ///
+    /// ```
+    /// # phalanx::auto_init!();
+    /// use std::time::Duration;
+    /// use phalanx::{Options, fault, start_processes};
+    ///
+    /// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
+    ///     fault::point!("work");
+    ///     std::thread::sleep(Duration::from_secs(600 * (1 - rank as u64)));
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let trial = fault::trial("kill@work:rank=1", |faults| {
+    ///     start_processes(work, (), Options::new(2).faults(faults))?.join()
+    /// })?;
+    /// assert!(trial.told_after().unwrap() < Duration::from_secs(60));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn told_after(&self) -> Option<Duration> {
+        let first = self.fired().into_iter().find(verdict::must_fail)?;
+        Some(self.ended.since(first.at))
     }
 
     /// Whether the run has told what has happened: for each rank, and which came first.
@@ -125,9 +156,9 @@ impl TrialError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Wrong {
-    /// A rule never happened: its point was not reached so often, or by no rank that it names.
+    /// A rule never happened: its point was not reached so often, its time or file did not come, or in no rank that it names.
     #[error(
-        "`{rule}` has not happened: its point was not reached so often in a rank that it names\nthe run was told: {told}"
+        "`{rule}` has not happened: what it waits for did not come so often in a rank that it names\nthe run was told: {told}"
     )]
     #[non_exhaustive]
     Unfired {
@@ -240,6 +271,7 @@ pub(super) fn of_plan<T>(
     let patience = variable::number(SECONDS)?.unwrap_or(PATIENCE);
     let watch = Watch::begin(&faults, Duration::from_secs(patience))?;
     let result = run(&faults);
+    let ended = Moment::now();
     let (hung, left) = watch.end();
-    Ok(Trial { faults, result, hung, left })
+    Ok(Trial { faults, result, ended, hung, left })
 }

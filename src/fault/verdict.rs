@@ -125,7 +125,7 @@ pub(super) fn judge(fired: &[Fired], told: Told<'_>) -> Result<(), Misdiagnosed>
 }
 
 /// Whether a run in which that happened must fail.
-fn must_fail(fired: &Fired) -> bool {
+pub(super) fn must_fail(fired: &Fired) -> bool {
     match fired.action {
         Action::Error(_) => false,
         // The report is whole, and an exit with 0 is what follows anyway.
