@@ -70,6 +70,30 @@ fn point_that_fails_gives_the_error_that_the_plan_has() {
     });
 }
 
+/// Opens so many files at once.
+fn open_files(_rank: usize, number: usize) -> anyhow::Result<usize> {
+    let files = (0..number).map(|_| std::fs::File::open("/dev/null")).collect::<Result<Vec<_>, _>>()?;
+    Ok(files.len())
+}
+
+#[test]
+fn worker_that_has_met_its_limit_fails_by_the_kernels_error() {
+    watched(|| {
+        let run = |number| {
+            move |faults: &Faults| start_processes(open_files, number, Options::new(2).faults(faults))?.join()
+        };
+        let trial =
+            fault::trial("limit=nofile/40@start:rank=1", run(50)).unwrap_or_else(|error| panic!("{error}"));
+        let Err(Error::ProcessRaised(exception)) = trial.result() else { panic!("{:?}", trial.result()) };
+        assert_eq!((exception.error_index(), trial.told_after()), (1, None));
+        assert!(exception.to_string().contains("Too many open files"), "{exception}");
+        // It may also be enough.
+        let trial =
+            fault::trial("limit=nofile/40@start:rank=1", run(2)).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(trial.result().unwrap(), &[2, 2]);
+    });
+}
+
 #[test]
 fn panic_has_the_place_of_the_point() {
     watched(|| {

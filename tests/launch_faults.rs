@@ -128,6 +128,18 @@ fn worker_that_was_stopped_goes_on_after_its_time() {
 }
 
 #[test]
+fn worker_has_no_more_than_its_limit() {
+    watched(|| {
+        // Without the limit it would wait for ever.
+        let script = "echo up; [ $RANK = 0 ] || while [ $(ulimit -n) != 16 ]; do sleep 0.02; done; ulimit -n";
+        let (ran, summary) = under("limit=nofile/16@line=up:rank=1", 2, &[], script);
+        assert_eq!((ran.code, ran.out.matches("[default1]:16\n").count()), (0, 1), "{ran:?}");
+        assert!(!ran.out.contains("[default0]:16\n"), "{ran:?}");
+        assert_eq!(summary.faults[0].happened.len(), 1);
+    });
+}
+
+#[test]
 fn worker_that_stays_stopped_is_ended_with_the_others() {
     watched(|| {
         let (ran, summary) =
@@ -184,7 +196,7 @@ fn plan_that_means_nothing_is_told_before_anything_runs() {
         for (plan, expected) in [
             ("kil@start", "did you mean `kill`"),
             ("kill@train.step", "a launcher knows no points of a program"),
-            ("exit=3@time=1s", "a launcher can send signals"),
+            ("exit=3@time=1s", "a launcher can send signals and set limits"),
             ("kill@time=1s:rank=1", "names rank 1, but there are 1 (0 to 0)"),
         ] {
             let ran = workers(1, &["--faults", plan], "echo ran");

@@ -70,7 +70,7 @@ pub use verdict::Misdiagnosed;
 
 #[doc(inline)]
 pub use crate::__fault_point as point;
-pub use crate::injection::{Action, Faults, Fired, Plan, PlanError, Rule, Site};
+pub use crate::injection::{Action, Faults, Fired, Plan, PlanError, Resource, Rule, Site};
 #[doc(hidden)]
 pub use crate::point::checked_name;
 pub use crate::point::{Admits, Injected, Point};

@@ -127,7 +127,7 @@ pub(super) fn judge(fired: &[Fired], told: Told<'_>) -> Result<(), Misdiagnosed>
 /// Whether a run in which that happened must fail.
 pub(super) fn must_fail(fired: &Fired) -> bool {
     match fired.action {
-        Action::Error(_) => false,
+        action if action.may_fail() => false,
         // The report is whole, and an exit with 0 is what follows anyway.
         Action::Exit(0) if REPORTED.contains(&fired.point()) => false,
         // While a report is written SIGTERM is ignored; after that it has its usual effect again.
@@ -145,7 +145,7 @@ fn is_by_teardown(status: Status) -> bool {
 fn of_outcome(fired: &[&Fired], outcome: &Outcome, is_cut_short: bool) -> Result<(), String> {
     let end = fired.iter().find(|fired| must_fail(fired));
     let is_own = outcome.failure_kind() == Some(&FailureKind::Own);
-    let may_fail = || fired.iter().any(|fired| matches!(fired.action, Action::Error(_)));
+    let may_fail = || fired.iter().any(|fired| fired.action.may_fail());
     match end {
         Some(end) if !is_cut_short && !fits(end, outcome) => Err(end.to_string()),
         None if is_own && !may_fail() => Err(fired.first().map_or_else(

@@ -8,6 +8,7 @@ use crate::point::Reaction;
 use crate::sys::clock::Moment;
 use crate::sys::epoll::pause;
 use crate::sys::fatal;
+use crate::sys::limits;
 use crate::sys::pidfd;
 use crate::sys::signal::{self, Signal};
 
@@ -26,6 +27,8 @@ pub(super) fn act(rule: &Rule) -> Reaction {
         Action::Overflow => fatal::use_all_of_the_stack(),
         Action::Exit(code) => exit(code),
         Action::Stop => raise(Signal::STOP),
+        // Refused where the limit is below already.
+        Action::Limit(resource, most) => drop(limits::lower(None, resource.number(), most)),
         Action::Slow(time) => sleep_until(Moment::now().checked_add(time)),
         Action::Hang => sleep_until(end(rule.time)),
         Action::Deaf => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::resource::Resource;
 use super::text;
 use crate::point::Admits;
 use crate::sys::errno;
@@ -22,6 +23,7 @@ use crate::sys::signal::Signal;
 /// | `stop` | sends itself SIGSTOP |
 /// | `hang`, `deaf`, `spin` | the thread sleeps, without end or for the time of `for=`; so does it, and the process ignores SIGTERM; it works for nothing |
 /// | `slow=200ms` | the thread sleeps for so long, and goes on |
+/// | `limit=nofile/64` | it may have no more of a [`Resource`](crate::fault::Resource) from then on, nor what it starts; it goes on |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Action {
@@ -55,6 +57,8 @@ pub enum Action {
     Spin,
     /// The thread sleeps for so long.
     Slow(Duration),
+    /// The process may have no more than so many of a resource.
+    Limit(Resource, u64),
 }
 
 /// Those without an argument.
@@ -78,13 +82,24 @@ impl Action {
     /// Whether the process ends by it.
     #[must_use]
     pub fn is_death(self) -> bool {
-        !matches!(self, Self::Panic | Self::Error(_)) && !self.is_delay()
+        !matches!(self, Self::Panic | Self::Error(_) | Self::Limit(..)) && !self.is_delay()
     }
 
     /// Whether the process neither ends nor fails by it, but does not go on for a while, or for ever.
     #[must_use]
     pub fn is_delay(self) -> bool {
         matches!(self, Self::Stop | Self::Slow(_)) || self.takes_time()
+    }
+
+    /// Whether another process can do it to any process.
+    pub(super) fn is_done_by_others(self) -> bool {
+        self.signal().is_some() || matches!(self, Self::Limit(..))
+    }
+
+    /// Whether a process may fail by it, or in another way, or not at all.
+    #[must_use]
+    pub fn may_fail(self) -> bool {
+        matches!(self, Self::Error(_) | Self::Limit(..))
     }
 
     /// The signal that another process does it by.
@@ -122,7 +137,13 @@ impl Action {
             ("exit", Some(code)) => Ok(Self::Exit(text::number::<u8>(code, "exit code (0 to 255)")?.into())),
             ("error", Some(name)) => Ok(Self::Error(text::errno(name)?)),
             ("slow", Some(time)) => Ok(Self::Slow(text::duration(time)?)),
-            ("exit" | "slow", None) => Err(format!("`{name}` needs a value: exit=3, slow=200ms")),
+            ("limit", Some(limit)) => {
+                let (name, most) = limit.split_once('/').ok_or("a limit is written as limit=nofile/64")?;
+                Ok(Self::Limit(Resource::parse(name)?, text::number(most, "limit")?))
+            }
+            ("exit" | "slow" | "limit", None) => {
+                Err(format!("`{name}` needs a value: exit=3, slow=200ms, limit=nofile/64"))
+            }
             (name, argument) => {
                 let known = PLAIN.iter().find(|(known, _)| *known == name);
                 match (known, argument) {
@@ -136,7 +157,7 @@ impl Action {
 }
 
 fn unknown(name: &str) -> String {
-    let names = || PLAIN.iter().map(|(name, _)| *name).chain(["exit", "slow"]);
+    let names = || PLAIN.iter().map(|(name, _)| *name).chain(["exit", "slow", "limit"]);
     match text::nearest(name, names()) {
         Some(nearest) => format!("there is no action `{name}`: did you mean `{nearest}`?"),
         None => format!("there is no action `{name}`; there are {}", names().collect::<Vec<_>>().join(" ")),
@@ -149,6 +170,7 @@ impl fmt::Display for Action {
             Self::Exit(code) => write!(f, "exit={code}"),
             Self::Error(number) => write!(f, "error={}", errno::name(*number).unwrap_or("EIO")),
             Self::Slow(time) => write!(f, "slow={}", text::of_duration(*time)),
+            Self::Limit(resource, most) => write!(f, "limit={resource}/{most}"),
             plain => {
                 let name = PLAIN.iter().find(|(_, action)| action == plain).map(|(name, _)| *name);
                 f.write_str(name.unwrap_or_default())

@@ -56,13 +56,13 @@ fn never(plan: &Plan, why: fn(&Rule) -> Option<&'static str>) -> Result<(), Plan
 fn in_functions(rule: &Rule) -> Option<&'static str> {
     // The stack of the thread that does it is not the program's.
     let is_death = rule.action.is_death() && rule.action != Action::Overflow;
-    let is_done_from_aside = is_death || rule.action == Action::Stop;
+    let is_done_from_aside = is_death || rule.action.is_done_by_others();
     match rule.site {
         _ if rule.is_for_launcher => Some("this program is the launcher"),
         _ if !rule.is_in_attempt(0) => Some("there is one attempt, 0"),
         Site::Line(_) => Some("lines are read by `phalanx run` and launch::Launch alone"),
         Site::Time(_) | Site::File(_) if !is_done_from_aside => {
-            Some("at a time or a file a worker can end or be stopped; the rest wants a point")
+            Some("at a time or a file a worker can end, be stopped or limited; the rest wants a point")
         }
         Site::Time(_) | Site::File(_) if rule.time.is_some() => {
             Some("a worker that has stopped itself cannot continue itself")
@@ -77,9 +77,9 @@ fn in_programs(rule: &Rule) -> Option<&'static str> {
         Site::Point(name) if name != "start" => {
             Some("a launcher knows no points of a program: there are start, time=, line= and file=")
         }
-        _ if rule.action.signal().is_none() => {
-            Some("a launcher can send signals: kill, term, int, abort, segv, bus and stop")
-        }
+        _ if !rule.action.is_done_by_others() => Some(
+            "a launcher can send signals and set limits: kill, term, int, abort, segv, bus, stop and limit=",
+        ),
         _ if rule.is_for_launcher && rule.ranks != Ranks::Any => Some("the launcher has no rank"),
         _ if rule.is_for_launcher && rule.action == Action::Stop => {
             Some("a launcher that has stopped itself cannot continue itself")

@@ -138,6 +138,8 @@ mod tests {
         prop_oneof![
             prop::sample::select(plain.to_vec()).prop_map(|name| Action::parse(name).unwrap()),
             any::<u8>().prop_map(|code| Action::Exit(code.into())),
+            ("(nofile|nproc|fsize|data|as|stack|memlock|cpu)", any::<u64>())
+                .prop_map(|(name, most)| Action::parse(&format!("limit={name}/{most}")).unwrap()),
             prop::sample::select(vec![libc::ENOSPC, libc::EMFILE]).prop_map(Action::Error),
             any::<u64>().prop_map(|nanos| Action::Slow(Duration::from_nanos(nanos))),
         ]
@@ -242,6 +244,8 @@ mod tests {
             ("kill@a,seed=1,seed=2", "one seed"),
             ("kill=3@a", "takes no value"),
             ("exit@a", "needs a value"),
+            ("limit=nofiles/3@a", "did you mean `nofile`"),
+            ("limit=nofile@a", "limit=nofile/64"),
             ("exit=256@a", "exit code"),
             ("error=ENOSPACE@a", "did you mean `ENOSPC`"),
             ("kill@a,stop@b:rank=1..0", "no ranks"),

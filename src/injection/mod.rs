@@ -5,6 +5,7 @@
 //! - `grammar`: the same as text
 //! - `action`: what happens
 //! - `site`: where it happens
+//! - `resource`: which limits
 //! - `set`: which ranks, which attempts, which hits
 //! - `text`: numbers, times and names in plans
 //! - `check`: a plan against the points of this executable and the ranks of a context
@@ -27,6 +28,7 @@ mod grammar;
 mod matching;
 mod page;
 mod plan;
+mod resource;
 mod set;
 mod simpler;
 mod site;
@@ -42,4 +44,5 @@ pub(crate) use matching::drawn;
 pub use page::Fired;
 pub(crate) use page::UnderPlan;
 pub use plan::{Plan, Rule};
+pub use resource::Resource;
 pub use site::Site;

@@ -1,7 +1,7 @@
 //! getrlimit(2) and other limits: how much this process may have.
 
 use std::path::Path;
-use std::{fmt, io};
+use std::{fmt, io, ptr};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,26 @@ pub(crate) fn limit_own_memory(bytes: u64) -> io::Result<()> {
     const DATA: u8 = 2;
     let hard = numbered(DATA)?.hard.min(bytes);
     Limits(vec![(DATA, Limit { soft: hard, hard })]).apply()
+}
+
+/// Lowers a limit of a process for good (prlimit(2)): the soft and the hard one. `pid`: a child that was not reaped; `None`: this process.
+///
+/// # Errors
+/// ESRCH when the process has ended; EPERM when this process may not.
+pub(crate) fn lower(pid: Option<u32>, number: u8, most: u64) -> io::Result<()> {
+    let (pid, number) = (pid.unwrap_or(0), libc::c_uint::from(number));
+    let mut limit = [0_u64; 2];
+    // SAFETY: the kernel writes two 64-bit numbers, which are ours and outlive the call.
+    let read = unsafe { libc::syscall(libc::SYS_prlimit64, pid, number, ptr::null::<u64>(), &raw mut limit) };
+    if read != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let lowered = limit.map(|limit| limit.min(most));
+    // SAFETY: the kernel reads two 64-bit numbers, which are ours and outlive the call.
+    let set = unsafe {
+        libc::syscall(libc::SYS_prlimit64, pid, number, &raw const lowered, ptr::null_mut::<u64>())
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// By the system call, which takes half the time of prlimit(2), by which the C library does it: a start asks for all.

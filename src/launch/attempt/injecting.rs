@@ -9,8 +9,9 @@ use super::super::error::{LaunchError, Result};
 use super::super::faults::HappenedFault;
 use super::Running;
 use super::planned::Due;
-use crate::injection::{Rule, Site};
+use crate::injection::{Action, Rule, Site};
 use crate::sys::clock::Moment;
+use crate::sys::limits;
 use crate::sys::pidfd;
 use crate::sys::signal::Signal;
 
@@ -86,11 +87,10 @@ impl Running<'_> {
     fn inject(&mut self, number: usize, rank: Option<usize>, hit: u64) {
         let Some(rule) = self.planned.rules.get(&number) else { return };
         let is_due = self.job.faults.is_due((number, rule), self.planned.attempt, rank, hit);
-        let Some(signal) = rule.action().signal().filter(|_| is_due) else { return };
-        if rank.is_some_and(|rank| self.workers[rank].ended.is_some()) {
+        if !is_due || rank.is_some_and(|rank| self.workers[rank].ended.is_some()) {
             return;
         }
-        let (now, continues) = (Moment::now(), rule.lasts());
+        let (now, action, continues) = (Moment::now(), rule.action(), rule.lasts());
         let (pid, from) = match rank {
             Some(rank) => {
                 (self.group.pids().nth(rank).expect("each worker is in the group"), self.group.started(rank))
@@ -104,12 +104,17 @@ impl Running<'_> {
             at: SystemTime::now(),
             after: now.since(from),
         };
-        let sent = match rank {
-            Some(rank) => self.group.strike(rank, signal),
-            None => pidfd::signal_own_process(signal).map(|()| true),
+        let done = match (action, action.signal(), rank) {
+            (Action::Limit(resource, most), ..) => {
+                limits::lower(rank.map(|_| pid), resource.number(), most).map(|()| true)
+            }
+            (_, Some(signal), Some(rank)) => self.group.strike(rank, signal),
+            (_, Some(signal), None) => pidfd::signal_own_process(signal).map(|()| true),
+            // The plan was checked for actions that are neither.
+            _ => Ok(false),
         };
         // It may have ended a moment ago, or not be this user's any more: then the fault has not happened.
-        if !sent.unwrap_or(false) {
+        if !done.unwrap_or(false) {
             return;
         }
         self.job.faults.note(number, fault);
