@@ -3,7 +3,7 @@
 /// One of the two sides of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The side that has connected to [`Cable::address`].
+    /// The side that has connected to [`Cable::address`](crate::fault::Cable::address).
     Client,
     /// The server, to which the cable leads.
     Server,
