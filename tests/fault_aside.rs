@@ -26,11 +26,13 @@ fn sleepers(method: StartMethod) -> impl Fn(&Faults) -> Result<Vec<()>, Error> {
     move |faults| start_processes(sleep, (), Options::new(3).start_method(method).faults(faults))?.join()
 }
 
-/// Rank 1 makes a file when all have begun, and so look for it; then all would run for ever.
+/// Rank 1 makes a file twice when all have begun, and so look for it; then all would run for ever.
 fn write_and_sleep(rank: usize, (path, barrier): (PathBuf, Barrier)) -> anyhow::Result<()> {
     barrier.wait()?;
     if rank == 1 {
-        std::fs::write(path, "weights")?;
+        std::fs::write(&path, "weights")?;
+        std::fs::remove_file(&path)?;
+        std::fs::write(&path, "weights")?;
     }
     sleep(rank, ())
 }
@@ -64,15 +66,16 @@ fn time_that_does_not_come_fails_the_trial() {
 fn file_that_appears_is_met_by_the_ranks_that_are_named() {
     watched(|| {
         let dir = tempfile::tempdir().unwrap();
-        for (rank, name) in [(0, "a b,c%"), (2, "weights_1.pt")] {
+        for (rank, name, hit) in [(0, "a b,c%", 1), (2, "weights_1.pt", 2)] {
             let path = dir.path().join(name);
             let escaped = path.to_str().unwrap().replace('%', "%25").replace(' ', "%20").replace(',', "%2C");
-            let trial = fault::trial(&format!("kill@file={escaped}:rank={rank}"), |faults| {
+            let trial = fault::trial(&format!("kill@file={escaped}:rank={rank}:hit={hit}"), |faults| {
                 let arguments = (path.clone(), Barrier::new(3).unwrap());
                 start_processes(write_and_sleep, arguments, Options::new(3).faults(faults))?.join()
             });
             let trial = trial.unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!((trial.fired()[0].rank, &trial.fired()[0].site), (rank, &Site::File(path)));
+            let fired = &trial.fired()[0];
+            assert_eq!((fired.rank, fired.hit, &fired.site), (rank, hit, &Site::File(path)));
         }
     });
 }

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+/// That a file is removed, or moved elsewhere.
+const GOES: AddWatchFlags = AddWatchFlags::IN_DELETE.union(AddWatchFlags::IN_MOVED_FROM);
+
 /// Directories that are watched for files that have been written.
 #[derive(Debug)]
 pub(crate) struct FileWatch {
@@ -31,9 +34,10 @@ impl FileWatch {
         self.watch(directory, AddWatchFlags::IN_MODIFY)
     }
 
-    /// Watches a directory, too, for files that are made or moved there.
+    /// Watches a directory, too, for files that are made or moved there: each time, of a file that is made, removed and made again.
     pub(crate) fn add_new(&mut self, directory: &Path) -> io::Result<()> {
-        self.watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+        // What goes is not told, but it lies between two events that are alike, which the kernel would make one of (inotify(7)).
+        self.watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | GOES)
     }
 
     fn watch(&mut self, directory: &Path, events: AddWatchFlags) -> io::Result<()> {
@@ -56,7 +60,8 @@ impl FileWatch {
                 let (_, directory) = self.directories.iter().find(|(watch, _)| *watch == wd)?;
                 Some(directory.join(name?))
             };
-            found.extend(events.into_iter().filter_map(|event| path(event.wd, event.name)));
+            let told = events.into_iter().filter(|event| !event.mask.intersects(GOES));
+            found.extend(told.filter_map(|event| path(event.wd, event.name)));
         }
     }
 }
@@ -94,6 +99,11 @@ mod tests {
         assert_eq!(watch.written().unwrap(), [dir.path().join("new")]);
         std::fs::rename(dir.path().join("new"), dir.path().join("moved")).unwrap();
         assert_eq!(watch.written().unwrap(), [dir.path().join("moved")]);
+        for _ in 0..3 {
+            std::fs::remove_file(dir.path().join("moved")).unwrap();
+            std::fs::File::create(dir.path().join("moved")).unwrap();
+        }
+        assert_eq!(watch.written().unwrap(), vec![dir.path().join("moved"); 3]);
     }
 
     #[test]

@@ -85,3 +85,25 @@ impl Planned {
         *hits
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_comes_in_the_order_of_its_moments_and_later_after_a_stop() {
+        let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
+        let due = vec![(at(30), Due::Continue(3)), (at(20), Due::Continue(2)), (at(10), Due::Continue(1))];
+        let (rules, awaited, hits) = Default::default();
+        let mut planned = Planned { attempt: 0, rules, due, files: None, awaited, hits };
+        let ranks = |planned: &mut Planned, millis| {
+            let due = planned.take_due(at(millis)).into_iter();
+            due.map(|due| if let Due::Continue(rank) = due { rank } else { 0 }).collect::<Vec<usize>>()
+        };
+        assert_eq!((ranks(&mut planned, 9), planned.next()), (vec![], Some(at(10))));
+        planned.put_off(Duration::from_millis(5));
+        assert!(ranks(&mut planned, 14).is_empty());
+        assert_eq!((ranks(&mut planned, 25), planned.next()), (vec![1, 2], Some(at(35))));
+        assert_eq!((planned.hit(0, None), planned.hit(0, Some(0)), planned.hit(0, None)), (1, 1, 2));
+    }
+}
