@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use super::Ran;
@@ -148,9 +149,9 @@ fn take_default_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Has the command begin with all signals in effect, wherever the tests run.
+/// Has the command begin with all signals in effect, wherever the tests run, and end with the test that a watchdog ends.
 #[expect(unsafe_code, reason = "a disposition is the process's, so it must be set between fork and exec")]
 pub(super) fn with_default_signals(command: &mut Command) {
-    // SAFETY: signal(2) is async-signal-safe.
-    unsafe { command.pre_exec(take_default_signals) };
+    // SAFETY: what it calls is async-signal-safe.
+    unsafe { command.pre_exec(|| take_default_signals().and_then(|()| Ok(set_pdeathsig(Signal::SIGTERM)?))) };
 }
