@@ -123,12 +123,9 @@ fn message_that_is_cut_has_its_begin_and_an_end_of_file() {
             };
             let sent = bytes(size);
             thread::scope(|scope| {
-                // The cut may meet the write.
+                // What it still sends is taken and thrown away, so that it does not wait for ever.
                 scope.spawn(|| drop({ from }.write_all(&sent)));
                 assert!(rest(&mut to).unwrap() == sent[..cut], "{end:?} {cut}");
-                // The sender's other direction is at its end, too, and it may have been told by a reset that nobody reads.
-                let _ = to.shutdown(Shutdown::Both);
-                let _ = from.shutdown(Shutdown::Both);
             });
             // The next connection is carried.
             let (mut client, mut accepted) = line.connect();
