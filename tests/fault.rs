@@ -70,7 +70,7 @@ fn point_that_fails_gives_the_error_that_the_plan_has() {
     });
 }
 
-/// Opens so many files at once.
+/// Opens a number of files at once.
 fn open_files(_rank: usize, number: usize) -> anyhow::Result<usize> {
     let files = (0..number).map(|_| std::fs::File::open("/dev/null")).collect::<Result<Vec<_>, _>>()?;
     Ok(files.len())

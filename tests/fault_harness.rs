@@ -174,8 +174,8 @@ fn sweep_whose_run_fails_without_faults_says_so() {
     });
 }
 
-/// A program that tells nothing where the plan has rank 1 end later than at its first step. It goes by the plan and not by what
-/// has happened, which depends on who comes first where two ranks are to end.
+/// A program that tells nothing where the plan has rank 1 end later than at its first step. It looks at the plan: what happens depends on
+/// the order in which the ranks run, if two of them are to end.
 fn silent_of_rank_1(faults: &Faults) -> Result<Vec<u64>, Error> {
     let result = run(StartMethod::ForkServer)(faults);
     let is_late = |rule: &str| rule.contains(":rank=1:") && !rule.contains(":hit=1");

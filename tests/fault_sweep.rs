@@ -51,6 +51,11 @@ fn work(rank: usize, shared: Shared) -> anyhow::Result<Tensor<u64>> {
     Ok(own)
 }
 
+/// Before the test that counts what is left: the fork server stays.
+fn start_server() {
+    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+}
+
 fn job(method: StartMethod) -> impl Fn(&Faults) -> Result<(), Error> {
     move |faults| {
         let options = Options::new(RANKS).start_method(method).faults(faults).abort_on_failure(true);
@@ -106,7 +111,7 @@ fn deaths_at_all_points_are_told_by_rank_and_kind() {
 
 #[test]
 fn deaths_of_workers_of_the_fork_server_are_told_by_rank_and_kind() {
-    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+    start_server();
     watched(|| {
         let mut table = Table::default();
         table.sweep(StartMethod::ForkServer, "kill", &SITES, "rank=2:hit=1..2");
@@ -147,7 +152,7 @@ const CALLS: [(&str, &str, &str); 5] = [
 
 #[test]
 fn system_call_that_fails_is_got_over_or_told_of_its_rank() {
-    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+    start_server();
     watched(|| {
         for (method, (call, errno, expected)) in [StartMethod::Spawn, StartMethod::ForkServer]
             .into_iter()
@@ -259,7 +264,7 @@ fn run_pool(plan: &str) -> u64 {
 
 #[test]
 fn faults_that_are_drawn_are_told_as_what_they_were() {
-    common::alone(|| start_processes(|_, ()| anyhow::Ok(()), (), common::served(1)).unwrap().join().unwrap());
+    start_server();
     watched(|| {
         for method in [StartMethod::Spawn, StartMethod::ForkServer] {
             let menu = fault::Menu::new(RANKS).sites(SITES).time(common::race_time());

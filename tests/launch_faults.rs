@@ -14,7 +14,7 @@ use launcher::{Place, Ran, Running, workers};
 /// Says that it runs, and would run for long.
 const RUNS: &str = "echo up; exec sleep 600";
 
-/// What became of a job of so many workers under a plan.
+/// What became of a job under a plan, by its output and its summary.
 fn under(plan: &str, nproc: usize, options: &[&str], script: &str) -> (Ran, Summary) {
     let place = Place::new();
     let file = place.path("summary.json");

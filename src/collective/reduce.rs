@@ -128,7 +128,7 @@ trait Lane: bytemuck::Pod {
     fn narrow(wide: &[Self::Wide], elements: &mut [Self]);
     /// Reduces what there is and the elements of the next rank; `room` has as many, for those that have to be widened.
     fn combine(reduce: Reduce, sum: &mut [Self::Wide], elements: &[Self], room: &mut [Self::Wide]);
-    /// The mean of so many ranks, of their sum.
+    /// The mean, of the ranks' sum and their number.
     fn divide(sum: Self::Wide, ranks: usize) -> Self::Wide;
 }
 

@@ -73,41 +73,140 @@ impl Cable {
         Ok(Self { address, orders: Some(orders), bell, thread: Some(thread) })
     }
 
-    /// Where clients connect.
+    /// Where clients connect: 127.0.0.1 and a port of its own.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Nothing passes any more, in neither direction, and no end is told: what is sent waits, and so does who connects. As a pulled cable, a
-    /// switch that is off, a node that has lost its power.
+    /// Lets nothing pass, in either direction, and tells neither end: what is sent waits, and so does a client that connects. So it is with a
+    /// pulled cable, a switch that is off, a node that has lost its power.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.pull();
+    /// client.write_all(b"hello")?; // it fills the socket's buffer
+    /// accepted.set_nonblocking(true)?;
+    /// assert_eq!(accepted.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn pull(&self) {
         self.order(Order::Pull);
     }
 
-    /// What has waited passes, at full speed.
+    /// Lets everything pass at full speed, also what has waited: it ends [`pull`](Self::pull) and [`slow`](Self::slow).
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.pull();
+    /// client.write_all(b"hello")?;
+    /// cable.plug();
+    /// let mut received = [0; 5];
+    /// accepted.read_exact(&mut received)?;
+    /// assert_eq!(&received, b"hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn plug(&self) {
         self.order(Order::Plug);
     }
 
-    /// No more bytes a second pass than this, of all connections in both directions together. At least one.
+    /// Limits the rate to a number of bytes a second, at least one, for all connections and both directions together.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.slow(10_000);
+    /// let begin = std::time::Instant::now();
+    /// client.write_all(&[0; 1_000])?;
+    /// accepted.read_exact(&mut [0; 1_000])?;
+    /// assert!(begin.elapsed().as_millis() >= 50);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn slow(&self, bytes_a_second: u64) {
         self.order(Order::Slow(bytes_a_second.max(1)));
     }
 
-    /// When so many more bytes have reached this end, over whichever connections, all connections are closed: the end has the begin of a message and
-    /// then an end of file. Later connections are carried again.
+    /// Closes all connections once this number of bytes more has reached one end, over all connections together. That end reads the begin of a
+    /// message, and then an end of file. Later connections are carried.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.cut_after(End::Client, 2);
+    /// accepted.write_all(b"answer")?;
+    /// let mut received = Vec::new();
+    /// client.read_to_end(&mut received)?;
+    /// assert_eq!(received, b"an");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn cut_after(&self, end: End, bytes: u64) {
         self.order(Order::CutAfter(end, bytes));
     }
 
-    /// Resets all connections that there are: both ends get ECONNRESET. Later ones are carried.
+    /// Resets all connections that there are now: both ends get ECONNRESET. Later ones are carried.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.reset();
+    /// for end in [&mut client, &mut accepted] {
+    ///     assert_eq!(end.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn reset(&self) {
         self.order(Order::Reset);
     }
 
-    /// Leaves all connections half open: they are closed to this end, and the other one hears nothing of it, whatever it sends. As a machine that
-    /// has started again. Later connections are carried.
+    /// Leaves all connections half open: closes them to one end, and tells the other end nothing, whatever it sends. So it is when a machine was
+    /// started anew. Later connections are carried.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use phalanx::fault::{Cable, End};
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let cable = Cable::to(server.local_addr()?)?;
+    /// let mut client = TcpStream::connect(cable.address())?;
+    /// let (mut accepted, _) = server.accept()?;
+    /// cable.half_open(End::Server);
+    /// assert_eq!(accepted.read(&mut [0])?, 0);
+    /// client.write_all(b"are you there?")?; // and no answer comes
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn half_open(&self, closed: End) {
         self.order(Order::HalfOpen(closed));
     }

@@ -47,8 +47,8 @@ impl<T> Trial<T> {
         self.faults.plan()
     }
 
-    /// The time from the first fault that ends a process, or fails it, until the run had returned: until the fault was found, and, where the run waits
-    /// for that, the others were ended. `None`: no such fault has happened.
+    /// How long after the first fault that ends or fails a process the run has returned. Detection is part of it, and so is the teardown of
+    /// the others where the run waits for it. `None`: no such fault has happened.
     ///
     /// ```
     /// # phalanx::auto_init!();
@@ -57,7 +57,11 @@ impl<T> Trial<T> {
     ///
     /// fn work(rank: usize, _: ()) -> anyhow::Result<()> {
     ///     fault::point!("work");
-    ///     std::thread::sleep(Duration::from_secs(600 * (1 - rank as u64)));
+    ///     if rank == 0 {
+    ///         loop {
+    ///             std::thread::park(); // until the teardown
+    ///         }
+    ///     }
     ///     Ok(())
     /// }
     ///

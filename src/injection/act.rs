@@ -27,7 +27,7 @@ pub(super) fn act(rule: &Rule) -> Reaction {
         Action::Overflow => fatal::use_all_of_the_stack(),
         Action::Exit(code) => exit(code),
         Action::Stop => raise(Signal::STOP),
-        // Refused where the limit is below already.
+        // Refused only by a filter of system calls: then the limit is not met, and the process goes on.
         Action::Limit(resource, most) => drop(limits::lower(None, resource.number(), most)),
         Action::Slow(time) => sleep_until(Moment::now().checked_add(time)),
         Action::Hang => sleep_until(end(rule.time)),
@@ -46,19 +46,14 @@ pub(super) fn act(rule: &Rule) -> Reaction {
     Reaction::GoOn
 }
 
-/// Does it from a thread of its own, which takes no signals: those that a handler may take go to the process.
+/// Does it from a thread of its own. That takes no signals, so those that a handler may take go to the process.
 pub(super) fn act_from_aside(rule: &Rule) {
-    let sent = match rule.action() {
-        Action::Term => pidfd::signal_own_process(Signal::TERM),
-        Action::Int => pidfd::signal_own_process(Signal::INT),
-        _ => {
-            // At such a site a rule neither panics nor fails.
-            act(rule);
-            Ok(())
-        }
-    };
-    // Refused only for what is no signal (kill(2)).
-    let _ = sent;
+    match rule.action().signal() {
+        // Refused only for what is no signal (kill(2)).
+        Some(signal @ (Signal::TERM | Signal::INT)) => drop(pidfd::signal_own_process(signal)),
+        // At such a site a rule neither panics nor fails.
+        _ => drop(act(rule)),
+    }
 }
 
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "the plan asks for it")]

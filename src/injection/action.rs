@@ -23,7 +23,7 @@ use crate::sys::signal::Signal;
 /// | `stop` | sends itself SIGSTOP |
 /// | `hang`, `deaf`, `spin` | the thread sleeps, without end or for the time of `for=`; so does it, and the process ignores SIGTERM; it works for nothing |
 /// | `slow=200ms` | the thread sleeps for so long, and goes on |
-/// | `limit=nofile/64` | it may have no more of a [`Resource`](crate::fault::Resource) from then on, nor what it starts; it goes on |
+/// | `limit=nofile/64` | goes on, but it and what it starts may have no more of a [`Resource`](crate::fault::Resource) than this number |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Action {
@@ -57,7 +57,7 @@ pub enum Action {
     Spin,
     /// The thread sleeps for so long.
     Slow(Duration),
-    /// The process may have no more than so many of a resource.
+    /// The process may have no more of a resource than this number.
     Limit(Resource, u64),
 }
 
@@ -149,18 +149,13 @@ impl Action {
                 match (known, argument) {
                     (Some((_, action)), None) => Ok(*action),
                     (Some(_), Some(_)) => Err(format!("`{name}` takes no value")),
-                    (None, _) => Err(unknown(name)),
+                    (None, _) => {
+                        let names = PLAIN.iter().map(|(name, _)| *name);
+                        Err(text::unknown("action", name, names.chain(["exit", "slow", "limit"])))
+                    }
                 }
             }
         }
-    }
-}
-
-fn unknown(name: &str) -> String {
-    let names = || PLAIN.iter().map(|(name, _)| *name).chain(["exit", "slow", "limit"]);
-    match text::nearest(name, names()) {
-        Some(nearest) => format!("there is no action `{name}`: did you mean `{nearest}`?"),
-        None => format!("there is no action `{name}`; there are {}", names().collect::<Vec<_>>().join(" ")),
     }
 }
 

@@ -111,6 +111,7 @@ impl<F: Fn(usize, &'static Rule, u64)> Waiting<F> {
     }
 
     fn meet_files(&mut self) {
+        // Reading an inotify is refused for no reason that lasts (inotify(7)); what has appeared is read at the next turn.
         let told = self.files.as_ref().map(FileWatch::written).transpose().ok().flatten();
         for path in told.unwrap_or_default() {
             for awaited in self.awaited.iter_mut().filter(|awaited| path == awaited.path) {

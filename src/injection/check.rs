@@ -58,7 +58,7 @@ fn in_functions(rule: &Rule) -> Option<&'static str> {
     let is_death = rule.action.is_death() && rule.action != Action::Overflow;
     let is_done_from_aside = is_death || rule.action.is_done_by_others();
     match rule.site {
-        _ if rule.is_for_launcher => Some("this program is the launcher"),
+        _ if rule.is_for_launcher => Some("no plan is in force in this program, which is the launcher"),
         _ if !rule.is_in_attempt(0) => Some("there is one attempt, 0"),
         Site::Line(_) => Some("lines are read by `phalanx run` and launch::Launch alone"),
         Site::Time(_) | Site::File(_) if !is_done_from_aside => {
@@ -67,7 +67,9 @@ fn in_functions(rule: &Rule) -> Option<&'static str> {
         Site::Time(_) | Site::File(_) if rule.time.is_some() => {
             Some("a worker that has stopped itself cannot continue itself")
         }
-        _ => from_aside(rule),
+        Site::Point(_) => None,
+        Site::Time(_) => from_aside(rule, true),
+        _ => from_aside(rule, false),
     }
 }
 
@@ -84,19 +86,17 @@ fn in_programs(rule: &Rule) -> Option<&'static str> {
         _ if rule.is_for_launcher && rule.action == Action::Stop => {
             Some("a launcher that has stopped itself cannot continue itself")
         }
-        Site::Point(_) => from_aside(&Rule { site: Site::Time(std::time::Duration::ZERO), ..rule.clone() }),
-        _ => from_aside(rule),
+        Site::Point(_) | Site::Time(_) => from_aside(rule, true),
+        _ => from_aside(rule, false),
     }
 }
 
-/// Why it would never happen at a place that is no point.
-fn from_aside(rule: &Rule) -> Option<&'static str> {
-    match rule.site {
-        Site::Point(_) => None,
-        _ if rule.one_in.is_some() => Some("hits of points alone are drawn by one-in="),
-        Site::Time(_) if !rule.hits().has(1) => Some("a time comes once: its hit is 1"),
-        _ => None,
+/// Why it would never happen where no point is met: at something that comes once, or that may come again.
+fn from_aside(rule: &Rule, comes_once: bool) -> Option<&'static str> {
+    if rule.one_in.is_some() {
+        return Some("hits of points alone are drawn by one-in=");
     }
+    (comes_once && !rule.hits().has(1)).then_some("its site comes once: its hit is 1")
 }
 
 fn check_points(rule: &Rule, name: &str, points: &[Point]) -> Result<(), PlanError> {
@@ -187,7 +187,7 @@ mod tests {
             ("stop@time=1s:for=1s", "continue itself"),
             ("kill@time=1s:hit=2", "comes once"),
             ("kill@file=a:one-in=2", "one-in"),
-            ("kill@time=1s:role=launcher", "this program is the launcher"),
+            ("kill@time=1s:role=launcher", "no plan is in force in this program, which is the launcher"),
         ] {
             let error = functions(text).unwrap_err().to_string();
             assert!(error.contains("would never happen: ") && error.contains(expected), "{text}: {error}");

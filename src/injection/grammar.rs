@@ -57,7 +57,11 @@ impl Rule {
         match key {
             "rank" => self.ranks = Ranks::parse(value)?,
             "attempt" => self.attempts = Some(Attempts::parse(value)?),
-            "role" => self.is_for_launcher = text::one_of(value, [("worker", false), ("launcher", true)])?,
+            "role" => match value {
+                "worker" => self.is_for_launcher = false,
+                "launcher" => self.is_for_launcher = true,
+                other => return Err(text::unknown("role", other, ["worker", "launcher"])),
+            },
             "hit" => self.hits = Some(Hits::parse(value)?),
             "one-in" => self.one_in = Some(positive("number of hits")?),
             "max" => self.max = Some(positive("number of times")?),
@@ -67,11 +71,7 @@ impl Rule {
                     "`for` is for hang, deaf and spin, and for stop at time=, line= or file=".to_owned()
                 );
             }
-            other => {
-                let nearest = text::nearest(other, KEYS).map(|key| format!(": did you mean `{key}`?"));
-                let keys = || format!("; there are {}", KEYS.join(" "));
-                return Err(format!("there is no condition `{other}`{}", nearest.unwrap_or_else(keys)));
-            }
+            other => return Err(text::unknown("condition", other, KEYS)),
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ impl Rule {
         self.action
     }
 
-    /// Where.
+    /// Where it happens.
     #[must_use]
     pub fn site(&self) -> &Site {
         &self.site

@@ -1,4 +1,4 @@
-//! Pure: of what a process may have no more.
+//! Pure: the limits that a plan can lower.
 
 use std::fmt;
 
@@ -8,7 +8,15 @@ use super::text;
 
 /// A limit of getrlimit(2) that a plan may lower: `limit=nofile/64`.
 ///
-/// It is lowered for good, the soft and the hard one: what the process asks for beyond it the kernel refuses, by the error that is in brackets.
+/// The soft and the hard limit are lowered, for good. The kernel refuses what the process asks for beyond it, by the error in brackets.
+///
+/// ```
+/// use phalanx::fault::{Action, Plan, Resource};
+///
+/// let plan: Plan = "limit=nofile/64@start:rank=1".parse()?;
+/// assert_eq!(plan.rules()[0].action(), Action::Limit(Resource::Descriptors, 64));
+/// # Ok::<(), phalanx::fault::PlanError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Resource {
@@ -44,14 +52,8 @@ const NAMES: [(&str, Resource, u8); 8] = [
 
 impl Resource {
     pub(super) fn parse(name: &str) -> Result<Self, String> {
-        let names = || NAMES.iter().map(|(name, ..)| *name);
         let found = NAMES.iter().find(|(known, ..)| *known == name).map(|(_, resource, _)| *resource);
-        found.ok_or_else(|| match text::nearest(name, names()) {
-            Some(nearest) => format!("there is no limit `{name}`: did you mean `{nearest}`?"),
-            None => {
-                format!("there is no limit `{name}`; there are {}", names().collect::<Vec<_>>().join(" "))
-            }
-        })
+        found.ok_or_else(|| text::unknown("limit", name, NAMES.iter().map(|(name, ..)| *name)))
     }
 
     /// Its number in getrlimit(2).

@@ -14,7 +14,7 @@ use super::text;
 /// |---|---|
 /// | `train.step` | at the point of that name |
 /// | `train.` | at each point whose name begins so |
-/// | `time=1.5s` | so long after the worker's start |
+/// | `time=1.5s` | 1.5 s after the worker's start |
 /// | `line=step_100` | when a line of its output contains the text; `_` stands for a blank |
 /// | `file=ckpt/1.pt` | when a file of that path appears: it is made there, or moved there |
 ///
@@ -37,7 +37,7 @@ use super::text;
 pub enum Site {
     /// At a point of this name, or at each whose name begins so if it ends in `.`.
     Point(String),
-    /// So long after the start of the worker.
+    /// At this time after the start of the worker.
     Time(Duration),
     /// When the worker has printed a line that contains this.
     Line(String),
@@ -60,14 +60,7 @@ impl Site {
                 path if path.file_name().is_some() => Ok(Self::File(path)),
                 path => Err(format!("`{}` is no path of a file", path.display())),
             },
-            Some((other, _)) => {
-                let nearest = text::nearest(other, ["time", "line", "file"]);
-                let meant = nearest.map(|nearest| format!(": did you mean `{nearest}=`?"));
-                Err(format!(
-                    "there is no site `{other}=`{}",
-                    meant.unwrap_or("; there are time= line= file=".to_owned())
-                ))
-            }
+            Some((other, _)) => Err(text::unknown("site", &format!("{other}="), ["time=", "line=", "file="])),
         }
     }
 

@@ -45,13 +45,13 @@ pub(super) fn of_duration(time: Duration) -> String {
     format!("{}{unit}", nanos / size)
 }
 
-/// What stands for a word, of those that there are.
-pub(super) fn one_of<T: Copy>(word: &str, known: [(&str, T); 2]) -> Result<T, String> {
-    let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
-    found.ok_or_else(|| match nearest(word, known.map(|(name, _)| name)) {
-        Some(nearest) => format!("there is no `{word}`: did you mean `{nearest}`?"),
-        None => format!("there is no `{word}`; there are {} and {}", known[0].0, known[1].0),
-    })
+/// The error of a word that is none of those that there are: with the nearest one, or with all.
+pub(super) fn unknown<'a>(kind: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let known: Vec<_> = known.into_iter().collect();
+    match nearest(word, known.iter().copied()) {
+        Some(nearest) => format!("there is no {kind} `{word}`: did you mean `{nearest}`?"),
+        None => format!("there is no {kind} `{word}`; there are {}", known.join(" ")),
+    }
 }
 
 /// The name that is most like another one; `None`: none is similar.
@@ -78,12 +78,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// The number of an error, by its name in errno(3).
 pub(super) fn errno(name: &str) -> Result<i32, String> {
-    errno::number(name).ok_or_else(|| match nearest(name, errno::names()) {
-        Some(nearest) => format!("there is no errno `{name}`: did you mean `{nearest}`?"),
-        None => {
-            format!("`{name}` is no errno of this list: {}", errno::names().collect::<Vec<_>>().join(" "))
-        }
-    })
+    errno::number(name).ok_or_else(|| unknown("errno", name, errno::names()))
 }
 
 #[cfg(test)]

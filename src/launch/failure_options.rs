@@ -83,6 +83,15 @@ impl Launch {
     /// [`Summary::faults`](super::Summary::faults) has what has come of each. A job of which one has not happened has succeeded in
     /// vain: its [exit code](super::Summary::exit_code) is 1.
     ///
+    /// | part of a rule | what a launcher knows |
+    /// |---|---|
+    /// | action | `kill`, `term`, `int`, `abort`, `segv`, `bus`: the signal; `stop`, and with `for=2s` SIGCONT after that time; `limit=nofile/64`: prlimit(2) |
+    /// | site | `start`: all workers run; `time=5s` after the worker's start; `line=step_100`: it has printed a line with "step 100"; `file=ckpt/1.pt`: the file has appeared, wherever it came from |
+    /// | `rank=` | as everywhere; without it the rank that prints the line, else the lowest one that runs |
+    /// | `hit=` | which of the lines of a rank that have the text, or which time that the file appears |
+    /// | `attempt=` | in which attempts; 0 without it |
+    /// | `role=launcher` | the launcher itself, in place of a rank |
+    ///
     /// [`run`](Self::run) refuses a plan of which a rule would never happen: another action than a signal, a point of a program, a rank that there
     /// is not.
     ///

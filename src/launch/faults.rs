@@ -30,7 +30,19 @@ pub struct PlannedFault {
     pub happened: Vec<HappenedFault>,
 }
 
-/// A fault that a launcher has made happen.
+/// A fault that a launcher has made happen: to whom, and when.
+///
+/// ```
+/// use phalanx::launch::{Command, Launch, Nproc};
+///
+/// let job = Launch::new(Command::new("sleep").args(["600"])).nproc(Nproc::Count(3));
+/// let summary = job.faults("kill@time=20ms:rank=last".parse()?).run()?;
+/// let happened = &summary.faults[0].happened[0];
+/// let root = summary.attempts[0].root_cause().unwrap();
+/// assert_eq!((happened.attempt, happened.rank, happened.pid), (0, Some(2), root.pid));
+/// assert!(happened.after.as_millis() >= 20 && happened.after <= root.lifetime);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HappenedFault {
@@ -66,7 +78,9 @@ impl fmt::Display for HappenedFault {
     }
 }
 
-/// All faults of a job.
+/// All faults of a job: what is planned, and what has come of it in all its attempts.
+///
+/// The attempt that runs asks which rules are in force, and whether one is due; it notes each that it has made happen.
 #[derive(Debug)]
 pub(super) struct Faults {
     /// `None`: none are planned.
@@ -137,7 +151,7 @@ impl Faults {
             .collect()
     }
 
-    /// The plan's text, if there is one.
+    /// The plan as text, for the note at the start of the job; `None`: there is no plan.
     pub(super) fn text(&self) -> Option<String> {
         self.plan.as_ref().map(Plan::to_string)
     }

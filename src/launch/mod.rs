@@ -30,6 +30,19 @@
 //! # Ok::<(), phalanx::launch::LaunchError>(())
 //! ```
 //!
+//! A test of a job has a worker end on purpose, and reads in the summary whether that has happened:
+//!
+//! ```
+//! use phalanx::launch::{Command, Launch, Nproc};
+//!
+//! let script = "echo step 1; exec sleep 600";
+//! let job = Launch::new(Command::new("sh").args(["-c", script])).nproc(Nproc::Count(2));
+//! let summary = job.faults("segv@line=step_1:rank=1".parse()?).run()?;
+//! assert_eq!(summary.attempts[0].root_cause().unwrap().rank, 1);
+//! assert_eq!((summary.exit_code(), summary.faults[0].happened.len()), (139, 1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! What a user of torchrun finds different is in the guide [`launcher`](crate::guide::launcher).
 
 // From a job's options to its end:

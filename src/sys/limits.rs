@@ -89,34 +89,40 @@ impl Limits {
     }
 }
 
-/// Lets this process have no more than so many bytes of memory of its own (RLIMIT_DATA of getrlimit(2)), nor what it starts.
+/// Limits the memory of this process's own to a number of bytes, and that of what it starts (RLIMIT_DATA of getrlimit(2)).
 ///
 /// # Errors
-/// As those of [`Limits::apply`].
+/// As those of [`lower`].
 pub(crate) fn limit_own_memory(bytes: u64) -> io::Result<()> {
     const DATA: u8 = 2;
-    let hard = numbered(DATA)?.hard.min(bytes);
-    Limits(vec![(DATA, Limit { soft: hard, hard })]).apply()
+    lower(None, DATA, bytes)
 }
 
-/// Lowers a limit of a process for good (prlimit(2)): the soft and the hard one. `pid`: a child that was not reaped; `None`: this process.
+/// Lowers a limit of a process for good: the soft and the hard one. `pid`: a child that was not reaped; `None`: this process.
 ///
 /// # Errors
-/// ESRCH when the process has ended; EPERM when this process may not.
+/// With the limit's name and number, when this process may not, or a filter of system calls refuses it.
 pub(crate) fn lower(pid: Option<u32>, number: u8, most: u64) -> io::Result<()> {
-    let (pid, number) = (pid.unwrap_or(0), libc::c_uint::from(number));
-    let mut limit = [0_u64; 2];
-    // SAFETY: the kernel writes two 64-bit numbers, which are ours and outlive the call.
-    let read = unsafe { libc::syscall(libc::SYS_prlimit64, pid, number, ptr::null::<u64>(), &raw mut limit) };
-    if read != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let lowered = limit.map(|limit| limit.min(most));
-    // SAFETY: the kernel reads two 64-bit numbers, which are ours and outlive the call.
-    let set = unsafe {
-        libc::syscall(libc::SYS_prlimit64, pid, number, &raw const lowered, ptr::null_mut::<u64>())
+    let told = |error: io::Error| {
+        let name = NAMES[usize::from(number) % NAMES.len()];
+        io::Error::other(format!("lowering RLIMIT_{name} to {most} (prlimit): {error}"))
     };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let limits = exchange(pid, number, None).map_err(told)?;
+    let lowered = Limit { soft: limits.soft.min(most), hard: limits.hard.min(most) };
+    exchange(pid, number, Some(lowered)).map(drop).map_err(told)
+}
+
+/// prlimit(2): what the limit was before.
+fn exchange(pid: Option<u32>, number: u8, new: Option<Limit>) -> io::Result<Limit> {
+    let (pid, number) = (pid.unwrap_or(0), libc::c_uint::from(number));
+    let new = new.map(|limit| [limit.soft, limit.hard]);
+    let new = new.as_ref().map_or(ptr::null(), |new| new.as_ptr());
+    let mut old = [0_u64; 2];
+    // SAFETY: the kernel reads two 64-bit numbers, unless the pointer is null, and writes two: both are ours and outlive the call.
+    match unsafe { libc::syscall(libc::SYS_prlimit64, pid, number, new, &raw mut old) } {
+        0 => Ok(Limit { soft: old[0], hard: old[1] }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// By the system call, which takes half the time of prlimit(2), by which the C library does it: a start asks for all.

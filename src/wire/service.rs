@@ -51,7 +51,7 @@ impl FromStr for ServerMarker {
 pub(crate) enum Request<'a> {
     /// Run a function once, before the first fork: the function whose entry has this offset and this name.
     Preload { image: Vec<u8>, entry: u64, function: String },
-    /// Keep so many processes forked ahead of demand. Answered when they are there.
+    /// Keep this number of processes forked ahead of demand. Answered when they are there.
     Spares(usize),
     /// Fork some of the workers of a plan.
     Fork(Box<ForkRequest<'a>>),

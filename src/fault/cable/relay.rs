@@ -15,6 +15,7 @@ use crate::sys::clock::Moment;
 use crate::sys::epoll::{Readiness, wait_any};
 use crate::sys::event::EventFd;
 use crate::sys::signal;
+use crate::sys::tcp;
 
 /// How long a listener rests that can accept nothing, as where no descriptor is left.
 const REST: Duration = Duration::from_millis(10);
@@ -101,7 +102,7 @@ impl Relay {
             }
             Order::Reset => {
                 std::mem::take(&mut self.links).into_iter().for_each(Link::reset);
-                std::mem::take(&mut self.forgotten).into_iter().for_each(crate::sys::tcp::reset);
+                std::mem::take(&mut self.forgotten).into_iter().for_each(tcp::reset);
             }
         }
     }

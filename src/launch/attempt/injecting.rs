@@ -3,9 +3,10 @@
 //! The launcher does to its workers what another process would: it sends a signal to the worker's process alone, and notes nothing of it
 //! where it finds out how a worker has ended. So the report cannot know the answer.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::super::error::{LaunchError, Result};
+use super::super::event::Event;
 use super::super::faults::HappenedFault;
 use super::Running;
 use super::planned::Due;
@@ -47,7 +48,7 @@ impl Running<'_> {
         }
     }
 
-    /// Has happen what the lines say that the pump has seen.
+    /// Has happen what the lines say that the pump has seen. Each line counts for its rank, and so for rules of the launcher too.
     pub(super) fn inject_at_lines(&mut self) {
         for (source, text) in self.job.pump.take_seen() {
             let rank = self.workers.iter().position(|worker| worker.outputs.sources.contains(&source));
@@ -84,13 +85,16 @@ impl Running<'_> {
     }
 
     /// Has a rule happen to a rank, or to the launcher, if it is due and the process runs.
+    ///
+    /// It is noted once it is done. A refusal of the system is told to people, and the rule has not happened. A worker that ends between the
+    /// look at its pidfd and the signal is taken for one that was met.
     fn inject(&mut self, number: usize, rank: Option<usize>, hit: u64) {
         let Some(rule) = self.planned.rules.get(&number) else { return };
         let is_due = self.job.faults.is_due((number, rule), self.planned.attempt, rank, hit);
         if !is_due || rank.is_some_and(|rank| self.workers[rank].ended.is_some()) {
             return;
         }
-        let (now, action, continues) = (Moment::now(), rule.action(), rule.lasts());
+        let (now, action, continues, rule) = (Moment::now(), rule.action(), rule.lasts(), rule.to_string());
         let (pid, from) = match rank {
             Some(rank) => {
                 (self.group.pids().nth(rank).expect("each worker is in the group"), self.group.started(rank))
@@ -101,7 +105,8 @@ impl Running<'_> {
             attempt: self.planned.attempt,
             rank,
             pid,
-            at: SystemTime::now(),
+            // As of a worker's end: it does not jump when the clock is set.
+            at: self.started.1 + now.since(self.started.0),
             after: now.since(from),
         };
         let done = match (action, action.signal(), rank) {
@@ -113,9 +118,14 @@ impl Running<'_> {
             // The plan was checked for actions that are neither.
             _ => Ok(false),
         };
-        // It may have ended a moment ago, or not be this user's any more: then the fault has not happened.
-        if !done.unwrap_or(false) {
-            return;
+        match done {
+            Ok(true) => {}
+            // It has ended a moment ago: the fault has not happened.
+            Ok(false) => return,
+            Err(error) => {
+                let text = format!("{rule} could not be done to the process {pid}: {error}");
+                return self.job.tell(&Event::Note(text));
+            }
         }
         self.job.faults.note(number, fault);
         let goes_on = continues.and_then(|time| now.checked_add(time)).zip(rank);

@@ -21,6 +21,9 @@ pub(super) enum Due {
 }
 
 /// What is still to happen in an attempt.
+///
+/// Rules with a time are in `due` from the start on. Those with a line or a file come when the pump or the inotify tells of one, and are counted
+/// here: an attempt begins to count anew.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) attempt: usize,
@@ -60,7 +63,8 @@ impl Planned {
         self.files.as_ref().map(AsFd::as_fd)
     }
 
-    /// When something is to be done next.
+    /// When something is to be done next; `None`: nothing more at a time.
+    /// The wait for the workers' ends goes no further than that.
     pub(super) fn next(&self) -> Option<Moment> {
         self.due.iter().map(|(at, _)| *at).min()
     }
@@ -78,7 +82,7 @@ impl Planned {
         due.into_iter().map(|(_, due)| due).collect()
     }
 
-    /// Counts a hit of a rule.
+    /// Counts a hit of a rule, and returns its number, from 1. `rank`: whose line it was; `None`: it was a file.
     pub(super) fn hit(&mut self, number: usize, rank: Option<usize>) -> u64 {
         let hits = self.hits.entry((number, rank)).or_default();
         *hits += 1;
