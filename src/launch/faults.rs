@@ -111,7 +111,8 @@ impl Faults {
         rules.filter_map(line).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The files that may appear in an attempt, by rule.
+    /// The files that may appear in an attempt, by rule. A relative path lies in the workers' directory.
+    /// Their directories must be there when the attempt begins.
     pub(super) fn files(&self, attempt: usize) -> Vec<(usize, PathBuf)> {
         let file = |(number, rule): (usize, Rule)| match rule.site() {
             Site::File(path) => Some((number, path.clone())),
@@ -138,11 +139,13 @@ impl Faults {
             && rule.max().is_none_or(|max| (happened.len() as u64) < max)
     }
 
+    /// Notes that a rule of this number has happened. What finds out how workers end never reads it (tests/rooms.rs).
     pub(super) fn note(&mut self, number: usize, fault: HappenedFault) {
         self.happened[number].push(fault);
     }
 
-    /// What is told of them in the job's summary.
+    /// What is told of them in the job's summary: each rule with each time that it has happened, in the plan's order. A job in which one of
+    /// them is empty has tried less than it was to try, and [`Summary::exit_code`](super::Summary::exit_code) says so.
     pub(super) fn summary(&self) -> Vec<PlannedFault> {
         let rules = self.plan.iter().flat_map(Plan::rules);
         let planned = rules.zip(&self.happened);

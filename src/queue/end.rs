@@ -18,7 +18,8 @@ use crate::memory::descriptor::Descriptor;
 use crate::sys::fd;
 use crate::sys::limits::with_room;
 use crate::sys::socket::Socket;
-use crate::transfer::context::{self, Claim};
+use crate::transfer::attachments::Claim;
+use crate::transfer::context;
 
 /// An end of a pipe, which one process has at a time.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use crate::error::MemoryError;
 use crate::memory::create::ask_first;
 use crate::memory::storage::Storage;
 use crate::sys::memory;
-use crate::transfer::context::Claim;
+use crate::transfer::attachments::Claim;
 use crate::transfer::grant::{Cut, MAX_ALIGN};
 
 impl<T: Number> Tensor<T> {

@@ -13,7 +13,8 @@ use super::layout::Layout;
 use crate::error::MemoryError;
 use crate::memory::storage::Storage;
 use crate::sys::forks::Here;
-use crate::transfer::context::{self, Claim};
+use crate::transfer::attachments::Claim;
+use crate::transfer::context;
 use crate::transfer::grant::Cut;
 
 /// A part of a tensor that only one process at a time can reach, so that it is a `&mut [T]` without `unsafe`.

@@ -36,8 +36,9 @@ mod tests {
     use super::super::context::{self, arrive, collect, provide};
     use super::*;
     use crate::encoding;
+    use crate::transfer::attachments::Attachments;
 
-    fn sent<T: Serialize>(value: &T) -> (Vec<u8>, context::Attachments) {
+    fn sent<T: Serialize>(value: &T) -> (Vec<u8>, Attachments) {
         collect(|| encoding::write(value).unwrap())
     }
 

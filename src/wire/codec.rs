@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::encoding;
-use crate::transfer::context::{self, Attachments};
+use crate::transfer::attachments::Attachments;
+use crate::transfer::context;
 use crate::transfer::received::Received;
 
 /// A value as bytes, and what travels beside them.

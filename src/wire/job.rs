@@ -15,7 +15,7 @@ use crate::memory::storage::Loan;
 use crate::memory::worker_dir::WorkerDir;
 use crate::sys::map::SharedMap;
 use crate::sys::memfd;
-use crate::transfer::context::Attachments;
+use crate::transfer::attachments::Attachments;
 use crate::transfer::received::Received;
 
 /// A job ready to be inherited, with the attachments of its arguments.

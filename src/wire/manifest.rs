@@ -10,7 +10,7 @@ use crate::memory::descriptor::Descriptor;
 use crate::memory::segment::{Segment, Transport};
 use crate::sys::clock::Moment;
 use crate::sys::socket::{Attempt, Socket};
-use crate::transfer::context::Attachments;
+use crate::transfer::attachments::Attachments;
 use crate::transfer::grant::Grant;
 use crate::transfer::received::{Received, ReceivedSegment};
 

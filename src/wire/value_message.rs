@@ -11,7 +11,7 @@ use super::framed::{self, Frame, Framed, ReceiveFault};
 use super::manifest::{self, Manifest, OutgoingAttachments};
 use crate::memory::descriptor::Descriptor;
 use crate::sys::socket::{Attempt, Socket};
-use crate::transfer::context::Attachments;
+use crate::transfer::attachments::Attachments;
 use crate::transfer::received::Received;
 
 /// A value ready to be sent.
